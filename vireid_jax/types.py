@@ -1,0 +1,202 @@
+"""The contracts that the parts of vireid_jax share.
+
+Shape letters, used in every docstring:
+  B  rows of a batch in one modality (P * K)      P  identities     K  images of one identity
+  M  modalities in a step (2, or 3 with an auxiliary one)           N  rows in general
+  C  identities in training (classes)             D  feature width  Q, G  queries, gallery
+  H, W  image height and width in pixels          h, w, F  height, width, channels of a map
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+VISIBLE, INFRARED = 0, 1
+MODALITIES = ("visible", "infrared")
+
+Variables = Mapping[str, Any]  # flax collections: {"params": tree, "batch_stats": tree, ...}
+
+
+class Batch(TypedDict):
+    """One step's images: row i of both modalities shows identity `label[i]`.
+
+    Rows are identity-major (the K rows of an identity are adjacent) and an identity
+    has one run of rows in a batch. Host batches are uint8; inside the step they are
+    float32 and standardized (see `data.augment`).
+    """
+
+    visible: Any  # uint8 [B, H, W, 3]
+    infrared: Any  # uint8 [B, H, W, 3]
+    label: Any  # int32 [B], 0 .. C-1
+    camera: Any  # int32 [B, 2]: the camera of the visible and of the infrared image
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """A list of images and what is known of them; row n of every field is image n.
+
+    `images` is a uint8 array [N, H, W, 3] (decoded, final size), or a sequence of N
+    encoded images (`bytes`), or a sequence of N paths (`str`). An encoded or stored
+    image is decoded and resized by the loaders.
+    """
+
+    images: np.ndarray | Sequence[bytes] | Sequence[str]
+    person: np.ndarray  # int32 [N], identity numbers as the data set was released with
+    camera: np.ndarray  # int32 [N], camera numbers as released
+    modality: np.ndarray  # int8 [N], VISIBLE or INFRARED
+    name: Sequence[str]  # N stable names such as "cam1/0006/0025"
+
+    def __len__(self) -> int:
+        return len(self.person)
+
+    def take(self, rows: np.ndarray) -> "Records":
+        """The records at `rows` (int [n] or bool [N]), in that order."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if isinstance(self.images, np.ndarray):
+            images: Any = self.images[rows]
+        else:
+            images = [self.images[r] for r in rows]
+        return Records(
+            images,
+            self.person[rows],
+            self.camera[rows],
+            self.modality[rows],
+            [self.name[r] for r in rows],
+        )
+
+
+class Retrieval(NamedTuple):
+    """A retrieval problem: infrared queries against a visible gallery by convention.
+
+    Protocols that search the other way swap the two, and protocols that sample the
+    gallery draw from it, so `gallery` holds every image that may be drawn.
+    """
+
+    query: Records
+    gallery: Records
+
+
+class Split(NamedTuple):
+    """A data set, ready to train and test on.
+
+    The identities of `train`, `val` and `test` are disjoint; `val` is what the best
+    checkpoint is chosen on, so that the test set never chooses.
+    """
+
+    name: str
+    train: Records
+    test: Retrieval
+    val: Retrieval | None = None
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its total."""
+
+    terms: dict[str, Any]  # unweighted scalars, named as in the paper
+    updates: dict[str, Any]  # new values of the non-parameter collections
+    metrics: dict[str, Any] = {}  # further scalars to log
+
+
+LossFn = Callable[[Variables, Batch, Any, Any], tuple[Any, Aux]]
+
+
+class LaterLoss(NamedTuple):
+    """A second loss with an optimizer step of its own, from `start_step` on."""
+
+    start_step: int
+    loss: LossFn
+
+
+class Method(NamedTuple):
+    """A re-ID method: pure functions; all state is in `variables`.
+
+    init: (key) -> variables, cheap to trace under `jax.eval_shape`.
+    loss: (variables, batch, key, step) -> (total [], Aux).
+    embed: (variables, images [N, H, W, 3] standardized float32, modality) ->
+      {feature name: float32 [N, D]}; the first feature is the method's headline.
+    later: losses minimized one after the other in the same step, after `loss`.
+    """
+
+    init: Callable[[Any], Variables]
+    loss: LossFn
+    embed: Callable[[Variables, Any, int], dict[str, Any]]
+    later: tuple[LaterLoss, ...] = ()
+
+
+def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Durations are epochs in configs and become optimizer steps here, and only here."""
+    return round(epochs * steps_per_epoch)
+
+
+def train_labels(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the identities that have both modalities 0 .. C-1, by ascending person.
+
+    Returns:
+      label: int32 [N], -1 for images of a person who lacks one modality.
+      persons: int32 [C], the person behind each label.
+    """
+    seen = [np.unique(records.person[records.modality == m]) for m in (VISIBLE, INFRARED)]
+    persons = np.intersect1d(*seen).astype(np.int32)
+    if not len(persons):
+        raise ValueError(
+            f"no person has images in both modalities: {len(seen[0])} persons have visible "
+            f"images, {len(seen[1])} have infrared ones, expected a common set; check that "
+            "both folders use the same names for the same person"
+        )
+    label = np.searchsorted(persons, records.person).astype(np.int32)
+    label[~np.isin(records.person, persons)] = -1
+    return label, persons
+
+
+def check_batch(batch: Batch, *, num_ids: int, num_instances: int) -> None:
+    """Checks that a host batch (one process's rows) keeps the contract of `Batch`.
+
+    Args:
+      batch: NumPy arrays, or anything with dtype and shape.
+      num_ids: identities among these rows (P, or P / number of processes).
+      num_instances: images of each identity (K).
+
+    Raises:
+      ValueError: naming the field, what it is and what was expected.
+    """
+    rows = num_ids * num_instances
+    keys = {"visible", "infrared", "label", "camera"}
+    if missing := keys - set(batch):
+        raise ValueError(f"batch lacks {sorted(missing)}; it has {sorted(batch)}")
+    for key in MODALITIES:
+        image = np.asarray(batch[key])  # type: ignore[literal-required]
+        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] != 3:
+            raise ValueError(
+                f"batch['{key}'] is {image.dtype} {list(image.shape)}, expected uint8 [B, H, W, 3]"
+            )
+        if image.shape[0] != rows:
+            raise ValueError(
+                f"batch['{key}'] has {image.shape[0]} rows, expected "
+                f"{num_ids} identities x {num_instances} images = {rows}"
+            )
+    if batch["visible"].shape != batch["infrared"].shape:
+        raise ValueError(
+            f"visible images are {list(batch['visible'].shape)} but infrared ones "
+            f"{list(batch['infrared'].shape)}; load both at one size"
+        )
+    label, camera = np.asarray(batch["label"]), np.asarray(batch["camera"])
+    if label.dtype != np.int32 or label.shape != (rows,):
+        raise ValueError(f"batch['label'] is {label.dtype} {label.shape}, expected int32 ({rows},)")
+    if camera.dtype != np.int32 or camera.shape != (rows, 2):
+        raise ValueError(
+            f"batch['camera'] is {camera.dtype} {camera.shape}, expected int32 ({rows}, 2)"
+        )
+    blocks = label.reshape(num_ids, num_instances)
+    if not (blocks == blocks[:, :1]).all():
+        raise ValueError(
+            f"labels are not identity-major: every {num_instances} consecutive rows must share "
+            f"one label, got {label.tolist()}"
+        )
+    if len(np.unique(blocks[:, 0])) != num_ids:
+        raise ValueError(
+            f"an identity occurs twice in the batch: labels {blocks[:, 0].tolist()}, expected "
+            f"{num_ids} distinct ones"
+        )
