@@ -1,0 +1,52 @@
+"""Initializers that fill on the host, so that starting a model compiles nothing.
+
+`jax.jit(model.init)` compiles every random draw of a ResNet: 7-14 s on two CPU cores.
+These initializers draw with NumPy from the parameter's own key; together with linen's
+`lazy_init`, which evaluates parameters but not the forward pass, a ResNet-50 starts in
+about a second. Under a trace (`jax.eval_shape`) they return abstract values.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Initializer = Callable[..., jax.Array]
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, std: float) -> jax.Array:
+    """N(0, std^2) of `shape`, drawn by NumPy where the key is concrete."""
+    if isinstance(key, jax.core.Tracer):
+        return std * jax.random.normal(key, shape, dtype)
+    # Hard-typed keys and raw uint32 keys both occur: linen folds whichever it was given.
+    raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    rng = np.random.Generator(np.random.Philox(np.asarray(raw, np.uint32).tolist()))
+    return jnp.asarray((std * rng.standard_normal(shape)).astype(dtype))
+
+
+def normal(std: float) -> Initializer:
+    """N(0, std^2)."""
+    return lambda key, shape, dtype=jnp.float32: _normal(key, shape, dtype, std)
+
+
+def kaiming_normal(mode: str = "fan_out") -> Initializer:
+    """He normal for ReLU networks: std = sqrt(2 / fan), kernels laid out [..., in, out].
+
+    `fan_out` is what torchvision's ResNets use, `fan_in` what re-ID heads use.
+    """
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode is {mode!r}, expected 'fan_in' or 'fan_out'")
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        fan = math.prod(shape[:-2]) * (shape[-2] if mode == "fan_in" else shape[-1])
+        return _normal(key, shape, dtype, math.sqrt(2.0 / fan))
+
+    return init
+
+
+def constant(value: float) -> Initializer:
+    """Every entry `value`."""
+    return lambda key, shape, dtype=jnp.float32: jnp.asarray(np.full(shape, value, dtype))

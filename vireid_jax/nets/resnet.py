@@ -1,0 +1,216 @@
+"""ResNet with PyTorch's arithmetic, one-stream or with modality-specific leading stages.
+
+He et al., "Deep residual learning for image recognition" (CVPR 2016), in the variant of
+torchvision ("v1.5": the stride of a bottleneck sits on its 3x3 convolution), whose
+ImageNet weights the re-ID papers start from. Parameter names are torchvision's with
+dots turned into nesting and list indices into suffixes (`layer1.0.conv1.weight` is
+`layer1_0/conv1/kernel`).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.nets import init
+from vireid_jax.nets.norm import BatchNorm
+from vireid_jax.types import MODALITIES
+
+# depth -> (bottleneck blocks, blocks per stage). 10 and 14 are one block a stage: for
+# laptops and tests, not from the paper.
+DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
+    10: (False, (1, 1, 1, 1)),
+    14: (True, (1, 1, 1, 1)),
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+}
+
+
+def feature_width(depth: int, width: int) -> int:
+    """Channels of the last feature map, D. Raises ValueError for an unknown depth."""
+    return width * 8 * (4 if _layout(depth)[0] else 1)
+
+
+def interleave(arrays: Sequence[jax.Array]) -> jax.Array:
+    """M arrays [B, ...] -> [B * M, ...]; row b * M + m is row b of array m.
+
+    A stack, not a concatenation: the sharded batch axis stays in front, so no device
+    hands rows to another (a concatenation moves half of them).
+    """
+    if len(arrays) == 1:
+        return arrays[0]
+    stacked = jnp.stack(list(arrays), 1)
+    return stacked.reshape(-1, *stacked.shape[2:])
+
+
+def deinterleave(array: jax.Array, modalities: int) -> jax.Array:
+    """[B * M, ...] -> [B, M, ...], the inverse of `interleave`."""
+    return array.reshape(-1, modalities, *array.shape[1:])
+
+
+class ResNet(nn.Module):
+    """Images of M modalities to feature maps.
+
+    Attributes:
+      depth: 18, 34, 50; or 10 and 14, one block a stage.
+      width: channels of the stem, 64 in the paper.
+      last_stride: stride of the last stage; 1 in most re-ID work, 2 in the paper.
+      specific: leading stages with parameters of their own for each modality:
+        0 one-stream, 1 the stem (conv1, bn1, max-pool), 2 the stem and layer1, ...
+      conv1x1: "conv" or "dot": 1x1 convolutions as matrix products, same numbers; XLA's
+        CPU backend computes their weight gradients several times faster so.
+      dtype: compute type of convolutions; None follows the input.
+      running: see `BatchNorm`.
+    """
+
+    depth: int = 50
+    width: int = 64
+    last_stride: int = 1
+    specific: int = 0
+    conv1x1: str = "conv"
+    dtype: Any = None
+    running: tuple[int, int] | None = None
+
+    @nn.compact
+    def __call__(
+        self, images: Sequence[jax.Array], *, stems: Sequence[int] | None = None, train: bool
+    ) -> jax.Array:
+        """Embeds M images per slot.
+
+        Args:
+          images: M arrays [B, H, W, 3].
+          stems: for each array the modality (VISIBLE or INFRARED) whose specific stages
+            it passes; not needed when `specific` is 0.
+          train: normalize by batch statistics and update the running ones.
+
+        Returns:
+          Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b.
+
+        Raises:
+          ValueError: for an unknown depth or an impossible set of stems.
+        """
+        if not 0 <= self.specific <= 5:
+            raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
+        if not self.specific:
+            stems = (0,) * len(images)
+        elif stems is None or len(stems) != len(images):
+            raise ValueError(
+                f"{len(images)} modalities with stems {stems}: name the stem of each "
+                "(VISIBLE or INFRARED) when specific > 0"
+            )
+        streams: list[Any] = [None] * len(images)
+        shared = range(max(self.specific, 1), 5)  # stage 0 is the stem
+        for stem in sorted(set(stems)):
+            members = [m for m, s in enumerate(stems) if s == stem]
+            kept = sum(m < self.running[1] for m in members) if self.running else 0
+            running = (len(members), kept) if 0 < kept < len(members) else None
+            suffix = f"_{MODALITIES[stem]}" if self.specific else ""
+            x = interleave([images[m] for m in members])
+            for stage in range(max(self.specific, 1)):
+                x = self._stage(x, stage, suffix, running, train)
+            if len(members) == len(images):
+                return self._stages(x, shared, running, train)
+            for m, rows in zip(members, jnp.moveaxis(deinterleave(x, len(members)), 1, 0)):
+                streams[m] = rows
+        return self._stages(interleave(streams), shared, self.running, train)
+
+    def _stages(self, x: jax.Array, stages: range, running: Any, train: bool) -> jax.Array:
+        for stage in stages:
+            x = self._stage(x, stage, "", running, train)
+        return x
+
+    def _stage(self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool) -> jax.Array:
+        """Stage 0 is the stem, stages 1-4 are torchvision's layer1-layer4."""
+        options = dict(conv1x1=self.conv1x1, dtype=self.dtype, running=running)
+        if stage == 0:
+            return _Stem(self.width, **options, name=f"stem{suffix}")(x, train)
+        bottleneck, blocks = _layout(self.depth)
+        for block in range(blocks[stage - 1]):
+            stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
+            name = f"layer{stage}_{block}{suffix}"
+            width = self.width * 2 ** (stage - 1)
+            x = _Block(width, stride, bottleneck, **options, name=name)(x, train)
+        return x
+
+
+class _Stem(nn.Module):
+    """7x7 convolution of stride 2, normalization, ReLU, 3x3 max-pool of stride 2."""
+
+    width: int
+    conv1x1: str
+    dtype: Any
+    running: tuple[int, int] | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = _conv(self.width, 7, 2, self.conv1x1, self.dtype, "conv1")(x)
+        x = nn.relu(BatchNorm(running=self.running, name="bn1")(x, train=train))
+        # torch pads with -inf by 1 on each side; "SAME" would pad on one side only.
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+class _Block(nn.Module):
+    """Basic block (3x3, 3x3) or bottleneck (1x1, 3x3 with the stride, 1x1 of 4x width)."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    conv1x1: str
+    dtype: Any
+    running: tuple[int, int] | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        conv = partial(_conv, conv1x1=self.conv1x1, dtype=self.dtype)
+        norm = partial(BatchNorm, running=self.running)
+        if self.bottleneck:
+            plan = [(self.width, 1, 1), (self.width, 3, self.stride), (self.width * 4, 1, 1)]
+        else:
+            plan = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        y = x
+        for i, (width, kernel, stride) in enumerate(plan, 1):
+            y = conv(width, kernel, stride, name=f"conv{i}")(y)
+            y = norm(name=f"bn{i}")(y, train=train)
+            if i < len(plan):
+                y = nn.relu(y)
+        if x.shape != y.shape:
+            x = conv(y.shape[-1], 1, self.stride, name="downsample_0")(x)
+            x = norm(name="downsample_1")(x, train=train)
+        return nn.relu(x + y)
+
+
+def _layout(depth: int) -> tuple[bool, tuple[int, int, int, int]]:
+    if depth not in DEPTHS:
+        raise ValueError(f"no ResNet of depth {depth!r}; expected one of {sorted(DEPTHS)}")
+    return DEPTHS[depth]
+
+
+def _conv(width: int, kernel: int, stride: int, conv1x1: str, dtype: Any, name: str) -> nn.Conv:
+    """Bias-free convolution with torch's symmetric padding of kernel // 2."""
+    if conv1x1 not in ("conv", "dot"):
+        raise ValueError(f"conv1x1 is {conv1x1!r}, expected 'conv' or 'dot'")
+    pad = kernel // 2
+    return nn.Conv(
+        width,
+        (kernel, kernel),
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=init.kaiming_normal("fan_out"),
+        conv_general_dilated=_dot_1x1 if kernel == 1 and conv1x1 == "dot" else None,
+        name=name,
+    )
+
+
+def _dot_1x1(
+    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
+) -> jax.Array:
+    """`lax.conv_general_dilated` for a 1x1 kernel: subsample, then a matrix product."""
+    lhs = lhs[:, :: window_strides[0], :: window_strides[1]]
+    precision = options.get("precision")
+    return jax.lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), precision=precision)
