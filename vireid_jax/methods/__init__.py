@@ -1,1 +1,15 @@
+"""The methods, by the name that configs use."""
 
+from collections.abc import Callable
+
+from vireid_jax.methods import smcl
+from vireid_jax.types import Method
+
+METHODS: dict[str, Callable[..., Method]] = {"smcl": smcl.build}
+
+
+def get_build(name: str) -> Callable[..., Method]:
+    """The `build` function of a method. Raises ValueError listing the names."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; expected one of {sorted(METHODS)}")
+    return METHODS[name]

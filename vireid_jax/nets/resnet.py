@@ -202,12 +202,12 @@ def _conv(width: int, kernel: int, stride: int, conv1x1: str, dtype: Any, name: 
         use_bias=False,
         dtype=dtype,
         kernel_init=init.kaiming_normal("fan_out"),
-        conv_general_dilated=_dot_1x1 if kernel == 1 and conv1x1 == "dot" else None,
+        conv_general_dilated=dot_1x1 if kernel == 1 and conv1x1 == "dot" else None,
         name=name,
     )
 
 
-def _dot_1x1(
+def dot_1x1(
     lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
 ) -> jax.Array:
     """`lax.conv_general_dilated` for a 1x1 kernel: subsample, then a matrix product."""

@@ -1,0 +1,154 @@
+"""Schedules and per-parameter options, as one optax transform and one learning rate.
+
+The learning rate is a function of the training step, not of an optimizer's own counter:
+it can be logged, and a method that updates twice in a step (types.LaterLoss) does not run
+through its schedule at double speed.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vireid_jax.types import epochs_to_steps
+
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("multistep", "cosine", "constant")
+
+
+def make(
+    *,
+    steps_per_epoch: int,
+    epochs: float,
+    name: str = "adam",
+    lr: float = 3.5e-4,
+    weight_decay: float = 0.0,
+    decay: str = "coupled",
+    momentum: float = 0.9,
+    schedule: str = "multistep",
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+    warmup_epochs: float = 0.0,
+    warmup_factor: float = 0.1,
+    restart_epoch: float | None = None,
+    clip_norm: float | None = None,
+    multipliers: Sequence[tuple[str, float]] = (),
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """Builds the update rule.
+
+    Args:
+      steps_per_epoch: turns epochs into steps.
+      epochs: length of the training, for the cosine schedule.
+      name: "adam" (b1 0.9, b2 0.999, epsilon 1e-8) or "sgd" with momentum.
+      lr: peak learning rate.
+      weight_decay: L2 strength; all parameters, as torch does it.
+      decay: "coupled" adds weight_decay * parameter to the gradient before the moments, as
+        torch.optim.Adam and SGD do; "decoupled" is AdamW: the decay is scaled by the
+        learning rate alone.
+      momentum: of SGD.
+      schedule: "multistep" multiplies by gamma at each milestone, "cosine" falls to 0,
+        "constant" stays.
+      milestones: epochs, ascending.
+      gamma: factor at a milestone.
+      warmup_epochs: linear rise from warmup_factor * lr.
+      warmup_factor: where the rise starts.
+      restart_epoch: the whole schedule, without warm-up, starts again here.
+      clip_norm: upper bound of the global gradient norm.
+      multipliers: (regular expression, factor) pairs; a parameter whose path, such as
+        "backbone/stem/conv1/kernel", matches from its start takes factor * lr. The first
+        match counts.
+
+    Returns:
+      (transform, learning_rate): updates are `-learning_rate(step)` times what the
+      transform returns; see `apply`.
+
+    Raises:
+      ValueError: naming the option.
+    """
+    _check(name, OPTIMIZERS, "name")
+    _check(schedule, SCHEDULES, "schedule")
+    _check(decay, ("coupled", "decoupled"), "decay")
+    if list(milestones) != sorted(milestones):
+        raise ValueError(f"optim.milestones {tuple(milestones)} must ascend")
+    for option, value in dict(lr=lr, weight_decay=weight_decay, epochs=epochs).items():
+        if value < 0:
+            raise ValueError(f"optim.{option} is {value}, expected 0 or more")
+    coupled = decay == "coupled" and weight_decay
+    decoupled = decay == "decoupled" and weight_decay
+    parts = [
+        optax.clip_by_global_norm(clip_norm) if clip_norm else None,
+        optax.add_decayed_weights(weight_decay) if coupled else None,
+        optax.scale_by_adam() if name == "adam" else optax.trace(decay=momentum),
+        optax.add_decayed_weights(weight_decay) if decoupled else None,
+        _scale_by_path(multipliers) if multipliers else None,
+    ]
+    transform = optax.chain(*[part for part in parts if part is not None])
+
+    def steps(value: float) -> int:
+        return epochs_to_steps(value, steps_per_epoch)
+
+    def decayed(step: Any, length: int) -> Any:
+        if schedule == "cosine":
+            return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(step / max(length, 1), 0, 1)))
+        if schedule == "multistep":
+            passed = sum((step >= steps(m)).astype(jnp.float32) for m in milestones)
+            return jnp.float32(gamma) ** passed
+        return jnp.float32(1)
+
+    def learning_rate(step: Any) -> Any:
+        step = jnp.asarray(step)
+        total, factor = steps(epochs), decayed(step, steps(epochs))
+        if warmup_epochs:
+            ramp = jnp.clip(step / max(steps(warmup_epochs), 1), 0, 1)
+            factor = factor * (warmup_factor + (1 - warmup_factor) * ramp)
+        if restart_epoch is not None:
+            again = steps(restart_epoch)
+            factor = jnp.where(step >= again, decayed(step - again, total - again), factor)
+        return lr * factor
+
+    return transform, learning_rate
+
+
+def apply(params: Any, updates: Any, learning_rate: Any) -> Any:
+    """params - learning_rate * updates, leaf by leaf, in each parameter's dtype."""
+    return jax.tree.map(
+        lambda p, u: p - (jnp.asarray(learning_rate, p.dtype) * u).astype(p.dtype), params, updates
+    )
+
+
+def _scale_by_path(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Multiplies the update of every parameter by the factor of its path."""
+
+    def factor(path: str) -> float:
+        return next((f for pattern, f in multipliers if re.match(pattern, path)), 1.0)
+
+    def init(params: Any) -> optax.EmptyState:
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in multipliers:
+            if not any(re.match(pattern, path) for path in paths):
+                raise ValueError(
+                    f"optim.multipliers: {pattern!r} matches no parameter; "
+                    f"paths look like {paths[:3]}"
+                )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return (
+            jax.tree_util.tree_map_with_path(lambda p, u: factor(path_name(p)) * u, updates),
+            state,
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def path_name(path: Any) -> str:
+    """A key path of a tree as "a/b/c"."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def _check(value: str, allowed: Sequence[str], option: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"optim.{option} is {value!r}, expected one of {list(allowed)}")
