@@ -1,0 +1,107 @@
+"""Stopping a run on SIGTERM or ctrl-C: a flag that the loop polls, set by the signal.
+
+One process catches the signals itself. The alternative, JAX's preemption service, would need a
+coordinator with a port of its own, answers only at its next poll over the network, and takes
+SIGTERM away from whoever embeds the package (a notebook, a test); a flag has none of that.
+
+Several processes must stop after the same step, so there the service decides: it is started by
+`jax.distributed.initialize`, catches SIGTERM in whichever process it reaches, and agrees with the
+others on a poll to stop at. Polls are numbered by a counter of their own, one per train step and
+evaluation batch, because the numbers must rise and be equal on all processes. Ctrl-C is left to
+Python there: one process cannot stop alone.
+
+A signal that arrives while XLA compiles is acted on right after: Python runs signal handlers
+between two bytecodes, and compilation is a single call.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+EXIT_PREEMPTED = 42  # SIGTERM: a checkpoint is on disk, run the same command again
+EXIT_INTERRUPTED = 130  # ctrl-C, as shells report it; a checkpoint is on disk as well
+
+
+class _State:
+    """The process's flag: signals are a matter of the whole process."""
+
+    signum: int | None = None
+    polls: int = 0
+
+
+_state = _State()
+
+
+def install() -> None:
+    """Catches SIGTERM and SIGINT from here on. Call once, from the main thread, at set-up.
+
+    In a run of several processes, call it after `jax.distributed.initialize`, whose service then
+    keeps SIGTERM.
+    """
+    _state.signum, _state.polls = None, 0
+    if _several_processes():
+        return
+    if threading.current_thread() is not threading.main_thread():
+        logging.warning("SIGTERM is not caught: signals can be caught in the main thread only")
+        return
+    signal.signal(signal.SIGTERM, _handle)
+    signal.signal(signal.SIGINT, _handle)
+
+
+def uninstall() -> None:
+    """Gives both signals back to Python's own handlers, and forgets a request to stop."""
+    _state.signum, _state.polls = None, 0
+    if _several_processes() or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is _handle:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is _handle:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def requested() -> bool:
+    """Whether to stop now: save, close the writers, and exit with `exit_code()`.
+
+    Poll once per train step and once per evaluation batch, on all processes in the same order.
+    Once true, it stays true.
+    """
+    if _state.signum is None and _several_processes():
+        _state.polls += 1
+        if multihost_utils.reached_preemption_sync_point(_state.polls):
+            _state.signum = signal.SIGTERM
+    return _state.signum is not None
+
+
+def exit_code() -> int:
+    """The code to exit with: 0 if no stop was requested."""
+    if _state.signum is None:
+        return 0
+    return EXIT_INTERRUPTED if _state.signum == signal.SIGINT else EXIT_PREEMPTED
+
+
+def _several_processes() -> bool:
+    # Before initialize(), asking for the process count would start the backends.
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    del frame
+    if _state.signum is None:
+        _state.signum = signum
+        hint = "; again to leave at once" if signum == signal.SIGINT else ""
+        _say(f"{signal.Signals(signum).name}: stopping after this step and saving{hint}")
+    elif signum == signal.SIGINT:
+        # Steps are committed by a rename, so the folder stays sound whatever is cut off here.
+        _say("SIGINT again: leaving at once, without waiting for the save")
+        os._exit(EXIT_INTERRUPTED)
+    # A second SIGTERM changes nothing: the save is under way.
+
+
+def _say(text: str) -> None:
+    # print() may be interrupted halfway by this very signal; a system call may not.
+    os.write(2, f"\n{text}\n".encode())

@@ -1,0 +1,208 @@
+"""What a run was started with, in its folder; and whether it may be resumed with something else.
+
+config.json   the resolved config that the run trains with (config.1.json, ... earlier ones, if
+              changes were allowed)
+env.json      a list: versions and devices of every start that differed from the one before
+COMMAND       one line per start
+"""
+
+import datetime
+import fnmatch
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
+
+# Keys that may change when a run is resumed, since no parameter depends on them: how often
+# something is looked at or saved, how batches are brought, what is computed at evaluation.
+# Every other key (batch, seed, data, method, optimizer, augmentation, durations) must stay.
+FREE_KEYS = (
+    "allow_changes",
+    "workdir",
+    "mode",
+    "checkpoint.*",
+    "log.*",
+    "writer.*",
+    "eval.*",
+    "data.cache*",
+    "data.loader",
+    "data.prefetch",
+    "data.threads",
+    "data.workers",
+    "loader.*",
+    "train.checkpoint_*",
+    "train.eval_*",
+    "train.keep*",
+    "train.loader",
+    "train.log_*",
+    "train.prefetch",
+    "train.profile*",
+    "train.tensorboard",
+)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
+_ABSENT = object()
+
+
+def check_resume(
+    workdir: str | pathlib.Path, config_dict: Mapping[str, Any], *, allow: bool
+) -> list[str]:
+    """Refuses to go on with a run under a config that would have trained it differently.
+
+    Args:
+      workdir: the run folder; without a config.json in it every config is fine.
+      config_dict: the resolved config, nested.
+      allow: return the differences instead of raising.
+
+    Returns:
+      The differences that matter, as lines "key: old -> new".
+
+    Raises:
+      ValueError: keys outside `FREE_KEYS` differ (and not `allow`), or config.json is unreadable.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        return []
+    try:
+        old = _flat(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a config ({error}); the run cannot be compared with its first start. "
+            "Restore the file, or name another --workdir"
+        ) from error
+    new = _flat(_plain(config_dict))
+    lines = [
+        f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+        and not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
+    ]
+    if lines and not allow:
+        raise ValueError(
+            f"the run in {workdir} was started with another config (old -> new):\n  "
+            + "\n  ".join(lines)
+            + "\nTo go on with the new one, add --config.allow_changes=True; to train from the "
+            "start, name another --workdir; to resume, repeat the first command (see "
+            f"{pathlib.Path(workdir) / COMMAND})"
+        )
+    return lines
+
+
+def save_run_info(
+    workdir: str | pathlib.Path, config: Mapping[str, Any], argv: Sequence[str]
+) -> None:
+    """Writes config.json, env.json and COMMAND; a start adds to what is there.
+
+    Only the first process writes. An existing config.json is replaced only by one that trains
+    differently (so call `check_resume` first); the old one is kept as config.1.json, ...
+
+    Args:
+      workdir: the run folder; made if missing.
+      config: the resolved config, nested.
+      argv: the command line, as in sys.argv.
+    """
+    if jax.process_index() != 0:
+        return
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG
+    if not path.exists():
+        _write_json(path, _plain(config))
+    elif check_resume(workdir, config, allow=True):
+        n = 1
+        while (kept := workdir / f"config.{n}.json").exists():
+            n += 1
+        kept.write_bytes(path.read_bytes())
+        _write_json(path, _plain(config))
+    starts = []
+    if (workdir / ENV).exists():
+        starts = json.loads((workdir / ENV).read_text())
+    env = environment()
+    if not starts or starts[-1] != env:
+        _write_json(workdir / ENV, [*starts, env])
+    with (workdir / COMMAND).open("a", encoding="utf-8") as f:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        f.write(f"{shlex.join(argv)}  # {now}\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the commit of this process."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "commit": _commit(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the clone that the package runs from, with "+" if files differ from it."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + "+" * bool(changes)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists, other things their repr()."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "(absent)" if value is _ABSENT else json.dumps(value)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

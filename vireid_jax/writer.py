@@ -1,0 +1,243 @@
+"""Scalars of a run: metrics.jsonl (the record), TensorBoard event files, a progress line.
+
+metrics.jsonl has one JSON object per line, {"step", "split", "time", name: value, ...}. A resumed
+run first drops the lines after the step it resumes from, so that apart from the times (and what
+is computed from them) its file is that of a run that was never interrupted.
+
+The event files are written with tensorboard's own protocol buffers: importing TensorFlow for
+them, as clu.metric_writers does, costs 3 s and 600 MB.
+"""
+
+import json
+import math
+import os
+import pathlib
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from absl import logging
+
+METRICS = "metrics.jsonl"
+_RESERVED = ("step", "split", "time")
+
+
+class Writer:
+    """Writes scalars as they come; every line is on disk when `write` returns."""
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        tensorboard: bool = True,
+        resume_step: int | None = None,
+        console: TextIO | None = None,
+        active: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Opens the files of a run.
+
+        Args:
+          workdir: the run folder; made if missing.
+          tensorboard: also write event files.
+          resume_step: drop what was written for later steps; 0 where training starts anew. None
+            keeps every line, for what only adds to a run (an evaluation).
+          console: where progress goes; standard error by default.
+          active: False on all processes but the first: every method does nothing.
+          clock: seconds, for the estimate of the time left.
+        """
+        self._active = active
+        self._console = sys.stderr if console is None else console
+        self._clock = clock
+        self._start: tuple[int, float] | None = None  # step and time of the first progress()
+        self._width = 0  # of the progress line on the terminal
+        self._events: _EventFile | None = None
+        if not active:
+            return
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / METRICS
+        if path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            try:
+                self._events = _EventFile(workdir, resume_step)
+            except ImportError as error:
+                logging.warning("no TensorBoard event file, only %s: %s", path, error)
+
+    def write(self, step: int, scalars: Mapping[str, Any], *, split: str = "train") -> None:
+        """Records scalars of a step.
+
+        Args:
+          step: optimizer steps done.
+          scalars: anything that float() takes; values that are not finite become the strings
+            "nan", "inf" and "-inf", which JSON has no numbers for.
+          split: "train", "val", ...
+
+        Raises:
+          ValueError: a scalar is called "step", "split" or "time".
+        """
+        if clash := [k for k in _RESERVED if k in scalars]:
+            raise ValueError(f"scalars {clash} have names that every line of {METRICS} uses")
+        if not self._active:
+            return
+        values = {k: float(v) for k, v in scalars.items()}
+        now = time.time()
+        line: dict[str, Any] = {"step": int(step), "split": split, "time": round(now, 3)}
+        line |= {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            self._events.add(step, now, {f"{split}/{k}": v for k, v in values.items()})
+
+    def progress(self, step: int, total: int, scalars: Mapping[str, Any]) -> None:
+        """Shows how far training is: one line in place on a terminal, a line each otherwise.
+
+        Args:
+          step: optimizer steps done.
+          total: optimizer steps of the whole run.
+          scalars: what to show, in this order.
+        """
+        if not self._active:
+            return
+        now = self._clock()
+        if self._start is None or step < self._start[0]:
+            self._start = (step, now)  # compilation came before and says nothing of what is left
+        steps, seconds = step - self._start[0], now - self._start[1]
+        parts = [f"step {step:{len(str(total))}d}/{total} {step / max(total, 1):4.0%}"]
+        parts += [f"{k} {float(v):.4g}" for k, v in scalars.items()]
+        if step >= total:
+            parts.append(f"took {duration(seconds)}")
+        elif steps > 0:
+            parts.append(f"ETA {duration(seconds / steps * (total - step))}")
+        text = "  ".join(parts)
+        if self._console.isatty():
+            columns = _columns(self._console)
+            text = text[: columns - 1]
+            self._console.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._console.write(text + "\n")
+        self._console.flush()
+
+    def say(self, text: str) -> None:
+        """Prints whole lines without tearing the progress line."""
+        if not self._active:
+            return
+        self._end_line()
+        self._console.write(text + "\n")
+        self._console.flush()
+
+    def flush(self) -> None:
+        """Brings everything to disk."""
+        if self._active:
+            self._file.flush()
+            if self._events is not None:
+                self._events.flush()
+
+    def close(self) -> None:
+        """Ends the progress line and closes the files."""
+        if self._active:
+            self._active = False
+            self._end_line()
+            self._file.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _end_line(self) -> None:
+        if self._width:
+            self._console.write("\n")
+            self._width = 0
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut off is left out.
+
+    Raises:
+      ValueError: another line is not JSON; the message has its number.
+    """
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = []
+    for n, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if n == len(lines) - 1:
+                break
+            raise ValueError(f"{path}, line {n + 1} is not JSON: {error}") from error
+        if n == len(lines) - 1 and not line.endswith("\n"):
+            break  # whole by luck; writing on would glue the next line to it
+        rows.append({k: v if k in _RESERVED else float(v) for k, v in row.items()})
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Reads like 1:02:03 (hours), 2:03 (minutes) or 3 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+def _drop_after(path: pathlib.Path, step: int | None) -> None:
+    """Drops lines after `step` (None: no step) and a last line that was cut off."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue
+        try:
+            later = step is not None and json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s: dropped a line that cannot be read: %r", path, line[:80])
+            continue
+        if not later:
+            kept.append(line)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _columns(console: TextIO) -> int:
+    try:
+        return os.get_terminal_size(console.fileno()).columns
+    except (OSError, ValueError):
+        return 120
+
+
+class _EventFile:
+    """A TensorBoard event file of scalars."""
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int | None):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        now = time.time()
+        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (workdir / name).open("ab")
+        self._records = RecordWriter(self._file)
+        self._put(self._event(wall_time=now, file_version="brain.Event:2"))
+        if resume_step is not None:
+            # TensorBoard then forgets what earlier files say of this step and later ones.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._put(self._event(wall_time=now, step=resume_step + 1, session_log=start))
+        self.flush()
+
+    def add(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        self._put(self._event(wall_time=now, step=step, summary=self._summary(value=values)))
+        self.flush()
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _put(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
