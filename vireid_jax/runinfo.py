@@ -135,7 +135,7 @@ def save_run_info(
 
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of this process."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
