@@ -12,9 +12,11 @@ saved or says that it cannot. Scores live beside the steps in `scores.json`, so 
 written once and may be scored later.
 """
 
+import gc
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -182,6 +184,38 @@ class Checkpoints:
         )
 
 
+def find_step(
+    directory: str | pathlib.Path, step: int | str = "last", *, best_metric: str = "mAP"
+) -> int:
+    """The number of the checkpoint "last", "best" (highest `best_metric`) or `step`.
+
+    Raises:
+      FileNotFoundError: no such checkpoint; the message lists what the folder holds.
+      ValueError: `step` is none of these.
+    """
+    directory = pathlib.Path(directory).absolute()
+    steps = _steps(directory)
+    chosen: int | None
+    if step == "best":
+        scores = _read_scores(directory)
+        chosen = _best(steps, scores, best_metric)
+        if chosen is None and steps:
+            raise FileNotFoundError(
+                f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, "
+                f"scored {sorted(set(scores) & set(steps))}); take step 'last' or one of these"
+            )
+    elif step == "last":
+        chosen = max(steps, default=None)
+    elif isinstance(step, int):
+        chosen = step
+    else:
+        raise ValueError(f"step is {step!r}, expected 'last', 'best' or a number of {steps}")
+    if chosen is None:
+        raise FileNotFoundError(f"no checkpoint in {directory}; {_listing(directory)}")
+    _require(directory, chosen)
+    return chosen
+
+
 def restore_variables(
     directory: str | pathlib.Path,
     target: Any,
@@ -205,31 +239,14 @@ def restore_variables(
       FileNotFoundError: no such checkpoint; the message lists what the folder holds.
       ValueError: the checkpoint is damaged, or its arrays differ from the target's.
     """
-    directory = pathlib.Path(directory).absolute()
-    steps = _steps(directory)
-    chosen: int | None
-    if step == "best":
-        scores = _read_scores(directory)
-        chosen = _best(steps, scores, best_metric)
-        if chosen is None and steps:
-            raise FileNotFoundError(
-                f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, "
-                f"scored {sorted(set(scores) & set(steps))}); take step 'last' or one of these"
-            )
-    elif step == "last":
-        chosen = max(steps, default=None)
-    elif isinstance(step, int):
-        chosen = step
-    else:
-        raise ValueError(f"step is {step!r}, expected 'last', 'best' or a number of {steps}")
-    if chosen is None:
-        raise FileNotFoundError(f"no checkpoint in {directory}; {_listing(directory)}")
-    _require(directory, chosen)
+    chosen = find_step(directory, step, best_metric=best_metric)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), target
     )
-    restored = _read(directory / str(chosen), {"variables": target}, ("variables",))
+    restored = _read(
+        pathlib.Path(directory).absolute() / str(chosen), {"variables": target}, ("variables",)
+    )
     return restored["variables"], chosen
 
 
@@ -319,7 +336,7 @@ def _read(folder: pathlib.Path, target: Any, items: tuple[str, ...]) -> Any:
       ValueError: names, shapes or dtypes differ from the target's.
     """
     paths, _, treedef = manifest.flatten(target)
-    state: dict[tuple[str, ...], Any] = {}
+    state: dict[manifest.Key, Any] = {}
     error: Exception | None = None
     try:
         saved = manifest.read(folder)
@@ -346,15 +363,25 @@ def _read(folder: pathlib.Path, target: Any, items: tuple[str, ...]) -> Any:
     return jax.tree.unflatten(treedef, [state[path] for path in paths])
 
 
-def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[manifest.Key, Any]:
+    reason = ""
+    # When a read fails, Orbax drops the reads still under way; each would print a page as it is
+    # collected. The one reason that matters is in the error.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder, args=ocp.args.Composite(**args))
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise  # of this machine, not of the files
     except Exception as error:  # Orbax and TensorStore document no narrower class
-        raise manifest.DamageError(f"{folder}: {_reason(error)}") from error
-    state: dict[tuple[str, ...], Any] = {}
+        reason = _reason(error)
+    finally:
+        if reason:
+            gc.collect()
+        sys.unraisablehook = hook
+    if reason:
+        raise manifest.DamageError(f"{folder}: {reason}")
+    state: dict[manifest.Key, Any] = {}
     for item in args:
         paths, leaves, _ = manifest.flatten(restored[item])
         state.update(zip(paths, leaves, strict=True))

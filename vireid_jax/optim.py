@@ -113,7 +113,7 @@ def make(
 
 
 def apply(params: Any, updates: Any, learning_rate: Any) -> Any:
-    """params - learning_rate * updates, leaf by leaf, in each parameter's dtype."""
+    """Params - learning_rate * updates, leaf by leaf, in each parameter's dtype."""
     return jax.tree.map(
         lambda p, u: p - (jnp.asarray(learning_rate, p.dtype) * u).astype(p.dtype), params, updates
     )

@@ -18,38 +18,56 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 
 CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
 
-# Keys that may change when a run is resumed, since no parameter depends on them: how often
-# something is looked at or saved, how batches are brought, what is computed at evaluation.
-# Every other key (batch, seed, data, method, optimizer, augmentation, durations) must stay.
+# Keys that may change when a run is resumed, since no parameter depends on them: what is scored,
+# how often something is shown, scored or saved, and how batches are brought (every loader brings
+# the same ones). All others must stay: seed, data, batch, method, optimizer, augmentation, length.
 FREE_KEYS = (
     "allow_changes",
-    "workdir",
-    "mode",
-    "checkpoint.*",
-    "log.*",
-    "writer.*",
     "eval.*",
-    "data.cache*",
-    "data.loader",
-    "data.prefetch",
-    "data.threads",
-    "data.workers",
     "loader.*",
-    "train.checkpoint_*",
-    "train.eval_*",
-    "train.keep*",
-    "train.loader",
-    "train.log_*",
-    "train.prefetch",
-    "train.profile*",
+    "run_name",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
     "train.tensorboard",
 )
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = object()
+
+
+def changes_training(key: str) -> bool:
+    """Whether a config key such as "optim.lr" has a say in the trained parameters."""
+    return not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
+
+
+def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that the run in `workdir` was started with.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run; the message lists what it holds.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else None
+        raise FileNotFoundError(
+            f"{path} not found, so {workdir} is not the folder of a run; "
+            + ("there is no such folder" if found is None else f"it holds {found or 'nothing'}")
+            + ". Name the --workdir of a run, or give --config"
+        )
+    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def check_resume(
@@ -83,7 +101,7 @@ def check_resume(
         f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT)
-        and not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
+        and changes_training(key)
     ]
     if lines and not allow:
         raise ValueError(

@@ -9,6 +9,7 @@ Shape letters, used in every docstring:
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -55,16 +56,17 @@ class Records:
         """The records at `rows` (int [n] or bool [N]), in that order."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        at: list[int] = rows.tolist()
         if isinstance(self.images, np.ndarray):
             images: Any = self.images[rows]
         else:
-            images = [self.images[r] for r in rows]
+            images = [self.images[r] for r in at]
         return Records(
             images,
             self.person[rows],
             self.camera[rows],
             self.modality[rows],
-            [self.name[r] for r in rows],
+            [self.name[r] for r in at],
         )
 
 
@@ -97,7 +99,7 @@ class Aux(NamedTuple):
 
     terms: dict[str, Any]  # unweighted scalars, named as in the paper
     updates: dict[str, Any]  # new values of the non-parameter collections
-    metrics: dict[str, Any] = {}  # further scalars to log
+    metrics: Mapping[str, Any] = MappingProxyType({})  # further scalars to log
 
 
 LossFn = Callable[[Variables, Batch, Any, Any], tuple[Any, Aux]]
@@ -126,6 +128,10 @@ class Method(NamedTuple):
     later: tuple[LaterLoss, ...] = ()
 
 
+class Stopped(Exception):
+    """A long piece of work was asked to stop half-way; it has no result."""
+
+
 def epochs_to_steps(epochs: float, steps_per_epoch: int) -> int:
     """Durations are epochs in configs and become optimizer steps here, and only here."""
     return round(epochs * steps_per_epoch)
@@ -139,7 +145,7 @@ def train_labels(records: Records) -> tuple[np.ndarray, np.ndarray]:
       persons: int32 [C], the person behind each label.
     """
     seen = [np.unique(records.person[records.modality == m]) for m in (VISIBLE, INFRARED)]
-    persons = np.intersect1d(*seen).astype(np.int32)
+    persons = np.intersect1d(seen[0], seen[1]).astype(np.int32)
     if not len(persons):
         raise ValueError(
             f"no person has images in both modalities: {len(seen[0])} persons have visible "

@@ -9,7 +9,7 @@ MIN_SQUARED = 1e-12
 
 
 def wide(x: jax.Array) -> jax.Array:
-    """x in float32, or as it is when wider: losses never run in half precision."""
+    """Casts x to float32 unless it is wider: losses never run in half precision."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

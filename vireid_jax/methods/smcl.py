@@ -156,7 +156,7 @@ class SMGM(nn.Module):
         conv1 for both, products of affine maps of v and i span 8 dimensions; 16 leaves
         slack for the ReLU.
       shared: one conv1 for both modalities, since the text counts two convolutions.
-      init: "kaiming", or "identity" (width 3: starts as s = relu(v * i)).
+      initial: "kaiming", or "identity" (width 3: starts as s = relu(v * i)).
       input: "standardized" works on images after mean and deviation; "unit" on images in
         [0, 1], the result being standardized afterwards.
       conv1x1: "conv" or "dot", see `ResNet`.
@@ -165,7 +165,7 @@ class SMGM(nn.Module):
 
     width: int = 16
     shared: bool = True
-    init: str = "kaiming"
+    initial: str = "kaiming"
     input: str = "standardized"
     conv1x1: str = "conv"
     dtype: Any = None
@@ -173,13 +173,13 @@ class SMGM(nn.Module):
     @nn.compact
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> jax.Array:
         """Two standardized image batches [B, H, W, 3], slot by slot of one identity, to one."""
-        if self.init == "identity" and self.width != 3:
+        if self.initial == "identity" and self.width != 3:
             raise ValueError(f"smgm_init='identity' needs smgm_width=3, got {self.width}")
         conv = partial(
             nn.Conv,
             kernel_size=(1, 1),
             dtype=self.dtype,
-            kernel_init=_eye if self.init == "identity" else init.kaiming_normal("fan_in"),
+            kernel_init=_eye if self.initial == "identity" else init.kaiming_normal("fan_in"),
             bias_init=init.constant(0.0),
             conv_general_dilated=dot_1x1 if self.conv1x1 == "dot" else None,
         )
@@ -200,11 +200,11 @@ class SMGM(nn.Module):
 
 
 def _eye(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.eye(*shape[-2:], dtype=dtype).reshape(shape)
+    return jnp.eye(shape[-2], shape[-1], dtype=dtype).reshape(shape)
 
 
 def _affine(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """x * scale + shift per channel, in the dtype of x."""
+    """Scales and shifts each channel, in the dtype of x."""
     scale, shift = (v.reshape(1, 1, 1, 3).astype(x.dtype) for v in (scale, shift))
     return x * scale + shift
 
@@ -227,12 +227,10 @@ class SMCLNet(nn.Module):
         if self.pooling == "gem":
             self.pool = GeM(self.gem_p)
         self.neck = BatchNorm(use_bias=False, running=self.neck_running)
-        self.classifier = nn.Dense(
-            self.num_classes, use_bias=False, kernel_init=init.normal(0.001)
-        )
+        self.classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
 
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> dict[str, jax.Array]:
-        """The training pass: g [B, M, D], logits [B, M, C] and the syncretic images."""
+        """The training pass: g [B, M, D], logits [B, M, C], images [B, M, H, W, 3]."""
         images, stems = [visible, infrared], [VISIBLE, INFRARED]
         if self.smgm_options is not None:
             images.append(self.smgm(visible, infrared))
@@ -242,7 +240,11 @@ class SMCLNet(nn.Module):
         g = gap(maps) if self.pooling == "gap" else self.pool(maps)  # [B * M, D]
         f = self.neck(g, train=True)
         split = partial(deinterleave, modalities=len(images))
-        return {"pool": split(g), "logits": split(self.classifier(f)), "auxiliary": images[2:]}
+        return {
+            "pool": split(g),
+            "logits": split(self.classifier(f)),
+            "images": jnp.stack(images, 1),
+        }
 
     def embed(self, images: jax.Array, modality: int) -> dict[str, jax.Array]:
         """Features of one modality: f ("bn") and g ("pool"), each [N, D] float32 or wider."""
@@ -343,7 +345,7 @@ def build(
     # None lets a module follow its input, so that float64 tests stay float64.
     compute = jnp.bfloat16 if dtype == "bfloat16" else None
     common = {"conv1x1": conv1x1, "dtype": compute}
-    smgm = dict(width=smgm_width, shared=smgm_shared, init=smgm_init, input=smgm_input, **common)
+    smgm = dict(width=smgm_width, shared=smgm_shared, initial=smgm_init, input=smgm_input, **common)
     backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
     feature_width(depth, width)  # an unknown depth is refused here, before any tracing
     if with_syncretic and smgm_init == "identity" and smgm_width != 3:
@@ -369,7 +371,7 @@ def build(
         shape = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, shape, shape)
 
-    def forward(variables: Variables, batch: Batch) -> tuple[dict[str, Any], Any, Aux]:
+    def forward(variables: Variables, batch: Batch) -> tuple[dict[str, Any], Aux]:
         images = (batch["visible"], batch["infrared"])
         out, updates = net.apply(variables, *images, mutable=["batch_stats"])
         labels, logits = batch["label"], out["logits"]
@@ -381,7 +383,7 @@ def build(
         for name, metric in metrics.items():
             terms[name] = metric(out["pool"], labels, normalize=normalize_centers)
         if with_syncretic:
-            scalars["syncretic_std"] = wide(out["auxiliary"][0]).std()
+            scalars["syncretic_std"] = wide(out["images"][:, 2]).std()
         return terms, Aux(terms, dict(updates), scalars)
 
     def weighted(terms: dict[str, Any], names: Any) -> Any:

@@ -7,7 +7,7 @@ dots turned into nesting and list indices into suffixes (`layer1.0.conv1.weight`
 `layer1_0/conv1/kernel`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -114,8 +114,8 @@ class ResNet(nn.Module):
                 x = self._stage(x, stage, suffix, running, train)
             if len(members) == len(images):
                 return self._stages(x, shared, running, train)
-            for m, rows in zip(members, jnp.moveaxis(deinterleave(x, len(members)), 1, 0)):
-                streams[m] = rows
+            for at, m in enumerate(members):
+                streams[m] = deinterleave(x, len(members))[:, at]
         return self._stages(interleave(streams), shared, self.running, train)
 
     def _stages(self, x: jax.Array, stages: range, running: Any, train: bool) -> jax.Array:

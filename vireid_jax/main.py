@@ -1,0 +1,98 @@
+"""The command line: python -m vireid_jax.main --config configs/smcl.py [--config.key=value ...].
+
+Exit codes: 0 done, 1 an error that the user can cure, 2 a wrong command line, 42 stopped by
+SIGTERM with everything saved (run the same command again), 130 the same for Ctrl-C.
+"""
+
+# Nothing heavy up here: --help and a misspelt flag must answer at once.
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Recipe: a file, with an optional data set: configs/smcl.py or configs/smcl.py:sysu. "
+    "Single values: --config.optim.lr=1e-3.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run; repeating a command resumes its run. Default: "
+    "runs/<name of the recipe and of the values changed in it>.",
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "train (and score), or eval: score a run's checkpoint."
+)
+_STEP = flags.DEFINE_string(
+    "step", "last", "Checkpoint that --mode=eval scores: last, best, or a number of steps."
+)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs one command; see the module's docstring for the exit codes."""
+    if len(argv) > 1:
+        _refuse(f"unexpected arguments {list(argv[1:])}; every option starts with --")
+    try:
+        config = _CONFIG.value
+    except OSError:
+        _refuse(
+            f"no recipe {config_flags.get_config_filename(flags.FLAGS['config'])!r}; {_known()}"
+        )
+    if config is None and not (_MODE.value == "eval" and _WORKDIR.value):
+        _refuse(f"--config is missing (or --mode=eval with --workdir of a run); {_known()}")
+    from vireid_jax import run
+
+    overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
+    sys.exit(
+        run.run(
+            config,
+            workdir=_WORKDIR.value,
+            overrides=overrides,
+            mode=_MODE.value,
+            step=_STEP.value,
+            debug=_DEBUG.value,
+        )
+    )
+
+
+def _known() -> str:
+    recipes = sorted(p.name for p in (ROOT / "configs").glob("*.py") if p.name != "common.py")
+    return f"recipes here: {', '.join(f'configs/{name}' for name in recipes) or 'none'}"
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; what is wrong with them becomes one line, not a traceback."""
+    sys.path.append(str(ROOT))  # recipes import configs.common wherever they are run from
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        # A recipe that raises arrives with its traceback; its last line is the message.
+        _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+    except (AttributeError, KeyError) as error:
+        # A key that the locked config lacks: the text is "'lrr'\nDid you mean ...".
+        key, _, hint = str(error.args[0]).partition("\n")
+        given = [a.split("=")[0] for a in argv if key.strip("'\"") in a.split("=")[0].split(".")]
+        _refuse(f"unknown key {', '.join(given) or key}. {hint}")
+    raise AssertionError("unreachable")
+
+
+def cli() -> None:
+    """Entry point of the `vireid` command."""
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    cli()
