@@ -59,8 +59,12 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS
+        # What stands there for the very step that the run goes on from (its validation, say)
+        # may be computed once more; the record keeps one line.
+        self._known: set[tuple[int, str]] = set()
         if path.exists():
-            _drop_after(path, resume_step)
+            rows = _drop_after(path, resume_step)
+            self._known = {(r["step"], r["split"]) for r in rows if r["step"] == resume_step}
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             try:
@@ -83,6 +87,8 @@ class Writer:
         if clash := [k for k in _RESERVED if k in scalars]:
             raise ValueError(f"scalars {clash} have names that every line of {METRICS} uses")
         if not self._active:
+            return
+        if (step, split) in self._known:
             return
         values = {k: float(v) for k, v in scalars.items()}
         now = time.time()
@@ -184,22 +190,25 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
-def _drop_after(path: pathlib.Path, step: int | None) -> None:
-    """Drops lines after `step` (None: no step) and a last line that was cut off."""
-    kept = []
+def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
+    """Drops lines after `step` (None: no step) and lines cut off; returns what is kept."""
+    kept, rows = [], []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if not line.endswith("\n"):
             continue
         try:
-            later = step is not None and json.loads(line)["step"] > step
+            row = json.loads(line)
+            at, _ = int(row["step"]), str(row["split"])
         except (ValueError, KeyError, TypeError):
             logging.warning("%s: dropped a line that cannot be read: %r", path, line[:80])
             continue
-        if not later:
+        if step is None or at <= step:
             kept.append(line)
+            rows.append(row)
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
+    return rows
 
 
 def _columns(console: TextIO) -> int:
