@@ -32,7 +32,12 @@ COUNTS = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=2, m
 
 @settings(max_examples=60, deadline=None)
 @given(
-    COUNTS, st.data(), st.integers(1, 6), st.integers(0, 2**40), st.integers(0, 9), st.booleans()
+    COUNTS,
+    st.data(),
+    st.integers(1, 6),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 9),
+    st.booleans(),
 )
 def test_every_plan_keeps_the_contract(counts, data, num_instances, seed, epoch, replacement):
     num_ids = data.draw(st.integers(2, len(counts)))
@@ -187,6 +192,7 @@ LABEL, MODALITY = rows_of([(2, 2)] * 4)
         (LABEL, MODALITY, {"num_ids": 5}, "only 4 identities"),
         (LABEL, MODALITY, {"num_instances": 0}, "num_instances is 0"),
         (LABEL, MODALITY, {"seed": -1}, "seed is -1"),
+        (LABEL, MODALITY, {"seed": 2**32}, "seed is 4294967296"),
         (LABEL, MODALITY, {"epoch": -1}, "epoch is -1"),
         (LABEL, MODALITY, {"steps_per_epoch": 0}, "steps_per_epoch is 0"),
         (LABEL[:-1], MODALITY, {}, r"shape \(15,\)"),

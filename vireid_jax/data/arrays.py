@@ -219,8 +219,12 @@ def _decode(image: Any, size: tuple[int, int], filter: str, n: int) -> np.ndarra
             f"cannot decode {label}: {error}; replace the file, or leave it out of the records"
         ) from error
     if picture.size != (size[1], size[0]):
-        filters = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
-        picture = picture.resize((size[1], size[0]), filters[filter])
+        resample = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
+        # Rows first, then columns, each rounded to 8 bits: what Pillow always did. From 13.0
+        # on it takes columns first for tall images, and a third of the pixels would change
+        # with Pillow's version; one direction at a time leaves it no choice.
+        picture = picture.resize((size[1], picture.height), resample[filter])
+        picture = picture.resize((size[1], size[0]), resample[filter])
     return np.asarray(picture)
 
 

@@ -66,8 +66,8 @@ def plan(
       modality: int8 [N], VISIBLE or INFRARED.
       num_ids: identities in a batch (P), at least 2.
       num_instances: images of an identity and a modality in a batch (K).
-      seed: a non-negative integer.
-      epoch: a non-negative integer.
+      seed: an integer in 0 .. 2^32 - 1.
+      epoch: an integer in 0 .. 2^32 - 1.
       steps_per_epoch: steps to plan; None for the rule of AGW (see the function of that name).
       replacement: draw the K images of an identity with replacement, as AGW does. If False
         they are distinct, and an identity with n < K images shows each of them
@@ -82,8 +82,8 @@ def plan(
     """
     label, modality = _checked(label, modality, num_ids, num_instances)
     for name, value in (("seed", seed), ("epoch", epoch)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}, expected a non-negative integer")
+        if not 0 <= value < 2**32:  # one word each, or two keys could be the same words
+            raise ValueError(f"{name} is {value}, expected an integer in 0 .. 2^32 - 1")
     if steps_per_epoch is None:
         steps = _default_steps(label, modality, num_ids=num_ids, num_instances=num_instances)
     else:

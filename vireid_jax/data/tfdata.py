@@ -32,8 +32,9 @@ def batches(
 
     Decoded images are gathered. Encoded images (bytes or paths) are read and decoded in
     TensorFlow's threads, and resized there if their size is not `image_size`. Images stored
-    at that size come out exactly as from `arrays.decode`; a resize differs from Pillow's by
-    the rounding of its intermediate row pass, at most 2 gray levels (tests hold it).
+    at that size come out exactly as from `arrays.decode`. Resized ones differ from it where
+    sums fall on the edge of rounding: measured in at most 8 % of pixels, by at most 2 gray
+    levels, mostly in less than 0.1 % by 1.
 
     Args:
       records: decoded images, encoded ones or paths.
@@ -149,8 +150,13 @@ def _decode(image: tf.Tensor, size: tuple[int, ...], filter: str) -> tf.Tensor:
     method = {"lanczos": "lanczos3", "bilinear": "bilinear"}[filter]
 
     def resized() -> tf.Tensor:
-        x = tf.image.resize(image, size, method=method, antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(x), 0, 255), tf.uint8)
+        # Rows, then columns, each rounded and clipped to 8 bits as `arrays.decode` does: in
+        # one pass, the overshoot of Lanczos at sharp edges would differ by 40 gray levels.
+        x = image
+        for shape in ((tf.shape(image)[0], size[1]), size):
+            x = tf.image.resize(x, shape, method=method, antialias=True)
+            x = tf.clip_by_value(tf.floor(x + 0.5), 0, 255)
+        return tf.cast(x, tf.uint8)
 
     fits = tf.reduce_all(tf.shape(image)[:2] == tf.constant(size))
     return tf.ensure_shape(tf.cond(fits, lambda: image, resized), (*size, 3))
