@@ -16,6 +16,7 @@ from vireid_jax.types import INFRARED, VISIBLE
 _IMAGE = 2  # stream tags of the random draws, see identity._PERSON
 _PLACE = 3
 DRAWS = 72
+HEADLIGHT = (0.0, 0.1, 1.0)  # an illuminator beside the lens
 
 
 class Camera(NamedTuple):
@@ -26,7 +27,7 @@ class Camera(NamedTuple):
     place: str
     pitch: tuple[float, float]  # degrees, looking down
     distance: tuple[float, float]  # in statures
-    light: tuple[float, float, float]  # direction of the main light; ignored in infrared
+    light: tuple[float, float, float]  # direction towards the main light
     ambient: float
     tint: tuple[float, float, float]
     exposure: tuple[float, float]
@@ -35,12 +36,18 @@ class Camera(NamedTuple):
 
 
 CAMERAS = (
-    Camera(1, VISIBLE, "corridor", (8, 16), (4, 7), (0.2, 0.85, 0.5), 0.62, (1.0, 0.95, 0.86), (0.85, 1.25), 0.016, 0.0040),
-    Camera(2, VISIBLE, "hall", (4, 11), (4, 8), (-0.5, 0.6, 0.62), 0.58, (0.95, 1.0, 0.99), (0.65, 1.0), 0.020, 0.0045),
-    Camera(3, INFRARED, "hall", (4, 11), (4, 8), (0.0, 0.05, 1.0), 0.22, (1, 1, 1), (0.75, 1.2), 0.026, 0.0050),
-    Camera(4, VISIBLE, "plaza", (7, 14), (6, 11), (0.65, 0.68, 0.34), 0.42, (1.0, 0.99, 0.96), (0.9, 1.35), 0.012, 0.0040),
-    Camera(5, VISIBLE, "garden", (3, 9), (6, 11), (-0.2, 0.9, 0.38), 0.66, (0.88, 0.97, 1.08), (0.55, 0.95), 0.022, 0.0050),
-    Camera(6, INFRARED, "path", (5, 13), (6, 11), (0.0, 0.1, 1.0), 0.15, (1, 1, 1), (0.6, 1.05), 0.036, 0.0055),
+    Camera(1, VISIBLE, "corridor", (8, 16), (4, 7), light=(0.2, 0.85, 0.5), ambient=0.62,
+           tint=(1.0, 0.95, 0.86), exposure=(0.85, 1.25), noise=0.016, blur=0.0040),
+    Camera(2, VISIBLE, "hall", (4, 11), (4, 8), light=(-0.5, 0.6, 0.62), ambient=0.58,
+           tint=(0.95, 1.0, 0.99), exposure=(0.65, 1.0), noise=0.020, blur=0.0045),
+    Camera(3, INFRARED, "hall", (4, 11), (4, 8), light=HEADLIGHT, ambient=0.22,
+           tint=(1.0, 1.0, 1.0), exposure=(0.75, 1.2), noise=0.026, blur=0.0050),
+    Camera(4, VISIBLE, "plaza", (7, 14), (6, 11), light=(0.65, 0.68, 0.34), ambient=0.42,
+           tint=(1.0, 0.99, 0.96), exposure=(0.9, 1.35), noise=0.012, blur=0.0040),
+    Camera(5, VISIBLE, "garden", (3, 9), (6, 11), light=(-0.2, 0.9, 0.38), ambient=0.66,
+           tint=(0.88, 0.97, 1.08), exposure=(0.55, 0.95), noise=0.022, blur=0.0050),
+    Camera(6, INFRARED, "path", (5, 13), (6, 11), light=HEADLIGHT, ambient=0.15,
+           tint=(1.0, 1.0, 1.0), exposure=(0.6, 1.05), noise=0.036, blur=0.0055),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -66,7 +66,8 @@ def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _check_count(name: str, value: int, low: int, high: int) -> None:
+def check_count(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError unless `value` is a whole number between low and high."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise ValueError(f"{name} is {value!r}, expected a whole number {low} to {high}")
     if not low <= value <= high:
@@ -80,6 +81,7 @@ def render_images(
     index: np.ndarray,
     *,
     image_size: tuple[int, int],
+    infrared: bool | None = None,
 ) -> np.ndarray:
     """Renders images, each a function of (seed, its person, camera and index) alone.
 
@@ -89,6 +91,7 @@ def render_images(
       camera: int [N], 1 to 6.
       index: int [N].
       image_size: (height, width) in pixels.
+      infrared: overrides the cameras' modality; the same shot in both is an aligned pair.
 
     Returns:
       uint8 [N, H, W, 3].
@@ -99,17 +102,19 @@ def render_images(
     person, camera, index = (np.asarray(x) for x in (person, camera, index))
     out = np.empty((len(person), *image_size, 3), np.uint8)
     dark = np.array([c.modality == INFRARED for c in cameras.CAMERAS])[camera - 1]
-    for infrared in (False, True):
-        all_rows = np.flatnonzero(dark == infrared)
+    if infrared is not None:
+        dark[:] = infrared
+    for lamp in (False, True):
+        all_rows = np.flatnonzero(dark == lamp)
         for first in range(0, len(all_rows), _BLOCK):
             rows = all_rows[first : first + _BLOCK]
             persons, at = np.unique(person[rows], return_inverse=True)
             who = {k: v[at] for k, v in draw_people(seed, persons).items()}
             shot = cameras.shots(seed, person[rows], camera[rows], index[rows])
             tubes = figure.build(who, cameras.gaits(shot, who))
-            projected, frame = cameras.project(tubes, shot, infrared)
-            settings, rects = scene.build(shot, frame, infrared)
-            others = scene.passersby(shot, frame, infrared)
+            projected, frame = cameras.project(tubes, shot, lamp)
+            settings, rects = scene.build(shot, frame, lamp)
+            others = scene.passersby(shot, frame, lamp)
             out[rows] = render.render(
                 scene.arrange(projected, others, shot), settings, rects, shot.key,
                 image_size=image_size,
@@ -145,7 +150,9 @@ def _replacing(path: pathlib.Path) -> Iterator[str]:
             os.unlink(name)
 
 
-def _read(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+def _read(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray] | None:
     """The cached images, or None where there are none that can be used."""
     if not path.exists():
         return None
@@ -217,7 +224,7 @@ def load(
       ValueError: an option is out of range; nothing has been rendered then.
     """
     height, width = check_image_size(image_size)
-    _check_count("seed", seed, 0, 2**63 - 1)
+    check_count("seed", seed, 0, 2**63 - 1)
     plans = {
         "train": Plan(split="train", ids=train_ids, visible=train_visible, infrared=train_infrared),
         "val": Plan(split="val", ids=val_ids, visible=val_visible, infrared=val_infrared),
@@ -225,9 +232,9 @@ def load(
     }
     for name, plan in plans.items():
         most = _LAST_PERSON[name] - FIRST_PERSON[name] + 1
-        _check_count(f"{name}_ids", plan.ids, 0 if name == "val" else 1, most)
-        _check_count(f"{name}_visible", plan.visible, 1, 9999)
-        _check_count(f"{name}_infrared", plan.infrared, 1, 9999)
+        check_count(f"{name}_ids", plan.ids, 0 if name == "val" else 1, most)
+        check_count(f"{name}_visible", plan.visible, 1, 9999)
+        check_count(f"{name}_infrared", plan.infrared, 1, 9999)
     if not isinstance(cache, bool | str | os.PathLike):
         raise ValueError(f"cache is {cache!r}, expected True, False or a folder")
     if not val_ids:

@@ -6,6 +6,9 @@ coordinate v runs along it and the azimuth runs around it. Layers, each over the
 base, A (bands along v), B (bands around), C (a patch in both).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from vireid_jax.data.synthetic.identity import BAGS, BOTTOMS, HAIRS, HATS
@@ -35,8 +38,8 @@ class Builder:
         self,
         start: np.ndarray,
         end: np.ndarray,
-        lateral: list[np.ndarray | float],
-        depth: list[np.ndarray | float],
+        lateral: Sequence[np.ndarray | float],
+        depth: Sequence[np.ndarray | float],
         color: np.ndarray,
         *,
         cap: tuple[np.ndarray | float, np.ndarray | float] = (0.01, 0.01),
@@ -156,7 +159,7 @@ def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     belly = who["belly"] + bulk
     opened = who["open"][:, None] > 0
     patch = np.where(opened, _layer(0.5, 2.0, 0.0, who["open_half"], 1.0), who["top_patch"])
-    top = {
+    top: dict[str, Any] = {
         "along": who["top_along"], "along_color": who["top_second"],
         "around": who["top_around"], "around_color": who["top_second"],
         "patch": patch, "patch_color": np.where(opened, who["inner"], who["top_second"]),
@@ -201,7 +204,12 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     stripes = who["top_along"] * np.array([1.0, 1.0, 1.0, 1.0])
     stripes = stripes * np.stack([1 + 0 * bulk] * 3 + [1 - who["sleeve_plain"]], 1)
     bare = _layer(who["sleeve"] + 9.0, 9.0, 0.0, 9.0, 1.0)
-    arm = {"along": stripes, "along_color": who["top_second"], "patch": bare, "fold": 0.08}
+    arm: dict[str, Any] = {
+        "along": stripes,
+        "along_color": who["top_second"],
+        "patch": bare,
+        "fold": 0.08,
+    }
     covered = np.clip(who["sleeve"] * 4, 0, 1) * bulk
     forearm = np.clip(who["sleeve"] * 2 - 1, 0, 1) * bulk * 0.8
     hem, wide = who["leg_hem"], who["wide"]
@@ -211,7 +219,7 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     cut = _layer(hem + 9.0, 9.0, 0.0, 9.0, (hem < 0.9) & ~skirted[:, 0])
     boot = _layer(who["boot"] + 9.0, 9.0, 0.0, 9.0, 1.0)
     plain = np.broadcast_to(_OFF, who["leg_along"].shape)
-    leg = {
+    leg: dict[str, Any] = {
         "along": np.where(skirted, plain, who["leg_along"]), "along_color": who["bottom_second"],
         "around": np.where(skirted, plain, who["leg_around"]),
         "around_color": who["bottom_second"],

@@ -87,6 +87,11 @@ def _over(image: Image, color: list[jax.Array], weight: jax.Array) -> Image:
     return a, b, c
 
 
+def _scaled(image: Image, factor: jax.Array) -> Image:
+    a, b, c = (channel * factor for channel in image)
+    return a, b, c
+
+
 def _background(x: jax.Array, y: jax.Array, s: dict[str, list], rects: jax.Array) -> Image:
     """Wall with its fittings, greenery and floor; x, y in crop heights [H, W]."""
     height = x.shape[0]
@@ -95,9 +100,9 @@ def _background(x: jax.Array, y: jax.Array, s: dict[str, list], rects: jax.Array
     along = start + (x - center) * inverse
     edge = s["edge"][0] + s["edge"][1] * (x - center)
     up = (edge - y) * inverse
-    image = tuple(jnp.full_like(x, 0.0) + c for c in s["wall"])
     rise = 1.0 + 0.12 * jnp.clip(up, -0.5, 1.5)
-    image = tuple(c * rise for c in image)
+    r, g, b = s["wall"]
+    image: Image = (r * rise, g * rise, b * rise)
 
     def fitting(state: Image, rect: jax.Array) -> tuple[Image, None]:
         mid, half, low, high, *color, weight = (rect[k] for k in range(8))
@@ -118,10 +123,10 @@ def _background(x: jax.Array, y: jax.Array, s: dict[str, list], rects: jax.Array
     noise = 0.6 * coarse + 0.4 * detail
     green = s["leaf_amount"][0] * 1.6 - 0.8 + 0.35 * (0.5 - up)
     leaf = _step((noise + green) * 5.0) * (s["leaf_amount"][0] > 0)
-    image = tuple(c * (1 + s["grain"][0] * detail) for c in image)
+    image = _scaled(image, 1 + s["grain"][0] * detail)
     shade = 0.75 + 0.75 * detail
     image = _over(image, [c * shade for c in s["leaf"]], leaf)
-    image = tuple(c * s["far"][0] for c in image)
+    image = _scaled(image, s["far"][0])
     # The floor: tiles that shrink with distance.
     floor = _step(-up / px)
     deep = 1.0 / (jnp.maximum(-up, 0.0) + 0.25)
@@ -184,8 +189,7 @@ def _tube(image: Image, row: jax.Array, x: jax.Array, y: jax.Array, s: dict[str,
         paint = _over(paint, color[4 * layer : 4 * layer + 3], mask)
     # A soft dark seam on what lies behind keeps an arm apart from a trunk of its color.
     seam = 0.3 * alpha * ends * jnp.clip(1.0 - (off - width) / (0.014), 0.0, 1.0)
-    image = tuple(old * (1 - seam) for old in image)  # type: ignore[assignment]
-    return _over(image, [p * shade for p in paint], coverage)
+    return _over(_scaled(image, 1 - seam), [p * shade for p in paint], coverage)
 
 
 def _gauss(image: jax.Array, sigma: jax.Array, axis: int, reach: int) -> jax.Array:
@@ -215,7 +219,7 @@ def _pixels(
     image = _background(x, y, s, rects)
     cx, cy, rx, ry, strength = s["shadow"]
     round_ = ((x - cx) * rx) ** 2 + ((y - cy) * ry) ** 2
-    image = tuple(c * (1 - strength / (1.0 + round_ * round_)) for c in image)
+    image = _scaled(image, 1 - strength / (1.0 + round_ * round_))
     image, _ = jax.lax.scan(lambda im, row: (_tube(im, row, x, y, s), None), image, tubes)
     x0, x1, y0, y1, *color, weight = s["block"]
     inside = _step((x - x0) * height) * _step((x1 - x) * height)
@@ -256,7 +260,7 @@ def _pixels(
 def _batch(
     tubes: jax.Array, scene: jax.Array, rects: jax.Array, key: jax.Array, *, height: int, width: int
 ) -> jax.Array:
-    return jax.vmap(lambda *row: _pixels(*row, height, width))(tubes, scene, rects, key)
+    return jax.vmap(lambda t, s, r, k: _pixels(t, s, r, k, height, width))(tubes, scene, rects, key)
 
 
 def _device() -> jax.Device:

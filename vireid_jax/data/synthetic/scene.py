@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vireid_jax.data.synthetic.cameras import _PLACE, CAMERAS, Shot
+from vireid_jax.data.synthetic.cameras import _PLACE, CAMERAS, HEADLIGHT, Shot
 from vireid_jax.data.synthetic.figure import FIELDS, TUBES
 from vireid_jax.data.synthetic.identity import draw_person, linear
 
@@ -110,7 +110,10 @@ def build(
     if infrared:
         tint = np.ones_like(tint)
     side = value(24, -1, 1) * 0.35
-    light = shot.of("light") + np.stack([side, 0 * side, 0 * side], 1) * (0.0 if infrared else 1.0)
+    light = shot.of("light") + np.stack([side, 0 * side, 0 * side], 1)
+    if infrared:  # also where a visible camera's shot is rendered in infrared
+        light = np.tile(HEADLIGHT, (n, 1))
+    ambient = np.minimum(shot.of("ambient"), 0.22 if infrared else 1.0)
     light = light / np.linalg.norm(light, axis=1, keepdims=True)
     # Active illumination: bright in the middle, weaker behind the person.
     glow = np.stack(
@@ -143,7 +146,7 @@ def build(
         "offset": np.stack([value(53, 0, 50), value(54, 0, 50)], 1), "tile": fixed["tile"],
         "place": np.stack([value(55, 0, PERIOD), 1 / scale, center], 1),
         "far": np.stack([far, value(56, 0.6, 1.0) if infrared else np.ones(n)], 1),
-        "light": light, "ambient": shot.of("ambient"), "gain": tint * exposure[:, None],
+        "light": light, "ambient": ambient, "gain": tint * exposure[:, None],
         "glow": glow, "vignette": value(57, 0.0, 0.5 if infrared else 0.2), "shadow": shadow,
         "block": block, "blur": np.stack([blur * drift, blur], 1),
         "noise": np.stack([noise, 0.6 * noise], 1), "aspect": aspect,
