@@ -1,0 +1,119 @@
+import inspect
+import re
+
+import numpy as np
+import pytest
+
+from vireid_jax.data import datasets, synthetic
+from vireid_jax.types import Records, Retrieval, Split
+
+TINY = dict(
+    image_size=(16, 8),
+    seed=3,
+    train_ids=3,
+    train_visible=1,
+    train_infrared=1,
+    val_ids=2,
+    val_visible=1,
+    val_infrared=1,
+    test_ids=2,
+    test_visible=1,
+    test_infrared=1,
+    cache=False,
+)
+
+
+def test_load_hands_every_option_to_the_synthetic_data():
+    got = datasets.load(name="synthetic", **TINY)
+    want = synthetic.load(**TINY)
+    assert got.name == "synthetic"
+    np.testing.assert_array_equal(got.train.images, want.train.images)
+    np.testing.assert_array_equal(got.test.gallery.images, want.test.gallery.images)
+    assert got.train.images.shape[1:] == (16, 8, 3)
+
+
+def test_synthetic_is_the_default_and_its_defaults_are_its_own(monkeypatch):
+    asked = {}
+
+    def fake(*, image_size=(96, 48), seed=0):
+        asked.update(image_size=image_size, seed=seed)
+        return "split"
+
+    monkeypatch.setitem(datasets.DATASETS, "synthetic", fake)
+    assert datasets.load() == "split"
+    assert asked == {"image_size": (96, 48), "seed": 0}
+    datasets.load(image_size=[4, 2], seed=0)
+    assert asked == {"image_size": (4, 2), "seed": 0}
+
+
+def test_every_option_of_every_data_set_is_a_keyword_of_load():
+    keywords = set(inspect.signature(datasets.load).parameters)
+    for builder in datasets.DATASETS.values():
+        assert set(inspect.signature(builder).parameters) <= keywords
+
+
+@pytest.mark.parametrize(
+    "name, title, options",
+    [("sysu", "SYSU-MM01", {}), ("regdb", "RegDB", {"trial": 2}), ("llcm", "LLCM", {})],
+)
+def test_data_sets_without_a_loader_say_so_and_clear_the_recipe(name, title, options):
+    with pytest.raises(datasets.DataError, match=f"no loader for {title} yet") as error:
+        datasets.load(name=name, root="/data", image_size=(288, 144), **options)
+    assert isinstance(error.value, ValueError)
+    assert "available: synthetic" in str(error.value)
+    assert "Your recipe is fine" in str(error.value)
+
+
+def test_unknown_names_and_dead_options_are_refused():
+    with pytest.raises(ValueError, match="llcm, regdb, synthetic, sysu"):
+        datasets.load(name="market")
+    with pytest.raises(ValueError, match=r"root, trial would have no effect .*'synthetic'"):
+        datasets.load(root="/data", trial=1)
+    with pytest.raises(ValueError, match=r"seed would have no effect .*options are root"):
+        datasets.load(name="sysu", seed=0)
+    with pytest.raises(TypeError, match="sed"):
+        datasets.load(sed=0)
+
+
+def records(person, camera, modality):
+    n = len(person)
+    return Records(
+        np.zeros((n, 2, 1, 3), np.uint8),
+        np.array(person, np.int32),
+        np.array(camera, np.int32),
+        np.array(modality, np.int8),
+        [str(i) for i in range(n)],
+    )
+
+
+def columns(text):
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+def test_the_summary_counts_identities_images_and_cameras():
+    train = records([1, 1, 1, 2, 2, 5], [1, 4, 1, 1, 3, 6], [0, 0, 0, 0, 1, 1])
+    query, gallery = records([7, 7, 8], [3, 6, 6], [1] * 3), records([7, 9], [1, 2], [0] * 2)
+    text = datasets.records_summary(Split("mine", train, Retrieval(query, gallery)))
+    assert columns(text) == [
+        ["data", "mine"],
+        ["part", "modality", "identities", "images", "by camera"],
+        ["train", "visible", "2", "4", "1: 3", "4: 1"],
+        ["infrared", "2", "2", "3: 1", "6: 1"],
+        ["test", "visible", "2", "2", "1: 1", "2: 1"],
+        ["infrared", "2", "3", "3: 1", "6: 2"],
+        ["left out of training, for lack of a modality: 2 (1, 5)"],
+    ]
+
+
+def test_the_summary_has_validation_and_folds_many_cameras():
+    n = 1300
+    many = records([1] * n, np.arange(n) % 13, [0] * n)
+    infrared = records([1], [1], [1])
+    split = Split("s", many, Retrieval(infrared, many), Retrieval(infrared, infrared))
+    lines = columns(datasets.records_summary(split))
+    assert lines[2] == ["train", "visible", "1", "1,300", "13 cameras, 100 to 100 images each"]
+    assert [line[0] for line in lines[2:]] == [
+        *("train", "infrared", "val", "infrared", "test", "infrared"),
+        "left out of training, for lack of a modality: 1 (1)",
+    ]
+    assert lines[4] == ["val", "visible", "0", "0"]
