@@ -1,0 +1,49 @@
+"""The metrics by plain loops over sorted Python lists, one query at a time."""
+
+import math
+
+
+def rank_one(distance, person, own, excluded, max_rank):
+    """One query: a dict of its results, or None if it has no true image."""
+    order = sorted(
+        (g for g in range(len(distance)) if not excluded[g]), key=lambda g: (distance[g], g)
+    )
+    hits = [rank for rank, g in enumerate(order, start=1) if person[g] == own]
+    if not hits:
+        return None
+    seen = []
+    for g in order:
+        if person[g] not in seen:
+            seen.append(person[g])
+    rank_id = seen.index(own) + 1
+    tied = sum(
+        any(distance[g] == distance[o] and person[o] != own for o in order)
+        for g in order
+        if person[g] == own
+    )
+    return {
+        "ap": math.fsum(j / rank for j, rank in enumerate(hits, start=1)) / len(hits),
+        "inp": len(hits) / hits[-1],
+        "rank_image": hits[0],
+        "rank_id": rank_id,
+        "num_true": len(hits),
+        "num_kept": len(order),
+        "num_tied": tied,
+        "cmc_image": [float(hits[0] <= r) for r in range(1, max_rank + 1)],
+        "cmc_id": [float(rank_id <= r) for r in range(1, max_rank + 1)],
+    }
+
+
+def rank_all(distance, query_person, gallery_person, excluded, max_rank=20):
+    """All queries: (per-query results, means over the valid ones or None)."""
+    found = [
+        rank_one(list(d), list(gallery_person), p, list(e), max_rank)
+        for d, p, e in zip(distance, query_person, excluded, strict=True)
+    ]
+    valid = [f for f in found if f is not None]
+    if not valid:
+        return found, None
+    mean = {key: math.fsum(f[key] for f in valid) / len(valid) for key in ("ap", "inp")}
+    for key in ("cmc_image", "cmc_id"):
+        mean[key] = [math.fsum(f[key][r] for f in valid) / len(valid) for r in range(max_rank)]
+    return found, mean

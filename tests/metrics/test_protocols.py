@@ -1,0 +1,275 @@
+"""`evaluate` against plain loops that follow the protocol's text."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from tests.metrics import reference
+from vireid_jax.metrics import PROTOCOLS, chance_map, draw_gallery, evaluate, get_protocol
+
+
+def world(seed=0, *, people=6, width=12, images=4, noise=1.5):
+    """Arguments of `evaluate` for a small SYSU-MM01: person 0 has no indoor images."""
+    rng = np.random.default_rng(seed)
+    center = rng.normal(size=(people, width))
+    rows = [
+        (person, camera, f"cam{camera}/{person:04d}/{n:04d}")
+        for camera in range(1, 7)
+        for person in range(people)
+        for n in range(1, images + 1 + (person + camera) % 3)
+        if not (person == 0 and camera in (1, 2))
+    ]
+    rng.shuffle(rows)
+
+    def side(cameras):
+        kept = [row for row in rows if row[1] in cameras]
+        person, camera, name = zip(*kept, strict=True)
+        features = center[list(person)] + noise * rng.normal(size=(len(kept), width))
+        return features, np.array(person), np.array(camera), list(name)
+
+    q, g = side((3, 6)), side((1, 2, 4, 5))
+    return {
+        "query_features": q[0],
+        "gallery_features": g[0],
+        "query_person": q[1],
+        "gallery_person": g[1],
+        "query_camera": q[2],
+        "gallery_camera": g[2],
+        "gallery_name": g[3],
+        "query_name": q[3],
+    }
+
+
+def by_loops(w, protocol, trials):
+    """Per trial (per-query results, means), with float64 loops."""
+    _, place, shot = protocol.split("/")
+    cameras = {"all": [1, 2, 4, 5], "indoor": [1, 2]}[place]
+    out = []
+    for trial in range(trials):
+        generator = random.Random(trial)
+        gallery = []
+        for person in sorted(set(w["gallery_person"])):
+            for camera in cameras:
+                pool = sorted(
+                    (name, row)
+                    for row, name in enumerate(w["gallery_name"])
+                    if w["gallery_person"][row] == person and w["gallery_camera"][row] == camera
+                )
+                if pool and shot == "single":
+                    gallery.append(generator.choice(pool)[1])
+                elif pool:
+                    gallery += [row for _, row in generator.sample(pool, min(10, len(pool)))]
+        distance, excluded = [], []
+        for query, camera in zip(w["query_features"], w["query_camera"], strict=True):
+            rows = [w["gallery_features"][row] for row in gallery]
+            distance.append(
+                [-(query @ r) / np.linalg.norm(query) / np.linalg.norm(r) for r in rows]
+            )
+            excluded.append([camera == 3 and w["gallery_camera"][row] == 2 for row in gallery])
+        people = [w["gallery_person"][row] for row in gallery]
+        out.append(reference.rank_all(distance, w["query_person"], people, excluded))
+    return out
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("block_bytes", [1, 1 << 27])
+def test_equals_loops(protocol, block_bytes):
+    w = world()
+    result = evaluate(**w, protocol=protocol, trials=3, block_bytes=block_bytes)
+    expected = by_loops(w, protocol, 3)
+    for trial, (_, mean) in zip(result["trials"], expected, strict=True):
+        assert trial["mAP"] == pytest.approx(mean["ap"], abs=1e-9)
+        assert trial["mINP"] == pytest.approx(mean["inp"], abs=1e-9)
+        for rank in (1, 5, 10, 20):
+            assert trial[f"R{rank}"] == pytest.approx(mean["cmc_id"][rank - 1], abs=1e-9)
+    maps = [mean["ap"] for _, mean in expected]
+    assert result["metrics"]["mAP"] == pytest.approx(np.mean(maps), abs=1e-9)
+    assert result["std"]["mAP"] == pytest.approx(np.std(maps), abs=1e-9)
+    np.testing.assert_allclose(
+        result["curves"]["cmc_image"], np.mean([m["cmc_image"] for _, m in expected], axis=0)
+    )
+    chances = []
+    for found, _ in expected:
+        valid = [f for f in found if f is not None]
+        chances.append(chance_map([f["num_true"] for f in valid], [f["num_kept"] for f in valid]))
+    assert result["chance"]["mAP"] == pytest.approx(np.mean([c.mAP for c in chances]), abs=1e-9)
+    assert result["chance"]["R1"] == pytest.approx(np.mean([c.R1 for c in chances]), abs=1e-9)
+    rows = result["per_query"]
+    for q, over_trials in enumerate(zip(*(found for found, _ in expected), strict=True)):
+        valid = [f for f in over_trials if f is not None]
+        assert rows["valid_trials"][q] == len(valid)
+        if not valid:
+            assert rows["AP"][q] is rows["R1"][q] is rows["best_rank"][q] is None
+            continue
+        assert rows["AP"][q] == pytest.approx(np.mean([f["ap"] for f in valid]), abs=1e-9)
+        assert rows["INP"][q] == pytest.approx(np.mean([f["inp"] for f in valid]), abs=1e-9)
+        assert rows["R1"][q] == pytest.approx(np.mean([f["rank_image"] == 1 for f in valid]))
+        assert rows["best_rank"][q] == min(f["rank_image"] for f in valid)
+        assert rows["best_rank_id"][q] == min(f["rank_id"] for f in valid)
+
+
+def test_result_is_plain_and_complete():
+    w = world()
+    result = evaluate(**w, protocol="sysu/indoor/single")
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert (result["protocol"], result["gallery"], result["cmc"]) == (
+        "sysu/indoor/single",
+        "agw",
+        "id",
+    )
+    assert len(result["trials"]) == 10
+    assert set(result["metrics"]) == set(result["std"]) == {"R1", "R5", "R10", "R20", "mAP", "mINP"}
+    counts, queries = result["counts"], len(w["query_person"])
+    # Person 0 is not in the indoor gallery; the other 5 have one image of each camera.
+    lost = int((w["query_person"] == 0).sum())
+    assert lost > 0
+    assert counts == {
+        "queries": queries,
+        "valid_queries": queries - lost,
+        "gallery_images": 10,
+        "gallery_ids": 5,
+        "tied_true_images": 0,
+        "pool_images": len(w["gallery_person"]),
+    }
+    assert result["per_query"]["name"] == w["query_name"]
+    assert result["per_query"]["person"] == w["query_person"].tolist()
+    assert "name" not in evaluate(**{**w, "query_name": None}, trials=1)["per_query"]
+    assert evaluate(**w, trials=1)["std"]["mAP"] == 0.0
+    assert len(evaluate(**w, trials=1, max_rank=30)["curves"]["cmc_id"]) == 30
+
+
+def test_camera_3_ignores_camera_2_of_anyone():
+    w = world()
+    # Copies of a camera 3 query in camera 2, under another name: they must not be seen.
+    query = int(np.flatnonzero((w["query_camera"] == 3) & (w["query_person"] == 1))[0])
+    before = evaluate(**w, trials=2)["per_query"]
+    changed = w["gallery_features"].copy()
+    changed[w["gallery_camera"] == 2] = w["query_features"][query]
+    after = evaluate(**{**w, "gallery_features": changed}, trials=2)["per_query"]
+    camera_3 = w["query_camera"] == 3
+    assert [v for v, c in zip(before["AP"], camera_3, strict=True) if c] == pytest.approx(
+        [v for v, c in zip(after["AP"], camera_3, strict=True) if c]
+    )
+    assert before["AP"] != after["AP"]  # camera 6 does see them
+
+
+def test_pool_order_changes_nothing_even_with_ties():
+    w = world()
+    for key in ("query_features", "gallery_features"):
+        w[key] = np.sign(w[key][:, :3])  # a few directions only: ties everywhere
+    order = np.random.default_rng(5).permutation(len(w["gallery_name"]))
+    moved = {key: w[key][order] for key in w if key.startswith("gallery") and key[8:] != "name"}
+    moved["gallery_name"] = [w["gallery_name"][row] for row in order]
+    a = evaluate(**w, protocol="sysu/all/multi")
+    assert a["counts"]["tied_true_images"] > 100
+    assert evaluate(**{**w, **moved}, protocol="sysu/all/multi") == a
+
+
+def test_inputs_are_not_modified():
+    w = world()
+    copies = {key: np.array(value) for key, value in w.items()}
+    for value in w.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    evaluate(**w, trials=2)
+    for key, value in w.items():
+        np.testing.assert_array_equal(value, copies[key])
+
+
+def test_perfect_and_random_features():
+    w = world(noise=0.01)
+    metrics = evaluate(**w, protocol="sysu/all/multi", trials=2)["metrics"]
+    assert all(value == 1.0 for value in metrics.values())
+    w = world(seed=3, people=30, noise=1e6)
+    result = evaluate(**w)
+    chance = result["chance"]
+    assert abs(result["metrics"]["mAP"] - chance["mAP"]) < 3 * chance["mAP_sigma"]
+
+
+def test_drawn_gallery_is_what_draw_gallery_says():
+    """The only image of person 1 that scores is the one drawn."""
+    w = world(people=3)
+    rows = draw_gallery(
+        w["gallery_person"],
+        w["gallery_camera"],
+        w["gallery_name"],
+        cameras=(1, 2),
+        shots=1,
+        trial=0,
+    )
+    gallery = np.zeros_like(w["gallery_features"])
+    gallery[:, 0] = 1.0
+    for row in rows:
+        gallery[row] = np.eye(12)[1 + w["gallery_person"][row]]
+    query = np.eye(12)[1 + w["query_person"]]
+    w |= {"query_features": query, "gallery_features": gallery}
+    assert evaluate(**w, protocol="sysu/indoor/single", trials=1)["metrics"]["mAP"] == 1.0
+
+
+def replace(key, change):
+    def apply(w):
+        w[key] = change(w[key])
+
+    return apply
+
+
+def set_row(row, value):
+    def change(array):
+        array = array.copy()
+        array[row] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            replace("query_features", set_row(4, np.nan)),
+            r"query features row 4 \(cam\d/000\d/000\d\)",
+        ),
+        (replace("gallery_features", lambda f: np.full_like(f, np.inf)), r"pool row \d+, cam\d"),
+        (replace("query_features", set_row(0, 0.0)), "row 0 .* is all zeros"),
+        (replace("query_features", lambda f: f[:, :5]), "5 columns, gallery features 12"),
+        (replace("query_person", lambda p: p[:-1]), "query_person is int64"),
+        (replace("query_person", lambda p: p + 100), r"people \(100..105\)"),
+        (replace("gallery_camera", lambda c: c.astype(float)), "gallery_camera is float64"),
+        (replace("query_name", lambda n: n[:-1]), "query_name has"),
+        (replace("gallery_name", lambda n: n[:-1]), "gallery_name has"),
+        (replace("gallery_name", lambda n: [n[1], *n[1:]]), "pool rows 0 and 1"),
+        (replace("query_camera", lambda c: c - 2), r"query .* camera \[1, 4\]"),
+        (replace("gallery_camera", lambda c: c * 0 + 6), r"gallery .* camera \[6\]"),
+    ],
+)
+def test_bad_input(change, message):
+    w = world()
+    change(w)
+    with pytest.raises(ValueError, match=message):
+        evaluate(**w)
+
+
+def test_bad_options():
+    w = world()
+    with pytest.raises(
+        ValueError, match=r"unknown protocol 'sysu'.*sysu/all/single, sysu/all/multi"
+    ):
+        evaluate(**w, protocol="sysu")
+    with pytest.raises(ValueError, match="unknown protocol"):
+        get_protocol("regdb")
+    for options in ({"trials": 0}, {"max_rank": 19}, {"block_bytes": 0}):
+        with pytest.raises(ValueError, match="expected at least"):
+            evaluate(**w, **options)
+    w["gallery_camera"] = np.full_like(w["gallery_camera"], 4)
+    with pytest.raises(ValueError, match=r"no gallery image .*cameras are \[4\]"):
+        evaluate(**w, protocol="sysu/indoor/multi")
+
+
+def test_everything_excluded():
+    w = world()
+    w["query_camera"] = np.full_like(w["query_camera"], 3)
+    w["gallery_camera"] = np.full_like(w["gallery_camera"], 2)
+    with pytest.raises(ValueError, match="every true image is excluded"):
+        evaluate(**w)

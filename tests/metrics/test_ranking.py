@@ -1,0 +1,292 @@
+"""CMC, mAP and mINP against hand-worked numbers and plain loops."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.metrics import reference
+from vireid_jax.metrics import cosine_distance, rank_metrics
+
+
+def ranked_at(*ranks, size=8):
+    """A distance row [1, size] and people [size] with the true images (person 1) at `ranks`."""
+    person = np.full(size, 2)
+    person[np.array(ranks) - 1] = 1
+    return np.arange(size, dtype=np.float32)[None], person
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ap", "inp"),
+    [
+        ((5,), 0.2, 0.2),
+        ((1, 2, 4), (1 + 1 + 3 / 4) / 3, 0.75),
+        ((1,), 1.0, 1.0),
+        ((2, 8), 0.375, 0.25),
+    ],
+)
+def test_single_query_by_hand(ranks, ap, inp):
+    distance, person = ranked_at(*ranks)
+    result = rank_metrics(distance, [1], person)
+    assert result.mAP == pytest.approx(ap, abs=1e-12)
+    assert result.mINP == pytest.approx(inp, abs=1e-12)
+    assert result.rows.rank_image.tolist() == [ranks[0]]
+    assert result.rows.num_true.tolist() == [len(ranks)]
+
+
+def test_three_by_four_by_hand():
+    #                  person  7    8    7    9
+    distance = np.array(
+        [
+            [0.3, 0.1, 0.2, 0.4],  # of 7: order 8 7 7 9 -> hits 2, 3
+            [0.1, 0.4, 0.2, 0.3],  # of 8: order 7 7 9 8 -> hit 4, third person
+            [0.1, 0.2, 0.3, 0.4],  # of 5: nobody
+        ]
+    )
+    result = rank_metrics(distance, [7, 8, 5], [7, 8, 7, 9], max_rank=5)
+    assert result.mAP == pytest.approx(((1 / 2 + 2 / 3) / 2 + 1 / 4) / 2)
+    assert result.mINP == pytest.approx((2 / 3 + 1 / 4) / 2)
+    np.testing.assert_array_equal(result.cmc_image, [0, 0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(result.cmc_id, [0, 0.5, 1, 1, 1])
+    assert result.rows.valid.tolist() == [True, True, False]
+    assert result.rows.rank_id.tolist() == [2, 3, 0]
+    assert np.isnan(result.rows.ap).tolist() == [False, False, True]
+    assert result.counts == {
+        "queries": 3,
+        "valid_queries": 2,
+        "gallery_images": 4,
+        "gallery_ids": 3,
+        "tied_true_images": 0,
+    }
+
+
+def test_ties_go_to_the_lower_gallery_index():
+    distance = np.zeros((1, 4))
+    first = rank_metrics(distance, [1], [1, 2, 2, 2])
+    last = rank_metrics(distance, [1], [2, 2, 2, 1])
+    assert (first.mAP, last.mAP) == (1.0, 0.25)
+    assert (first.rows.rank_id[0], last.rows.rank_id[0]) == (1, 2)
+    assert first.counts["tied_true_images"] == last.counts["tied_true_images"] == 1
+    # Level with oneself only: nothing hinges on the rule.
+    assert rank_metrics(distance, [1], [1, 1, 1, 1]).counts["tied_true_images"] == 0
+    # Minus zero is zero.
+    signed = np.array([[0.0, -0.0]], np.float32)
+    assert rank_metrics(signed, [1], [1, 2]).mAP == 1.0
+
+
+def random_problem(seed):
+    """Ties, exclusions, people who are missing, often fewer than 20 people."""
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(1, 25), rng.integers(1, 60)
+    people = rng.integers(1, 30)
+    levels = rng.choice([3, 10, 10**6])
+    distance = rng.integers(-levels, levels, (q, g)) / np.float64(levels)
+    dtype = rng.choice([np.float16, np.float32, np.float64])
+    excluded = rng.random((q, g)) < rng.choice([0.0, 0.2, 0.9])
+    query_person = rng.integers(0, people + 2, q)
+    return distance.astype(dtype), query_person, rng.integers(0, people, g), excluded
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_equals_the_slow_reference(seed):
+    distance, query_person, gallery_person, excluded = random_problem(seed)
+    found, mean = reference.rank_all(distance, query_person, gallery_person, excluded)
+    options = {"excluded": excluded, "block_bytes": 1 if seed % 2 else 1 << 20}
+    if mean is None:
+        with pytest.raises(ValueError, match="true image"):
+            rank_metrics(distance, query_person, gallery_person, **options)
+        return
+    result = rank_metrics(distance, query_person, gallery_person, **options)
+    assert result.mAP == pytest.approx(mean["ap"], abs=1e-12)
+    assert result.mINP == pytest.approx(mean["inp"], abs=1e-12)
+    np.testing.assert_allclose(result.cmc_id, mean["cmc_id"], atol=1e-12)
+    np.testing.assert_allclose(result.cmc_image, mean["cmc_image"], atol=1e-12)
+    for row, expected in enumerate(found):
+        assert result.rows.valid[row] == (expected is not None)
+        if expected is not None:
+            for key in ("ap", "inp"):
+                assert getattr(result.rows, key)[row] == pytest.approx(expected[key], abs=1e-12)
+            for key in ("rank_image", "rank_id", "num_true", "num_kept", "num_tied"):
+                assert getattr(result.rows, key)[row] == expected[key], key
+
+
+def test_the_random_problems_are_hard():
+    problems = [random_problem(seed) for seed in range(200)]
+    assert sum(len(np.unique(p[2])) < 20 for p in problems) > 50
+    assert sum(len(np.setdiff1d(p[1], p[2])) > 0 for p in problems) > 50
+    assert sum(len(np.unique(p[0])) < p[0].size for p in problems) > 100
+    assert sum(bool(p[3].any()) for p in problems) > 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_does_not_depend_on_order_without_ties(seed):
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(1, 12), rng.integers(2, 30)
+    # Distinct distances in every row.
+    distance = rng.permuted(np.tile(np.arange(g, dtype=np.float32), (q, 1)), axis=1) - g / 2
+    query_person, gallery_person = rng.integers(0, 5, q), rng.integers(0, 5, g)
+    query_person[0] = gallery_person[0]
+    rows, columns = rng.permutation(q), rng.permutation(g)
+    a = rank_metrics(distance, query_person, gallery_person)
+    b = rank_metrics(
+        distance[rows][:, columns], query_person[rows] * 3 + 1, gallery_person[columns] * 3 + 1
+    )
+    for field_a, field_b in zip(a.rows, b.rows, strict=True):
+        np.testing.assert_array_equal(field_a[rows], field_b)
+    assert a.mAP == pytest.approx(b.mAP, abs=1e-12)
+    np.testing.assert_allclose(a.cmc_id, b.cmc_id, atol=1e-12)
+    # An order-preserving change of the distances changes nothing, and neither do blocks.
+    c = rank_metrics(distance * 2 + 1, query_person, gallery_person, block_bytes=1)
+    assert (a.mAP, a.mINP, a.counts) == (c.mAP, c.mINP, c.counts)
+
+
+def test_shuffling_the_gallery_moves_only_what_is_tied():
+    rng = np.random.default_rng(0)
+    distance = np.round(rng.random((50, 40)), 1)
+    query_person, gallery_person = rng.integers(0, 8, 50), rng.integers(0, 8, 40)
+    columns = rng.permutation(40)
+    a = rank_metrics(distance, query_person, gallery_person).rows
+    b = rank_metrics(distance[:, columns], query_person, gallery_person[columns]).rows
+    np.testing.assert_array_equal(a.num_tied, b.num_tied)
+    assert not np.array_equal(a.ap, b.ap, equal_nan=True)
+    clear = a.num_tied == 0
+    np.testing.assert_array_equal(a.num_true, b.num_true)
+    np.testing.assert_array_equal(a.rank_id[clear], b.rank_id[clear])
+
+
+def test_inputs_are_not_modified():
+    distance, query_person, gallery_person, excluded = random_problem(7)
+    given_ = [distance.copy(), query_person.copy(), gallery_person.copy(), excluded.copy()]
+    for array in (distance, query_person, gallery_person, excluded):
+        array.flags.writeable = False  # a write would raise
+    rank_metrics(distance, query_person, gallery_person, excluded=excluded)
+    for before, after in zip(
+        given_, [distance, query_person, gallery_person, excluded], strict=True
+    ):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_lists_work_and_short_galleries_pad_the_curve():
+    result = rank_metrics([[0.2, 0.1]], [1], [1, 2])
+    assert result.cmc_id.tolist() == [0.0] + [1.0] * 19
+    assert result.cmc_image.shape == (20,)
+
+
+def test_empty_row_beside_good_ones():
+    # Everything is excluded from query 0; others are scored as if it were not there.
+    distance = np.array([[1.0, 2.0], [2.0, 1.0]])
+    excluded = np.array([[True, True], [False, False]])
+    result = rank_metrics(distance, [1, 1], [1, 2], excluded=excluded)
+    assert result.counts["valid_queries"] == 1
+    assert result.mAP == 0.5
+    assert result.rows.num_kept.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_not_finite_names_the_row(bad, dtype):
+    distance = np.zeros((6, 3), dtype)
+    distance[4, 2] = distance[5, 0] = bad
+    with pytest.raises(ValueError, match=r"row 4 .* column 2"):
+        rank_metrics(distance, np.ones(6, int), np.ones(3, int), block_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros(3), [1], [1]), r"distance is float64 \[3\]"),
+        ((np.zeros((1, 2), int), [1], [1, 1]), "distance is int64"),
+        ((np.zeros((1, 2)), [1, 2], [1, 1]), r"query_person .* expected integers \[1\]"),
+        ((np.zeros((1, 2)), [1], [1]), r"gallery_person .* expected integers \[2\]"),
+        ((np.zeros((1, 2)), [1.0], [1, 1]), "query_person is float64"),
+        ((np.zeros((1, 2)), [1], [2, 3]), r"people \(1..1\).*others \(2..3\)"),
+        ((np.zeros((0, 2)), [], [2, 3]), "no queries"),
+        ((np.zeros((2, 0)), [1, 2], []), "no gallery images"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rank_metrics(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"excluded": np.zeros((1, 2), int)}, "excluded is int64"),
+        ({"excluded": np.zeros((2, 1), bool)}, r"excluded is bool \[2, 1\]"),
+        ({"excluded": np.ones((1, 2), bool)}, "every true image is excluded"),
+        ({"max_rank": 0}, "max_rank is 0"),
+        ({"block_bytes": 0}, "block_bytes 0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        rank_metrics(np.zeros((1, 2)), [1], [1, 1], **options)
+
+
+def test_memory_stays_in_the_block():
+    # 1,500 x 2,000 keys would take 48 MB at once; run in a fresh process to see the peak.
+    code = """
+import resource, numpy as np
+from vireid_jax.metrics import rank_metrics
+rng = np.random.default_rng(0)
+d = np.round(rng.random((1500, 2000), np.float32), 4)
+q, g = rng.integers(0, 50, 1500), rng.integers(0, 50, 2000)
+rank_metrics(d[:10], q[:10], g)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rank_metrics(d, q, g, block_bytes=4 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(out.stdout) < 10_000  # KB
+
+
+def test_cosine_distance_equals_float64_loops():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(5, 16)), rng.normal(size=(7, 16))
+    expected = [[1 - q @ g / np.sqrt(q @ q) / np.sqrt(g @ g) for g in gallery] for q in query]
+    for scale in (1.0, 1e-200, 1e200):
+        distance = cosine_distance(query * scale, gallery)
+        assert distance.dtype == np.float32
+        np.testing.assert_allclose(distance, expected, atol=1e-6)
+    small = query.astype(np.float32) * np.float32(1e-30)  # squares vanish in float32
+    np.testing.assert_allclose(cosine_distance(small, gallery), expected, atol=1e-6)
+    half = cosine_distance(query.astype(np.float16), gallery)
+    np.testing.assert_allclose(half, expected, atol=2e-3)
+    pixels = rng.integers(0, 255, (3, 12), dtype=np.uint8)
+    np.testing.assert_allclose(np.diag(cosine_distance(pixels, pixels)), 0, atol=1e-6)
+
+
+def test_cosine_distance_takes_bfloat16():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    query = np.eye(3).astype(ml_dtypes.bfloat16)
+    np.testing.assert_allclose(cosine_distance(query, query), 1 - np.eye(3), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (np.array([[1.0, 0], [0, 0]]), "query features row 1 is all zeros"),
+        (np.array([[1.0, 0], [np.nan, 1]]), "query features row 1 holds a NaN"),
+        (np.array([[1.0, -np.inf]]), "query features row 0 holds"),
+        (np.ones(3), r"query features are float64 \[3\]"),
+        (np.array([["a"]]), "real matrix"),
+        (np.ones((1, 3)), "3 columns, gallery features 2"),
+    ],
+)
+def test_cosine_distance_bad_input(query, message):
+    with pytest.raises(ValueError, match=message):
+        cosine_distance(query, np.ones((1, 2)))
+
+
+def test_import_without_jax():
+    code = "import sys, json, vireid_jax.metrics; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in json.loads(out.stdout)}
+    assert "numpy" in loaded
+    assert not loaded & {"jax", "jaxlib", "flax", "torch", "tensorflow"}

@@ -1,0 +1,36 @@
+"""Integer keys in the order of distances, and their ranks."""
+
+import numpy as np
+
+
+def float_keys(value: np.ndarray) -> np.ndarray:
+    """Int32 [q, G] in the order of the float32 (or float16) values."""
+    # The bits of a float32 sort like an int32 once those of negative numbers are flipped.
+    # Adding 0 turns -0 into +0, which is the same distance.
+    bits = (value.astype(np.float32, copy=False) + np.float32(0)).view(np.int32)
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    return bits
+
+
+def dense_keys(value: np.ndarray) -> np.ndarray:
+    """Int64 [q, G] in the order of the values: 0 for a row's least value, 1 for the next."""
+    order = np.argsort(value, axis=1)
+    value = np.take_along_axis(value, order, axis=1)
+    step = np.zeros(value.shape, np.int64)
+    np.cumsum(value[:, 1:] != value[:, :-1], axis=1, out=step[:, 1:])
+    dense = np.empty_like(step)
+    np.put_along_axis(dense, order, step, axis=1)
+    return dense
+
+
+def count_below(rows: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Int64 [q, n]: how many entries of the sorted row [q, G] are below each value [q, n]."""
+    low = np.zeros(value.shape, np.int64)
+    high = np.full(value.shape, rows.shape[1], np.int64)
+    for _ in range(rows.shape[1].bit_length()):
+        middle = (low + high) >> 1
+        at = np.minimum(middle, rows.shape[1] - 1)  # low == high == G: answered already
+        below = (np.take_along_axis(rows, at, axis=1) < value) & (low < high)
+        low = np.where(below, middle + 1, low)
+        high = np.where(below, high, middle)
+    return low
