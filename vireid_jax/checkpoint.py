@@ -194,51 +194,6 @@ def find_step(
       ValueError: `step` is none of these.
     """
     directory = pathlib.Path(directory).absolute()
-    steps = _steps(directory)
-    chosen: int | None
-    if step == "best":
-        scores = _read_scores(directory)
-        chosen = _best(steps, scores, best_metric)
-        if chosen is None and steps:
-            raise FileNotFoundError(
-                f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, "
-                f"scored {sorted(set(scores) & set(steps))}); take step 'last' or one of these"
-            )
-    elif step == "last":
-        chosen = max(steps, default=None)
-    elif isinstance(step, int):
-        chosen = step
-    else:
-        raise ValueError(f"step is {step!r}, expected 'last', 'best' or a number of {steps}")
-    if chosen is None:
-        raise FileNotFoundError(f"no checkpoint in {directory}; {_listing(directory)}")
-    _require(directory, chosen)
-    return chosen
-
-
-def restore_variables(
-    directory: str | pathlib.Path,
-    target: Any,
-    step: int | str = "last",
-    *,
-    best_metric: str = "mAP",
-) -> tuple[Any, int]:
-    """Restores the variables alone, for evaluation; nothing in the folder changes.
-
-    Args:
-      directory: the folder of a `Checkpoints`; a run may be writing to it.
-      target: pytree of jax.ShapeDtypeStruct, as the state's "variables". Leaves without a
-        sharding are placed on the first local device.
-      step: "last", "best" or a step.
-      best_metric: the metric whose highest value is "best".
-
-    Returns:
-      (variables, step).
-
-    Raises:
-      FileNotFoundError: no such checkpoint; the message lists what the folder holds.
-      ValueError: the checkpoint is damaged, or its arrays differ from the target's.
-    """
     chosen = find_step(directory, step, best_metric=best_metric)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
@@ -248,6 +203,36 @@ def restore_variables(
         pathlib.Path(directory).absolute() / str(chosen), {"variables": target}, ("variables",)
     )
     return restored["variables"], chosen
+
+
+def find_step(
+    directory: str | pathlib.Path, step: int | str = "last", *, best_metric: str = "mAP"
+) -> int:
+    """The number behind "last", "best" or a number, of a step that is on disk.
+
+    Raises:
+      FileNotFoundError: there is none; the message lists what the folder holds.
+      ValueError: `step` is something else.
+    """
+    directory = pathlib.Path(directory).absolute()
+    steps = _steps(directory)
+    if isinstance(step, int):
+        _require(directory, step)
+        return step
+    if step not in ("last", "best"):
+        raise ValueError(f"step is {step!r}, expected 'last', 'best' or a number of {steps}")
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}; {_listing(directory)}")
+    if step == "last":
+        return steps[-1]
+    scores = _read_scores(directory)
+    best = _best(steps, scores, best_metric)
+    if best is None:
+        raise FileNotFoundError(
+            f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, scored "
+            f"{sorted(set(scores) & set(steps))}); take step 'last' or one of these"
+        )
+    return best
 
 
 class _Manager(ocp.CheckpointManager):

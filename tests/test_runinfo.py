@@ -1,0 +1,178 @@
+"""What a run was started with, and the refusal to resume it with something else."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vireid_jax import runinfo
+
+CONFIG = {
+    "seed": 0,
+    "run_name": "smcl_synthetic",
+    "allow_changes": False,
+    "sampler": {"num_ids": 8, "num_instances": 4, "steps_per_epoch": None},
+    "data": {"name": "synthetic", "image_size": (96, 48)},
+    "optim": {"lr": 1e-3, "milestones": (), "multipliers": (("backbone/.*", 0.1),)},
+    "loader": {"name": "arrays", "prefetch": 2},
+    "train": {"epochs": 30.0, "log_every": 10, "keep": 3},
+    "eval": {"protocols": ("sysu/all/single",)},
+}
+ARGV = [
+    "vireid_jax/main.py",
+    "--config",
+    "configs/smcl.py",
+    "--config.optim.lr=1e-3",
+    "--workdir=a b",
+]
+
+
+def changed(**sections):
+    config = copy.deepcopy(CONFIG)
+    for key, value in sections.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    return config
+
+
+@pytest.fixture
+def started(tmp_path):
+    runinfo.save_run_info(tmp_path / "run", CONFIG, ARGV)
+    return tmp_path / "run"
+
+
+def test_the_same_config_resumes(started, tmp_path):
+    assert runinfo.check_resume(started, CONFIG, allow=False) == []
+    assert runinfo.check_resume(started, copy.deepcopy(CONFIG), allow=True) == []
+    assert runinfo.check_resume(tmp_path / "nothing", CONFIG, allow=False) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"sampler": {"num_ids": 4}}, "sampler.num_ids: 8 -> 4"),
+        ({"sampler": {"steps_per_epoch": 5}}, "sampler.steps_per_epoch: null -> 5"),
+        ({"data": {"image_size": (96, 64)}}, "data.image_size: [96, 48] -> [96, 64]"),
+        ({"data": {"root": "/d"}}, 'data.root: (absent) -> "/d"'),
+        ({"train": {"epochs": 31.0}}, "train.epochs: 30.0 -> 31.0"),
+        ({"optim": {"multipliers": ()}}, 'optim.multipliers: [["backbone/.*", 0.1]] -> []'),
+        ({"data": "synthetic"}, 'data.name: "synthetic" -> (absent)'),
+    ],
+)
+def test_what_changes_the_training_is_refused(started, change, line):
+    config = changed(**change)
+    with pytest.raises(ValueError) as error:
+        runinfo.check_resume(started, config, allow=False)
+    message = str(error.value)
+    assert f"\n  {line}\n" in message
+    assert "--config.allow_changes=True" in message and "--workdir" in message
+    assert line in runinfo.check_resume(started, config, allow=True)
+    assert json.loads((started / "config.json").read_text())["seed"] == 0, "checking writes nothing"
+
+
+def test_every_difference_is_shown_and_nothing_else(started):
+    config = changed(seed=7, sampler={"num_ids": 2}, train={"log_every": 1})
+    with pytest.raises(ValueError) as error:
+        runinfo.check_resume(started, config, allow=False)
+    shown = [line for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert shown == ["  sampler.num_ids: 8 -> 2", "  seed: 0 -> 7"]
+
+
+def test_free_keys_may_change(started):
+    config = changed(
+        run_name="other",
+        allow_changes=True,
+        loader={"name": "tfdata", "prefetch": 8},
+        train={"log_every": 1, "keep": 9, "eval_every": 2.0},
+        eval={"trials": 3},
+    )
+    assert runinfo.check_resume(started, config, allow=False) == []
+
+
+def test_a_config_that_cannot_be_read(started):
+    (started / "config.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match=r"config\.json is not a config"):
+        runinfo.check_resume(started, CONFIG, allow=True)
+
+
+def test_starts_are_recorded_one_after_the_other(started, monkeypatch):
+    runinfo.save_run_info(started, changed(train={"log_every": 1}), ARGV)
+    commands = (started / "COMMAND").read_text().splitlines()
+    assert len(commands) == 2
+    # A line can be pasted into a shell: the time is a comment.
+    shell = f"for a in {commands[0]}\ndo printf '%s|' \"$a\"; done"
+    pasted = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
+    assert pasted.stdout == "|".join(ARGV) + "|"
+    saved = json.loads((started / "config.json").read_text())
+    assert saved["train"]["log_every"] == 10, "the config of the first start"
+    (env,) = json.loads((started / "env.json").read_text())
+    assert env["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert env["device_count"] == 4 and env["device_kind"] == "cpu" and env["numpy"]
+    monkeypatch.setattr(runinfo.platform, "python_version", lambda: "9.9.9")
+    runinfo.save_run_info(started, CONFIG, ARGV)
+    assert [e["python"] for e in json.loads((started / "env.json").read_text())][-1] == "9.9.9"
+
+
+def test_allowed_changes_become_the_config_and_the_old_one_is_kept(started):
+    for seed in (1, 2):
+        config = changed(seed=seed)
+        assert runinfo.check_resume(started, config, allow=True)
+        runinfo.save_run_info(started, config, ARGV)
+        assert runinfo.check_resume(started, config, allow=False) == []
+    seeds = [
+        json.loads((started / f"config{n}.json").read_text())["seed"] for n in ("", ".1", ".2")
+    ]
+    assert seeds == [2, 0, 1]
+
+
+def test_commit_of_a_clone(tmp_path, monkeypatch):
+    package = tmp_path / "vireid_jax"
+    package.mkdir()
+    (package / "runinfo.py").touch()
+    monkeypatch.setattr(runinfo, "__file__", str(package / "runinfo.py"))
+    assert runinfo.environment()["commit"] is None, "an installed package is no clone"
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        run = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return run.stdout.strip()
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD")
+    assert runinfo.environment()["commit"] == commit
+    (package / "runinfo.py").write_text("changed")
+    assert runinfo.environment()["commit"] == commit + "+"
+
+
+def test_config_comes_back_as_it_was(started):
+    config = runinfo.load_config(started)
+    assert config.to_dict() == CONFIG
+    assert isinstance(config.optim.multipliers[0], tuple)
+    with pytest.raises(AttributeError):
+        config.optim.lrr = 1.0
+    with pytest.raises(FileNotFoundError, match="not the folder of a run"):
+        runinfo.load_config(started.parent)
+
+
+def test_started_as_a_module(tmp_path):
+    runinfo.save_run_info(tmp_path, CONFIG, ["/src/vireid_jax/main.py", "--config=a"])
+    assert (tmp_path / "COMMAND").read_text().startswith("python -m vireid_jax.main --config=a  #")
+
+
+def test_which_keys_change_the_training():
+    keys = [
+        "optim.lr",
+        "train.epochs",
+        "data.seed",
+        "seed",
+        "eval.trials",
+        "train.keep",
+        "run_name",
+    ]
+    assert [runinfo.changes_training(k) for k in keys] == [True] * 4 + [False] * 3

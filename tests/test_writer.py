@@ -1,0 +1,217 @@
+"""The record of a run: valid, readable by TensorBoard, and the same after a resume."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from vireid_jax.writer import METRICS, Writer, duration, read_metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def untimed(folder):
+    return [{k: v for k, v in row.items() if k != "time"} for row in lines(folder)]
+
+
+def test_one_json_line_per_write(tmp_path):
+    writer = Writer(tmp_path / "new" / "run", tensorboard=False)
+    writer.write(1, {"loss": np.float32(0.5), "lr": 1e-3})
+    # On disk at once: a killed run keeps what it wrote.
+    assert untimed(tmp_path / "new/run") == [{"step": 1, "split": "train", "loss": 0.5, "lr": 1e-3}]
+    writer.write(2, {"mAP": 0.25}, split="val")
+    assert untimed(tmp_path / "new/run")[1] == {"step": 2, "split": "val", "mAP": 0.25}
+    with pytest.raises(ValueError, match=r"\['step'\]"):
+        writer.write(1, {"step": 3.0})
+    writer.close()
+    writer.close()
+
+
+def test_values_that_json_has_no_number_for(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False)
+    writer.write(1, {"a": float("nan"), "b": np.inf, "c": -np.inf, "d": 1e-30})
+    writer.close()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    text = (tmp_path / METRICS).read_text()
+    row = json.loads(text, parse_constant=refuse)
+    assert (row["a"], row["b"], row["c"], row["d"]) == ("nan", "inf", "-inf", 1e-30)
+    (back,) = read_metrics(tmp_path / METRICS)
+    assert np.isnan(back["a"]) and back["b"] == np.inf and back["c"] == -np.inf
+    assert back["step"] == 1 and back["split"] == "train"
+
+
+def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
+    def run(folder, first, last, resume_step):
+        writer = Writer(folder, tensorboard=False, resume_step=resume_step)
+        for step in range(first, last):
+            writer.write(step, {"loss": 1 / step})
+            if step % 4 == 0:
+                writer.write(step, {"mAP": step / 100}, split="val")
+        writer.close()
+
+    run(tmp_path / "whole", 1, 13, 0)
+    run(tmp_path / "cut", 1, 8, 0)
+    with (tmp_path / "cut" / METRICS).open("a") as f:
+        f.write('{"step": 8, "split": "tr')  # killed in the middle of a line
+    run(tmp_path / "cut", 5, 10, 4)  # the newest checkpoint was step 4
+    run(tmp_path / "cut", 9, 13, 8)
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+    run(tmp_path / "cut", 1, 13, 0)  # no checkpoint could be read: from the start
+    assert untimed(tmp_path / "cut") == untimed(tmp_path / "whole")
+    assert [p.name for p in (tmp_path / "cut").iterdir()] == [METRICS]
+
+
+def test_what_is_computed_again_for_the_resumed_step_is_written_once(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False, resume_step=0)
+    writer.write(4, {"loss": 1.0})
+    writer.write(4, {"mAP": 0.5}, split="val")
+    writer.close()
+    writer = Writer(tmp_path, tensorboard=False, resume_step=4)
+    writer.write(4, {"mAP": 0.5}, split="val")
+    writer.write(5, {"loss": 0.9})
+    writer.close()
+    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
+        (4, "train"),
+        (4, "val"),
+        (5, "train"),
+    ]
+
+
+def test_an_evaluation_adds_to_the_file(tmp_path):
+    writer = Writer(tmp_path, tensorboard=False, resume_step=0)
+    writer.write(9, {"loss": 1.0})
+    writer.close()
+    for _ in range(2):
+        writer = Writer(tmp_path, tensorboard=False)
+        writer.write(9, {"mAP": 0.5}, split="test")
+        writer.close()
+    assert [r["split"] for r in lines(tmp_path)] == ["train", "test", "test"]
+
+
+def test_read_metrics_tolerates_only_a_cut_last_line(tmp_path):
+    path = tmp_path / METRICS
+    path.write_text('{"step": 1, "split": "train", "loss": 1}\n{"step": 2, "spl')
+    assert [r["step"] for r in read_metrics(path)] == [1]
+    path.write_text('{"step": 1, "sp\n{"step": 2, "split": "train"}\n')
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        read_metrics(path)
+
+
+def test_unreadable_lines_are_dropped_with_a_warning(tmp_path, caplog):
+    (tmp_path / METRICS).write_text('\0\0\0\n{"step": 1, "split": "train", "loss": 1.0}\n[]\n')
+    Writer(tmp_path, tensorboard=False, resume_step=5).close()
+    assert [r["step"] for r in lines(tmp_path)] == [1]
+    assert caplog.text.count("cannot be read") == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own reader
+def test_tensorboard_reads_the_event_files(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = Writer(tmp_path, resume_step=0)
+    for step in range(1, 8):
+        writer.write(step, {"loss": step / 2})
+    writer.write(7, {"sysu/all/single/mAP": 0.5}, split="val")
+    writer.close()
+    writer = Writer(tmp_path, resume_step=4)
+    writer.write(5, {"loss": -5.0})
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "val/sysu/all/single/mAP"}
+    found = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert found == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0), (5, -5.0)]
+    assert events.Scalars("val/sysu/all/single/mAP") == [], "later than the step resumed from"
+
+
+def test_event_files_without_tensorflow(tmp_path):
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from vireid_jax.writer import Writer\n"
+        f"w = Writer({str(tmp_path)!r}); w.write(1, {{'loss': 2.0}}); w.close()\n"
+        "assert not any(m.startswith(('tensorflow.', 'jax')) for m in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_without_tensorboard_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
+    writer = Writer(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    writer.write(2, {"loss": 1.0})
+    writer.flush()
+    writer.close()
+    assert caplog.text.count("no TensorBoard event file") == 1
+    assert len(lines(tmp_path)) == 2
+
+
+def test_inactive_writer_touches_nothing(tmp_path):
+    console = io.StringIO()
+    writer = Writer(tmp_path / "run", console=console, active=False)
+    writer.write(1, {"loss": 1.0})
+    writer.progress(1, 2, {"loss": 1.0})
+    writer.say("hello")
+    writer.flush()
+    writer.close()
+    assert not (tmp_path / "run").exists() and console.getvalue() == ""
+
+
+def progress(console, tmp_path, steps, total, seconds_per_step):
+    now = [100.0]
+    writer = Writer(tmp_path, tensorboard=False, console=console, clock=lambda: now[0])
+    for step in steps:
+        now[0] = 100.0 + (step - steps[0]) * seconds_per_step
+        writer.progress(step, total, {"loss": 1.25 / step, "images_per_second": 3000.0})
+    return writer
+
+
+def test_plain_progress_lines_and_eta(tmp_path):
+    console = io.StringIO()
+    progress(console, tmp_path, [10, 20, 100], 100, 30.0).close()
+    assert console.getvalue().splitlines() == [
+        "step  10/100  10%  loss 0.125  images_per_second 3000",
+        "step  20/100  20%  loss 0.0625  images_per_second 3000  ETA 40:00",  # 80 steps of 30 s
+        "step 100/100 100%  loss 0.0125  images_per_second 3000  took 45:00",
+    ]
+
+
+def test_terminal_progress_is_one_line_rewritten(tmp_path):
+    console = Terminal()
+    writer = progress(console, tmp_path, [1, 2, 3], 100, 1.0)
+    writer.say("mAP 0.5")
+    writer.progress(4, 100, {"loss": 1.0})
+    writer.close()
+    text = console.getvalue()
+    assert text.count("\n") == 3  # before and after "mAP 0.5", and at the end
+    shown, said, rest = text.rstrip("\n").split("\n")
+    assert said == "mAP 0.5"
+    frames = [f for f in shown.split("\r") if f]
+    assert len(frames) == 3 and len(rest.split("\r")) == 2
+    # A shorter line covers the whole of the longer one before it.
+    assert len(frames[2]) >= len(frames[1].rstrip())
+    assert "  3/100   3%" in frames[2] and "ETA 1:37" in frames[2]
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.4, 60, 3599, 3723)] == [
+        "0 s",
+        "59 s",
+        "1:00",
+        "59:59",
+        "1:02:03",
+    ]
