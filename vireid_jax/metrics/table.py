@@ -119,8 +119,8 @@ def _notes(
     rows: Mapping[Key, Mapping[str, Any]], groups: Mapping[str, int], baselines: Collection[str]
 ) -> list[str]:
     notes = [
-        "percent; mAP ± its standard deviation over gallery draws; queries without a match are left "
-        "out"
+        "percent; mAP ± its standard deviation over gallery draws; "
+        "queries without a match are left out"
     ]
     for protocol in groups:
         result = next(result for (name, _), result in rows.items() if name == protocol)
