@@ -41,13 +41,13 @@ CAMERAS = (
     Camera(2, VISIBLE, "hall", (4, 11), (4, 8), light=(-0.5, 0.6, 0.62), ambient=0.58,
            tint=(0.95, 1.0, 0.99), exposure=(0.65, 1.0), noise=0.020, blur=0.0045),
     Camera(3, INFRARED, "hall", (4, 11), (4, 8), light=HEADLIGHT, ambient=0.22,
-           tint=(1.0, 1.0, 1.0), exposure=(0.75, 1.2), noise=0.026, blur=0.0050),
+           tint=(1.0, 1.0, 1.0), exposure=(0.75, 1.2), noise=0.020, blur=0.0045),
     Camera(4, VISIBLE, "plaza", (7, 14), (6, 11), light=(0.65, 0.68, 0.34), ambient=0.42,
            tint=(1.0, 0.99, 0.96), exposure=(0.9, 1.35), noise=0.012, blur=0.0040),
     Camera(5, VISIBLE, "garden", (3, 9), (6, 11), light=(-0.2, 0.9, 0.38), ambient=0.66,
            tint=(0.88, 0.97, 1.08), exposure=(0.55, 0.95), noise=0.022, blur=0.0050),
     Camera(6, INFRARED, "path", (5, 13), (6, 11), light=HEADLIGHT, ambient=0.15,
-           tint=(1.0, 1.0, 1.0), exposure=(0.6, 1.05), noise=0.036, blur=0.0055),
+           tint=(1.0, 1.0, 1.0), exposure=(0.8, 1.2), noise=0.026, blur=0.0048),
 )  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def shots(seed: int, person: np.ndarray, camera: np.ndarray, index: np.ndarray) 
 def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
     """The pose of each image: anyone may walk in any direction."""
     yaw = shot.value(1, -np.pi, np.pi)
-    # People mostly walk along a way: pull half of them towards the camera's axis.
-    along = shot.value(2, 0, 1) < 0.5
+    # People mostly walk along a way: pull most of them towards the camera's axis.
+    along = shot.value(2, 0, 1) < 0.6
     axis = np.where(np.abs(yaw) < np.pi / 2, 0.0, np.pi * np.sign(yaw))
     yaw = np.where(along, axis + 0.45 * (yaw - axis), yaw)
     still = shot.value(3, 0, 1) < 0.2
@@ -145,12 +145,12 @@ def project(
     low = np.where(shown, np.minimum(start[..., 1], end[..., 1]) - reach, 9).min(1)
 
     # The detector's box is a little wrong: scale, offset and aspect are drawn.
-    part = shot.value(14, 0.86, 1.03)
+    part = shot.value(14, 0.87, 1.01)
     scale = part / (high - low)
     slack = 1.0 - part
     top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.03, 0.03)
     aspect = shot.value(17, 0.40, 0.50)
-    center = aspect * (0.5 + shot.value(18, -0.11, 0.11))
+    center = aspect * (0.5 + shot.value(18, -0.09, 0.09))
     middle = 0.5 * (start[:, 4, 0] + end[:, 4, 0])
 
     def crop(points: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ def project(
     color = np.concatenate([color, np.zeros_like(color[..., :1])], -1)
     values = {
         "start": a, "axis": axis, "length": np.maximum(length, 1e-4), "radius": radius,
-        "cap": cap, "azimuth": -tubes["yaw"], "v": tubes["v"], "alpha": tubes["alpha"],
+        "cap": cap, "azimuth": -tubes["yaw"], "v": tubes["v"], "alpha": tubes["alpha"], "seam": tubes["seam"],
         "fold": np.stack(
             [tubes["fold"], np.broadcast_to(shot.value(19, 0, 9)[:, None], length.shape)], -1
         ),

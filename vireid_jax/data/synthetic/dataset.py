@@ -19,7 +19,7 @@ from vireid_jax.data.synthetic.identity import draw_people
 from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
 
 # Raise it whenever a pixel of any image changes: it is part of the cache's key.
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 
 # First person of each split: more identities in one never renumber those of another.
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
@@ -186,10 +186,10 @@ def load(
     *,
     image_size: tuple[int, int] = (96, 48),
     seed: int = 0,
-    train_ids: int = 80,
-    train_visible: int = 5,
-    train_infrared: int = 8,
-    val_ids: int = 16,
+    train_ids: int = 200,
+    train_visible: int = 3,
+    train_infrared: int = 5,
+    val_ids: int = 24,
     val_visible: int = 2,
     val_infrared: int = 3,
     test_ids: int = 64,

@@ -17,7 +17,7 @@ from vireid_jax.data.synthetic.pose import Gait, joints, turn
 # Rows of a projected tube, in the order in which `render` reads them.
 FIELDS = (
     ("start", 2), ("axis", 2), ("length", 1), ("radius", 4), ("cap", 2), ("azimuth", 1),
-    ("v", 2), ("alpha", 1), ("fold", 2), ("along", 4), ("around", 4), ("patch", 5),
+    ("v", 2), ("alpha", 1), ("seam", 1), ("fold", 2), ("along", 4), ("around", 4), ("patch", 5),
     ("color", 16),
 )  # fmt: skip
 WIDTH = sum(n for _, n in FIELDS)
@@ -54,6 +54,7 @@ class Builder:
         bias: np.ndarray | float = 0.0,
         yaw: np.ndarray | None = None,
         fold: np.ndarray | float = 0.0,
+        seam: float = 0.3,
     ) -> None:
         """Adds a tube from start to end [N, 3] (body axes) with 4-knot radii [N] each.
 
@@ -81,6 +82,7 @@ class Builder:
             "bias": np.broadcast_to(bias, (n,)),
             "yaw": self.yaw if yaw is None else self.yaw + yaw,
             "fold": np.broadcast_to(fold, (n,)),
+            "seam": np.broadcast_to(seam, (n,)),
         }
         for key, value in values.items():
             self.rows.setdefault(key, []).append(np.asarray(value, np.float64))
@@ -134,7 +136,7 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     end = root - np.stack([0 * up, np.where(bun, 0.01, length + up), 0.25 * back], 1)
     b.add(
         root, end, [thick, thick, thick * 1.05, thick * 0.8], [thick * 0.8] * 4,
-        who["hair_color"], cap=(thick * 0.6, thick * 0.35), bias=0.02,
+        who["hair_color"], seam=0.1, cap=(thick * 0.6, thick * 0.35), bias=0.02,
         alpha=(long_hair | tail | bun) & ~hood,
     )  # fmt: skip
     # A cap's peak points forward; a brimmed hat has it all around.
@@ -169,9 +171,9 @@ def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     # The Bezier knots overshoot the profile they draw: the waist sits at the second knot.
     b.add(
         down, at["chest"] - np.array([0.0, 0.02, 0.0]),
-        [hip, 1.3 * waist - 0.3 * hip, chest * 1.05, shoulder * 0.93],
+        [hip, 1.3 * waist - 0.3 * hip, chest * 1.12, shoulder * 0.84],
         [belly * 1.1, belly * 1.15, 0.066 + bulk, 0.055 + bulk],
-        who["top_color"], cap=(0.012, 0.045), bias=0.03, **top,
+        who["top_color"], cap=(0.012, 0.052), bias=0.03, **top,
     )  # fmt: skip
     # The lower garment or the skirts of a coat, from the waist to the hem.
     coat = who["coat_hem"] > 0
@@ -244,7 +246,7 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
             trouser, cap=(0.02, 0.006), v=(0.5, 1.0),
             patch=np.where((who["boot"] < 1)[:, None] & (hem > 0.9)[:, None], boot, cut),
             patch_color=_pick((who["boot"] < 1) & (hem > 0.9), who["shoe_color"], who["skin"]),
-            bias=behind + 0.01, fold=0.12, **leg,
+            bias=behind + 0.01, fold=0.12, seam=0.06, **leg,
         )  # fmt: skip
         heel = at["ankle" + side] - np.array([0.0, 0.02, 0.012])
         b.add(
@@ -256,7 +258,7 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
         upper, fore = 0.031 * limb + covered, 0.024 * limb + forearm
         b.add(
             at["shoulder" + side], at["elbow" + side],
-            [upper * 1.12, upper * 1.08, upper * 0.9, upper * 0.86], [upper] * 4,
+            [upper * 1.1, upper * 1.12, upper * 0.9, upper * 0.86], [upper] * 4,
             sleeve, cap=(0.03, 0.015), v=(0.0, 0.5), patch_color=who["skin"],
             bias=0.02, **arm,
         )  # fmt: skip
@@ -264,7 +266,7 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
             at["elbow" + side], at["wrist" + side],
             [upper * 0.86, fore * 1.1, fore, 0.019 + forearm], [upper * 0.86, fore, fore, fore],
             sleeve, cap=(0.015, 0.008), v=(0.5, 1.0), patch_color=who["skin"],
-            bias=0.03, **arm,
+            bias=0.03, seam=0.06, **arm,
         )  # fmt: skip
         b.add(
             at["wrist" + side], at["hand" + side], [0.018, 0.021, 0.02, 0.014], [0.018] * 4,

@@ -44,8 +44,11 @@ def _choice(rng: np.random.Generator, names: Sequence[Any], weights: Sequence[fl
     return int(rng.choice(len(names), p=weight / weight.sum()))
 
 
-def _dye(rng: np.random.Generator) -> np.ndarray:
-    row = _choice(rng, _DYES, [w for _, w in _DYES])
+def _dye(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
+    """A dye's linear color; `dull` above 0 makes vivid ones rarer."""
+    chroma = [(max(color) - min(color)) / 255 for color, _ in _DYES]
+    weights = [w * np.exp(-dull * c) for c, (_, w) in zip(chroma, _DYES, strict=True)]
+    row = _choice(rng, _DYES, weights)
     color = np.clip(np.asarray(_DYES[row][0]) + rng.normal(0, 9, 3), 8, 248)
     return linear(color)
 
@@ -53,12 +56,12 @@ def _dye(rng: np.random.Generator) -> np.ndarray:
 def _fabric_infrared(rng: np.random.Generator) -> float:
     """Near-infrared reflectance of a fabric: most are bright whatever their dye."""
     kind = _choice(rng, "abc", (0.42, 0.26, 0.32))
-    low, high = ((0.55, 0.85), (0.28, 0.5), (0.05, 0.18))[kind]
+    low, high = ((0.66, 0.92), (0.26, 0.46), (0.04, 0.14))[kind]
     return float(rng.uniform(low, high))
 
 
-def _cloth(rng: np.random.Generator) -> np.ndarray:
-    return np.append(_dye(rng), _fabric_infrared(rng))
+def _cloth(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
+    return np.append(_dye(rng, dull), _fabric_infrared(rng))
 
 
 def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
@@ -68,8 +71,8 @@ def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
         color = _dye(rng)
         if abs(np.sqrt(color.mean()) - np.sqrt(light)) > 0.3:
             break
-    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.75 else -1.0)
-    factor = 0.0 if rng.random() < 0.12 else rng.uniform(0.6, 1.0)
+    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.85 else -1.0)
+    factor = 0.0 if rng.random() < 0.07 else rng.uniform(0.65, 1.0)
     # In the infrared a print brightens or darkens its own fabric, as far as there is room.
     room = (0.88 - base[3]) if sign > 0 else (base[3] - 0.05)
     if room < 0.25:
@@ -152,7 +155,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["top"] = TOPS.index(top)
     who["top_color"] = _cloth(rng)
     who["top_second"] = _contrast(rng, who["top_color"])
-    kind = PRINTS[_choice(rng, PRINTS, (0.2, 0.15, 0.06, 0.08, 0.12, 0.12, 0.1, 0.1, 0.07))]
+    kind = PRINTS[_choice(rng, PRINTS, (0.15, 0.16, 0.07, 0.08, 0.13, 0.13, 0.1, 0.11, 0.07))]
     who.update(_pattern(rng, kind))
     who["sleeve_plain"] = float(rng.random() < 0.6 or kind in ("block", "print", "sides"))
     who["sleeve_second"] = float(rng.random() < 0.22)  # raglan: sleeves in the other color
@@ -170,7 +173,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
 
     bottom = BOTTOMS[_choice(rng, BOTTOMS, (0.44, 0.12, 0.15, 0.11, 0.1, 0.08))]
     who["bottom"] = BOTTOMS.index(bottom)
-    who["bottom_color"] = who["top_color"] if bottom == "dress" else _cloth(rng)
+    who["bottom_color"] = who["top_color"] if bottom == "dress" else _cloth(rng, 2.5)
     second = _contrast(rng, who["bottom_color"])
     who["bottom_second"] = second
     who["wide"] = rng.uniform(1.35, 1.7) if bottom == "wide" else rng.uniform(1.0, 1.18)
@@ -181,7 +184,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["flare"] = rng.uniform(1.0, 1.55)
     who["coat_hem"] = rng.uniform(0.3, 0.8) if top == "coat" else 0.0
     who["bare_leg"] = float(bottom in ("skirt", "dress") and rng.random() < 0.6)
-    who["tights"] = _cloth(rng)
+    who["tights"] = _cloth(rng, 3.0)
     legs = _choice(rng, "pskhr", (0.5, 0.18, 0.12, 0.12, 0.08))
     along, around = OFF, OFF
     if legs == 1:  # side stripe
@@ -195,7 +198,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
         who["bottom_second"] = np.array([0.6, 0.6, 0.58, 1.6])
     who["leg_along"], who["leg_around"] = np.array(along), np.array(around)
 
-    who["shoe_color"] = _cloth(rng)
+    who["shoe_color"] = _cloth(rng, 2.0)
     who["boot"] = rng.uniform(0.6, 0.85) if rng.random() < 0.2 else 2.0
     bag = BAGS[_choice(rng, BAGS, (0.36, 0.26, 0.2, 0.18))]
     who["bag"] = BAGS.index(bag)

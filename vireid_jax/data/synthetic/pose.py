@@ -94,7 +94,7 @@ def joints(who: dict[str, np.ndarray], gait: Gait) -> dict[str, np.ndarray]:
         flex = 0.18 + gait.effort * 0.3 * (1 + np.sin(phase)) / 2
         if side > 0:
             swing, flex = swing + 0.3 * gait.lift, flex + 1.9 * gait.lift
-        shoulder = out["chest"] + _point(side * (who["shoulder"] - 0.012), -0.018 + zero, zero)
+        shoulder = out["chest"] + _point(side * (who["shoulder"] - 0.014), -0.026 + zero, zero)
         elbow = _limb(shoulder, arm, swing, side * gait.spread)
         wrist = _limb(elbow, arm * 0.86, swing + flex, side * gait.spread * 0.3)
         out["shoulder" + suffix], out["elbow" + suffix] = shoulder, elbow

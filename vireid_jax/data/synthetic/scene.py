@@ -4,7 +4,7 @@ import numpy as np
 
 from vireid_jax.data.synthetic.cameras import _PLACE, CAMERAS, HEADLIGHT, Shot
 from vireid_jax.data.synthetic.figure import FIELDS, TUBES
-from vireid_jax.data.synthetic.identity import draw_person, linear
+from vireid_jax.data.synthetic.identity import draw_people, linear
 
 # Scene parameters in the order in which `render` reads them.
 SCENE = (
@@ -19,6 +19,7 @@ PERIOD = 3.2  # a place repeats after this many statures
 
 PLACES = ("corridor", "hall", "plaza", "garden", "path")
 _OUTDOORS = {"plaza", "garden", "path"}
+_STRANGERS = 61
 _PASSERBY = 1 << 30  # identities of people who walk through: never those of the data
 
 
@@ -46,7 +47,7 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
                 (0.0, rng.uniform(0.2, 0.4), rng.uniform(0.12, 0.3)),  # a bench, a low wall
                 (0.0, rng.uniform(0.9, 1.2), rng.uniform(0.1, 0.14)),  # an entrance
             )[kind]
-            color = np.append(_grey(rng, 40, 170, 16), rng.uniform(0.1, 0.5))
+            color = np.append(_grey(rng, 40, 170, 9), rng.uniform(0.1, 0.5))
         else:
             low, high, half = (
                 (0.0, rng.uniform(1.1, 1.25), rng.uniform(0.16, 0.22)),  # a door
@@ -54,14 +55,14 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
                 (0.0, 3.0, rng.uniform(0.04, 0.1)),  # a pillar
                 (0.0, rng.uniform(0.3, 0.55), rng.uniform(0.1, 0.2)),  # a cabinet
             )[kind]
-            color = np.append(_grey(rng, 50, 230, 22), rng.uniform(0.1, 0.75))
+            color = np.append(_grey(rng, 50, 220, 11), rng.uniform(0.1, 0.75))
         rects[r] = [centers[r], half, low, high, *color, 1.0]
     base = {
         "corridor": ((196, 190, 172), (120, 116, 110)), "hall": ((176, 184, 188), (146, 140, 128)),
         "plaza": ((150, 140, 128), (164, 160, 152)), "garden": ((88, 96, 70), (104, 102, 96)),
         "path": ((110, 104, 96), (92, 92, 94)),
     }[name]  # fmt: skip
-    jitter = rng.normal(0, 10, (2, 3))
+    jitter = rng.normal(0, 10, (2, 1)) + rng.normal(0, 3, (2, 3))
     leaf = {"plaza": 0.12, "garden": 0.62, "path": 0.45}.get(name, 0.0)
     return {
         "rects": rects,
@@ -119,7 +120,7 @@ def build(
     glow = np.stack(
         [
             center + 0.12 * value(25, -1, 1), value(26, 0.15, 0.6),
-            1 / value(27, 0.4, 0.75), np.full(n, 0.78 if infrared else 0.0),
+            1 / value(27, 0.55, 0.9), np.full(n, 0.78 if infrared else 0.0),
         ],
         1,
     )  # fmt: skip
@@ -136,7 +137,7 @@ def build(
     )  # fmt: skip
     block = _blocks(shot, aspect, feet, infrared)
     blur = shot.of("blur") * value(48, 0.5, 1.9)
-    drift = np.where(value(49, 0, 1) < 0.15, value(50, 1.5, 2.6), 1.0)
+    drift = np.where(value(49, 0, 1) < 0.1, value(50, 1.5, 2.6), 1.0)
     noise = shot.of("noise") * value(51, 0.6, 1.5)
     values = {
         "wall": _tone(fixed["wall"], infrared), "floor": _tone(fixed["floor"], infrared),
@@ -183,16 +184,16 @@ def passersby(shot: Shot, frame: dict[str, np.ndarray], infrared: bool) -> np.nd
       float32 [N, 3, figure.WIDTH]; most of them are switched off.
     """
     n, value = len(shot.key), shot.value
-    shown = (value(60, 0, 1) < 0.16).astype(np.float64)
+    shown = (value(60, 0, 1) < 0.13).astype(np.float64)
     right = np.where(value(61, 0, 1) < 0.5, 1.0, -1.0)
     aspect, scale, feet = frame["aspect"], frame["scale"], frame["feet"]
     size = scale * value(62, 0.82, 1.05)
     x = np.where(right > 0, aspect + value(63, -0.03, 0.07), value(63, -0.07, 0.03))
     ground = feet + value(64, -0.08, 0.05)
-    who = [draw_person(shot.seed, _PASSERBY + int(k) % 97) for k in shot.key]
+    who = draw_people(shot.seed, _PASSERBY + np.arange(_STRANGERS))
 
     def tone(name: str) -> np.ndarray:
-        color = np.array([w[name] for w in who])
+        color = who[name][shot.key % _STRANGERS]
         return np.append(_tone(color, infrared), np.zeros((n, 1)), 1)
 
     rows = []
@@ -207,7 +208,7 @@ def passersby(shot: Shot, frame: dict[str, np.ndarray], infrared: bool) -> np.nd
             "axis": np.stack([zero, zero - 1], 1), "length": (high - low) * size,
             "radius": np.array(radius)[None] * size[:, None],
             "cap": np.repeat(cap * size[:, None], 2, 1), "azimuth": zero,
-            "v": np.stack([zero, zero + 1], 1), "alpha": shown,
+            "v": np.stack([zero, zero + 1], 1), "alpha": shown, "seam": zero + 0.2,
             "fold": np.stack([zero + 0.1, zero], 1),
             "along": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
             "around": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
