@@ -13,8 +13,6 @@ written once and may be scored later.
 """
 
 import gc
-import json
-import math
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -26,10 +24,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vireid_jax import manifest
+from vireid_jax import manifest, scores
 
 DAMAGED = "damaged"  # the folder, beside the steps, that unreadable steps are moved into
-SCORES = "scores.json"
 
 
 class Checkpoints:
@@ -45,7 +42,7 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}, expected at least 1: resuming needs one checkpoint")
         self.directory = pathlib.Path(directory).absolute()
         self.best_metric = best_metric
-        self._scores = _read_scores(self.directory)
+        self._scores = scores.read(self.directory)
         policy = ocp.checkpoint_managers
         self._manager = _Manager(
             self.directory,
@@ -68,7 +65,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the highest `best_metric` (the later of equals), None if none is scored."""
-        return _best(self.steps(), self._scores, self.best_metric)
+        return scores.best(self.steps(), self._scores, self.best_metric)
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics that `step` was saved with; None means that it is yet to be evaluated."""
@@ -158,8 +155,7 @@ class Checkpoints:
     def _note(self, step: int, metrics: Mapping[str, float]) -> None:
         self._scores[step] = {k: float(v) for k, v in metrics.items()}
         if jax.process_index() == 0:
-            text = {str(k): _jsonable(v) for k, v in sorted(self._scores.items())}
-            _write_atomically(self.directory / SCORES, json.dumps(text, indent=1, allow_nan=False))
+            scores.write(self.directory, self._scores)
 
     def _set_aside(self, step: int, error: Exception) -> None:
         folder = self.directory / DAMAGED
@@ -184,16 +180,29 @@ class Checkpoints:
         )
 
 
-def find_step(
-    directory: str | pathlib.Path, step: int | str = "last", *, best_metric: str = "mAP"
-) -> int:
-    """The number of the checkpoint "last", "best" (highest `best_metric`) or `step`.
+def restore_variables(
+    directory: str | pathlib.Path,
+    target: Any,
+    step: int | str = "last",
+    *,
+    best_metric: str = "mAP",
+) -> tuple[Any, int]:
+    """Restores the variables alone, for evaluation; nothing in the folder changes.
+
+    Args:
+      directory: the folder of a `Checkpoints`; a run may be writing to it.
+      target: pytree of jax.ShapeDtypeStruct, as the state's "variables". Leaves without a
+        sharding are placed on the first local device.
+      step: "last", "best" or a step.
+      best_metric: the metric whose highest value is "best".
+
+    Returns:
+      (variables, step).
 
     Raises:
       FileNotFoundError: no such checkpoint; the message lists what the folder holds.
-      ValueError: `step` is none of these.
+      ValueError: the checkpoint is damaged, or its arrays differ from the target's.
     """
-    directory = pathlib.Path(directory).absolute()
     chosen = find_step(directory, step, best_metric=best_metric)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
@@ -225,12 +234,12 @@ def find_step(
         raise FileNotFoundError(f"no checkpoint in {directory}; {_listing(directory)}")
     if step == "last":
         return steps[-1]
-    scores = _read_scores(directory)
-    best = _best(steps, scores, best_metric)
+    known = scores.read(directory)
+    best = scores.best(steps, known, best_metric)
     if best is None:
         raise FileNotFoundError(
             f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, scored "
-            f"{sorted(set(scores) & set(steps))}); take step 'last' or one of these"
+            f"{sorted(set(known) & set(steps))}); take step 'last' or one of these"
         )
     return best
 
@@ -255,38 +264,8 @@ class _KeepBest:
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         del context
         own = self._checkpoints
-        best = _best([c.step for c in checkpoints], own._scores, own.best_metric)
+        best = scores.best([c.step for c in checkpoints], own._scores, own.best_metric)
         return [c.step == best for c in checkpoints]
-
-
-def _best(
-    steps: list[int], scores: Mapping[int, Mapping[str, float]], metric: str | None
-) -> int | None:
-    known = [(scores[s][metric], s) for s in steps if metric in scores.get(s, ())]  # type: ignore[index]
-    known = [pair for pair in known if not math.isnan(pair[0])]
-    return max(known)[1] if known else None
-
-
-def _read_scores(directory: pathlib.Path) -> dict[int, dict[str, float]]:
-    path = directory / SCORES
-    try:
-        text = json.loads(path.read_text())
-        return {int(s): {k: float(v) for k, v in m.items()} for s, m in text.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError, TypeError) as error:
-        logging.warning("%s cannot be read (%s): earlier scores are not known", path, error)
-        return {}
-
-
-def _jsonable(metrics: Mapping[str, float]) -> dict[str, float | str]:
-    return {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import ml_collections
 
 CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
 
@@ -69,11 +68,6 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def changes_training(key: str) -> bool:
-    """Whether parameters depend on a config key, such as "optim.lr"."""
-    return not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
 
 
 def check_resume(
@@ -156,27 +150,6 @@ def save_run_info(
     with (workdir / COMMAND).open("a", encoding="utf-8") as f:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         f.write(f"{shlex.join(argv)}  # {now}\n")
-
-
-def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """The config that a run was started with, locked; its lists are tuples again.
-
-    Raises:
-      FileNotFoundError: the folder is not one of a run.
-    """
-    path = pathlib.Path(workdir) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is not there, so {workdir} is not the folder of a run; name one with "
-            "--workdir, or a recipe with --config"
-        )
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(json.loads(path.read_text()))).lock()
 
 
 def environment() -> dict[str, Any]:
