@@ -21,7 +21,7 @@ CONFIG = {
     "eval": {"protocols": ("sysu/all/single",)},
 }
 ARGV = [
-    "vireid_jax/main.py",
+    "/home/me/.venv/bin/vireid",
     "--config",
     "configs/smcl.py",
     "--config.optim.lr=1e-3",
@@ -154,8 +154,6 @@ def test_config_comes_back_as_it_was(started):
     config = runinfo.load_config(started)
     assert config.to_dict() == CONFIG
     assert isinstance(config.optim.multipliers[0], tuple)
-    with pytest.raises(AttributeError):
-        config.optim.lrr = 1.0
     with pytest.raises(FileNotFoundError, match="not the folder of a run"):
         runinfo.load_config(started.parent)
 
