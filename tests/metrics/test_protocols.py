@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.metrics import reference
+from tests.metrics.test_ranking import peak_bytes
 from vireid_jax.metrics import PROTOCOLS, chance_map, draw_gallery, evaluate, get_protocol
 
 
@@ -108,6 +109,16 @@ def test_equals_loops(protocol, block_bytes):
         assert rows["R1"][q] == pytest.approx(np.mean([f["rank_image"] == 1 for f in valid]))
         assert rows["best_rank"][q] == min(f["rank_image"] for f in valid)
         assert rows["best_rank_id"][q] == min(f["rank_id"] for f in valid)
+
+
+def test_memory_stays_in_the_block():
+    w = world(people=40, images=8)
+    whole = peak_bytes(lambda: evaluate(**w, protocol="sysu/all/multi", trials=2))
+    blocks = peak_bytes(
+        lambda: evaluate(**w, protocol="sysu/all/multi", trials=2, block_bytes=1 << 20)
+    )
+    assert whole > 2 * blocks
+    assert blocks < (2 << 20) + w["gallery_features"].nbytes + w["query_features"].nbytes
 
 
 def test_result_is_plain_and_complete():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -229,21 +230,24 @@ def test_bad_options(options, message):
         rank_metrics(np.zeros((1, 2)), [1], [1, 1], **options)
 
 
-def test_memory_stays_in_the_block():
-    # 1,500 x 2,000 keys would take 48 MB at once; run in a fresh process to see the peak.
-    code = """
-import resource, numpy as np
-from vireid_jax.metrics import rank_metrics
-rng = np.random.default_rng(0)
-d = np.round(rng.random((1500, 2000), np.float32), 4)
-q, g = rng.integers(0, 50, 1500), rng.integers(0, 50, 2000)
-rank_metrics(d[:10], q[:10], g)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-rank_metrics(d, q, g, block_bytes=4 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(out.stdout) < 10_000  # KB
+def peak_bytes(run):
+    tracemalloc.start()  # NumPy reports its arrays to it
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_stays_in_the_block(dtype):
+    rng = np.random.default_rng(0)
+    distance = np.round(rng.random((800, 1000)), 3).astype(dtype)  # every row has ties
+    people = rng.integers(0, 50, 800), rng.integers(0, 50, 1000)
+    whole = peak_bytes(lambda: rank_metrics(distance, *people))
+    blocks = peak_bytes(lambda: rank_metrics(distance, *people, block_bytes=2 << 20))
+    assert whole > 12e6
+    assert blocks < 1.5 * (2 << 20)
 
 
 def test_cosine_distance_equals_float64_loops():
