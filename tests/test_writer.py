@@ -176,7 +176,8 @@ def progress(console, tmp_path, steps, total, seconds_per_step):
     writer = Writer(tmp_path, tensorboard=False, console=console, clock=lambda: now[0])
     for step in steps:
         now[0] = 100.0 + (step - steps[0]) * seconds_per_step
-        writer.progress(step, total, {"loss": 1.25 / step, "images_per_second": 3000.0})
+        scalars = {"id": 2.0, "norm": 3.0, "loss": 1.25 / step, "images_per_second": 3000.0}
+        writer.progress(step, total, scalars)
     return writer
 
 
@@ -184,9 +185,9 @@ def test_plain_progress_lines_and_eta(tmp_path):
     console = io.StringIO()
     progress(console, tmp_path, [10, 20, 100], 100, 30.0).close()
     assert console.getvalue().splitlines() == [
-        "step  10/100  10%  loss 0.125  images_per_second 3000",
-        "step  20/100  20%  loss 0.0625  images_per_second 3000  ETA 40:00",  # 80 steps of 30 s
-        "step 100/100 100%  loss 0.0125  images_per_second 3000  took 45:00",
+        "step  10/100  10%  loss 0.125  3000 img/s  id 2  norm 3",
+        "step  20/100  20%  loss 0.0625  3000 img/s  ETA 40:00  id 2  norm 3",  # 80 steps of 30 s
+        "step 100/100 100%  loss 0.0125  3000 img/s  took 45:00  id 2  norm 3",
     ]
 
 
@@ -205,6 +206,15 @@ def test_terminal_progress_is_one_line_rewritten(tmp_path):
     # A shorter line covers the whole of the longer one before it.
     assert len(frames[2]) >= len(frames[1].rstrip())
     assert "  3/100   3%" in frames[2] and "ETA 1:37" in frames[2]
+
+
+def test_what_does_not_fit_is_left_to_the_record(tmp_path):
+    console = io.StringIO()
+    writer = Writer(tmp_path, tensorboard=False, console=console)
+    writer.progress(1, 10, {f"term_{i}": 1.0 for i in range(40)})
+    writer.close()
+    text = console.getvalue()
+    assert 100 < len(text.rstrip("\n")) < 120 and text.endswith("  term_9 1\n")
 
 
 def test_durations():

@@ -13,6 +13,7 @@ written once and may be scored later.
 """
 
 import gc
+import logging as std_logging
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,7 @@ class Checkpoints:
     ):
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1: resuming needs one checkpoint")
+        _quiet_orbax()
         self.directory = pathlib.Path(directory).absolute()
         self.best_metric = best_metric
         self._scores = scores.read(self.directory)
@@ -328,6 +330,7 @@ def _read(folder: pathlib.Path, target: Any, items: tuple[str, ...]) -> Any:
 
 
 def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[manifest.Key, Any]:
+    _quiet_orbax()
     reason = ""
     # When a read fails, Orbax drops the reads still under way; each would print a page as it is
     # collected. The one reason that matters is in the error.
@@ -359,3 +362,19 @@ def _reason(error: BaseException) -> str:
     # TensorStore quotes the bytes that it could not parse.
     text = str(error).encode("ascii", "backslashreplace").decode()
     return f"{type(error).__name__}: {text.partition(chr(10))[0][:500]}"
+
+
+class _WarningsOfOrbax(std_logging.Filter):
+    """Lets what Orbax has to warn of through, but not its forty lines of progress per save."""
+
+    def filter(self, record: std_logging.LogRecord) -> bool:
+        return (
+            record.levelno > std_logging.INFO or "orbax" not in pathlib.Path(record.pathname).parts
+        )
+
+
+_warnings_of_orbax = _WarningsOfOrbax()
+
+
+def _quiet_orbax() -> None:
+    logging.get_absl_logger().addFilter(_warnings_of_orbax)  # the same one is added only once

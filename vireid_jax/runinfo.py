@@ -27,6 +27,7 @@ CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
 # the same ones). All others must stay: seed, data, batch, method, optimizer, augmentation, length.
 FREE_KEYS = (
     "allow_changes",
+    "data.cache",
     "eval.*",
     "loader.*",
     "run_name",

@@ -102,10 +102,13 @@ class Writer:
     def progress(self, step: int, total: int, scalars: Mapping[str, Any]) -> None:
         """Shows how far training is: one line in place on a terminal, a line each otherwise.
 
+        A line ends with the scalars that still fit into the terminal's width (120 columns where
+        there is no terminal); the record has all of them.
+
         Args:
           step: optimizer steps done.
           total: optimizer steps of the whole run.
-          scalars: what to show, in this order.
+          scalars: what to show: "loss" and "images_per_second" first, then in this order.
         """
         if not self._active:
             return
@@ -114,15 +117,21 @@ class Writer:
             self._start = (step, now)  # compilation came before and says nothing of what is left
         steps, seconds = step - self._start[0], now - self._start[1]
         parts = [f"step {step:{len(str(total))}d}/{total} {step / max(total, 1):4.0%}"]
-        parts += [f"{k} {float(v):.4g}" for k, v in scalars.items()]
+        shown = {k: float(v) for k, v in scalars.items()}
+        if (loss := shown.pop("loss", None)) is not None:
+            parts.append(f"loss {loss:.4g}")
+        if (rate := shown.pop("images_per_second", None)) is not None:
+            parts.append(f"{rate:.0f} img/s")
         if step >= total:
             parts.append(f"took {duration(seconds)}")
         elif steps > 0:
             parts.append(f"ETA {duration(seconds / steps * (total - step))}")
-        text = "  ".join(parts)
+        text = parts[0]
+        for part in [*parts[1:], *(f"{k} {v:.4g}" for k, v in shown.items())]:
+            if len(text) + 2 + len(part) >= _columns(self._console):
+                break
+            text += "  " + part
         if self._console.isatty():
-            columns = _columns(self._console)
-            text = text[: columns - 1]
             self._console.write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:
