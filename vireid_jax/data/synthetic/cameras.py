@@ -174,7 +174,8 @@ def project(
     color = np.concatenate([color, np.zeros_like(color[..., :1])], -1)
     values = {
         "start": a, "axis": axis, "length": np.maximum(length, 1e-4), "radius": radius,
-        "cap": cap, "azimuth": -tubes["yaw"], "v": tubes["v"], "alpha": tubes["alpha"], "seam": tubes["seam"],
+        "cap": cap, "azimuth": -tubes["yaw"], "v": tubes["v"], "alpha": tubes["alpha"],
+        "seam": tubes["seam"],
         "fold": np.stack(
             [tubes["fold"], np.broadcast_to(shot.value(19, 0, 9)[:, None], length.shape)], -1
         ),

@@ -19,7 +19,7 @@ from vireid_jax.data.synthetic.identity import draw_people
 from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
 
 # Raise it whenever a pixel of any image changes: it is part of the cache's key.
-RENDER_VERSION = 2
+RENDER_VERSION = 3
 
 # First person of each split: more identities in one never renumber those of another.
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
@@ -157,7 +157,8 @@ def _read(
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: np.load leaves the file open when the archive is broken.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             images = {name: stored[name] for name in shapes}  # a zip member: its CRC is checked
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"cannot read {path} ({error}); rendering it anew", stacklevel=3)

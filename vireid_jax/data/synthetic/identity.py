@@ -21,6 +21,8 @@ _DYES: tuple[tuple[tuple[int, int, int], float], ...] = (
     ((118, 164, 74), 0.8), ((92, 66, 48), 1.2), ((190, 164, 122), 1.5), ((98, 50, 118), 0.8),
     ((222, 130, 164), 1.0), ((50, 140, 146), 0.9), ((112, 34, 62), 0.8), ((150, 158, 112), 0.7),
 )  # fmt: skip
+_DYE_WEIGHTS = np.array([weight for _, weight in _DYES])
+_DYE_CHROMA = np.array([(max(color) - min(color)) / 255 for color, _ in _DYES])
 _SKINS = ((244, 208, 186), (228, 184, 152), (202, 154, 116), (154, 106, 74), (98, 66, 48))
 _HAIRS = ((24, 20, 18), (44, 32, 26), (84, 58, 40), (140, 96, 56), (196, 162, 104), (150, 148, 146))
 
@@ -40,15 +42,14 @@ def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _choice(rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float]) -> int:
-    weight = np.asarray(weights, np.float64)
-    return int(rng.choice(len(names), p=weight / weight.sum()))
+    # Generator.choice would do, at ten times the cost.
+    total = np.cumsum(np.asarray(weights, np.float64))
+    return min(int(np.searchsorted(total, rng.random() * total[-1], "right")), len(names) - 1)
 
 
 def _dye(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
     """A dye's linear color; `dull` above 0 makes vivid ones rarer."""
-    chroma = [(max(color) - min(color)) / 255 for color, _ in _DYES]
-    weights = [w * np.exp(-dull * c) for c, (_, w) in zip(chroma, _DYES, strict=True)]
-    row = _choice(rng, _DYES, weights)
+    row = _choice(rng, _DYES, _DYE_WEIGHTS * np.exp(-dull * _DYE_CHROMA))
     color = np.clip(np.asarray(_DYES[row][0]) + rng.normal(0, 9, 3), 8, 248)
     return linear(color)
 
