@@ -134,7 +134,7 @@ def _resnet(case: Case) -> Arrays:
     return _module(case, _Images(trunk, o.get("stems")), images)
 
 
-NOT_OF_THE_MODEL = ("metric", "optimizer", "switch", "updates")
+NOT_OF_THE_MODEL = ("metric", "optimizer", "switch", "updates", "conv1x1")
 
 
 def _model(case: Case) -> smcl.SMCL:
@@ -174,15 +174,16 @@ def _smcl(case: Case) -> Arrays:
 def _trajectory(case: Case) -> Arrays:
     data = case_inputs(case.name)
     model = _model(case)
-    optimizer = smcl.make_optimizer(model, case.options["optimizer"])
+    optimizer, schedule = smcl.make_optimizer(model, case.options["optimizer"])
+    two_step = case.options.get("updates") == "two_step"
     history: dict[str, list[np.ndarray]] = {}
     for t, label in enumerate(data["label"]):
-        images = _images(data["visible"][t]), _images(data["infrared"][t])
+        batch = (_images(data["visible"][t]), _images(data["infrared"][t])), _tensor(label)
         metric = t >= case.options["switch"]
-        if metric and case.options.get("updates") == "two_step":
-            values = smcl.two_step(model, optimizer, images, _tensor(label))
-        else:
-            values = smcl.train_step(model, optimizer, images, _tensor(label), metric)
+        values = smcl.train_step(model, optimizer, *batch, metric and not two_step)
+        if metric and two_step:
+            smcl.metric_step(model, optimizer, *batch)
+        schedule.step()
         for k, v in values.items():
             history.setdefault(f"history/{k}", []).append(_numpy(v))
     return {

@@ -166,17 +166,16 @@ _ALL = [
         {"depth": 10, "width": 8, "last_stride": 2, "conv1x1": "dot"},
         {**_NET, "size": (45, 23)},
     ),
-    Case("r10_eval", "resnet", {"depth": 10, "width": 8, "train": False}, _NET),
     Case(
-        "r10_stems",
+        "r10_eval",
         "resnet",
-        {"depth": 10, "width": 8, "specific": 1, "stems": (0, 1)},
+        {"depth": 10, "width": 8, "specific": 2, "stems": (0, 1), "train": False},
         _NET,
     ),
     Case(
-        "r18_two_stages",
+        "r18_stems",
         "resnet",
-        {"depth": 18, "width": 4, "specific": 2, "stems": (0, 1)},
+        {"depth": 18, "width": 4, "specific": 1, "stems": (0, 1)},
         {**_NET, "size": (33, 17)},
     ),
     Case(
@@ -203,21 +202,37 @@ _ALL = [
             "bn_running": "vi",
             "center_margin": 0.5,
             "metric_weight": 0.7,
-            "last_stride": 2,
+            "conv1x1": "conv",
+            "specific": 1,
         },
         _MODEL,
     ),
-    Case("smcl_none", "smcl", {**_SMALL, "auxiliary": "none", "id_margin": 1.0}, _MODEL),
     Case(
         "smcl_none_stems",
         "smcl",
-        {**_SMALL, "auxiliary": "none", "none_metric": "vi_symmetric", "specific": 1},
+        {
+            **_SMALL,
+            "auxiliary": "none",
+            "none_metric": "vi_symmetric",
+            "specific": 1,
+            "id_margin": 1.0,
+        },
         _MODEL,
     ),
     Case(
         "trajectory",
         "trajectory",
-        {**_SMALL, "optimizer": {"name": "adam", "lr": 1e-3, "weight_decay": 5e-4}, "switch": 5},
+        {
+            **_SMALL,
+            "optimizer": {
+                "name": "adam",
+                "lr": 2**-10,  # with gamma exact in float32, which learning rates are kept in
+                "weight_decay": 5e-4,
+                "milestones": [8],
+                "gamma": 0.25,
+            },
+            "switch": 5,
+        },
         {**_MODEL, "steps": 10},
     ),
     Case(
@@ -225,7 +240,7 @@ _ALL = [
         "trajectory",
         {
             **_SMALL,
-            "optimizer": {"name": "sgd", "lr": 1e-2, "momentum": 0.9, "weight_decay": 5e-4},
+            "optimizer": {"name": "sgd", "lr": 2**-7, "momentum": 0.9, "weight_decay": 5e-4},
             "switch": 2,
             "updates": "two_step",
         },

@@ -47,7 +47,7 @@ class GeM(nn.Module):
 
     def __init__(self, p: float = 3.0) -> None:
         super().__init__()
-        self.p = nn.Parameter(torch.tensor(p))
+        self.p = nn.Parameter(torch.tensor([p]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)
@@ -121,13 +121,11 @@ class SMCL(nn.Module):
         if self.syncretic:
             terms["id_syncretic"] = losses.cross_entropy(logits[:, 2], labels)
             terms["tri_center"] = losses.tri_center(g, labels, self.center_margin, self.normalize)
-            terms["global_center"] = losses.global_center(g, labels, self.normalize)
-        elif self.none_metric == "global":
-            terms["global_center"] = losses.global_center(g, labels, self.normalize)
-        else:
+        elif self.none_metric == "vi_symmetric":  # in the place of eq. (6)
             terms["symmetric_center"] = losses.symmetric_center(
                 g, labels, self.center_margin, self.normalize
             )
+        terms["global_center"] = losses.global_center(g, labels, self.normalize)
         return terms
 
     def total(self, terms: dict[str, torch.Tensor], metric: bool) -> torch.Tensor:
@@ -149,11 +147,20 @@ class SMCL(nn.Module):
         return {"bn": f, "pool": g}
 
 
-def make_optimizer(model: nn.Module, options: dict[str, Any]) -> torch.optim.Optimizer:
-    """Adam or SGD as PyTorch has them: weight decay is added to the gradient."""
+def make_optimizer(
+    model: nn.Module, options: dict[str, Any]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam or SGD as PyTorch has them (weight decay joins the gradient), and MultiStepLR.
+
+    `options`: name, lr, weight_decay, (momentum), milestones in steps, gamma.
+    """
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    rest = {k: v for k, v in options.items() if k != "name"}
-    return kinds[options["name"]](model.parameters(), **rest)
+    rest = {k: v for k, v in options.items() if k not in ("name", "milestones", "gamma")}
+    optimizer = kinds[options["name"]](model.parameters(), **rest)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, options.get("milestones", ()), options.get("gamma", 0.1)
+    )
+    return optimizer, schedule
 
 
 def train_step(
@@ -172,20 +179,25 @@ def train_step(
     return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}
 
 
-def two_step(
+def metric_step(
     model: SMCL,
     optimizer: torch.optim.Optimizer,
     images: tuple[torch.Tensor, torch.Tensor],
     labels: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Algorithm 1 read literally: a step on eq. (4), then one on the weighted eq. (8).
+) -> torch.Tensor:
+    """The second update of Algorithm 1 read literally, on the weighted eq. (8); returns eq. (8).
 
-    The second step goes through the network again, at the parameters that the first left.
+    It goes through the network again, at the parameters that the first update left. A batch
+    counts once for the running statistics: those of the first pass stand. Neck and classifier
+    get a zero gradient, not none, as in the PyTorch of the paper's time: their moments and the
+    decay move them a second time.
     """
-    first = train_step(model, optimizer, images, labels, metric=False)
-    optimizer.zero_grad()
+    statistics = {k: v.clone() for k, v in model.named_buffers()}
+    optimizer.zero_grad(set_to_none=False)
     terms = model.terms(*images, labels)
     adsl = sum(v for k, v in terms.items() if not k.startswith("id_"))
     (model.metric_weight * adsl).backward()
     optimizer.step()
-    return {**first, "adsl": adsl.detach()}
+    for k, v in model.named_buffers():
+        v.copy_(statistics[k])
+    return adsl.detach()

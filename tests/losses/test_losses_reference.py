@@ -1,0 +1,58 @@
+"""Every loss and building block against the equations written in PyTorch."""
+
+from functools import partial
+
+import pytest
+
+from tests.parity import loss_outputs, reference, sources
+from tests.reference import store
+from tests.reference.inputs import CASES, cases
+from vireid_jax.losses.center import row_centers
+from vireid_jax.losses.distance import pairwise_distance
+from vireid_jax.losses.identity import cross_entropy
+from vireid_jax.methods import smcl
+
+
+def _row_centers(features, labels, **options):
+    return row_centers(features, labels, **options)[0]
+
+
+FUNCTIONS = {
+    "pairwise_distance": (pairwise_distance, "a b"),
+    "cross_entropy": (cross_entropy, "logits labels"),
+    "row_centers": (_row_centers, "features labels"),
+    "tri_center": (smcl.tri_center_loss, "features labels"),
+    "global_center": (smcl.global_center_loss, "features labels"),
+    "symmetric_center": (smcl.symmetric_center_loss, "features labels"),
+}
+
+
+@sources
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("name", cases(*FUNCTIONS))
+def test_value_and_gradient(name, dtype, rtol, source):
+    function, arguments = FUNCTIONS[CASES[name].kind]
+    actual = loss_outputs(name, partial(function, **CASES[name].options), arguments, dtype)
+    assert {str(x.dtype) for x in actual.values()} == {dtype}
+    store.compare(actual, reference(name, source), rtol=rtol)
+
+
+def test_every_case_has_stored_outputs_and_none_is_left_over():
+    assert not store.missing_names()
+    assert set(store.stored_names()) <= set(CASES)
+
+
+def test_a_wrong_value_does_not_pass():
+    expected = store.load("tri_wide")
+    name = next(k for k in expected if k.startswith("digest:"))
+    actual = loss_outputs(
+        "tri_wide", partial(smcl.tri_center_loss, margin=3.0), "features labels", "float64"
+    )
+    key = name.removeprefix("digest:")
+    actual[key] = actual[key] * (1 + 1e-3)  # every entry off by 0.1 %
+    with pytest.raises(AssertionError, match="grad/features"):
+        store.compare(actual, expected, rtol=1e-5)
+    actual[key] = actual[key].copy()
+    actual[key][0, 0, 0] += actual[key].std()  # one entry off
+    with pytest.raises(AssertionError, match="grad/features"):
+        store.compare(actual, expected, rtol=1e-3)

@@ -1,0 +1,143 @@
+"""The whole SMCL model against PyTorch with the same weights, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity import (
+    module_outputs,
+    precision,
+    reference,
+    sources,
+    to_jax,
+    to_numpy,
+    weights,
+)
+from tests.reference import store
+from tests.reference.inputs import CASES, case_inputs, cases
+from vireid_jax import optim
+from vireid_jax.methods import smcl
+
+KEY = jax.random.key(0)
+STEPS_PER_EPOCH = 5
+NOT_OF_THE_MODEL = ("metric", "optimizer", "switch")
+
+
+def _method(name, switch):
+    case = CASES[name]
+    options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
+    return smcl.build(
+        image_size=case.shape["size"],
+        steps_per_epoch=STEPS_PER_EPOCH,
+        metric_from_epoch=switch / STEPS_PER_EPOCH,
+        **options,
+    )
+
+
+def _batch(name, step, dtype="float64"):
+    batch = {k: to_jax(v[step], dtype) for k, v in case_inputs(name).items()}
+    rows = len(batch["label"])
+    return {**batch, "camera": jnp.zeros((rows, 2), jnp.int32)}
+
+
+def _embeddings(method, variables, batch):
+    return {
+        name: jax.jit(method.embed, static_argnums=2)(variables, batch[name], modality)
+        for modality, name in enumerate(("visible", "infrared"))
+    }
+
+
+@functools.cache
+def _model(name):
+    """Terms, total, gradients and statistics at the step before or at which ADSL comes in."""
+    with precision("float64"):
+        method = _method(name, switch=5)
+        variables = weights(lambda: method.init(KEY), name, "float64")
+        batch = _batch(name, 0)
+        step = 5 if CASES[name].options.get("metric", True) else 4
+
+        def objective(params, rest, batch, step):
+            return method.loss({**rest, "params": params}, batch, KEY, step)
+
+        (total, aux), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(
+            variables["params"], variables, batch, jnp.asarray(step)
+        )
+        return to_numpy(
+            {
+                "total": total,
+                "terms": aux.terms,
+                "grad": {"params": gradient},
+                **aux.updates,
+                "embed": _embeddings(method, variables, batch),
+            }
+        )
+
+
+@sources
+@pytest.mark.parametrize("name", cases("smcl"))
+def test_model(name, source):
+    store.compare(_model(name), reference(name, source), rtol=1e-10)
+
+
+@functools.cache
+def _trajectory(name):
+    """Losses of every step, final weights and embeddings of a short training."""
+    options = dict(CASES[name].options["optimizer"])
+    milestones = [m / STEPS_PER_EPOCH for m in options.pop("milestones", ())]
+    tx, learning_rate = optim.make(
+        steps_per_epoch=STEPS_PER_EPOCH, epochs=2, milestones=milestones, **options
+    )
+    with precision("float64"):
+        method = _method(name, switch=CASES[name].options["switch"])
+        variables = weights(lambda: method.init(KEY), name, "float64")
+        state = tx.init(variables["params"])
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def update(loss, variables, state, batch, step):
+            def objective(params):
+                return loss({**variables, "params": params}, batch, KEY, step)
+
+            (total, aux), gradient = jax.value_and_grad(objective, has_aux=True)(
+                variables["params"]
+            )
+            updates, state = tx.update(gradient, state, variables["params"])
+            params = optim.apply(variables["params"], updates, learning_rate(step))
+            values = {**aux.terms, "total": total}
+            return {**variables, **aux.updates, "params": params}, state, values
+
+        history = []
+        for t in range(CASES[name].shape["steps"]):
+            step, batch = jnp.asarray(t), _batch(name, t)
+            variables, state, values = update(method.loss, variables, state, batch, step)
+            for later in method.later:
+                if t >= later.start_step:
+                    variables, state, _ = update(later.loss, variables, state, batch, step)
+            history.append(values)
+        stacked = {k: np.stack([h[k] for h in history]) for k in history[0]}
+        embeddings = _embeddings(method, variables, _batch(name, 0))
+        return to_numpy({"history": stacked, **variables, "embed": embeddings})
+
+
+@sources
+@pytest.mark.parametrize("name", cases("trajectory"))
+def test_training_trajectory(name, source):
+    """Adam or SGD with coupled decay; ADSL and a milestone come in on the way."""
+    store.compare(_trajectory(name), reference(name, source), rtol=1e-8)
+
+
+@sources
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("name", cases("smgm"))
+def test_generator(name, dtype, rtol, source):
+    smgm = smcl.SMGM(**CASES[name].options)
+    actual = module_outputs(
+        name,
+        lambda v, i: smgm.init(KEY, v, i),
+        lambda variables, v, i: (smgm.apply(variables, v, i), {}),
+        "visible infrared",
+        dtype,
+    )
+    store.compare(actual, reference(name, source), rtol=rtol)
