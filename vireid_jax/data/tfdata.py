@@ -1,6 +1,6 @@
 """The batches of `arrays.batches` by tf.data: in the background, and from encoded images.
 
-One of the two files that may import TensorFlow, so it is imported only where this loader
+The only file that imports TensorFlow at module level; it is imported only where this loader
 is asked for. Only the pixels go through TensorFlow; which rows, labels and cameras make up
 a batch is decided by the same NumPy code as in the array loader.
 """
