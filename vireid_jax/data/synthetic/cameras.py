@@ -88,7 +88,7 @@ def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
     """The pose of each image: anyone may walk in any direction."""
     yaw = shot.value(1, -np.pi, np.pi)
     # People mostly walk along a way: pull most of them towards the camera's axis.
-    along = shot.value(2, 0, 1) < 0.6
+    along = shot.value(2, 0, 1) < 0.7
     axis = np.where(np.abs(yaw) < np.pi / 2, 0.0, np.pi * np.sign(yaw))
     yaw = np.where(along, axis + 0.45 * (yaw - axis), yaw)
     still = shot.value(3, 0, 1) < 0.2
@@ -148,9 +148,9 @@ def project(
     part = shot.value(14, 0.87, 1.01)
     scale = part / (high - low)
     slack = 1.0 - part
-    top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.03, 0.03)
-    aspect = shot.value(17, 0.40, 0.50)
-    center = aspect * (0.5 + shot.value(18, -0.09, 0.09))
+    top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.04, 0.04)
+    aspect = shot.value(17, 0.42, 0.52)
+    center = aspect * (0.5 + shot.value(18, -0.13, 0.13))
     middle = 0.5 * (start[:, 4, 0] + end[:, 4, 0])
 
     def crop(points: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def _dye(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
 def _fabric_infrared(rng: np.random.Generator) -> float:
     """Near-infrared reflectance of a fabric: most are bright whatever their dye."""
     kind = _choice(rng, "abc", (0.42, 0.26, 0.32))
-    low, high = ((0.66, 0.92), (0.26, 0.46), (0.04, 0.14))[kind]
+    low, high = ((0.70, 0.92), (0.24, 0.42), (0.05, 0.14))[kind]
     return float(rng.uniform(low, high))
 
 
@@ -70,15 +70,15 @@ def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
     light = base[:3].mean()
     for _ in range(24):
         color = _dye(rng)
-        if abs(np.sqrt(color.mean()) - np.sqrt(light)) > 0.3:
+        if abs(np.sqrt(color.mean()) - np.sqrt(light)) > 0.35:
             break
-    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.85 else -1.0)
-    factor = 0.0 if rng.random() < 0.07 else rng.uniform(0.65, 1.0)
+    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.9 else -1.0)
+    factor = 0.0 if rng.random() < 0.06 else rng.uniform(0.7, 1.0)
     # In the infrared a print brightens or darkens its own fabric, as far as there is room.
     room = (0.88 - base[3]) if sign > 0 else (base[3] - 0.05)
-    if room < 0.25:
+    if room < 0.35:
         sign, room = -sign, (base[3] - 0.05) if sign > 0 else (0.88 - base[3])
-    return np.append(color, base[3] + sign * factor * min(room, 0.5))
+    return np.append(color, base[3] + sign * factor * min(room, 0.6))
 
 
 def _pattern(rng: np.random.Generator, kind: str) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def _pattern(rng: np.random.Generator, kind: str) -> dict[str, np.ndarray]:
     along, around = OFF, OFF
     patch = (0.0, 1.0, 0.0, 1.0, 0.0)
     if kind == "stripes":
-        period = rng.uniform(0.2, 0.42)
+        period = rng.uniform(0.2, 0.5)
         along = (rng.random(), period * rng.uniform(0.2, 0.32), period, 1.0)
     elif kind == "upright":
         period = rng.uniform(0.5, 0.8)
@@ -127,8 +127,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, _PERSON, person])
     who: dict[str, Any] = {}
     # Body: lean to heavy, and narrow hips to narrow shoulders, both continuous.
-    build, frame = rng.normal(0, 1), rng.uniform(-1, 1)
-    build = float(np.clip(build, -1.8, 2.2))
+    build, frame = rng.uniform(-1.7, 2.4), rng.uniform(-1.3, 1.3)
     who["shoulder"] = 0.112 + 0.012 * frame + 0.005 * build + rng.normal(0, 0.003)
     who["chest"] = 0.094 + 0.006 * frame + 0.010 * build
     who["waist"] = 0.080 + 0.004 * frame + 0.014 * build
@@ -137,7 +136,6 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["limb"] = 1.0 + 0.14 * build
     who["leg"] = rng.uniform(0.455, 0.52)
     who["head"] = rng.uniform(0.125, 0.145)
-    who["stature"] = 1.70 + 0.07 * frame + rng.normal(0, 0.05)
     who["stoop"] = abs(rng.normal(0, 0.05))
     who["stride"] = rng.uniform(0.3, 0.52)
     who["swing"] = rng.uniform(0.15, 0.5)
@@ -145,21 +143,21 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     skin = np.append(linear(_SKINS[rng.integers(5)]), rng.uniform(0.5, 0.62))
     who["skin"] = skin
     who["hair_color"] = np.append(linear(_HAIRS[rng.integers(6)]), rng.uniform(0.12, 0.55))
-    hair = HAIRS[_choice(rng, HAIRS, (0.07, 0.36, 0.17, 0.2, 0.1, 0.1))]
+    hair = HAIRS[_choice(rng, HAIRS, (0.1, 0.3, 0.16, 0.22, 0.11, 0.11))]
     who["hair"] = HAIRS.index(hair)
-    who["hair_volume"] = rng.uniform(1.0, 1.22) if hair != "bald" else 1.0
+    who["hair_volume"] = rng.uniform(1.0, 1.3) if hair != "bald" else 1.0
     who["hair_length"] = rng.uniform(0.10, 0.28)
-    who["hat"] = _choice(rng, HATS, (0.66, 0.12, 0.1, 0.06, 0.06))
+    who["hat"] = _choice(rng, HATS, (0.52, 0.14, 0.12, 0.12, 0.1))
     who["hat_color"] = _cloth(rng)
 
     top = TOPS[_choice(rng, TOPS, (0.08, 0.24, 0.25, 0.13, 0.16, 0.14))]
     who["top"] = TOPS.index(top)
     who["top_color"] = _cloth(rng)
     who["top_second"] = _contrast(rng, who["top_color"])
-    kind = PRINTS[_choice(rng, PRINTS, (0.15, 0.16, 0.07, 0.08, 0.13, 0.13, 0.1, 0.11, 0.07))]
+    kind = PRINTS[_choice(rng, PRINTS, (0.12, 0.18, 0.07, 0.09, 0.13, 0.13, 0.1, 0.11, 0.07))]
     who.update(_pattern(rng, kind))
     who["sleeve_plain"] = float(rng.random() < 0.6 or kind in ("block", "print", "sides"))
-    who["sleeve_second"] = float(rng.random() < 0.22)  # raglan: sleeves in the other color
+    who["sleeve_second"] = float(rng.random() < 0.28)  # raglan: sleeves in the other color
     # Sleeve ends at this part of the arm: 0 shoulder, 0.5 elbow, 1 wrist.
     low, high = {"tank": (-0.2, 0.05), "tshirt": (0.28, 0.48), "shirt": (0.6, 1.1)}.get(
         top, (1.1, 1.1)
@@ -172,12 +170,12 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["open_half"] = rng.uniform(0.3, 0.55)
     who["inner"] = _contrast(rng, who["top_color"])
 
-    bottom = BOTTOMS[_choice(rng, BOTTOMS, (0.44, 0.12, 0.15, 0.11, 0.1, 0.08))]
+    bottom = BOTTOMS[_choice(rng, BOTTOMS, (0.34, 0.13, 0.17, 0.14, 0.12, 0.1))]
     who["bottom"] = BOTTOMS.index(bottom)
     who["bottom_color"] = who["top_color"] if bottom == "dress" else _cloth(rng, 2.5)
     second = _contrast(rng, who["bottom_color"])
     who["bottom_second"] = second
-    who["wide"] = rng.uniform(1.35, 1.7) if bottom == "wide" else rng.uniform(1.0, 1.18)
+    who["wide"] = rng.uniform(1.4, 1.8) if bottom == "wide" else rng.uniform(1.0, 1.18)
     # Hems as a part of the leg: 0 hip, 0.5 knee, 1 ankle.
     who["leg_hem"] = rng.uniform(0.32, 0.6) if bottom == "shorts" else rng.uniform(0.95, 1.1)
     skirt = {"skirt": (0.3, 0.48), "long skirt": (0.62, 0.9), "dress": (0.36, 0.75)}
@@ -186,7 +184,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["coat_hem"] = rng.uniform(0.3, 0.8) if top == "coat" else 0.0
     who["bare_leg"] = float(bottom in ("skirt", "dress") and rng.random() < 0.6)
     who["tights"] = _cloth(rng, 3.0)
-    legs = _choice(rng, "pskhr", (0.5, 0.18, 0.12, 0.12, 0.08))
+    legs = _choice(rng, "pskhr", (0.36, 0.2, 0.17, 0.17, 0.1))
     along, around = OFF, OFF
     if legs == 1:  # side stripe
         around = (np.pi / 2, rng.uniform(0.35, 0.6), np.pi, 1.0)
@@ -201,12 +199,12 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
 
     who["shoe_color"] = _cloth(rng, 2.0)
     who["boot"] = rng.uniform(0.6, 0.85) if rng.random() < 0.2 else 2.0
-    bag = BAGS[_choice(rng, BAGS, (0.36, 0.26, 0.2, 0.18))]
+    bag = BAGS[_choice(rng, BAGS, (0.28, 0.3, 0.2, 0.22))]
     who["bag"] = BAGS.index(bag)
     who["bag_color"] = _cloth(rng)
     who["bag_second"] = _contrast(rng, who["bag_color"])
     who["bag_side"] = float(rng.choice([-1.0, 1.0]))
-    who["bag_size"] = rng.uniform(0.8, 1.3)
+    who["bag_size"] = rng.uniform(0.85, 1.45)
     who["bag_band"] = np.array((0.5, rng.uniform(0.1, 0.25), 99.0, float(rng.random() < 0.5)))
     who["strap_color"] = _cloth(rng)
     return who

@@ -124,7 +124,7 @@ def build(
         ],
         1,
     )  # fmt: skip
-    far = value(28, 0.35, 0.75) if infrared else value(28, 0.75, 1.1)
+    far = value(28, 0.3, 0.6) if infrared else value(28, 0.75, 1.1)
     far = np.where(outdoors & infrared, 0.55 * far, far)
     cast = value(29, -0.1, 0.1)
     shadow = np.stack(
@@ -137,7 +137,7 @@ def build(
     )  # fmt: skip
     block = _blocks(shot, aspect, feet, infrared)
     blur = shot.of("blur") * value(48, 0.5, 1.9)
-    drift = np.where(value(49, 0, 1) < 0.1, value(50, 1.5, 2.6), 1.0)
+    drift = np.where(value(49, 0, 1) < 0.1, value(50, 1.4, 2.2), 1.0)
     noise = shot.of("noise") * value(51, 0.6, 1.5)
     values = {
         "wall": _tone(fixed["wall"], infrared), "floor": _tone(fixed["floor"], infrared),
