@@ -1,19 +1,26 @@
-"""The batches of `arrays.batches` by tf.data: in the background, and from encoded images.
+"""The batches of `arrays.batches`, loaded ahead of time, and from encoded images by tf.data.
 
 The only file that imports TensorFlow at module level; it is imported only where this loader
 is asked for. Only the pixels go through TensorFlow; which rows, labels and cameras make up
 a batch is decided by the same NumPy code as in the array loader.
+
+No Python runs inside the tf.data pipeline (no from_generator, no numpy_function): a process
+that ends while such a pipeline lives may hang, waiting for an interpreter that is gone.
 """
 
+import collections
+import itertools
 import os
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
 from vireid_jax.data import arrays
 from vireid_jax.types import Batch, Records
+
+_SEGMENT = 512  # steps that one tf.data pipeline is made for
 
 
 def batches(
@@ -30,11 +37,12 @@ def batches(
 ) -> Iterator[Batch]:
     """The same batches in the same order as `arrays.batches`, loaded ahead of time.
 
-    Decoded images are gathered. Encoded images (bytes or paths) are read and decoded in
-    TensorFlow's threads, and resized there if their size is not `image_size`. Images stored
-    at that size come out exactly as from `arrays.decode`. Resized ones differ from it where
-    sums fall on the edge of rounding: measured in at most 8 % of pixels, by at most 2 gray
-    levels, mostly in less than 0.1 % by 1.
+    Decoded images are gathered by NumPy in a thread: TensorFlow would need a copy of them
+    all, and would read a memory-mapped array as a whole. Encoded images (bytes or paths) are
+    read and decoded in TensorFlow's threads, and resized there if their size is not
+    `image_size`; bytes are copied once. Images stored at that size come out exactly as from
+    `arrays.decode`. Resized ones differ from it where sums fall on the edge of rounding:
+    measured in at most 8 % of pixels, by at most 2 gray levels, mostly in less than 0.1 % by 1.
 
     Args:
       records: decoded images, encoded ones or paths.
@@ -71,71 +79,84 @@ def batches(
     else:
         arrays.check_size(image_size)
 
-    def steps() -> Iterator[np.ndarray]:
-        return arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
-
-    steps()  # bad arguments raise here, not in a thread
+    steps = arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
     # TensorFlow would take the memory of the accelerator that JAX trains on.
     for kind in ("GPU", "TPU"):
         try:
             tf.config.set_visible_devices([], kind)
         except RuntimeError:
             pass  # it has started already, by whoever asked for it
-    first, last, _ = rows.indices(plan(0).shape[2])
     if isinstance(images, np.ndarray):
-        dataset = _gathered(images, steps, last - first)
+        loaded = _gathered(images, steps, prefetch)
     else:
-        dataset = _decoded(records, steps, last - first, tuple(image_size or ()), filter)
-    return _walk(dataset.prefetch(prefetch), records, label, steps())
+        loaded = _decoded(records, steps, tuple(image_size or ()), filter, prefetch)
+    return (arrays.host_batch(pixels, records, label, index) for index, pixels in loaded)
 
 
-def _walk(
-    dataset: tf.data.Dataset, records: Records, label: np.ndarray, steps: Iterator[np.ndarray]
-) -> Iterator[Batch]:
-    images = dataset.as_numpy_iterator()
-    for index in steps:
-        try:
-            pixels = next(images)
-        except tf.errors.OpError as error:
-            _blame(records, index)
-            raise ValueError(f"TensorFlow cannot load a batch: {error.message}") from error
-        yield arrays.host_batch(pixels, records, label, index)
-
-
-def _gathered(images: np.ndarray, steps: Any, rows: int) -> tf.data.Dataset:
-    """uint8 [2, b, H, W, 3] from decoded images.
-
-    NumPy gathers: a tensor of all images would double the memory, and would read a
-    memory-mapped array as a whole.
-    """
-    spec = tf.TensorSpec((2, rows, *images.shape[1:]), tf.uint8)
-    return tf.data.Dataset.from_generator(
-        lambda: (images[index] for index in steps()), output_signature=spec
-    )
+def _gathered(
+    images: np.ndarray, steps: Iterator[np.ndarray], prefetch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each step's rows int [2, b] and images uint8 [2, b, H, W, 3], from decoded images."""
+    pool = ThreadPoolExecutor(1)
+    waiting: collections.deque = collections.deque()
+    try:
+        for index in steps:
+            waiting.append((index, pool.submit(images.__getitem__, index)))
+            if len(waiting) > prefetch:
+                ready, gathered = waiting.popleft()
+                yield ready, gathered.result()
+        for ready, gathered in waiting:
+            yield ready, gathered.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _decoded(
-    records: Records, steps: Any, rows: int, size: tuple[int, ...], filter: str
-) -> tf.data.Dataset:
-    """uint8 [2, b, H, W, 3] from encoded images or paths."""
-    images = records.images
-    stored = isinstance(images[0], bytes)
+    records: Records,
+    steps: Iterator[np.ndarray],
+    size: tuple[int, ...],
+    filter: str,
+    prefetch: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each step's rows int [2, b] and images uint8 [2, b, H, W, 3], from encoded images."""
+    encoded = isinstance(records.images[0], bytes)
+    with tf.device("CPU"):
+        stored = tf.constant([x if encoded else os.fspath(x) for x in records.images])
 
-    def encoded() -> Iterator[list]:
-        for index in steps():
-            yield [images[n] if stored else os.fspath(images[n]) for n in index.ravel()]
+    def load(row: tf.Tensor) -> tf.Tensor:
+        image = tf.gather(stored, row)
+        return _decode(image if encoded else tf.io.read_file(image), size, filter)
 
-    dataset = tf.data.Dataset.from_generator(
-        encoded, output_signature=tf.TensorSpec((2 * rows,), tf.string)
-    )
-    dataset = dataset.unbatch()
-    if not stored:
-        dataset = dataset.map(tf.io.read_file, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.map(
-        lambda image: _decode(image, size, filter), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    dataset = dataset.batch(2 * rows, drop_remainder=True)
-    return dataset.map(lambda x: tf.reshape(x, (2, rows, *size, 3)))
+    def pipeline(index: np.ndarray) -> Iterator[np.ndarray]:
+        rows = index.shape[2]
+        dataset = tf.data.Dataset.from_tensor_slices(index.ravel())
+        dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.batch(2 * rows, drop_remainder=True)
+        dataset = dataset.map(lambda x: tf.reshape(x, (2, rows, *size, 3))).prefetch(prefetch)
+        options = tf.data.Options()
+        options.experimental_warm_start = True  # load before the first batch is asked for
+        return dataset.with_options(options).as_numpy_iterator()
+
+    def segment() -> tuple[np.ndarray, Iterator[np.ndarray]] | None:
+        ahead = list(itertools.islice(steps, _SEGMENT))
+        if not ahead:
+            return None
+        index = np.stack(ahead)
+        return index, pipeline(index)
+
+    following = segment()
+    while following is not None:
+        index, images = following
+        following = None
+        for n in range(len(index)):
+            if n == len(index) - 1:
+                following = segment()  # starts loading while the last batch is in use
+            try:
+                loaded = next(images)
+            except tf.errors.OpError as error:
+                _blame(records, index[n])
+                raise ValueError(f"TensorFlow cannot load a batch: {error.message}") from error
+            yield index[n], loaded
 
 
 def _decode(image: tf.Tensor, size: tuple[int, ...], filter: str) -> tf.Tensor:
