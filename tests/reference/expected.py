@@ -81,7 +81,9 @@ def _module(case: Case, model: torch.nn.Module, images: Tensors, *args: Any) -> 
     (value * _tensor(direction(case.name, tuple(value.shape)))).sum().backward()
     return {
         "value": _numpy(value),
-        **{f"grad/{k}": _numpy(_rows_last(x.grad)) for k, x in images.items()},
+        **{
+            f"grad/{k}": _numpy(_rows_last(x.grad)) for k, x in images.items() if x.grad is not None
+        },
         **_parameter_gradients(model),
         **_state(model, "batch_stats/"),
     }

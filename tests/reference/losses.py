@@ -44,7 +44,7 @@ def centers(
     result = {}
     for p in sorted(set(labels.tolist())):
         rows = [n for n, y in enumerate(labels.tolist()) if y == p]
-        center = sum(features[n] for n in rows) / len(rows)  # [M, D]
+        center = torch.stack([features[n] for n in rows]).sum(0) / len(rows)  # [M, D]
         if normalize:
             center = torch.stack([c / norm(c) for c in center])
         result[p] = center

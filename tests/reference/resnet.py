@@ -30,6 +30,9 @@ class BatchNorm(nn.Module):
     batch together, and the first k alone move the running statistics.
     """
 
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
     def __init__(self, width: int, use_bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -178,7 +181,7 @@ class ResNet(nn.Module):
                 kept = None
                 if self.kept is not None:
                     kept = (len(members), sum(m < self.kept for m in members))
-                for stage in self.get_submodule(name).values():
+                for stage in self.get_submodule(name).children():
                     x = stage(x, kept)
                 for m, y in zip(members, x.unflatten(0, (-1, len(members))).unbind(1), strict=True):
                     maps[m] = y

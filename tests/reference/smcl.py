@@ -1,5 +1,6 @@
 """The whole SMCL model (Wei et al., ICCV 2021) and its training step in PyTorch."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -51,6 +52,15 @@ class GeM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)
+
+
+def _sum(values: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values)).sum()
+
+
+def adsl(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Eq. (8): the metric terms, unweighted."""
+    return _sum(v for k, v in terms.items() if not k.startswith("id_"))
 
 
 class SMCL(nn.Module):
@@ -130,11 +140,8 @@ class SMCL(nn.Module):
 
     def total(self, terms: dict[str, torch.Tensor], metric: bool) -> torch.Tensor:
         """Eq. (4), or eq. (9) once incremental training has brought the metric losses in."""
-        total = sum(v for k, v in terms.items() if k.startswith("id_"))
-        if metric:
-            adsl = sum(v for k, v in terms.items() if not k.startswith("id_"))
-            total = total + self.metric_weight * adsl
-        return total
+        total = _sum(v for k, v in terms.items() if k.startswith("id_"))
+        return total + self.metric_weight * adsl(terms) if metric else total
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, modality: int) -> dict[str, torch.Tensor]:
@@ -195,9 +202,9 @@ def metric_step(
     statistics = {k: v.clone() for k, v in model.named_buffers()}
     optimizer.zero_grad(set_to_none=False)
     terms = model.terms(*images, labels)
-    adsl = sum(v for k, v in terms.items() if not k.startswith("id_"))
-    (model.metric_weight * adsl).backward()
+    value = adsl(terms)
+    (model.metric_weight * value).backward()
     optimizer.step()
     for k, v in model.named_buffers():
         v.copy_(statistics[k])
-    return adsl.detach()
+    return value.detach()
