@@ -52,7 +52,7 @@ def run(
     Returns:
       The exit code, as `main` documents.
     """
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     preemption.install()
     _use_compilation_cache()
