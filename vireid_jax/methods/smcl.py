@@ -26,14 +26,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance, safe_norm, wide
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
-from vireid_jax.nets import init
+from vireid_jax.nets import init, options
+from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
-from vireid_jax.nets.resnet import ResNet, deinterleave, dot_1x1, feature_width
+from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width
 from vireid_jax.types import (
     INFRARED,
     VISIBLE,
@@ -145,68 +145,7 @@ def _check_modalities(features: jax.Array, modalities: int, order: str) -> None:
         raise ValueError(f"features {features.shape}, expected [B, {modalities}, D]: {order}")
 
 
-# --- Networks ---------------------------------------------------------------------------
-
-
-class SMGM(nn.Module):
-    """Syncretic modality generation module, eq. 1: s = conv2(relu(conv1(v) * conv1(i))).
-
-    Attributes:
-      width: channels between the two 1x1 convolutions; not given in the paper. With one
-        conv1 for both, products of affine maps of v and i span 8 dimensions; 16 leaves
-        slack for the ReLU.
-      shared: one conv1 for both modalities, since the text counts two convolutions.
-      initial: "kaiming", or "identity" (width 3: starts as s = relu(v * i)).
-      input: "standardized" works on images after mean and deviation; "unit" on images in
-        [0, 1], the result being standardized afterwards.
-      conv1x1: "conv" or "dot", see `ResNet`.
-      dtype: compute type; None follows the input.
-    """
-
-    width: int = 16
-    shared: bool = True
-    initial: str = "kaiming"
-    input: str = "standardized"
-    conv1x1: str = "conv"
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, visible: jax.Array, infrared: jax.Array) -> jax.Array:
-        """Two standardized image batches [B, H, W, 3], slot by slot of one identity, to one."""
-        if self.initial == "identity" and self.width != 3:
-            raise ValueError(f"smgm_init='identity' needs smgm_width=3, got {self.width}")
-        conv = partial(
-            nn.Conv,
-            kernel_size=(1, 1),
-            dtype=self.dtype,
-            kernel_init=_eye if self.initial == "identity" else init.kaiming_normal("fan_in"),
-            bias_init=init.constant(0.0),
-            conv_general_dilated=dot_1x1 if self.conv1x1 == "dot" else None,
-        )
-        mean, std = jnp.asarray(MEAN), jnp.asarray(STD)
-        if self.input == "unit":
-            visible, infrared = (_affine(x, std, mean) for x in (visible, infrared))
-        if self.shared:
-            conv1 = conv(self.width, name="conv1")
-            product = conv1(visible) * conv1(infrared)
-        else:
-            product = conv(self.width, name="conv1_visible")(visible) * conv(
-                self.width, name="conv1_infrared"
-            )(infrared)
-        syncretic = conv(3, name="conv2")(nn.relu(product))
-        if self.input == "unit":
-            syncretic = _affine(syncretic, 1 / std, -mean / std)
-        return syncretic
-
-
-def _eye(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.eye(shape[-2], shape[-1], dtype=dtype).reshape(shape)
-
-
-def _affine(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """Scales and shifts each channel, in the dtype of x."""
-    scale, shift = (v.reshape(1, 1, 1, 3).astype(x.dtype) for v in (scale, shift))
-    return x * scale + shift
+# --- Network ----------------------------------------------------------------------------
 
 
 class SMCLNet(nn.Module):
@@ -312,44 +251,38 @@ def build(
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    choices: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "pooling": (pooling, ("gap", "gem")),
-        "dtype": (dtype, ("float32", "bfloat16")),
-        "conv1x1": (conv1x1, ("auto", "conv", "dot")),
-        "auxiliary": (auxiliary, ("syncretic", "none")),
-        "none_metric": (none_metric, ("global", "vi_symmetric")),
-        "smgm_init": (smgm_init, ("kaiming", "identity")),
-        "smgm_input": (smgm_input, ("standardized", "unit")),
-        "cehl_form": (cehl_form, FORMS),
-        "updates": (updates, ("joint", "two_step")),
-        "bn_running": (bn_running, ("all", "vi")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
-    for name, number in dict(
-        id_margin=id_margin,
-        center_margin=center_margin,
-        metric_weight=metric_weight,
-        metric_from_epoch=metric_from_epoch,
-    ).items():
-        if number < 0:
-            raise ValueError(f"method.{name} is {number}, expected 0 or more")
-    if num_classes < 2:
-        raise ValueError(f"{num_classes} training identities, expected at least 2")
-    if conv1x1 == "auto":
-        conv1x1 = "dot" if jax.default_backend() == "cpu" else "conv"
-
+    options.check(
+        choices={
+            "pooling": (pooling, ("gap", "gem")),
+            "dtype": (dtype, options.DTYPES),
+            "conv1x1": (conv1x1, options.CONV1X1),
+            "auxiliary": (auxiliary, ("syncretic", "none")),
+            "none_metric": (none_metric, ("global", "vi_symmetric")),
+            "smgm_init": (smgm_init, ("kaiming", "identity")),
+            "smgm_input": (smgm_input, ("standardized", "unit")),
+            "cehl_form": (cehl_form, FORMS),
+            "updates": (updates, ("joint", "two_step")),
+            "bn_running": (bn_running, ("all", "vi")),
+        },
+        not_negative=dict(
+            id_margin=id_margin,
+            center_margin=center_margin,
+            metric_weight=metric_weight,
+            metric_from_epoch=metric_from_epoch,
+        ),
+        num_classes=num_classes,
+    )
+    feature_width(depth, width)  # refuses an unknown depth before anything is traced
     with_syncretic = auxiliary == "syncretic"
-    running = (3, 2) if with_syncretic and bn_running == "vi" else None
-    # None lets a module follow its input, so that float64 tests stay float64.
-    compute = jnp.bfloat16 if dtype == "bfloat16" else None
-    common = {"conv1x1": conv1x1, "dtype": compute}
-    smgm = dict(width=smgm_width, shared=smgm_shared, initial=smgm_init, input=smgm_input, **common)
-    backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
-    feature_width(depth, width)  # an unknown depth is refused here, before any tracing
     if with_syncretic and smgm_init == "identity" and smgm_width != 3:
         raise ValueError(f"smgm_init='identity' needs smgm_width=3, got {smgm_width}")
+    running = (3, 2) if with_syncretic and bn_running == "vi" else None
+    common = {
+        "conv1x1": options.resolve_conv1x1(conv1x1),
+        "dtype": options.compute_dtype(dtype),
+    }
+    smgm = dict(width=smgm_width, shared=smgm_shared, initial=smgm_init, input=smgm_input, **common)
+    backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
     net = SMCLNet(
         num_classes=num_classes,
         backbone_options={**backbone, **common, "running": running},

@@ -41,13 +41,13 @@ CAMERAS = (
     Camera(2, VISIBLE, "hall", (4, 11), (4, 8), light=(-0.5, 0.6, 0.62), ambient=0.58,
            tint=(0.95, 1.0, 0.99), exposure=(0.65, 1.0), noise=0.020, blur=0.0045),
     Camera(3, INFRARED, "hall", (4, 11), (4, 8), light=HEADLIGHT, ambient=0.22,
-           tint=(1.0, 1.0, 1.0), exposure=(0.75, 1.2), noise=0.020, blur=0.0045),
+           tint=(1.0, 1.0, 1.0), exposure=(0.75, 1.2), noise=0.015, blur=0.0038),
     Camera(4, VISIBLE, "plaza", (7, 14), (6, 11), light=(0.65, 0.68, 0.34), ambient=0.42,
            tint=(1.0, 0.99, 0.96), exposure=(0.9, 1.35), noise=0.012, blur=0.0040),
     Camera(5, VISIBLE, "garden", (3, 9), (6, 11), light=(-0.2, 0.9, 0.38), ambient=0.66,
            tint=(0.88, 0.97, 1.08), exposure=(0.55, 0.95), noise=0.022, blur=0.0050),
     Camera(6, INFRARED, "path", (5, 13), (6, 11), light=HEADLIGHT, ambient=0.15,
-           tint=(1.0, 1.0, 1.0), exposure=(0.8, 1.2), noise=0.026, blur=0.0048),
+           tint=(1.0, 1.0, 1.0), exposure=(0.8, 1.2), noise=0.019, blur=0.0042),
 )  # fmt: skip
 
 
@@ -145,12 +145,12 @@ def project(
     low = np.where(shown, np.minimum(start[..., 1], end[..., 1]) - reach, 9).min(1)
 
     # The detector's box is a little wrong: scale, offset and aspect are drawn.
-    part = shot.value(14, 0.87, 1.01)
+    part = shot.value(14, 0.84, 1.02)
     scale = part / (high - low)
     slack = 1.0 - part
-    top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.04, 0.04)
+    top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.03, 0.03)
     aspect = shot.value(17, 0.42, 0.52)
-    center = aspect * (0.5 + shot.value(18, -0.13, 0.13))
+    center = aspect * (0.5 + shot.value(18, -0.15, 0.15))
     middle = 0.5 * (start[:, 4, 0] + end[:, 4, 0])
 
     def crop(points: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def _choice(rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float]) -> int:
+def _choice(rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float] | np.ndarray) -> int:
     # Generator.choice would do, at ten times the cost.
     total = np.cumsum(np.asarray(weights, np.float64))
     return min(int(np.searchsorted(total, rng.random() * total[-1], "right")), len(names) - 1)
@@ -72,7 +72,7 @@ def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
         color = _dye(rng)
         if abs(np.sqrt(color.mean()) - np.sqrt(light)) > 0.35:
             break
-    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.9 else -1.0)
+    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.78 else -1.0)
     factor = 0.0 if rng.random() < 0.06 else rng.uniform(0.7, 1.0)
     # In the infrared a print brightens or darkens its own fabric, as far as there is room.
     room = (0.88 - base[3]) if sign > 0 else (base[3] - 0.05)
@@ -127,7 +127,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, _PERSON, person])
     who: dict[str, Any] = {}
     # Body: lean to heavy, and narrow hips to narrow shoulders, both continuous.
-    build, frame = rng.uniform(-1.7, 2.4), rng.uniform(-1.3, 1.3)
+    build, frame = rng.uniform(-1.7, 2.0), rng.uniform(-1.3, 1.3)
     who["shoulder"] = 0.112 + 0.012 * frame + 0.005 * build + rng.normal(0, 0.003)
     who["chest"] = 0.094 + 0.006 * frame + 0.010 * build
     who["waist"] = 0.080 + 0.004 * frame + 0.014 * build
@@ -180,7 +180,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["leg_hem"] = rng.uniform(0.32, 0.6) if bottom == "shorts" else rng.uniform(0.95, 1.1)
     skirt = {"skirt": (0.3, 0.48), "long skirt": (0.62, 0.9), "dress": (0.36, 0.75)}
     who["skirt_hem"] = rng.uniform(*skirt[bottom]) if bottom in skirt else 0.0
-    who["flare"] = rng.uniform(1.0, 1.55)
+    who["flare"] = rng.uniform(1.0, 1.5 if bottom != "long skirt" else 1.25)
     who["coat_hem"] = rng.uniform(0.3, 0.8) if top == "coat" else 0.0
     who["bare_leg"] = float(bottom in ("skirt", "dress") and rng.random() < 0.6)
     who["tights"] = _cloth(rng, 3.0)

@@ -124,7 +124,7 @@ def build(
         ],
         1,
     )  # fmt: skip
-    far = value(28, 0.3, 0.6) if infrared else value(28, 0.75, 1.1)
+    far = value(28, 0.25, 0.7) if infrared else value(28, 0.75, 1.1)
     far = np.where(outdoors & infrared, 0.55 * far, far)
     cast = value(29, -0.1, 0.1)
     shadow = np.stack(
@@ -137,7 +137,7 @@ def build(
     )  # fmt: skip
     block = _blocks(shot, aspect, feet, infrared)
     blur = shot.of("blur") * value(48, 0.5, 1.9)
-    drift = np.where(value(49, 0, 1) < 0.1, value(50, 1.4, 2.2), 1.0)
+    drift = np.where(value(49, 0, 1) < 0.07, value(50, 1.4, 2.2), 1.0)
     noise = shot.of("noise") * value(51, 0.6, 1.5)
     values = {
         "wall": _tone(fixed["wall"], infrared), "floor": _tone(fixed["floor"], infrared),
@@ -163,7 +163,7 @@ def _blocks(shot: Shot, aspect: np.ndarray, feet: np.ndarray, infrared: bool) ->
     """Something in front of some people: a post at a side or a low wall at the feet."""
     value = shot.value
     kind = value(40, 0, 1)
-    post, low = kind < 0.07, (kind >= 0.07) & (kind < 0.14)
+    post, low = kind < 0.06, (kind >= 0.06) & (kind < 0.12)
     right = value(41, 0, 1) < 0.5
     width = value(42, 0.05, 0.13)
     x0 = np.where(post, np.where(right, aspect - width, -0.1), -0.1)
@@ -184,7 +184,7 @@ def passersby(shot: Shot, frame: dict[str, np.ndarray], infrared: bool) -> np.nd
       float32 [N, 3, figure.WIDTH]; most of them are switched off.
     """
     n, value = len(shot.key), shot.value
-    shown = (value(60, 0, 1) < 0.13).astype(np.float64)
+    shown = (value(60, 0, 1) < 0.1).astype(np.float64)
     right = np.where(value(61, 0, 1) < 0.5, 1.0, -1.0)
     aspect, scale, feet = frame["aspect"], frame["scale"], frame["feet"]
     size = scale * value(62, 0.82, 1.05)

@@ -1,0 +1,52 @@
+"""Checks and look-ups that the `build` functions of the methods share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check(
+    *,
+    choices: Mapping[str, tuple[str, Sequence[str]]],
+    not_negative: Mapping[str, float],
+    num_classes: int,
+) -> None:
+    """Refuses impossible options before anything is traced.
+
+    Args:
+      choices: option -> (value, allowed values).
+      not_negative: option -> number.
+      num_classes: identities in training.
+
+    Raises:
+      ValueError: naming the option, what it is and what it may be.
+    """
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
+    for name, number in not_negative.items():
+        if number < 0:
+            raise ValueError(f"method.{name} is {number}, expected 0 or more")
+    if num_classes < 2:
+        raise ValueError(f"{num_classes} training identities, expected at least 2")
+
+
+DTYPES = ("float32", "bfloat16")
+CONV1X1 = ("auto", "conv", "dot")
+
+
+def compute_dtype(dtype: str) -> Any:
+    """The compute type of modules; None (for "float32") lets them follow their input.
+
+    A float64 input then stays float64, which is how whole networks are compared.
+    """
+    return jnp.bfloat16 if dtype == "bfloat16" else None
+
+
+def resolve_conv1x1(conv1x1: str) -> str:
+    """Turns "auto" into "dot" on CPU, where that is faster, and "conv" on accelerators."""
+    if conv1x1 == "auto":
+        return "dot" if jax.default_backend() == "cpu" else "conv"
+    return conv1x1
