@@ -1,6 +1,7 @@
 """Checkpoints: exact, kept as promised, and never silently wrong."""
 
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -399,3 +400,14 @@ def test_manifest_names_every_array(two_steps):
         "crc32": zlib.crc32(kernel.tobytes()),
     }
     assert "optimizer/1/0/mu/conv/kernel" in arrays
+
+
+def test_orbax_tells_only_what_to_worry_about(make, caplog):
+    caplog.set_level(logging.INFO, logger="absl")
+    make().save(1, make_state(1), wait=True)
+    make().restore(abstract(make_state()))
+    assert not caplog.records
+    from absl import logging as absl_logging
+
+    absl_logging.info("others are heard")
+    assert "others are heard" in caplog.text

@@ -6,9 +6,10 @@ A step is one Orbax folder `<directory>/<step>/`, committed by a rename, with th
   training    the rest of the state (optimizer moments, counters)
   manifest    JSON: shape, dtype and CRC-32 of every array, and a CRC-32 of itself
 
-Orbax notices a missing file; it does not notice every wrong byte, and a chunk that is gone may
-come back as zeros. The manifest closes that gap: a restore either returns the bits that were
-saved or says that it cannot. Scores live beside the steps in `scores.json`, so that a step is
+Orbax notices files that it cannot parse, not sound files with the wrong arrays in them. The
+manifest closes that gap: a restore either returns the bits that were saved or says that it
+cannot. (An array that is sharded over several processes has no checksum: none of them holds all
+of it.) Scores live beside the steps in `scores.json`, so that a step is
 written once and may be scored later.
 """
 
