@@ -41,7 +41,9 @@ def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def _choice(rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float] | np.ndarray) -> int:
+def _choice(
+    rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float] | np.ndarray
+) -> int:
     # Generator.choice would do, at ten times the cost.
     total = np.cumsum(np.asarray(weights, np.float64))
     return min(int(np.searchsorted(total, rng.random() * total[-1], "right")), len(names) - 1)
