@@ -4,6 +4,9 @@ Across modalities neither raw pixels nor histograms find a person; within the vi
 they do, and the geometry that both modalities share is there to be learned.
 """
 
+import pathlib
+import tempfile
+
 import numpy as np
 import pytest
 
@@ -14,7 +17,11 @@ from vireid_jax.data.synthetic import dataset
 @pytest.fixture(scope="module")
 def test_split():
     # Two training people: the test images are the default ones all the same.
-    return synthetic.load(train_ids=2, train_visible=1, train_infrared=1, val_ids=0).test
+    # Kept between runs where the compilation cache is, not in the user's own cache.
+    folder = pathlib.Path(tempfile.gettempdir()) / "vireid_jax_synthetic"
+    return synthetic.load(
+        train_ids=2, train_visible=1, train_infrared=1, val_ids=0, cache=folder
+    ).test
 
 
 def unit(rows):

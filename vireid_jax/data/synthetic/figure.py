@@ -126,7 +126,7 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
         along=_layer(1.6, 1.6 - line, 99.0, hatted), along_color=who["hat_color"],
         patch=face, patch_color=who["skin"], bias=0.05, yaw=gait.head_yaw,
     )  # fmt: skip
-    # Loose hair, a tail or a bun behind the head.
+    # Loose hair, a tail or a bun behind the head: over the back, never over the chest.
     tail, bun = hair == HAIRS.index("ponytail"), hair == HAIRS.index("bun")
     length = np.where(hair == HAIRS.index("long"), who["hair_length"], np.where(tail, 0.15, 0.06))
     thick = np.where(long_hair, 0.40, np.where(tail, 0.14, 0.22)) * head * volume
@@ -136,7 +136,8 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     end = root - np.stack([0 * up, np.where(bun, 0.01, length + up), 0.25 * back], 1)
     b.add(
         root, end, [thick, thick, thick * 1.05, thick * 0.8], [thick * 0.8] * 4,
-        who["hair_color"], seam=0.1, cap=(thick * 0.6, thick * 0.35), bias=0.02,
+        who["hair_color"], seam=0.1, cap=(thick * 0.6, thick * 0.35),
+        bias=0.02 - 0.08 * np.cos(b.yaw),
         alpha=(long_hair | tail | bun) & ~hood,
     )  # fmt: skip
     # A cap's peak points forward; a brimmed hat has it all around.

@@ -74,7 +74,7 @@ def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
         color = _dye(rng)
         if abs(np.sqrt(color.mean()) - np.sqrt(light)) > 0.35:
             break
-    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.78 else -1.0)
+    sign = np.sign(color.mean() - light) * (1.0 if rng.random() < 0.92 else -1.0)
     factor = 0.0 if rng.random() < 0.06 else rng.uniform(0.7, 1.0)
     # In the infrared a print brightens or darkens its own fabric, as far as there is room.
     room = (0.88 - base[3]) if sign > 0 else (base[3] - 0.05)
