@@ -22,6 +22,9 @@ LOSSES = {
     "symmetric_center": (partial(symmetric_center_loss, margin=2.0), 2),
     "symmetric_center_unit": (partial(symmetric_center_loss, margin=0.6, normalize=True), 2),
 }
+# Jitted once for all tests; one of them compares with the functions as they are.
+VALUES = {name: jax.jit(loss) for name, (loss, _) in LOSSES.items()}
+GRADIENTS = {name: jax.jit(jax.value_and_grad(loss)) for name, (loss, _) in LOSSES.items()}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -32,8 +35,7 @@ def _features(modalities, ids=P, seed=0):
 
 
 def _case(name):
-    loss, modalities = LOSSES[name]
-    return loss, _features(modalities)
+    return VALUES[name], _features(LOSSES[name][1])
 
 
 def _by_hand(name, x, labels):
@@ -66,10 +68,10 @@ def test_value_is_the_sum_over_identities(name):
 
 @every_loss
 def test_identities_may_be_permuted_jointly(name):
-    loss, x = _case(name)
-    value, gradient = jax.value_and_grad(loss)(x, LABELS)
+    _, x = _case(name)
+    value, gradient = GRADIENTS[name](x, LABELS)
     order = np.arange(P * K).reshape(P, K)[[2, 0, 3, 1]].ravel()
-    moved, moved_gradient = jax.value_and_grad(loss)(x[order], LABELS[order])
+    moved, moved_gradient = GRADIENTS[name](x[order], LABELS[order])
     np.testing.assert_allclose(moved, value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(moved_gradient, gradient[order], rtol=1e-4, atol=1e-6)
 
@@ -101,8 +103,8 @@ def test_only_the_partition_into_identities_counts_not_their_numbers(name):
 @every_loss
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_identical_rows_are_finite(name, value):
-    loss, x = _case(name)
-    total, gradient = jax.value_and_grad(loss)(jnp.full(x.shape, value), LABELS)
+    _, x = _case(name)
+    total, gradient = GRADIENTS[name](jnp.full(x.shape, value), LABELS)
     assert np.isfinite(total) and np.isfinite(gradient).all()
     if not name.startswith("global"):  # every distance is (nearly) 0: the margins remain
         margin = 0.6 if "unit" in name else 2.0
@@ -112,17 +114,17 @@ def test_identical_rows_are_finite(name, value):
 @every_loss
 def test_one_image_per_identity_shown_thrice_is_finite(name):
     """Images are drawn with replacement: a center may coincide with the other modality's."""
-    loss, x = _case(name)
+    _, x = _case(name)
     x = np.repeat(x[::K, :1], x.shape[1], 1).repeat(K, 0)
-    total, gradient = jax.value_and_grad(loss)(x, LABELS)
+    total, gradient = GRADIENTS[name](x, LABELS)
     assert np.isfinite(total) and np.isfinite(gradient).all()
 
 
 @every_loss
 def test_a_single_identity_is_finite(name):
     """No other identity, no negative: hinges are 0, distances between modalities remain."""
-    loss, x = _case(name)
-    total, gradient = jax.value_and_grad(loss)(x, np.zeros_like(LABELS))
+    _, x = _case(name)
+    total, gradient = GRADIENTS[name](x, np.zeros_like(LABELS))
     assert np.isfinite(total) and np.isfinite(gradient).all()
     if not name.startswith("global"):
         assert float(total) == 0 and not np.any(gradient)
@@ -131,21 +133,20 @@ def test_a_single_identity_is_finite(name):
 @every_loss
 def test_two_identities_share_their_nearest_pair(name):
     """P = 2: both anchors have the same negative distance, a tie between the two centers."""
-    loss, modalities = LOSSES[name]
-    x, labels = _features(modalities, ids=2), LABELS[: 2 * K]
-    total, gradient = jax.value_and_grad(loss)(x, labels)
-    np.testing.assert_allclose(total, _by_hand(name, x, labels), rtol=1e-5)
+    x, labels = _features(LOSSES[name][1], ids=2), LABELS[: 2 * K]
+    total, gradient = GRADIENTS[name](x, labels)
+    np.testing.assert_allclose(total, _by_hand(name, x, labels), rtol=1e-5, atol=1e-6)
     step = 1e-4 * np.random.default_rng(1).normal(size=x.shape)
     with jax.enable_x64(True):
         wide = jnp.asarray(x, jnp.float64)
-        slope = float(loss(wide + step, labels) - loss(wide - step, labels)) / 2
+        slope = float(VALUES[name](wide + step, labels) - VALUES[name](wide - step, labels)) / 2
     np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-4)
 
 
 @every_loss
 def test_jitted_equals_eager(name):
     loss, x = _case(name)
-    np.testing.assert_allclose(jax.jit(loss)(x, LABELS), loss(x, LABELS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loss(x, LABELS), LOSSES[name][0](x, LABELS), rtol=1e-5, atol=1e-6)
 
 
 @every_loss
