@@ -13,7 +13,6 @@ of it.) Scores live beside the steps in `scores.json`, so that a step is
 written once and may be scored later.
 """
 
-import gc
 import logging as std_logging
 import pathlib
 import sys
@@ -333,9 +332,6 @@ def _read(folder: pathlib.Path, target: Any, items: tuple[str, ...]) -> Any:
 def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[manifest.Key, Any]:
     _quiet_orbax()
     reason = ""
-    # When a read fails, Orbax drops the reads still under way; each would print a page as it is
-    # collected. The one reason that matters is in the error.
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder, args=ocp.args.Composite(**args))
@@ -343,10 +339,6 @@ def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[manifest.Key
         raise  # of this machine, not of the files
     except Exception as error:  # Orbax and TensorStore document no narrower class
         reason = _reason(error)
-    finally:
-        if reason:
-            gc.collect()
-        sys.unraisablehook = hook
     if reason:
         raise manifest.DamageError(f"{folder}: {reason}")
     state: dict[manifest.Key, Any] = {}
@@ -379,3 +371,20 @@ _warnings_of_orbax = _WarningsOfOrbax()
 
 def _quiet_orbax() -> None:
     logging.get_absl_logger().addFilter(_warnings_of_orbax)  # the same one is added only once
+    # When a read fails, Orbax drops the reads still under way, and each prints a page whenever it
+    # is collected. The one reason that matters is in the error that was raised.
+    if not isinstance(sys.unraisablehook, _DroppedReads):
+        sys.unraisablehook = _DroppedReads(sys.unraisablehook)
+
+
+class _DroppedReads:
+    """An unraisablehook that says nothing of reads that Orbax gave up."""
+
+    def __init__(self, otherwise: Any):
+        self._otherwise = otherwise
+
+    def __call__(self, unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        dropped = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
+        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
+            self._otherwise(unraisable)
