@@ -145,7 +145,7 @@ def project(
     low = np.where(shown, np.minimum(start[..., 1], end[..., 1]) - reach, 9).min(1)
 
     # The detector's box is a little wrong: scale, offset and aspect are drawn.
-    part = shot.value(14, 0.84, 1.02)
+    part = shot.value(14, 0.87, 1.01)
     scale = part / (high - low)
     slack = 1.0 - part
     top = slack * shot.value(15, 0.1, 0.9) + shot.value(16, -0.03, 0.03)

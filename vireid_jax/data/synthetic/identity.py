@@ -129,7 +129,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     rng = np.random.default_rng([seed, _PERSON, person])
     who: dict[str, Any] = {}
     # Body: lean to heavy, and narrow hips to narrow shoulders, both continuous.
-    build, frame = rng.uniform(-1.7, 2.0), rng.uniform(-1.3, 1.3)
+    build, frame = rng.uniform(-1.6, 2.0), rng.uniform(-1.3, 1.3)
     who["shoulder"] = 0.112 + 0.012 * frame + 0.005 * build + rng.normal(0, 0.003)
     who["chest"] = 0.094 + 0.006 * frame + 0.010 * build
     who["waist"] = 0.080 + 0.004 * frame + 0.014 * build
