@@ -35,15 +35,15 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict(dict(name=dataset, image_size=(96, 48)))
     if laptop:
         c.data.seed = 0
-        c.data.train_ids = 160  # identities; images of each below are per camera
+        c.data.train_ids = 240  # identities; images of each below are per camera
         c.data.train_visible = 3
-        c.data.train_infrared = 4
-        c.data.val_ids = 32
+        c.data.train_infrared = 5
+        c.data.val_ids = 24
         c.data.val_visible = 2
         c.data.val_infrared = 3
-        c.data.test_ids = 64
+        c.data.test_ids = 96
         c.data.test_visible = 10  # the multi-shot protocol draws 10
-        c.data.test_infrared = 6
+        c.data.test_infrared = 5
     else:
         c.data.image_size = (384, 128)
         c.data.root = config_dict.placeholder(str)  # the folder as released

@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
         _refuse(f"unexpected arguments {list(argv[1:])}; every option starts with --")
     try:
         config = _CONFIG.value
+        if config is not None:
+            config.items()  # a recipe is read at its first use
     except OSError:
         _refuse(
             f"no recipe {config_flags.get_config_filename(flags.FLAGS['config'])!r}; {_known()}"
@@ -83,7 +85,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
     except (AttributeError, KeyError) as error:
         # A key that the locked config lacks: the text is "'lrr'\nDid you mean ...".
-        key, _, hint = str(error.args[0]).partition("\n")
+        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
+        key, _, hint = text.strip("\"'").partition("\n")
         given = [a.split("=")[0] for a in argv if key.strip("'\"") in a.split("=")[0].split(".")]
         _refuse(f"unknown key {', '.join(given) or key}. {hint}")
     raise AssertionError("unreachable")

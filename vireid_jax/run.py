@@ -60,6 +60,7 @@ def run(
         folder = _folder(config, workdir, overrides or {})
         if config is None:
             config = runinfo.load_config(folder)
+        sharding.use_cpu_cores(config.sampler.num_ids * config.sampler.num_instances)
         if mode == "eval":
             score_run(config, folder, step=step)
         else:

@@ -214,7 +214,7 @@ def train(
         pending.clear()
         return {k: float(v) for k, v in fetched[-1][1].items()}
 
-    if step and eval_steps and step % eval_steps == 0:
+    if step and eval_steps and (step % eval_steps == 0 or step == total):
         # Stopped between a save and its validation: do the validation now.
         if checkpoints is not None and checkpoints.metrics(step) is None:
             validate()

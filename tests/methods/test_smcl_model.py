@@ -311,7 +311,7 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
         ("updates", "three_step"),
         ("bn_running", "visible"),
         ("dtype", "float16"),
-        ("conv1x1", "einsum"),
+        ("kernels", "einsum"),
         ("id_margin", -1.0),
         ("center_margin", -0.1),
         ("metric_weight", -0.5),

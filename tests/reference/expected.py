@@ -136,7 +136,7 @@ def _resnet(case: Case) -> Arrays:
     return _module(case, _Images(trunk, o.get("stems")), images)
 
 
-NOT_OF_THE_MODEL = ("metric", "optimizer", "switch", "updates", "conv1x1")
+NOT_OF_THE_MODEL = ("metric", "optimizer", "switch", "updates", "kernels")
 
 
 def _model(case: Case) -> smcl.SMCL:

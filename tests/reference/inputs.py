@@ -163,7 +163,7 @@ _ALL = [
     Case(
         "r10_odd_stride2",
         "resnet",
-        {"depth": 10, "width": 8, "last_stride": 2, "conv1x1": "dot"},
+        {"depth": 10, "width": 8, "last_stride": 2, "kernels": "cpu"},
         {**_NET, "size": (45, 23)},
     ),
     Case(
@@ -181,7 +181,7 @@ _ALL = [
     Case(
         "r14_kept",
         "resnet",
-        {"depth": 14, "width": 4, "running": (3, 2), "conv1x1": "dot"},
+        {"depth": 14, "width": 4, "running": (3, 2), "kernels": "cpu"},
         {**_NET, "modalities": 3},
     ),
     Case(
@@ -202,7 +202,7 @@ _ALL = [
             "bn_running": "vi",
             "center_margin": 0.5,
             "metric_weight": 0.7,
-            "conv1x1": "conv",
+            "kernels": "xla",
             "specific": 1,
         },
         _MODEL,

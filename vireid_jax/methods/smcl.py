@@ -145,7 +145,7 @@ def _check_modalities(features: jax.Array, modalities: int, order: str) -> None:
         raise ValueError(f"features {features.shape}, expected [B, {modalities}, D]: {order}")
 
 
-# --- Network ----------------------------------------------------------------------------
+# --- Network ----------------------------------------------------------------------
 
 
 class SMCLNet(nn.Module):
@@ -206,7 +206,7 @@ def build(
     specific: int = 0,
     pooling: str = "gap",
     gem_p: float = 3.0,
-    conv1x1: str = "auto",
+    kernels: str = "auto",
     dtype: str = "float32",
     auxiliary: str = "syncretic",
     none_metric: str = "global",
@@ -229,8 +229,8 @@ def build(
       num_classes: C, identities in training.
       image_size: (height, width).
       steps_per_epoch: turns `metric_from_epoch` into a step.
-      depth, width, last_stride, specific, conv1x1: see `ResNet`; "auto" takes matrix
-        products on CPU and convolutions elsewhere. `specific` 1 gives two stems.
+      depth, width, last_stride, specific, kernels: see `ResNet`; "auto" takes "cpu"
+        kernels on CPU and "xla" elsewhere. `specific` 1 gives two stems.
       pooling: "gap" (the paper) or "gem", with start exponent gem_p.
       dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
       auxiliary: "syncretic", or "none": table 2's row without auxiliary modality.
@@ -255,7 +255,7 @@ def build(
         choices={
             "pooling": (pooling, ("gap", "gem")),
             "dtype": (dtype, options.DTYPES),
-            "conv1x1": (conv1x1, options.CONV1X1),
+            "kernels": (kernels, options.KERNELS),
             "auxiliary": (auxiliary, ("syncretic", "none")),
             "none_metric": (none_metric, ("global", "vi_symmetric")),
             "smgm_init": (smgm_init, ("kaiming", "identity")),
@@ -278,7 +278,7 @@ def build(
         raise ValueError(f"smgm_init='identity' needs smgm_width=3, got {smgm_width}")
     running = (3, 2) if with_syncretic and bn_running == "vi" else None
     common = {
-        "conv1x1": options.resolve_conv1x1(conv1x1),
+        "kernels": options.resolve_kernels(kernels),
         "dtype": options.compute_dtype(dtype),
     }
     smgm = dict(width=smgm_width, shared=smgm_shared, initial=smgm_init, input=smgm_input, **common)

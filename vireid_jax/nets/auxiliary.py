@@ -25,7 +25,7 @@ class SMGM(nn.Module):
       initial: "kaiming", or "identity" (width 3: starts as s = relu(v * i)).
       input: "standardized" works on images after mean and deviation; "unit" on images in
         [0, 1], the result being standardized afterwards.
-      conv1x1: "conv" or "dot", see `ResNet`.
+      kernels: "xla" or "cpu", see `ResNet`.
       dtype: compute type; None follows the input.
     """
 
@@ -33,7 +33,7 @@ class SMGM(nn.Module):
     shared: bool = True
     initial: str = "kaiming"
     input: str = "standardized"
-    conv1x1: str = "conv"
+    kernels: str = "xla"
     dtype: Any = None
 
     @nn.compact
@@ -45,7 +45,7 @@ class SMGM(nn.Module):
             dtype=self.dtype,
             kernel_init=_eye if self.initial == "identity" else init.kaiming_normal("fan_in"),
             bias_init=init.constant(0.0),
-            conv_general_dilated=dot_1x1 if self.conv1x1 == "dot" else None,
+            conv_general_dilated=dot_1x1 if self.kernels == "cpu" else None,
         )
         mean, std = jnp.asarray(MEAN), jnp.asarray(STD)
         if self.input == "unit":

@@ -34,7 +34,7 @@ def check(
 
 
 DTYPES = ("float32", "bfloat16")
-CONV1X1 = ("auto", "conv", "dot")
+KERNELS = ("auto", "xla", "cpu")
 
 
 def compute_dtype(dtype: str) -> Any:
@@ -45,8 +45,8 @@ def compute_dtype(dtype: str) -> Any:
     return jnp.bfloat16 if dtype == "bfloat16" else None
 
 
-def resolve_conv1x1(conv1x1: str) -> str:
-    """Turns "auto" into "dot" on CPU, where that is faster, and "conv" on accelerators."""
-    if conv1x1 == "auto":
-        return "dot" if jax.default_backend() == "cpu" else "conv"
-    return conv1x1
+def resolve_kernels(kernels: str) -> str:
+    """Turns "auto" into "cpu" on CPU, where those are faster, and "xla" on accelerators."""
+    if kernels == "auto":
+        return "cpu" if jax.default_backend() == "cpu" else "xla"
+    return kernels

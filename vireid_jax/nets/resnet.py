@@ -8,7 +8,7 @@ dots turned into nesting and list indices into suffixes (`layer1.0.conv1.weight`
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.types import MODALITIES
+
+KERNELS = ("xla", "cpu")
 
 # depth -> (bottleneck blocks, blocks per stage). 10 and 14 are one block a stage: for
 # laptops and tests, not from the paper.
@@ -61,8 +63,9 @@ class ResNet(nn.Module):
       last_stride: stride of the last stage; 1 in most re-ID work, 2 in the paper.
       specific: leading stages with parameters of their own for each modality:
         0 one-stream, 1 the stem (conv1, bn1, max-pool), 2 the stem and layer1, ...
-      conv1x1: "conv" or "dot": 1x1 convolutions as matrix products, same numbers; XLA's
-        CPU backend computes their weight gradients several times faster so.
+      kernels: "xla", or "cpu": 1x1 convolutions as matrix products and max-pooling as
+        maxima of shifted maps, the same numbers, whose gradients XLA's CPU backend
+        computes several times faster.
       dtype: compute type of convolutions; None follows the input.
       running: see `BatchNorm`.
     """
@@ -71,7 +74,7 @@ class ResNet(nn.Module):
     width: int = 64
     last_stride: int = 1
     specific: int = 0
-    conv1x1: str = "conv"
+    kernels: str = "xla"
     dtype: Any = None
     running: tuple[int, int] | None = None
 
@@ -109,8 +112,8 @@ class ResNet(nn.Module):
             kept = sum(m < self.running[1] for m in members) if self.running else 0
             running = (len(members), kept) if 0 < kept < len(members) else None
             suffix = f"_{MODALITIES[stem]}" if self.specific else ""
-            x = interleave([images[m] for m in members])
-            for stage in range(max(self.specific, 1)):
+            x = self._stem([images[m] for m in members], suffix, running, train)
+            for stage in range(1, max(self.specific, 1)):
                 x = self._stage(x, stage, suffix, running, train)
             if len(members) == len(images):
                 return self._stages(x, shared, running, train)
@@ -123,11 +126,13 @@ class ResNet(nn.Module):
             x = self._stage(x, stage, "", running, train)
         return x
 
+    def _stem(self, images: Any, suffix: str, running: Any, train: bool) -> jax.Array:
+        options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
+        return _Stem(self.width, **options, name=f"stem{suffix}")(images, train)
+
     def _stage(self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool) -> jax.Array:
-        """Stage 0 is the stem, stages 1-4 are torchvision's layer1-layer4."""
-        options = dict(conv1x1=self.conv1x1, dtype=self.dtype, running=running)
-        if stage == 0:
-            return _Stem(self.width, **options, name=f"stem{suffix}")(x, train)
+        """Stages 1-4 are torchvision's layer1-layer4."""
+        options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
         bottleneck, blocks = _layout(self.depth)
         for block in range(blocks[stage - 1]):
             stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
@@ -141,16 +146,19 @@ class _Stem(nn.Module):
     """7x7 convolution of stride 2, normalization, ReLU, 3x3 max-pool of stride 2."""
 
     width: int
-    conv1x1: str
+    kernels: str
     dtype: Any
     running: tuple[int, int] | None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = _conv(self.width, 7, 2, self.conv1x1, self.dtype, "conv1")(x)
+    def __call__(self, images: Sequence[jax.Array], train: bool) -> jax.Array:
+        """M arrays [B, H, W, 3] -> interleaved maps [B * M, H / 4, W / 4, width]."""
+        conv = _conv(self.width, 7, 2, self.kernels, self.dtype, "conv1")
+        # One by one: a gradient with respect to the images, the dearest of all, is then
+        # computed for a generated modality alone.
+        x = interleave([conv(image) for image in images])
         x = nn.relu(BatchNorm(running=self.running, name="bn1")(x, train=train))
-        # torch pads with -inf by 1 on each side; "SAME" would pad on one side only.
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return _max_pool(x, self.kernels)
 
 
 class _Block(nn.Module):
@@ -159,13 +167,13 @@ class _Block(nn.Module):
     width: int
     stride: int
     bottleneck: bool
-    conv1x1: str
+    kernels: str
     dtype: Any
     running: tuple[int, int] | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        conv = partial(_conv, conv1x1=self.conv1x1, dtype=self.dtype)
+        conv = partial(_conv, kernels=self.kernels, dtype=self.dtype)
         norm = partial(BatchNorm, running=self.running)
         if self.bottleneck:
             plan = [(self.width, 1, 1), (self.width, 3, self.stride), (self.width * 4, 1, 1)]
@@ -189,10 +197,26 @@ def _layout(depth: int) -> tuple[bool, tuple[int, int, int, int]]:
     return DEPTHS[depth]
 
 
-def _conv(width: int, kernel: int, stride: int, conv1x1: str, dtype: Any, name: str) -> nn.Conv:
+def _max_pool(x: jax.Array, kernels: str) -> jax.Array:
+    """3x3 max-pool of stride 2, padded by 1 on each side as torch does ("SAME" is not that).
+
+    Gradients of equal maxima are shared by them for "cpu" and go to the first for "xla" and
+    torch; after a ReLU maxima are equal only where they are 0 and get none.
+    """
+    if kernels == "xla":
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    _, height, width, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    return reduce(
+        jnp.maximum, [padded[:, i : i + height : 2, j : j + width : 2] for i, j in shifts]
+    )
+
+
+def _conv(width: int, kernel: int, stride: int, kernels: str, dtype: Any, name: str) -> nn.Conv:
     """Bias-free convolution with torch's symmetric padding of kernel // 2."""
-    if conv1x1 not in ("conv", "dot"):
-        raise ValueError(f"conv1x1 is {conv1x1!r}, expected 'conv' or 'dot'")
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels is {kernels!r}, expected one of {KERNELS}")
     pad = kernel // 2
     return nn.Conv(
         width,
@@ -202,7 +226,7 @@ def _conv(width: int, kernel: int, stride: int, conv1x1: str, dtype: Any, name: 
         use_bias=False,
         dtype=dtype,
         kernel_init=init.kaiming_normal("fan_out"),
-        conv_general_dilated=dot_1x1 if kernel == 1 and conv1x1 == "dot" else None,
+        conv_general_dilated=dot_1x1 if kernel == 1 and kernels == "cpu" else None,
         name=name,
     )
 
