@@ -14,7 +14,7 @@ LAYERS = [
     ["types"],
     ["nets", "losses", "metrics", "data", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
-    ["methods", "evaluate"],
+    ["methods", "evaluate", "visual"],
     ["train"],
     ["run"],
     ["main"],

@@ -238,8 +238,9 @@ def _validation(
         results = evaluate.score(
             query, gallery, val, protocol_names=[config.eval.validation], trials=config.eval.trials
         )
-        headline = next(results)["metrics"]
-        return {name: headline[name] for name in ("mAP", "R1", "mINP")}
+        result = next(results)
+        scores = {name: result["metrics"][name] for name in ("mAP", "R1", "mINP")}
+        return scores | {"chance_mAP": result["chance"]["mAP"]}
 
     return validate
 

@@ -1,0 +1,100 @@
+"""The training curve of runs: losses and validation mAP over optimizer steps.
+
+  python -m vireid_jax.visual.curve runs/smcl_synthetic --out curve.png
+
+Needs matplotlib (`pip install 'vireid_jax[viz]'`).
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from vireid_jax.writer import METRICS, read_metrics
+
+# Colors that people with a color deficiency tell apart (Okabe and Ito).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def draw(runs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+    """Draws the runs' curves into one picture.
+
+    Args:
+      runs: folders of runs; the losses are those of the first.
+      out: picture to write, by its ending PNG, PDF or SVG.
+
+    Raises:
+      FileNotFoundError: a folder without metrics.
+      ValueError: metrics without a training record.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [_read(run) for run in runs]
+    train, _ = records[0]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    terms = [k for k in train[0] if k.startswith("id_")]
+    for color, term in zip(COLORS, terms, strict=False):
+        steps = [line["step"] for line in train]
+        values = [line[term] for line in train]
+        left.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        left.plot(steps, _smooth(values), color=color, label=term)
+    left.set(xlabel="step", ylabel="cross-entropy", title="identity losses")
+    left.legend(frameon=False)
+    for color, run, (_, val) in zip(COLORS, runs, records, strict=False):
+        if val:
+            points = [(line["step"], 100 * line["mAP"]) for line in val]
+            right.plot(*zip(*points, strict=True), "o-", color=color, label=run.name)
+    if records[0][1] and "chance_mAP" in records[0][1][0]:
+        chance = 100 * records[0][1][0]["chance_mAP"]
+        right.axhline(chance, color="gray", linestyle=":", label=f"chance {chance:.1f}")
+    right.set(xlabel="step", ylabel="mAP (%)", title="unseen identities, infrared to visible")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+
+
+def _read(run: pathlib.Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The training and the validation lines of a run."""
+    path = run / METRICS
+    if not path.exists():
+        raise FileNotFoundError(f"{path} not found: {run} is not the folder of a run")
+    lines = read_metrics(path)
+    train, val = ([line for line in lines if line["split"] == s] for s in ("train", "val"))
+    if not train:
+        raise ValueError(f"{path} has no training record yet")
+    return train, val
+
+
+def _smooth(values: Sequence[float], half: int = 4) -> list[float]:
+    """A centered running mean; windows shrink at the ends."""
+    out = []
+    for i in range(len(values)):
+        window = values[max(0, i - half) : i + half + 1]
+        out.append(sum(window) / len(window))
+    return out
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curve.png"))
+    options = parser.parse_args()
+    try:
+        draw(options.runs, options.out)
+    except (FileNotFoundError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
