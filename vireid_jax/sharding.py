@@ -27,7 +27,8 @@ def use_cpu_cores(rows: int) -> None:
       rows: of a batch; the devices divide it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if "host_platform_device_count" not in flags and getattr(jax.config, "jax_num_cpu_devices", -1) < 1:
+    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
+    if "host_platform_device_count" not in flags and not chosen:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         devices = max(d for d in range(1, min(cores, 8, rows) + 1) if rows % d == 0)
         try:
