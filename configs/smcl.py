@@ -76,14 +76,14 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     m.id_margin = 1.0
     m.normalize_centers = True  # features of a fresh network have no scale to rely on
     m.metric_weight = 1.0
-    m.metric_from_epoch = 10.0
+    m.metric_from_epoch = 2.0
     c.sampler.num_ids, c.sampler.num_instances = 8, 4
     c.sampler.steps_per_epoch = 20
     c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
     c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
-    c.optim.lr = 2e-3
+    c.optim.lr = 4e-3
     c.optim.schedule, c.optim.milestones = "cosine", ()
     c.optim.warmup_epochs = 1.0
-    c.train.epochs = 30.0
+    c.train.epochs = 25.0
     c.train.eval_every = 5.0
     c.train.checkpoint_every = 5.0
