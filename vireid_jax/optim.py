@@ -56,7 +56,7 @@ def make(
       warmup_epochs: linear rise from warmup_factor * lr.
       warmup_factor: where the rise starts.
       restart_epoch: the whole schedule, without warm-up, starts again here.
-      clip_norm: upper bound of the global gradient norm.
+      clip_norm: upper bound of the global gradient norm; None or 0 for none.
       multipliers: (regular expression, factor) pairs; a parameter whose path, such as
         "backbone/stem/conv1/kernel", matches from its start takes factor * lr. The first
         match counts.
@@ -73,9 +73,20 @@ def make(
     _check(decay, ("coupled", "decoupled"), "decay")
     if list(milestones) != sorted(milestones):
         raise ValueError(f"optim.milestones {tuple(milestones)} must ascend")
-    for option, value in dict(lr=lr, weight_decay=weight_decay, epochs=epochs).items():
-        if value < 0:
-            raise ValueError(f"optim.{option} is {value}, expected 0 or more")
+    numbers = {
+        "optim.lr": lr,
+        "optim.weight_decay": weight_decay,
+        "optim.momentum": momentum,
+        "optim.gamma": gamma,
+        "optim.warmup_epochs": warmup_epochs,
+        "optim.warmup_factor": warmup_factor,
+        "optim.restart_epoch": restart_epoch,
+        "optim.clip_norm": clip_norm,
+        "train.epochs": epochs,
+    }
+    for option, value in numbers.items():
+        if value is not None and not value >= 0:  # NaN too
+            raise ValueError(f"{option} is {value}, expected 0 or more")
     coupled = decay == "coupled" and weight_decay
     decoupled = decay == "decoupled" and weight_decay
     parts = [

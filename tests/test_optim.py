@@ -1,0 +1,323 @@
+"""Schedules against plain loops; update rules against NumPy loops and torch.optim."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vireid_jax import optim
+
+PER_EPOCH = 5
+EPOCHS = 8.0
+STEPS = 50  # beyond the end of training, which is step 40
+
+
+def schedule_loop(
+    schedule,
+    *,
+    lr,
+    milestones=(),
+    gamma=0.1,
+    warmup_epochs=0.0,
+    warmup_factor=0.1,
+    restart_epoch=None,
+):
+    """The learning rate of every step, in Python numbers."""
+
+    def decay(step, length):
+        factor = 1.0
+        if schedule == "multistep":
+            for milestone in milestones:
+                if step >= milestone * PER_EPOCH:
+                    factor *= gamma
+        if schedule == "cosine":
+            factor = (1 + math.cos(math.pi * min(step / length, 1.0))) / 2
+        return factor
+
+    rates, total = [], EPOCHS * PER_EPOCH
+    for step in range(STEPS):
+        factor = decay(step, total)
+        if warmup_epochs and step < warmup_epochs * PER_EPOCH:
+            part = step / (warmup_epochs * PER_EPOCH)
+            factor *= warmup_factor * (1 - part) + part
+        if restart_epoch is not None and step >= restart_epoch * PER_EPOCH:
+            factor = decay(step - restart_epoch * PER_EPOCH, total - restart_epoch * PER_EPOCH)
+        rates.append(lr * factor)
+    return rates
+
+
+SCHEDULES = {
+    "constant": dict(schedule="constant"),
+    "multistep": dict(schedule="multistep", milestones=(2.0, 3.0, 6.2)),
+    "multistep without milestones": dict(schedule="multistep"),
+    "multistep at one epoch twice": dict(schedule="multistep", milestones=(2.0, 2.0)),
+    "another gamma": dict(schedule="multistep", milestones=(1.0, 4.0), gamma=0.5),
+    "cosine": dict(schedule="cosine"),
+    "warm-up": dict(schedule="constant", warmup_epochs=2.0),
+    "warm-up from nothing": dict(schedule="cosine", warmup_epochs=1.4, warmup_factor=0.0),
+    "warm-up across a milestone": dict(schedule="multistep", milestones=(1.0,), warmup_epochs=3.0),
+    "restart": dict(schedule="multistep", milestones=(1.0, 2.0), restart_epoch=4.0),
+    "restart of a cosine": dict(schedule="cosine", restart_epoch=5.0),
+    "restart at the start": dict(schedule="constant", warmup_epochs=2.0, restart_epoch=0.0),
+    "restart after warm-up": dict(
+        schedule="multistep", milestones=(1.6,), warmup_epochs=1.0, restart_epoch=5.0
+    ),
+}
+
+
+@pytest.mark.parametrize("options", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_are_the_plain_loop(options):
+    _, learning_rate = optim.make(steps_per_epoch=PER_EPOCH, epochs=EPOCHS, lr=0.3, **options)
+    expected = schedule_loop(lr=0.3, **options)
+    traced = jax.jit(jax.vmap(learning_rate))(jnp.arange(STEPS))
+    assert traced.dtype == jnp.float32
+    np.testing.assert_allclose(traced, expected, rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(learning_rate(7), expected[7], rtol=2e-6)  # a Python number
+
+
+def test_the_learning_rate_has_its_landmarks():
+    """Numbers that need no loop: 3.5e-4, a tenth of it at 40 and 70 epochs."""
+    _, rate = optim.make(steps_per_epoch=10, epochs=300, lr=3.5e-4, milestones=(40.0, 70.0))
+    steps = jnp.array([0, 399, 400, 699, 700, 2999])
+    values = jax.vmap(rate)(steps)
+    np.testing.assert_allclose(values / 3.5e-4, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    _, rate = optim.make(steps_per_epoch=10, epochs=4, lr=1.0, schedule="cosine", warmup_epochs=1)
+    np.testing.assert_allclose([rate(0), rate(20), rate(40)], [0.1, 0.5, 0.0], atol=1e-7)
+
+
+# Update rules -----------------------------------------------------------------------------
+
+
+def tree(rng):
+    """Parameters or gradients, float64."""
+    return {
+        "backbone": {"stem": {"kernel": rng.normal(size=(3, 2))}, "bias": rng.normal(size=2)},
+        "classifier": {"kernel": rng.normal(size=(2, 4))},
+    }
+
+
+PARAMS = tree(np.random.default_rng([1, 0]))
+GRADS = [tree(np.random.default_rng([2, step])) for step in range(12)]
+LEAVES, STRUCTURE = jax.tree.flatten(PARAMS)
+
+
+def run(params=PARAMS, **options):
+    """The parameters after all gradients, as vireid_jax updates them."""
+    transform, learning_rate = optim.make(steps_per_epoch=4, epochs=3, **options)
+    params = jax.tree.map(jnp.float32, params)
+    state = transform.init(params)
+
+    @jax.jit
+    def update(params, state, grads, step):
+        updates, state = transform.update(grads, state, params)
+        return optim.apply(params, updates, learning_rate(step)), state
+
+    for step, grads in enumerate(GRADS):
+        params, state = update(params, state, jax.tree.map(jnp.float32, grads), step)
+    return params
+
+
+def adam_loop(params, *, rate, weight_decay=0.0, decoupled=False):
+    """Adam of Kingma and Ba, algorithm 1, and AdamW of Loshchilov and Hutter, algorithm 2."""
+    out = []
+    for leaf, value in enumerate(jax.tree.leaves(params)):
+        value = np.array(value)
+        first, second = np.zeros_like(value), np.zeros_like(value)
+        for step, grads in enumerate(GRADS):
+            g = jax.tree.leaves(grads)[leaf]
+            if not decoupled:
+                g = g + weight_decay * value
+            first = 0.9 * first + 0.1 * g
+            second = 0.999 * second + 0.001 * g * g
+            corrected = first / (1 - 0.9 ** (step + 1))
+            spread = np.sqrt(second / (1 - 0.999 ** (step + 1)))
+            change = corrected / (spread + 1e-8)
+            if decoupled:
+                change = change + weight_decay * value
+            value = value - rate(step) * change
+        out.append(value)
+    return jax.tree.unflatten(STRUCTURE, out)
+
+
+def sgd_loop(params, *, rate, weight_decay=0.0, momentum=0.9):
+    """SGD as torch has it: velocity = momentum * velocity + g, no dampening."""
+    out = []
+    for leaf, value in enumerate(jax.tree.leaves(params)):
+        value, velocity = np.array(value), np.zeros_like(value)
+        for step, grads in enumerate(GRADS):
+            g = jax.tree.leaves(grads)[leaf] + weight_decay * value
+            velocity = momentum * velocity + g
+            value = value - rate(step) * velocity
+        out.append(value)
+    return jax.tree.unflatten(STRUCTURE, out)
+
+
+def assert_trees_close(got, expected, rtol=2e-5):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6), got, expected)
+
+
+def differs(one, other):
+    """The largest difference of two trees."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return max(np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs)
+
+
+def multistep(step):
+    """The learning rate that `run(lr=0.02, milestones=(1, 2))` takes."""
+    return 0.02 * 0.1 ** (step // 4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_coupled_adam_is_the_plain_loop(weight_decay):
+    got = run(lr=0.02, milestones=(1.0, 2.0), weight_decay=weight_decay)
+    assert_trees_close(got, adam_loop(PARAMS, rate=multistep, weight_decay=weight_decay))
+
+
+def test_decoupled_adam_is_the_plain_loop():
+    got = run(lr=0.02, milestones=(1.0, 2.0), weight_decay=0.3, decay="decoupled")
+    expected = adam_loop(PARAMS, rate=multistep, weight_decay=0.3, decoupled=True)
+    assert_trees_close(got, expected)
+    assert differs(got, adam_loop(PARAMS, rate=multistep, weight_decay=0.3)) > 1e-2
+
+
+@pytest.mark.parametrize(("weight_decay", "momentum"), [(0.0, 0.9), (0.3, 0.9), (0.3, 0.0)])
+def test_sgd_is_the_plain_loop(weight_decay, momentum):
+    options = dict(weight_decay=weight_decay, momentum=momentum)
+    got = run(name="sgd", lr=0.02, milestones=(1.0, 2.0), **options)
+    assert_trees_close(got, sgd_loop(PARAMS, rate=multistep, **options))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_torch_updates_alike(name):
+    torch = pytest.importorskip("torch")
+    tensors = [torch.tensor(leaf, dtype=torch.float64, requires_grad=True) for leaf in LEAVES]
+    if name == "adam":
+        optimizer = torch.optim.Adam(tensors, lr=0.02, weight_decay=0.3)
+    elif name == "adamw":
+        optimizer = torch.optim.AdamW(tensors, lr=0.02, weight_decay=0.3)
+    else:
+        optimizer = torch.optim.SGD(tensors, lr=0.02, weight_decay=0.3, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 8], gamma=0.1)
+    for grads in GRADS:
+        for tensor, grad in zip(tensors, jax.tree.leaves(grads), strict=True):
+            tensor.grad = torch.tensor(grad)
+        optimizer.step()
+        schedule.step()
+    expected = jax.tree.unflatten(STRUCTURE, [t.detach().numpy() for t in tensors])
+    got = run(
+        name="sgd" if name == "sgd" else "adam",
+        decay="decoupled" if name == "adamw" else "coupled",
+        lr=0.02,
+        weight_decay=0.3,
+        milestones=(1.0, 2.0),
+    )
+    assert_trees_close(got, expected)
+
+
+# Multipliers, clipping, dtypes --------------------------------------------------------------
+
+
+def sgd_by_path(factors):
+    """SGD whose learning rate is multiplied for each leaf, in the order of the tree."""
+    parts = [sgd_loop(PARAMS, rate=lambda s, f=f: 0.02 * f) for f in factors]
+    leaves = [jax.tree.leaves(part)[n] for n, part in enumerate(parts)]
+    return jax.tree.unflatten(STRUCTURE, leaves)
+
+
+# Leaves in this order: backbone/bias, backbone/stem/kernel, classifier/kernel.
+@pytest.mark.parametrize(
+    ("multipliers", "factors"),
+    [
+        ([("backbone/.*", 0.1)], (0.1, 0.1, 1.0)),
+        ([("backbone/stem/.*", 0.5), ("backbone", 0.1)], (0.1, 0.5, 1.0)),  # the first counts
+        ([("backbone", 0.1), ("backbone/stem/.*", 0.5)], (0.1, 0.1, 1.0)),
+        ([(".*/kernel", 3.0)], (1.0, 3.0, 3.0)),
+        ([("classifier", 0.0), ("stem|backbone/bias", 2.0)], (2.0, 1.0, 0.0)),  # from the start
+    ],
+    ids=str,
+)
+def test_multipliers_scale_the_learning_rate_of_a_path(multipliers, factors):
+    got = run(name="sgd", lr=0.02, schedule="constant", multipliers=multipliers)
+    assert_trees_close(got, sgd_by_path(factors))
+
+
+def test_multipliers_come_after_the_moments_and_scale_the_decay():
+    """As a group's lr in torch does: Adam is blind to the scale of a gradient."""
+    options = dict(lr=0.02, schedule="constant", weight_decay=0.3, decay="decoupled")
+    got = run(multipliers=[(".*", 0.25)], **options)
+    expected = adam_loop(PARAMS, rate=lambda step: 0.005, weight_decay=0.3, decoupled=True)
+    assert_trees_close(got, expected)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    transform, _ = optim.make(
+        steps_per_epoch=1, epochs=1, multipliers=[("backbone", 0.1), ("kernel", 2.0)]
+    )
+    with pytest.raises(ValueError, match=r"'kernel' matches no parameter.*backbone/bias"):
+        transform.init(PARAMS)
+
+
+def test_clip_norm_bounds_the_gradient_before_all_else():
+    """Of the whole tree, and of the gradient alone: weight decay is added after."""
+    norms = [math.sqrt(sum((x**2).sum() for x in jax.tree.leaves(g))) for g in GRADS]
+    bound = sorted(norms)[6]  # some gradients are above, some below
+    scales = [min(1.0, bound / norm) for norm in norms]
+    assert min(scales) < 1 == max(scales)
+    expected = []
+    for leaf, value in enumerate(LEAVES):
+        value, velocity = np.array(value), 0.0
+        for grads, scale in zip(GRADS, scales, strict=True):
+            velocity = 0.9 * velocity + scale * jax.tree.leaves(grads)[leaf] + 0.3 * value
+            value = value - 0.02 * velocity
+        expected.append(value)
+    options = dict(name="sgd", lr=0.02, schedule="constant", weight_decay=0.3)
+    assert_trees_close(run(clip_norm=bound, **options), jax.tree.unflatten(STRUCTURE, expected))
+    assert differs(run(clip_norm=1e9, **options), run(**options)) == 0
+
+
+def test_apply_keeps_dtypes_and_arguments():
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones((2, 2), jnp.float32)}
+    updates = {"a": jnp.full(3, 2.0, jnp.float32), "b": jnp.ones((2, 2), jnp.bfloat16)}
+    before = jax.tree.map(np.asarray, params)
+    out = optim.apply(params, updates, jnp.float32(0.25))
+    assert jax.tree.map(lambda x: x.dtype, out) == {"a": jnp.bfloat16, "b": jnp.float32}
+    assert out["a"].tolist() == [0.5] * 3 and out["b"].tolist() == [[0.75] * 2] * 2
+    jax.tree.map(np.testing.assert_array_equal, before, params)
+
+
+def test_path_names():
+    paths = jax.tree_util.tree_leaves_with_path({"a": {"b": 1}, "c": [2, 3]})
+    assert [optim.path_name(path) for path, _ in paths] == ["a/b", "c/0", "c/1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(name="lion"), r"optim.name is 'lion', expected one of \['adam', 'sgd'\]"),
+        (dict(schedule="step"), r"optim.schedule is 'step'.*'multistep', 'cosine', 'constant'"),
+        (dict(decay="l2"), r"optim.decay is 'l2'.*'coupled', 'decoupled'"),
+        (dict(milestones=(70.0, 40.0)), r"optim.milestones \(70.0, 40.0\) must ascend"),
+        (dict(lr=-1e-3), r"optim.lr is -0.001, expected 0 or more"),
+        (dict(weight_decay=-5e-4), r"optim.weight_decay is -0.0005"),
+        (dict(warmup_epochs=-1.0), r"optim.warmup_epochs is -1.0"),
+        (dict(clip_norm=-1.0), r"optim.clip_norm is -1.0"),  # would turn the gradient around
+        (dict(restart_epoch=-2.0), r"optim.restart_epoch is -2.0"),
+        (dict(gamma=-0.1), r"optim.gamma is -0.1"),
+        (dict(momentum=-0.9), r"optim.momentum is -0.9"),
+        (dict(warmup_factor=-0.1), r"optim.warmup_factor is -0.1"),
+        (dict(lr=float("nan")), r"optim.lr is nan"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make(steps_per_epoch=2, epochs=3, **options)
+
+
+def test_epochs_below_zero_are_refused():
+    with pytest.raises(ValueError, match=r"epochs is -1"):
+        optim.make(steps_per_epoch=2, epochs=-1)
