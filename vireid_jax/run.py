@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 from absl import logging
+from clu import parameter_overview
 
 from vireid_jax import checkpoint, evaluate, optim, preemption, runinfo, sharding, train, writer
 from vireid_jax.data import arrays, augment, datasets, sampler
@@ -101,7 +102,11 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     options = config.train.to_dict()
     keep, tensorboard = options.pop("keep"), options.pop("tensorboard")
     runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
-    print(_summary(config, parts, workdir), flush=True)
+    shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(shapes["params"], include_stats=False)
+        (workdir / "parameters.txt").write_text(overview + "\n")
+        print(_summary(config, parts, shapes, workdir), flush=True)
 
     embed = evaluate.make_embed(parts.method, parts.mesh)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep)
@@ -306,10 +311,11 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _summary(config: ml_collections.ConfigDict, parts: Parts, workdir: pathlib.Path) -> str:
+def _summary(
+    config: ml_collections.ConfigDict, parts: Parts, shapes: Any, workdir: pathlib.Path
+) -> str:
     """What is about to happen, before it takes long."""
-    shapes = jax.eval_shape(parts.method.init, jax.random.key(0))
-    count = sum(x.size for x in jax.tree.leaves(shapes["params"]))
+    count = parameter_overview.count_parameters(shapes["params"])
     pk = f"{config.sampler.num_ids} identities x {config.sampler.num_instances} images"
     devices = jax.devices()
     return "\n".join(
