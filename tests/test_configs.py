@@ -1,0 +1,213 @@
+"""Every recipe builds for every data set, has no dead key, and says what its paper says."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import common
+from vireid_jax import optim, run, runinfo, train
+from vireid_jax.data import augment, datasets, sampler
+from vireid_jax.methods import get_build
+from vireid_jax.metrics import PROTOCOLS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
+SECTIONS = ("data", "sampler", "loader", "augment", "method", "optim", "train", "eval")
+RUN_KEYS = ("keep", "tensorboard")  # of the train section, for run.py and not for train.train
+
+
+def recipe_of(name, dataset=None):
+    return importlib.import_module(f"configs.{name}").get_config(dataset)
+
+
+def accepts(function, options, *, partial=False):
+    """Raises TypeError for an option that a function does not have."""
+    signature = inspect.signature(function)
+    assert not [p for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    (signature.bind_partial if partial else signature.bind)(**options)
+
+
+@pytest.fixture(params=ALL, ids=":".join)
+def recipe(request):
+    return recipe_of(*request.param)
+
+
+def test_there_are_recipes():
+    assert "smcl" in RECIPES and set(common.DATASETS) == set(datasets.DATASETS)
+
+
+def test_every_recipe_has_the_sections(recipe):
+    assert {key for key, value in recipe.items() if hasattr(value, "items")} == set(SECTIONS)
+    assert recipe.run_name == f"{recipe.method.name}_{recipe.data.name}"
+
+
+def test_data(recipe):
+    accepts(datasets.load, recipe.data)
+    options = {k for k, v in recipe.data.items() if v is not None} - {"name"}
+    assert options <= set(inspect.signature(datasets.DATASETS[recipe.data.name]).parameters)
+
+
+def test_sampler_and_loader(recipe):
+    ids, modality = recipe.sampler.num_ids + 3, np.array([0, 1, 0, 1], np.int8)
+    label = np.repeat(np.arange(ids, dtype=np.int32), len(modality))
+    plan = sampler.plan(label, np.tile(modality, ids), seed=0, epoch=0, **recipe.sampler)
+    assert plan.shape[2] == recipe.sampler.num_ids * recipe.sampler.num_instances
+    loader = recipe.loader.to_dict()
+    accepts(run.LOADERS[loader.pop("name")], loader | {"image_size": recipe.data.image_size})
+
+
+def test_augment(recipe):
+    rows = recipe.sampler.num_ids * recipe.sampler.num_instances
+    image = jax.ShapeDtypeStruct((rows, *recipe.data.image_size, 3), jnp.uint8)
+    batch = {
+        "visible": image,
+        "infrared": image,
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        "camera": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
+    }
+    out = jax.eval_shape(lambda b: augment.augment(jax.random.key(0), b, **recipe.augment), batch)
+    assert out["visible"].shape == out["infrared"].shape == image.shape
+    assert out["visible"].dtype == jnp.float32
+
+
+def test_method(recipe):
+    options = recipe.method.to_dict()
+    build = get_build(options.pop("name"))
+    method = build(num_classes=7, image_size=recipe.data.image_size, steps_per_epoch=10, **options)
+    assert all(callable(f) for f in (method.init, method.loss, method.embed))
+    # The recipe names every option, so that its file shows all there is to change.
+    named = set(inspect.signature(build).parameters)
+    assert set(options) == named - {"num_classes", "image_size", "steps_per_epoch"}
+
+
+def test_optim(recipe):
+    _, rate = optim.make(steps_per_epoch=10, epochs=recipe.train.epochs, **recipe.optim)
+    end = round(10 * recipe.train.epochs) - 1
+    assert recipe.optim.lr >= rate(10 * recipe.optim.warmup_epochs) > rate(end) >= 0
+    assert all(m < recipe.train.epochs for m in recipe.optim.milestones)
+
+
+def test_train(recipe):
+    options = {k: v for k, v in recipe.train.items() if k not in RUN_KEYS}
+    accepts(train.train, options, partial=True)
+    assert set(RUN_KEYS) < set(recipe.train)
+    assert 0 < recipe.train.checkpoint_every <= recipe.train.epochs
+    assert recipe.method.metric_from_epoch < recipe.train.epochs
+
+
+def test_eval(recipe):
+    assert recipe.eval.protocols and set(recipe.eval.protocols) <= set(PROTOCOLS)
+    assert recipe.eval.validation in PROTOCOLS
+    assert recipe.eval.trials == 10  # the benchmarks' number
+
+
+def test_a_run_reads_every_key_that_it_does_not_splat(recipe):
+    """A key that nothing reads would look like a switch and do nothing."""
+    tree = ast.parse((ROOT / "vireid_jax" / "run.py").read_text())
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    read = [path.split(".")[1:] for path in attributes if path.startswith("config.")]
+    for name in ("sampler", "loader", "eval"):
+        assert set(recipe[name]) == {path[1] for path in read if path[0] == name and path[1:]}
+    assert set(recipe) == {path[0] for path in read} - set(dir(ml_collections.ConfigDict))
+
+
+def test_free_keys_are_keys():
+    """The keys that a resumed run may change exist, but for those that a recipe leaves out."""
+    flat = {f"{section}.{key}" for section in SECTIONS for key in recipe_of("smcl")[section]} | set(
+        recipe_of("smcl")
+    )
+    unknown = {k for k in runinfo.FREE_KEYS if not k.endswith("*") and k not in flat}
+    assert unknown <= {"data.cache"}
+
+
+def test_a_recipe_survives_its_config_json(recipe, tmp_path):
+    runinfo.save_run_info(tmp_path, recipe.to_dict(), ["x"])
+    assert runinfo.load_config(tmp_path).to_dict() == recipe.to_dict()
+
+
+# What a wrong key or data set does -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_misspelt_key_is_refused_by_a_locked_recipe(section):
+    config = recipe_of("smcl").lock()
+    key = next(iter(config[section]))
+    with pytest.raises(AttributeError, match=f"Did you mean .*{key}"):
+        setattr(config[section], key + "x", 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "function"),
+    [
+        ("data", datasets.load),
+        ("augment", augment.augment),
+        ("optim", optim.make),
+        ("sampler", sampler.plan),
+        ("method", get_build("smcl")),
+        ("train", train.train),
+    ],
+)
+def test_a_misspelt_key_in_a_recipe_is_refused_by_what_takes_the_section(section, function):
+    options = recipe_of("smcl")[section].to_dict()
+    options = {k: v for k, v in options.items() if k not in RUN_KEYS}
+    if section == "method":
+        del options["name"]
+    accepts(function, options, partial=True)
+    key = next(iter(options))
+    with pytest.raises(TypeError, match=f"{key}x"):
+        accepts(function, options | {key + "x": options[key]}, partial=True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_unknown_data_set_is_refused(name):
+    with pytest.raises(ValueError, match=r"'market'.*synthetic, sysu, regdb, llcm"):
+        recipe_of(name, "market")
+    assert recipe_of(name).data.name == recipe_of(name, "").data.name == "synthetic"
+
+
+# What the papers say ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "epochs", "q", "m", "images", "steps"),
+    [
+        # Images: visible and infrared ones of the training identities, as released.
+        ("sysu", 300, 220, 4.0, (22258, 11909), 417_600),
+        ("regdb", 200, 120, 1.0, (2060, 2060), 25_800),
+    ],
+)
+def test_smcl_is_the_papers(dataset, epochs, q, m, images, steps):
+    """Wei et al., ICCV 2021, section 4.2."""
+    c = recipe_of("smcl", dataset)
+    assert c.data.image_size == (384, 128)
+    assert (c.sampler.num_ids, c.sampler.num_instances) == (4, 4)
+    assert (c.method.depth, c.method.width, c.method.last_stride) == (50, 64, 1)
+    assert c.method.auxiliary == "syncretic" and c.method.pooling == "gap"
+    assert (c.method.id_margin, c.method.center_margin, c.method.metric_weight) == (m, 0.3, 0.5)
+    assert (c.train.epochs, c.method.metric_from_epoch) == (epochs, q)
+    _, rate = optim.make(steps_per_epoch=10, epochs=c.train.epochs, **c.optim)
+    values = [float(rate(s)) for s in (0, 399, 400, 699, 700, 10 * epochs - 1)]
+    np.testing.assert_allclose(values, [3.5e-4] * 2 + [3.5e-5] * 2 + [3.5e-6] * 2, rtol=1e-6)
+    assert c.optim.name == "adam" and c.optim.decay == "coupled"
+
+    # The number of steps that the docstring gives, by the rule of the sampler.
+    modality = np.repeat(np.array([0, 1], np.int8), images)
+    label = np.arange(len(modality), dtype=np.int32) % 200
+    pk = dict(num_ids=c.sampler.num_ids, num_instances=c.sampler.num_instances)
+    assert c.sampler.steps_per_epoch is None
+    assert sampler.steps_per_epoch(label, modality, **pk) * c.train.epochs == steps
+    assert f"{steps:,}" in importlib.import_module("configs.smcl").__doc__
+
+
+def test_smcl_on_llcm_is_the_recipe_for_sysu():
+    llcm, sysu = (recipe_of("smcl", d).to_dict() for d in ("llcm", "sysu"))
+    for section in set(SECTIONS) - {"data", "eval"}:
+        assert llcm[section] == sysu[section], section
