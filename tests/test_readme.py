@@ -1,0 +1,203 @@
+"""What README.md, docs/ and the recipes' docstrings say exists: commands, extras, links, keys."""
+
+import ast
+import importlib
+import pathlib
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from vireid_jax.methods import smcl
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+
+
+def blocks(path, language="sh"):
+    """The fenced code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+def installs():
+    """The two commands of the README, each split at && into words."""
+    found = [block for block in blocks(README) if "pip install" in block]
+    assert len(found) == 2, "README.md gives one command to train and one to test"
+    assert all(block.count("\n") == 1 for block in found), "each is one line"
+    return [[shlex.split(part) for part in block.split("&&")] for block in found]
+
+
+def extras(word):
+    """(what is installed, its extras): ".[test,viz]" -> (".", {"test", "viz"})."""
+    base, _, rest = word.partition("[")
+    return base, set(rest.rstrip("]").split(",")) - {""}
+
+
+def arguments(words):
+    """What follows "python -m": in the README the interpreter is .venv's."""
+    assert words[0].endswith("python") or words[0] == "$python", words
+    assert words[1] == "-m"
+    return words[2:]
+
+
+def test_the_two_commands_install_into_a_fresh_environment():
+    for venv, install, use in installs():
+        assert venv == ["python3", "-m", "venv", ".venv"]
+        assert install[:3] == [".venv/bin/pip", "install", "-e"] and len(install) == 4
+        base, wanted = extras(install[3])
+        assert base == "." and wanted <= set(PROJECT["optional-dependencies"])
+        assert use[0] == ".venv/bin/python"
+
+
+def test_the_first_command_trains_a_recipe_that_exists():
+    (_, install, train), _ = installs()
+    assert extras(install[3]) == (".", set())
+    module, option, recipe = arguments(train)
+    assert (module, option) == ("vireid_jax.main", "--config")
+    assert (ROOT / recipe).is_file() and (ROOT / "vireid_jax/main.py").is_file()
+
+
+def ci_lines():
+    return [
+        shlex.split(line) for line in (ROOT / ".ci/run").read_text().splitlines() if "-m" in line
+    ]
+
+
+def test_ci_runs_the_second_command():
+    _, (_, install, tests) = installs()
+    lines = ci_lines()
+    runs = [arguments(words) for words in lines if "pytest" in words]
+    assert runs == [arguments(tests)]
+    assert arguments(tests)[0] == "pytest"
+    wanted = [extras(words[-1]) for words in lines if words[2:4] == ["pip", "install"]]
+    assert wanted == [extras(install[3])]
+
+
+def test_the_script_of_the_command_line_exists():
+    for name, target in PROJECT["scripts"].items():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), name
+
+
+def test_named_extras_exist():
+    """Wherever a page or a file's text says pip install '...[extra]'."""
+    files = [
+        *PAGES,
+        ROOT / ".ci/run",
+        *ROOT.glob("vireid_jax/**/*.py"),
+        *ROOT.glob("benchmarks/*.py"),
+    ]
+    named = set()
+    for path in files:
+        for names in re.findall(r"['\"](?:\.|vireid_jax)\[([a-z,]+)\]['\"]", path.read_text()):
+            named |= set(names.split(","))
+    assert {"test", "viz", "cuda"} <= named <= set(PROJECT["optional-dependencies"])
+
+
+def targets(path):
+    """Relative link and image targets of a page, outside code blocks."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    return [link for link in links if not re.match(r"[a-z]+:", link)]
+
+
+def anchors(path):
+    """The anchors of a page's headings, as a forge makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_relative_links_and_images_exist(path):
+    for target in targets(path):
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{path.name} links to {target}"
+
+
+def test_the_readme_shows_a_picture_and_links_the_pages():
+    found = targets(README)
+    assert any(target.endswith(".png") for target in found)
+    assert {f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")} <= set(found)
+
+
+def test_files_that_the_readme_names_exist():
+    text = README.read_text()
+    named = set(re.findall(r"`((?:vireid_jax|configs|tests|benchmarks|docs)/[\w/.]+)[:`]", text))
+    assert len(named) > 3
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_modules_that_the_pages_run_and_import_exist():
+    text = "\n".join(path.read_text() for path in PAGES)
+    modules = set(re.findall(r"python -m ((?:vireid_jax|benchmarks)[\w.]*)", text))
+    assert "vireid_jax.main" in modules
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for block in blocks(README, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+def docstring(path):
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def config_keys():
+    """(where, key) of every --config.some.key that the texts mention."""
+    texts = {path.name: path.read_text() for path in PAGES if path.name != "CHANGELOG.md"}
+    texts |= {path.name: docstring(path) for path in [*RECIPES, ROOT / "vireid_jax/main.py"]}
+    return {
+        (name, key)
+        for name, text in texts.items()
+        for key in re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)(?![\w.]*\*)", text)
+    }
+
+
+def test_every_config_key_in_the_texts_is_a_key():
+    configs = [importlib.import_module(f"configs.{p.stem}").get_config() for p in RECIPES]
+    mentioned = config_keys()
+    assert {"README.md", "fidelity.md", "smcl.py"} <= {where for where, _ in mentioned}
+    for where, key in mentioned - {("main.py", "key")}:
+        for config in configs:
+            node = config
+            for part in key.split("."):
+                assert part in node, f"{where} mentions --config.{key}"
+                node = node[part]
+
+
+def method_options():
+    """The `name` and `name=value` cells of the last column of fidelity.md's table of SMCL."""
+    text = (ROOT / "docs/fidelity.md").read_text()
+    section = text[text.index("## SMCL") :].split("\n## ")[0]
+    rows = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("| ")]
+    cells = {cell for row in rows for cell in re.findall(r"`([^`]+)`", row[-1])}
+    return {cell for cell in cells if not cell.startswith("--")}
+
+
+def test_every_option_in_the_table_of_smcl_is_an_option_and_takes_the_value():
+    config = importlib.import_module("configs.smcl").get_config()
+    # "--config.optim.restart_epoch, milestones" names a second key of the optimizer.
+    known = set(config.method) | set(config.optim)
+    assert {"smgm_width", "id_margin", "updates=two_step"} <= method_options()
+    for cell in method_options():
+        name, _, value = cell.partition("=")
+        assert name in known, cell
+        if value:
+            value = {"True": True, "False": False}.get(value, value)
+            assert value != smcl.build.__kwdefaults__[name], f"{cell} is what we do anyway"
+            smcl.build(num_classes=4, image_size=(32, 16), steps_per_epoch=1, **{name: value})
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
+def test_nothing_is_left_to_fill_in(path):
+    assert not re.findall(r"@@\w*|TODO|FIXME|XXX|\bTBD\b", path.read_text())
