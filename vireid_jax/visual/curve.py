@@ -6,6 +6,7 @@ Needs matplotlib (`pip install 'vireid_jax[viz]'`).
 """
 
 import argparse
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -26,25 +27,26 @@ def draw(runs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
 
     Raises:
       FileNotFoundError: a folder without metrics.
-      ValueError: metrics without a training record.
+      ImportError: matplotlib is missing; the message says how to install it.
+      ValueError: metrics without a training record, or another ending.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    try:
+        from matplotlib.figure import Figure  # pyplot would choose a screen and keep figures
+    except ImportError as error:
+        raise ImportError(f"{error}; curves need pip install 'vireid_jax[viz]'") from error
 
     records = [_read(run) for run in runs]
     train, _ = records[0]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     terms = [k for k in train[0] if k.startswith("id_")]
-    for color, term in zip(COLORS, terms, strict=False):
+    for color, term in zip(itertools.cycle(COLORS), terms, strict=False):
         steps = [line["step"] for line in train]
         values = [line[term] for line in train]
         left.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
         left.plot(steps, _smooth(values), color=color, label=term)
     left.set(xlabel="step", ylabel="cross-entropy", title="identity losses")
-    left.legend(frameon=False)
-    for color, run, (_, val) in zip(COLORS, runs, records, strict=False):
+    for color, run, (_, val) in zip(itertools.cycle(COLORS), runs, records, strict=False):
         if val:
             points = [(line["step"], 100 * line["mAP"]) for line in val]
             right.plot(*zip(*points, strict=True), "o-", color=color, label=run.name)
@@ -53,11 +55,11 @@ def draw(runs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
         right.axhline(chance, color="gray", linestyle=":", label=f"chance {chance:.1f}")
     right.set(xlabel="step", ylabel="mAP (%)", title="unseen identities, infrared to visible")
     right.set_ylim(bottom=0)
-    right.legend(frameon=False)
     for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=150)
-    pyplot.close(figure)
 
 
 def _read(run: pathlib.Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -89,7 +91,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         draw(options.runs, options.out)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {options.out}")
