@@ -84,7 +84,7 @@ def make_train_step(
         (total, aux), grads = jax.value_and_grad(of_params, has_aux=True)(params)
         updates, optimizer = transform.update(grads, optimizer, params)
         params = optim.apply(params, updates, learning_rate(step))
-        scalars = {"loss": total, **aux.terms, **aux.metrics, "grad_norm": optax.global_norm(grads)}
+        scalars = {"loss": total, **aux.terms, **aux.metrics, "grad_norm": optax.tree.norm(grads)}
         return {**variables, **aux.updates, "params": params}, optimizer, scalars
 
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -104,7 +104,7 @@ def make_train_step(
                 variables,
                 optimizer,
             )
-        scalars["param_norm"] = optax.global_norm(variables["params"])
+        scalars["param_norm"] = optax.tree.norm(variables["params"])
         scalars["lr"] = learning_rate(state.step)
         scalars = {k: jnp.asarray(v, jnp.float32) for k, v in scalars.items()}
         return TrainState(state.step + 1, variables, optimizer), scalars
