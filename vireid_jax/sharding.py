@@ -71,9 +71,10 @@ def process_rows(rows: int) -> slice:
     devices, processes = jax.device_count(), jax.process_count()
     if rows % devices:
         low = rows // devices * devices
+        sizes = f"{low} or {low + devices}" if low else f"{devices}"
         raise ValueError(
             f"a batch of {rows} rows (sampler.num_ids x sampler.num_instances) does not divide "
-            f"over {devices} devices; choose a product of {low or devices} or {low + devices}"
+            f"over {devices} devices; choose a product of {sizes}"
         )
     share = rows // processes
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

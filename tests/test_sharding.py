@@ -1,0 +1,301 @@
+"""Shardings: one device and four compute the same step, and no image travels between devices."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from vireid_jax import evaluate, optim, sharding, train
+from vireid_jax.data import augment
+from vireid_jax.methods import smcl
+from vireid_jax.nets.resnet import interleave
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+P, K, SIZE, WIDTH = 4, 2, (32, 16), 4
+ROWS, MODALITIES, FEATURES = P * K, 3, 8 * WIDTH
+
+
+def mesh_of(devices):
+    return Mesh(jax.devices()[:devices], ("data",), axis_types=(AxisType.Auto,))
+
+
+def host_batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, ROWS, *SIZE, 3), dtype=np.uint8)
+    return {
+        "visible": images[0],
+        "infrared": images[1],
+        "label": np.repeat([6, 1, 0, 7], K).astype(np.int32),
+        "camera": rng.integers(1, 7, (ROWS, 2)).astype(np.int32),
+    }
+
+
+class Step:
+    """A compiled step of SMCL on some devices, and what it returns for one batch."""
+
+    def __init__(self, devices, kernels):
+        self.method = smcl.build(
+            num_classes=8,
+            image_size=SIZE,
+            steps_per_epoch=4,
+            depth=10,
+            width=WIDTH,
+            kernels=kernels,
+            metric_from_epoch=0.0,  # with all terms
+        )
+        # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
+        # which rounding turns over.
+        transform, rate = optim.make(
+            steps_per_epoch=4, epochs=2, name="sgd", momentum=0.0, lr=0.1, schedule="constant"
+        )
+        self.mesh = mesh_of(devices)
+        light = partial(augment.augment, grayscale=0.3, erase=0.5, visible_channel="adapt_gray")
+        step_fn = train.make_train_step(self.method, light, transform, rate, mesh=self.mesh, seed=0)
+        # Drawn once, on the host: the same start everywhere.
+        state = sharding.replicate(train.init_state(self.method, transform, 0), self.mesh)
+        self.batch = sharding.to_global(host_batch(), self.mesh)
+        self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
+        self.state, scalars = compiled(state, self.batch)
+        self.scalars = {k: float(v) for k, v in scalars.items()}
+
+
+@pytest.fixture(scope="module")
+def steps():
+    built = {}
+
+    def get(devices, kernels="cpu"):
+        if (devices, kernels) not in built:
+            built[devices, kernels] = Step(devices, kernels)
+        return built[devices, kernels]
+
+    return get
+
+
+# Both kernels compute the same numbers, so one device of one kind is a reference for both.
+@pytest.mark.parametrize("kernels", ["cpu", "xla"])
+def test_four_devices_compute_the_step_of_one(steps, kernels):
+    one, four = steps(1), steps(4, kernels)
+    assert set(one.scalars) == set(four.scalars) and len(one.scalars) == 13
+    for name, value in one.scalars.items():
+        # float32 sums in another order; measured differences are below 3e-6.
+        assert four.scalars[name] == pytest.approx(value, rel=1e-4), name
+    expected = dict(_named(one.state))
+    found = dict(_named(four.state))
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        # Relative to the largest entry: single entries of a gradient may cancel to nothing.
+        scale = np.abs(array).max()
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4 * scale, err_msg=name)
+    gradients = [n for n in expected if n.startswith(".optimizer")]
+    statistics = [n for n in expected if "batch_stats" in n]
+    assert len(gradients) > 30 and len(statistics) > 20
+    assert all(np.abs(expected[n]).max() > 0 for n in gradients)
+
+
+def _named(state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path), np.asarray(leaf)
+
+
+def test_the_batch_is_sharded_and_the_state_replicated(steps):
+    four = steps(4)
+    for name, array in four.batch.items():
+        shards = array.addressable_shards
+        assert len({s.device for s in shards}) == 4
+        assert {s.data.shape for s in shards} == {(ROWS // 4, *array.shape[1:])}, name
+        for s in shards:
+            np.testing.assert_array_equal(s.data, host_batch()[name][s.index])
+    for name, array in jax.tree_util.tree_leaves_with_path(four.state):
+        shards = [np.asarray(s.data) for s in array.addressable_shards]
+        assert array.is_fully_replicated and len(shards) == 4
+        assert all(s.tobytes() == shards[0].tobytes() for s in shards), name
+
+
+COLLECTIVES = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
+COLLECTIVES += "|collective-broadcast|ragged-all-to-all"
+SHAPE = re.compile(r"\b(?:pred|bf16|[a-z]\d+)\[([\d,]*)\]")
+
+
+def collectives(text):
+    """[(operation, shape)] of every array that a collective of this program returns."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", line)
+        if match:
+            shapes = SHAPE.findall(match[1])
+            found += [(match[2], tuple(int(n) for n in s.split(",") if n)) for s in shapes]
+    return found
+
+
+def too_large(text, allowed=()):
+    """Collectives of images or maps: larger than a batch of features, or of four axes.
+
+    All-reduces of `allowed` shapes are excepted.
+    """
+    limit = ROWS * MODALITIES * FEATURES
+    return [
+        (operation, shape)
+        for operation, shape in collectives(text)
+        if (np.prod(shape) > limit or len(shape) > 3)
+        and not (operation == "all-reduce" and _axes(shape) in allowed)
+    ]
+
+
+def _axes(shape):
+    """A shape in the order that the compiler cannot change: it transposes and squeezes."""
+    return tuple(sorted(n for n in shape if n > 1))
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "xla"])
+def test_no_step_moves_activation_maps_between_devices(steps, kernels):
+    four = steps(4, kernels)
+    params = {_axes(x.shape) for x in jax.tree.leaves(four.state.variables["params"])}
+    reduced = {_axes(shape) for operation, shape in collectives(four.text) if "reduce" in operation}
+    # The gradients' all-reduces are there, each as large as its parameter, and beside them
+    # nothing larger than the features, [B, M, D].
+    assert params <= reduced
+    assert not too_large(four.text, params)
+
+
+def test_a_concatenation_would_be_noticed():
+    """What `interleave` is for: the same network input, joined along the sharded axis."""
+    mesh = mesh_of(4)
+    maps = [jnp.ones((ROWS, 8, 4, 2 * WIDTH))] * 2
+    rows = sharding.by_rows(mesh)
+
+    def compiled(join):
+        def f(a, b):
+            x = jax.lax.with_sharding_constraint(join([a, b]), rows)
+            return jnp.sin(x).sum((1, 2))
+
+        return jax.jit(f, in_shardings=rows, out_shardings=rows).lower(*maps).compile().as_text()
+
+    assert not collectives(compiled(interleave))
+    assert too_large(compiled(jnp.concatenate))
+    assert too_large(f"%x = (f32[2]{{0}}, bf16[{ROWS},32,16,3]{{3,2,1,0}}) all-to-all-start(%y)")
+
+
+def test_embedding_gathers_features_alone(steps):
+    four = steps(4)
+    embed = evaluate.make_embed(four.method, four.mesh)
+    images = sharding.to_global({"x": host_batch()["visible"]}, four.mesh)["x"]
+    text = embed.lower(four.state.variables, images, 0).compile().as_text()
+    found = collectives(text)
+    assert found and all(
+        operation in ("all-gather", "all-reduce") and shape == (ROWS, FEATURES)
+        for operation, shape in found
+    )
+
+
+# --- Rows and arrays ------------------------------------------------------------------------
+
+
+def _pretend(monkeypatch, *, devices, processes, index):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+
+
+def test_processes_share_the_rows_without_gap(monkeypatch):
+    assert sharding.process_rows(16) == slice(0, 16)
+    rows = []
+    for index in range(3):
+        _pretend(monkeypatch, devices=6, processes=3, index=index)
+        own = sharding.process_rows(24)
+        assert own.stop - own.start == 8
+        rows += range(24)[own]
+    assert rows == list(range(24))
+
+
+@pytest.mark.parametrize(
+    "rows, devices, sizes",
+    [(10, 4, "8 or 12"), (3, 4, "4"), (33, 32, "32 or 64")],
+)
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch, rows, devices, sizes):
+    _pretend(monkeypatch, devices=devices, processes=1, index=0)
+    with pytest.raises(ValueError) as error:
+        sharding.process_rows(rows)
+    message = str(error.value)
+    assert f"a batch of {rows} rows" in message and f"over {devices} devices" in message
+    assert "sampler.num_ids x sampler.num_instances" in message
+    assert message.endswith(f"choose a product of {sizes}")
+
+
+def test_arrays_to_the_mesh_and_back():
+    mesh = sharding.make_mesh()
+    assert mesh.axis_names == ("data",) and mesh.size == 4
+    batch = host_batch()
+    placed = sharding.to_global(batch, mesh)
+    assert {a.sharding for a in placed.values()} == {sharding.by_rows(mesh)}
+    for name, array in placed.items():
+        assert array.dtype == batch[name].dtype
+        np.testing.assert_array_equal(array, batch[name])
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": (np.int32(7), jnp.ones(5))}
+    everywhere = sharding.replicate(tree, mesh)
+    shapes = sharding.abstract(everywhere, mesh)
+    assert jax.tree.structure(shapes) == jax.tree.structure(tree)
+    for array, shape, host in zip(*map(jax.tree.leaves, (everywhere, shapes, tree)), strict=True):
+        np.testing.assert_array_equal(array, host)
+        assert array.is_fully_replicated
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.sharding == sharding.replicated(mesh) == array.sharding
+    # A tree that is abstract already gets the sharding, and nothing is computed.
+    again = sharding.abstract(jax.eval_shape(lambda: tree), mesh)
+    assert jax.tree.leaves(again) == jax.tree.leaves(shapes)
+
+
+def test_rows_that_do_not_divide_cannot_be_placed():
+    with pytest.raises(ValueError):
+        sharding.to_global({"x": np.zeros((6, 2))}, sharding.make_mesh())
+
+
+# --- Devices of a CPU -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", ["--xla_force_host_platform_device_count=4", ""])
+def test_devices_that_are_chosen_or_started_stay(monkeypatch, flags):
+    """By a flag, or because jax has started (this process has)."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setenv("NPROC", "5")
+    before = jax.config.jax_num_cpu_devices
+    jax.devices()
+    sharding.use_cpu_cores(6)
+    assert jax.config.jax_num_cpu_devices == before and jax.device_count() == 4
+    assert os.environ["NPROC"] == "5"
+    assert flags in os.environ["XLA_FLAGS"]
+
+
+CHOOSE = """
+import sys
+from vireid_jax import sharding
+sharding.use_cpu_cores(int(sys.argv[1]))
+import jax, os
+print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"])
+"""
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+def test_every_core_becomes_a_device_as_far_as_they_divide_the_batch(rows):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    run = subprocess.run(
+        [sys.executable, "-c", CHOOSE, str(rows)],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=120,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    devices, threads, flags = run.stdout.split(maxsplit=2)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    possible = [d for d in (1, 2, 3, 6, 7) if d <= min(cores, 8) and rows % d == 0]
+    assert int(devices) == max(possible)
+    assert int(threads) > 8 and "multi_thread_eigen=false" in flags
