@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -32,7 +33,8 @@ def make_embed(method: Method, mesh: jax.sharding.Mesh) -> Embed:
     @partial(jax.jit, static_argnums=2, in_shardings=(everywhere, rows), out_shardings=everywhere)
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         features = method.embed(variables, standardize(images), modality)
-        return {name: value.astype(np.float32) for name, value in features.items()}
+        # jit sorts the keys of a dict; the first feature is the headline.
+        return OrderedDict((name, value.astype(np.float32)) for name, value in features.items())
 
     return embed
 
@@ -60,7 +62,7 @@ def embed_records(
       should_stop: polled once a batch.
 
     Returns:
-      {feature name: float32 [N, D]}, rows as in `records`.
+      {feature name: float32 [N, D]}, rows as in `records`, the headline feature first.
 
     Raises:
       Stopped: when `should_stop` said so.
