@@ -313,16 +313,14 @@ def test_without_checkpoints_a_run_starts_from_its_seed(seed):
     assert bits(state) == bits(expected)
 
 
+def _stopped(variables):
+    raise Stopped
+
+
 def test_a_stop_during_evaluation_saves_and_is_made_up_for(make):
-    def stopped(variables):
-        raise Stopped
-
-    def scored(variables):
-        return {"mAP": 0.25}
-
     run = make()
     with pytest.raises(Preempted) as stop:
-        run.go(evaluate=stopped, eval_every=1.0)
+        run.go(evaluate=_stopped, eval_every=1.0)
     assert stop.value.step == 4
     assert run.checkpoints.latest() == 4 and run.checkpoints.metrics(4) is None
     assert run.writer.of("val") == {}
@@ -335,7 +333,7 @@ def test_a_stop_during_evaluation_saves_and_is_made_up_for(make):
 
     def noted(variables):
         order.append("val")
-        return scored(variables)
+        return {"mAP": 0.25}
 
     run.go(evaluate=noted, eval_every=1.0, batches=watched)
     assert order == ["val", 4, 5, 6, 7, "val", 8, 9, 10, 11, "val"]
@@ -345,6 +343,16 @@ def test_a_stop_during_evaluation_saves_and_is_made_up_for(make):
     order.clear()
     run.go(evaluate=noted, eval_every=1.0)
     assert order == []
+
+
+@pytest.mark.parametrize("options", [dict(should_stop=after(4)), dict(evaluate=_stopped)])
+def test_a_stop_waits_until_the_state_is_on_disk(make, monkeypatch, options):
+    """The process may be killed as soon as it says that the step is saved."""
+    run, waited = make(), []
+    monkeypatch.setattr(run.checkpoints, "wait", lambda: waited.append(run.checkpoints.latest()))
+    with pytest.raises(Preempted):
+        run.go(eval_every=1.0, **options)
+    assert waited == [4]
 
 
 def test_a_stop_right_before_a_validation_leaves_it_to_the_next_start(make):
