@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from vireid_jax import optim, run, runinfo, train
+from vireid_jax import optim, parts, runinfo, train
 from vireid_jax.data import augment, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import PROTOCOLS
@@ -61,7 +61,7 @@ def test_sampler_and_loader(recipe):
     plan = sampler.plan(label, np.tile(modality, ids), seed=0, epoch=0, **recipe.sampler)
     assert plan.shape[2] == recipe.sampler.num_ids * recipe.sampler.num_instances
     loader = recipe.loader.to_dict()
-    accepts(run.LOADERS[loader.pop("name")], loader | {"image_size": recipe.data.image_size})
+    accepts(parts.LOADERS[loader.pop("name")], loader | {"image_size": recipe.data.image_size})
 
 
 def test_augment(recipe):
@@ -111,7 +111,8 @@ def test_eval(recipe):
 
 def test_a_run_reads_every_key_that_it_does_not_splat(recipe):
     """A key that nothing reads would look like a switch and do nothing."""
-    tree = ast.parse((ROOT / "vireid_jax" / "run.py").read_text())
+    files = (ROOT / "vireid_jax" / name for name in ("parts.py", "run.py"))
+    tree = ast.parse("\n".join(file.read_text() for file in files))
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     read = [path.split(".")[1:] for path in attributes if path.startswith("config.")]
     for name in ("sampler", "loader", "eval"):

@@ -15,7 +15,7 @@ LAYERS = [
     ["nets", "losses", "metrics", "data", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
     ["methods", "evaluate", "visual"],
-    ["train"],
+    ["train", "parts"],
     ["run"],
     ["main"],
 ]

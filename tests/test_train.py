@@ -1,169 +1,30 @@
-"""The training loop and its step: a linear method against NumPy, stops, records, SMCL once.
+"""The training loop and its step: a linear method against NumPy, stops, resumes, records.
 
-The linear method compiles at once and its gradients are three lines of NumPy, so what is
-tested here is the loop: which step gets which learning rate, key and batch, and what is
-recorded and saved when.
+What is tested here is the loop: which step gets which learning rate, key and batch, and what
+is recorded and saved when.
 """
 
 import json
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from vireid_jax import optim, sharding
-from vireid_jax.checkpoint import Checkpoints
-from vireid_jax.data import augment
-from vireid_jax.methods import smcl
-from vireid_jax.train import (
-    NonFiniteError,
-    Preempted,
-    init_state,
-    make_train_step,
-    restore_or_init,
-    train,
+from tests.linear import (
+    EPOCH,
+    SGD,
+    Run,
+    difference,
+    host_batch,
+    linear,
+    naive_gradients,
+    scale_only,
 )
-from vireid_jax.types import Aux, LaterLoss, Method, Stopped
-
-ROWS, SIZE = 8, (4, 2)
-WIDTH = SIZE[0] * SIZE[1] * 3
-EPOCH = 4  # steps
-
-
-def host_batch(step):
-    """The batch of a step; labels are the targets of a regression."""
-    rng = np.random.default_rng([11, step])
-    images = rng.integers(0, 256, (2, ROWS, *SIZE, 3), dtype=np.uint8)
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": np.repeat(rng.permutation(5)[: ROWS // 2], 2).astype(np.int32),
-        "camera": np.zeros((ROWS, 2), np.int32),
-    }
-
-
-def batches(start, stop):
-    return map(host_batch, range(start, stop))
-
-
-def scale_only(key, batch):
-    """Augmentation without a draw: pixels to [0, 1]."""
-    pixels = {m: batch[m].astype(jnp.float32) / 255 for m in ("visible", "infrared")}
-    return {**batch, **pixels}
-
-
-def noisy(key, batch):
-    """Augmentation with a draw, so that a wrong key changes the weights."""
-    scaled = scale_only(key, batch)
-    return {**scaled, "visible": scaled["visible"] + jax.random.uniform(key, (ROWS, *SIZE, 3))}
-
-
-def _errors(params, batch):
-    v, i = (batch[m].reshape(ROWS, WIDTH) for m in ("visible", "infrared"))
-    target = batch["label"].astype(jnp.float32)
-    return v @ params["w"] + params["b"] - target, i @ params["w"] + params["b"] - target
-
-
-def linear(*, later=(), spoil=None):
-    """Regression of the label on pixels, both modalities weighted 1 and 1/2.
-
-    `spoil` maps (terms, step, params) to what is added to the total.
-    """
-
-    def init(key):
-        w = jax.random.normal(key, (WIDTH,)) * 0.1
-        return {"params": {"w": w, "b": jnp.float32(0)}, "batch_stats": {"seen": jnp.zeros(())}}
-
-    def loss(variables, batch, key, step):
-        ev, ei = _errors(variables["params"], batch)
-        terms = {"visible_error": (ev**2).mean(), "infrared_error": (ei**2).mean()}
-        total = terms["visible_error"] + 0.5 * terms["infrared_error"]
-        if spoil is not None:
-            extra = spoil(step, variables["params"])
-            terms["spoiled"] = extra
-            total = total + extra
-        updates = {"batch_stats": {"seen": variables["batch_stats"]["seen"] + 1}}
-        return total, Aux(terms, updates, {"draw": jax.random.uniform(key)})
-
-    def embed(variables, images, modality):
-        return {"x": images.reshape(len(images), -1)}
-
-    return Method(init, loss, embed, later)
-
-
-def difference(variables, batch, key, step):
-    """A second loss: the squared gap of the modalities' predictions."""
-    ev, ei = _errors(variables["params"], batch)
-    return ((ev - ei) ** 2).mean(), Aux({}, {})
-
-
-def naive_gradients(w, b, batch, second=False):
-    v, i = (batch[m].reshape(ROWS, WIDTH) / 255 for m in ("visible", "infrared"))
-    if second:
-        gap = (v - i) @ w
-        return 2 / ROWS * (v - i).T @ gap, 0.0, (gap**2).mean()
-    ev, ei = v @ w + b - batch["label"], i @ w + b - batch["label"]
-    gw = 2 / ROWS * (v.T @ ev + 0.5 * i.T @ ei)
-    return gw, 2 / ROWS * (ev.sum() + 0.5 * ei.sum()), (ev**2).mean() + 0.5 * (ei**2).mean()
-
-
-SGD = dict(name="sgd", lr=0.02, momentum=0.9, weight_decay=0.01, schedule="multistep")
-SGD |= dict(milestones=(1.0,), gamma=0.1)
-
-
-class Recorder:
-    """A writer that remembers."""
-
-    def __init__(self):
-        self.rows, self.shown = [], []
-
-    def write(self, step, scalars, *, split="train"):
-        assert all(isinstance(v, float) for v in scalars.values())
-        self.rows.append((step, split, dict(scalars)))
-
-    def progress(self, step, total, scalars):
-        self.shown.append((step, total))
-
-    def of(self, split):
-        return {step: scalars for step, s, scalars in self.rows if s == split}
-
-
-class Run:
-    """The linear method with everything that `train` needs; each `go` resumes what is saved."""
-
-    def __init__(self, folder=None, *, method=None, augment=noisy, seed=3, optimizer=SGD):
-        self.method = method or linear()
-        self.transform, self.rate = optim.make(steps_per_epoch=EPOCH, epochs=3, **optimizer)
-        self.mesh = sharding.make_mesh()
-        self.seed = seed
-        self.checkpoints = Checkpoints(folder, keep=2) if folder else None
-        self.writer = Recorder()
-        self.step_fn = make_train_step(
-            self.method, augment, self.transform, self.rate, mesh=self.mesh, seed=seed
-        )
-
-    def start(self):
-        return restore_or_init(
-            self.method, self.transform, self.checkpoints, mesh=self.mesh, seed=self.seed
-        )
-
-    def go(self, **options):
-        state, start = self.start()
-        options = dict(batches=batches, epochs=3) | options
-        return train(
-            state=state,
-            start=start,
-            step_fn=self.step_fn,
-            steps_per_epoch=EPOCH,
-            mesh=self.mesh,
-            writer=self.writer,
-            checkpoints=self.checkpoints,
-            **options,
-        )
+from vireid_jax import sharding
+from vireid_jax.train import NonFiniteError, Preempted, init_state
+from vireid_jax.types import LaterLoss, Stopped
 
 
 @pytest.fixture
@@ -481,113 +342,3 @@ def test_a_loss_that_is_never_finite_leaves_no_checkpoint(make):
         run.go(should_stop=after(3))
     assert run.checkpoints.steps() == []
     assert isinstance(NonFiniteError("x"), FloatingPointError)
-
-
-# --- SMCL ---------------------------------------------------------------------------------
-
-P, K, STEPS = 8, 2, 50
-PIXELS = (32, 16)
-
-
-def _people():
-    """Eight looks, as colors in visible and as other gray values in infrared images."""
-    rng = np.random.default_rng(5)
-    looks = rng.integers(0, 256, (2, P, 4, 2, 3))
-    looks[1] = looks[1, ..., :1]
-    looks = looks.repeat(8, axis=2).repeat(8, axis=3)
-    return np.repeat(looks, K, axis=1)  # [2, P * K, 32, 16, 3]
-
-
-def _smcl_batches(start, stop):
-    people = _people()
-    for step in range(start, stop):
-        noise = np.random.default_rng([6, step]).integers(-20, 21, people.shape)
-        images = np.clip(people + noise, 0, 255).astype(np.uint8)
-        yield {
-            "visible": images[0],
-            "infrared": images[1],
-            "label": np.repeat(np.arange(P), K).astype(np.int32),
-            "camera": np.zeros((P * K, 2), np.int32),
-        }
-
-
-def _smcl(**options):
-    return smcl.build(
-        num_classes=P,
-        image_size=PIXELS,
-        steps_per_epoch=STEPS,
-        depth=10,
-        width=4,
-        id_margin=1.0,
-        smgm_width=4,
-        **options,
-    )
-
-
-# The last maps are 2 x 1 pixels: these columns of a kernel see padding and nothing else.
-PADDED = {"layer3_0/conv1": [0], "layer3_0/conv2": [0, 2]}
-PADDED |= dict.fromkeys(("layer4_0/conv1", "layer4_0/conv2"), PADDED["layer3_0/conv2"])
-
-
-def _without_gradient(gradients):
-    """Names of the parameters that have an entry without a gradient."""
-    found = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        name, leaf = optim.path_name(path), np.asarray(leaf)
-        for kernel, columns in PADDED.items():
-            if kernel in name:
-                assert not leaf[:, columns].any()
-                leaf = np.delete(leaf, columns, axis=1)
-        if (leaf == 0).any():
-            found.add(name)
-    return found
-
-
-def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
-    transform, rate = optim.make(steps_per_epoch=STEPS, epochs=1, lr=0.01, schedule="constant")
-    method, writer = _smcl(metric_from_epoch=0.5, normalize_centers=True), Recorder()
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    state, start = restore_or_init(method, transform, None, mesh=mesh, seed=0)
-    light = partial(augment.augment, pad=1, flip=0.5)
-    state = train(
-        state=state,
-        start=start,
-        step_fn=make_train_step(method, light, transform, rate, mesh=mesh, seed=0),
-        batches=_smcl_batches,
-        steps_per_epoch=STEPS,
-        epochs=1,
-        mesh=mesh,
-        writer=writer,
-        log_every=1,
-    )
-    rows = writer.of("train")
-    last = [rows[n] for n in range(STEPS - 4, STEPS + 1)]
-    for name in ("visible", "infrared", "syncretic"):
-        assert rows[1][f"accuracy_{name}"] < 0.5
-        assert np.mean([row[f"accuracy_{name}"] for row in last]) > 0.9, name
-    assert last[-1]["loss"] < 0.5 * rows[1]["loss"]
-    assert last[-1]["tri_center"] < rows[STEPS // 2]["tri_center"]
-    # Adam's second moment is 0 where no batch gave a gradient.
-    assert not _without_gradient(optax.tree.get(state.optimizer, "nu"))
-
-
-def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():
-    method = _smcl(auxiliary="none", none_metric="vi_symmetric", metric_from_epoch=0.0)
-    variables = method.init(jax.random.key(0))
-
-    @jax.jit
-    def gradient(params, batch):
-        def loss(p):
-            return method.loss({**variables, "params": p}, batch, None, 0)[0]
-
-        return jax.grad(loss)(params)
-
-    total = jax.tree.map(np.zeros_like, variables["params"])
-    for n in range(4):
-        rng = np.random.default_rng([7, n])
-        pixels = rng.normal(size=(2, P * K, *PIXELS, 3)).astype(np.float32)
-        label = np.repeat(np.arange(P), K).astype(np.int32)
-        batch = {"visible": pixels[0], "infrared": pixels[1], "label": label}
-        found = gradient(variables["params"], batch)
-        total = jax.tree.map(lambda t, g: t + np.abs(g), total, found)
-    assert not _without_gradient(total)

@@ -1,12 +1,13 @@
 """One run of a recipe: builds the parts, trains, scores, and leaves a folder behind."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -14,21 +15,10 @@ from absl import logging
 from clu import parameter_overview
 
 from vireid_jax import checkpoint, evaluate, optim, preemption, runinfo, sharding, train, writer
-from vireid_jax.data import arrays, augment, datasets, sampler
-from vireid_jax.methods import get_build
+from vireid_jax.data import augment, datasets
 from vireid_jax.metrics import format_table
-from vireid_jax.types import Batch, Method, Retrieval, Split, Stopped, check_batch, train_labels
-
-
-class Parts(NamedTuple):
-    """What a recipe describes, built."""
-
-    split: Split
-    method: Method
-    batches: Callable[[int, int], Iterator[Batch]]
-    steps_per_epoch: int
-    image_size: tuple[int, int]
-    mesh: jax.sharding.Mesh
+from vireid_jax.parts import Parts, build
+from vireid_jax.types import Retrieval, Stopped
 
 
 def run(
@@ -72,7 +62,7 @@ def run(
     except Stopped:
         print("evaluation stopped on request; run the same command again", file=sys.stderr)
         return preemption.exit_code()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
@@ -86,6 +76,7 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     Returns:
       The results that are printed and saved under `workdir`/eval.
     """
+    _check_durations(**config.train)
     runinfo.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
     parts = build(config)
     transform, learning_rate = optim.make(
@@ -101,8 +92,10 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     )
     options = config.train.to_dict()
     keep, tensorboard = options.pop("keep"), options.pop("tensorboard")
-    runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
+    # Tracing finds what is wrong with any option before the folder says that a run has begun.
+    jax.eval_shape(step_fn, train.abstract_state(parts.method, transform), parts.batch)
+    runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(shapes["params"], include_stats=False)
         (workdir / "parameters.txt").write_text(overview + "\n")
@@ -155,61 +148,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     return _score(config, parts, embed, variables, workdir, at)
 
 
-def build(config: ml_collections.ConfigDict) -> Parts:
-    """Builds what the recipe describes; cheap checks come before the data is loaded."""
-    num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
-    rows = sharding.process_rows(num_ids * num_instances)
-    method_options = config.method.to_dict()
-    make_method = get_build(method_options.pop("name"))
-    if config.loader.name not in LOADERS:
-        raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
-    image_size = tuple(config.data.image_size)
-    split = datasets.load(**config.data)
-    label, persons = train_labels(split.train)
-    pk = dict(num_ids=num_ids, num_instances=num_instances)
-    steps = config.sampler.steps_per_epoch or sampler.steps_per_epoch(
-        label, split.train.modality, **pk
-    )
-    method = make_method(
-        num_classes=len(persons), image_size=image_size, steps_per_epoch=steps, **method_options
-    )
-
-    def plan(epoch: int) -> Any:
-        return sampler.plan(
-            label,
-            split.train.modality,
-            seed=config.seed,
-            epoch=epoch,
-            steps_per_epoch=steps,
-            replacement=config.sampler.replacement,
-            **pk,
-        )
-
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        load = LOADERS[config.loader.name](image_size, config.loader.prefetch)
-        local_ids = (rows.stop - rows.start) // num_instances
-        for n, batch in enumerate(
-            load(split.train, label, plan, start=start, stop=stop, rows=rows)
-        ):
-            if not n:
-                check_batch(batch, num_ids=local_ids, num_instances=num_instances)
-            yield batch
-
-    return Parts(split, method, batches, steps, image_size, sharding.make_mesh())
-
-
-def _arrays(image_size: tuple[int, int], prefetch: int) -> Callable[..., Iterator[Batch]]:
-    return arrays.batches
-
-
-def _tfdata(image_size: tuple[int, int], prefetch: int) -> Callable[..., Iterator[Batch]]:
-    from vireid_jax.data import tfdata  # TensorFlow: seconds and 600 MB, only when asked for
-
-    return partial(tfdata.batches, image_size=image_size, prefetch=prefetch)
-
-
 UNTRAINED = "untrained network"
-LOADERS = {"arrays": _arrays, "tfdata": _tfdata}
 
 
 def _embed_both(
@@ -300,7 +239,22 @@ def _folder(
         if runinfo.changes_training(key)
     ]
     name = ",".join([config.run_name, *changed])
-    return pathlib.Path("runs") / "".join(c if c.isalnum() or c in "._-=," else "_" for c in name)
+    name = "".join(c if c.isalnum() or c in "._-=," else "_" for c in name)
+    if len(name) > 150:  # file systems stop at 255 bytes
+        name = f"{name[:130]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return pathlib.Path("runs") / name
+
+
+def _check_durations(
+    *, epochs: float, log_every: int, eval_every: float, checkpoint_every: float, **_: Any
+) -> None:
+    """Refuses lengths that make no run; 0 switches an interval off."""
+    if not epochs > 0:
+        raise ValueError(f"train.epochs is {epochs}, expected more than 0")
+    intervals = dict(log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
+    for name, value in intervals.items():
+        if not value >= 0:
+            raise ValueError(f"train.{name} is {value}, expected 0 (never) or more")
 
 
 def _use_compilation_cache() -> None:

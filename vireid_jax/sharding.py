@@ -25,7 +25,14 @@ def use_cpu_cores(rows: int) -> None:
 
     Args:
       rows: of a batch; the devices divide it.
+
+    Raises:
+      ValueError: if there are no rows.
     """
+    if rows < 1:
+        raise ValueError(
+            f"a batch of {rows} rows: sampler.num_ids x sampler.num_instances must be at least 1"
+        )
     flags = os.environ.get("XLA_FLAGS", "")
     chosen = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
     if "host_platform_device_count" not in flags and not chosen:

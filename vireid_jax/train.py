@@ -59,6 +59,11 @@ def init_state(method: Method, transform: optax.GradientTransformation, seed: in
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
+def abstract_state(method: Method, transform: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of a state, without drawing any weights."""
+    return jax.eval_shape(lambda: init_state(method, transform, 0))
+
+
 def make_train_step(
     method: Method,
     augment: Callable[[Any, Batch], Batch],
@@ -128,8 +133,7 @@ def restore_or_init(
 ) -> tuple[TrainState, int]:
     """The newest readable checkpoint, or a fresh state at step 0."""
     if checkpoints is not None and checkpoints.latest() is not None:
-        # The target is traced, not computed: resuming does not draw initial weights.
-        shapes = jax.eval_shape(lambda: init_state(method, transform, seed))
+        shapes = abstract_state(method, transform)
         if (found := checkpoints.restore(sharding.abstract(shapes, mesh))) is not None:
             return found
     return sharding.replicate(init_state(method, transform, seed), mesh), 0

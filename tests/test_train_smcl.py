@@ -1,0 +1,120 @@
+"""SMCL in the training loop: it overfits a handful of people, with every parameter."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+
+from tests.linear import Recorder
+from vireid_jax import optim
+from vireid_jax.data import augment
+from vireid_jax.methods import smcl
+from vireid_jax.train import make_train_step, restore_or_init, train
+
+P, K, STEPS = 8, 2, 50
+PIXELS = (32, 16)
+
+
+def _people():
+    """Eight looks, as colors in visible and as other gray values in infrared images."""
+    rng = np.random.default_rng(5)
+    looks = rng.integers(0, 256, (2, P, 4, 2, 3))
+    looks[1] = looks[1, ..., :1]
+    looks = looks.repeat(8, axis=2).repeat(8, axis=3)
+    return np.repeat(looks, K, axis=1)  # [2, P * K, 32, 16, 3]
+
+
+def _smcl_batches(start, stop):
+    people = _people()
+    for step in range(start, stop):
+        noise = np.random.default_rng([6, step]).integers(-20, 21, people.shape)
+        images = np.clip(people + noise, 0, 255).astype(np.uint8)
+        yield {
+            "visible": images[0],
+            "infrared": images[1],
+            "label": np.repeat(np.arange(P), K).astype(np.int32),
+            "camera": np.zeros((P * K, 2), np.int32),
+        }
+
+
+def _smcl(**options):
+    return smcl.build(
+        num_classes=P,
+        image_size=PIXELS,
+        steps_per_epoch=STEPS,
+        depth=10,
+        width=4,
+        id_margin=1.0,
+        smgm_width=4,
+        **options,
+    )
+
+
+# The last maps are 2 x 1 pixels: these columns of a kernel see padding and nothing else.
+PADDED = {"layer3_0/conv1": [0], "layer3_0/conv2": [0, 2]}
+PADDED |= dict.fromkeys(("layer4_0/conv1", "layer4_0/conv2"), PADDED["layer3_0/conv2"])
+
+
+def _without_gradient(gradients):
+    """Names of the parameters that have an entry without a gradient."""
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        name, leaf = optim.path_name(path), np.asarray(leaf)
+        for kernel, columns in PADDED.items():
+            if kernel in name:
+                assert not leaf[:, columns].any()
+                leaf = np.delete(leaf, columns, axis=1)
+        if (leaf == 0).any():
+            found.add(name)
+    return found
+
+
+def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
+    transform, rate = optim.make(steps_per_epoch=STEPS, epochs=1, lr=0.01, schedule="constant")
+    method, writer = _smcl(metric_from_epoch=0.5, normalize_centers=True), Recorder()
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    state, start = restore_or_init(method, transform, None, mesh=mesh, seed=0)
+    light = partial(augment.augment, pad=1, flip=0.5)
+    state = train(
+        state=state,
+        start=start,
+        step_fn=make_train_step(method, light, transform, rate, mesh=mesh, seed=0),
+        batches=_smcl_batches,
+        steps_per_epoch=STEPS,
+        epochs=1,
+        mesh=mesh,
+        writer=writer,
+        log_every=1,
+    )
+    rows = writer.of("train")
+    last = [rows[n] for n in range(STEPS - 4, STEPS + 1)]
+    for name in ("visible", "infrared", "syncretic"):
+        assert rows[1][f"accuracy_{name}"] < 0.5
+        assert np.mean([row[f"accuracy_{name}"] for row in last]) > 0.9, name
+    assert last[-1]["loss"] < 0.5 * rows[1]["loss"]
+    assert last[-1]["tri_center"] < rows[STEPS // 2]["tri_center"]
+    # Adam's second moment is 0 where no batch gave a gradient.
+    assert not _without_gradient(optax.tree.get(state.optimizer, "nu"))
+
+
+def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():
+    method = _smcl(auxiliary="none", none_metric="vi_symmetric", metric_from_epoch=0.0)
+    variables = method.init(jax.random.key(0))
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(p):
+            return method.loss({**variables, "params": p}, batch, None, 0)[0]
+
+        return jax.grad(loss)(params)
+
+    total = jax.tree.map(np.zeros_like, variables["params"])
+    for n in range(4):
+        rng = np.random.default_rng([7, n])
+        pixels = rng.normal(size=(2, P * K, *PIXELS, 3)).astype(np.float32)
+        label = np.repeat(np.arange(P), K).astype(np.int32)
+        batch = {"visible": pixels[0], "infrared": pixels[1], "label": label}
+        found = gradient(variables["params"], batch)
+        total = jax.tree.map(lambda t, g: t + np.abs(g), total, found)
+    assert not _without_gradient(total)
