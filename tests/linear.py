@@ -51,7 +51,7 @@ def _errors(params, batch):
 def linear(*, later=(), spoil=None):
     """Regression of the label on pixels, both modalities weighted 1 and 1/2.
 
-    `spoil` maps (terms, step, params) to what is added to the total.
+    `spoil` maps (step, params) to what is added to the total.
     """
 
     def init(key):
