@@ -1,4 +1,4 @@
-"""Switches SMCL's parts on and off one by one on the embedded data, over seeds, and writes the table.
+"""Switches SMCL's parts on and off one by one, over seeds, on the embedded data; writes the table.
 
   python -m benchmarks.ablation                     4 rows x 3 seeds into runs/ablation
   python -m benchmarks.ablation --seeds 0 --jobs 1
