@@ -47,6 +47,9 @@ def settings(size: str) -> dict[str, Any]:
     config = smcl.get_config("synthetic" if size == "main" else "sysu")
     method = config.method.to_dict()
     method.pop("name")
+    written = {"auxiliary": "syncretic", "cehl_form": "both", "updates": "joint"}
+    if other := {k: method[k] for k in written if method[k] != written[k]}:
+        raise ValueError(f"the PyTorch step is written for {written}, the config has {other}")
     return {
         "image_size": tuple(config.data.image_size),
         "num_ids": config.sampler.num_ids,
@@ -154,6 +157,7 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
             functional.cross_entropy(z, labels) for z in (logits[:, 0], harder, logits[:, 2])
         )
         centers = g.unflatten(0, (-1, s["num_instances"])).mean(1)  # [P, 3, D]
+        centers = functional.normalize(centers, dim=2) if model.normalize else centers
         v, i, anchor = centers.unbind(1)
         others = (anchor[:, None] - anchor[None]).square().sum(-1).clamp(min=1e-12).sqrt()
         nearest = (others + torch.diag(others.new_full((len(others),), torch.inf))).amin(1)
@@ -166,9 +170,9 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
         loss = total(*model(standardized(pixels[0]), standardized(pixels[1])))
         loss.backward()
         optimizer.step()
-        return float(
-            loss.detach()
-        )  # waits for the forward pass; the timer synchronizes with the rest
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return float(loss.detach())
 
     return step, {}
 
@@ -180,18 +184,10 @@ def measure(candidate: str, size: str) -> dict[str, Any]:
     framework, _, variant = candidate.partition("_")
     step, figures = (jax_step if framework == "jax" else torch_step)(s, variant)
 
-    def finish() -> None:
-        if framework == "torch":
-            import torch
-
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-
     losses, wall, cpu = [], [], []
     for _ in range(warmup + timed):
         start = time.perf_counter(), time.process_time()
         losses.append(step())
-        finish()
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
     return {
@@ -208,7 +204,7 @@ def measure(candidate: str, size: str) -> dict[str, Any]:
 
 
 def device_memory(framework: str) -> dict[str, Any]:
-    """Name of the device, and its peak memory where it is an accelerator."""
+    """The device's name, and an accelerator's peak memory."""
     if framework == "jax":
         import jax
 
@@ -293,7 +289,7 @@ def compare(size: str, cores: list[int], rounds: int) -> dict[str, Any]:
         raise RuntimeError(f"not the same model: losses of the first step at {size} are {first}")
     s = settings(size)
     method, slots = s["method"], s["num_ids"] * s["num_instances"]
-    images = slots * (3 if method["auxiliary"] == "syncretic" else 2)
+    images = 3 * slots
     height, width = s["image_size"]
     print(
         f"\n{size}: ResNet-{method['depth']} of width {method['width']}, {images} images of "
