@@ -15,7 +15,16 @@ from vireid_jax import sharding
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
 from vireid_jax.metrics import protocols
-from vireid_jax.types import INFRARED, VISIBLE, Method, Records, Retrieval, Stopped, Variables
+from vireid_jax.types import (
+    INFRARED,
+    VISIBLE,
+    Method,
+    Records,
+    Retrieval,
+    Stopped,
+    Variables,
+    is_decoded,
+)
 
 Embed = Callable[[Variables, Any, int], dict[str, Any]]
 Features = dict[str, np.ndarray]
@@ -89,9 +98,10 @@ def embed_records(
 
 
 def _pixels(records: Records, rows: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    if isinstance(records.images, np.ndarray):
-        return records.images[rows]
-    return arrays.decode([records.images[r] for r in rows], image_size)
+    images = records.images
+    if is_decoded(images):
+        return images[rows]
+    return arrays.decode([images[r] for r in rows], image_size)
 
 
 def pixel_features(records: Records, image_size: tuple[int, int]) -> Features:

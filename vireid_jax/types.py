@@ -34,16 +34,45 @@ class Batch(TypedDict):
     camera: Any  # int32 [B, 2]: the camera of the visible and of the infrared image
 
 
+class Pixels:
+    """Some rows of a decoded array uint8 [M, H, W, 3] that may be memory-mapped.
+
+    Indexing with rows int [n] gathers them, uint8 [n, H, W, 3]; until then nothing is read, and
+    `take` copies no image. A caller may treat it as the array of its own rows.
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self.array = array
+        self.rows = np.arange(len(array)) if rows is None else rows
+        self.dtype, self.ndim = array.dtype, array.ndim
+        self.shape = (len(self.rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+    def take(self, rows: np.ndarray) -> "Pixels":
+        """The images at `rows` (int [n]), in that order."""
+        return Pixels(self.array, self.rows[rows])
+
+
+def is_decoded(images: Any) -> bool:
+    """Whether `Records.images` holds pixels of one size, not encoded images or paths."""
+    return isinstance(images, np.ndarray | Pixels)
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """A list of images and what is known of them; row n of every field is image n.
 
-    `images` is a uint8 array [N, H, W, 3] (decoded, final size), or a sequence of N
-    encoded images (`bytes`), or a sequence of N paths (`str`). An encoded or stored
-    image is decoded and resized by the loaders.
+    `images` is a uint8 array [N, H, W, 3] (decoded, final size) or `Pixels`, or a sequence of
+    N encoded images (`bytes`), or a sequence of N paths (`str`). An encoded or stored image is
+    decoded and resized by the loaders. A sequence that reads on demand has a method `take`.
     """
 
-    images: np.ndarray | Sequence[bytes] | Sequence[str]
+    images: Any  # np.ndarray | Pixels | Sequence[bytes] | Sequence[str]
     person: np.ndarray  # int32 [N], identity numbers as the data set was released with
     camera: np.ndarray  # int32 [N], camera numbers as released
     modality: np.ndarray  # int8 [N], VISIBLE or INFRARED
@@ -59,6 +88,8 @@ class Records:
         at: list[int] = rows.tolist()
         if isinstance(self.images, np.ndarray):
             images: Any = self.images[rows]
+        elif hasattr(self.images, "take"):
+            images = self.images.take(rows)
         else:
             images = [self.images[r] for r in at]
         return Records(
@@ -92,6 +123,7 @@ class Split(NamedTuple):
     train: Records
     test: Retrieval
     val: Retrieval | None = None
+    notes: tuple[str, ...] = ()  # what a user should know of it, a line each
 
 
 class Aux(NamedTuple):

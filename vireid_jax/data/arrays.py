@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.types import INFRARED, VISIBLE, Batch, Records
+from vireid_jax.types import INFRARED, VISIBLE, Batch, Records, is_decoded
 
 FILTERS = ("lanczos", "bilinear")
 
@@ -43,7 +43,7 @@ def batches(
     Raises:
       ValueError: if the images are not decoded, or label, steps or rows do not fit.
     """
-    if not isinstance(records.images, np.ndarray):
+    if not is_decoded(records.images):
         raise ValueError(
             "the array loader needs decoded images, uint8 [N, H, W, 3], got a "
             f"{type(records.images).__name__} of encoded images or paths; decode them first "
@@ -51,7 +51,8 @@ def batches(
         )
     check_decoded(records.images)
     steps = plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
-    return (host_batch(records.images[index], records, label, index) for index in steps)
+    images = records.images
+    return (host_batch(images[index], records, label, index) for index in steps)
 
 
 def plan_steps(
@@ -144,7 +145,7 @@ def host_batch(images: np.ndarray, records: Records, label: np.ndarray, index: n
     )
 
 
-def check_decoded(images: np.ndarray) -> None:
+def check_decoded(images: Any) -> None:
     """Raises ValueError unless images is uint8 [N, H, W, 3]."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(

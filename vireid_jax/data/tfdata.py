@@ -13,12 +13,13 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from vireid_jax.data import arrays
-from vireid_jax.types import Batch, Records
+from vireid_jax.types import Batch, Records, is_decoded
 
 _SEGMENT = 512  # steps that one tf.data pipeline is made for
 
@@ -67,7 +68,7 @@ def batches(
     if prefetch < 1:
         raise ValueError(f"prefetch is {prefetch}, expected at least 1 batch")
     images = records.images
-    if isinstance(images, np.ndarray):
+    if is_decoded(images):
         arrays.check_decoded(images)
         if image_size is not None and tuple(image_size) != images.shape[1:3]:
             raise ValueError(
@@ -86,7 +87,7 @@ def batches(
             tf.config.set_visible_devices([], kind)
         except RuntimeError:
             pass  # it has started already, by whoever asked for it
-    if isinstance(images, np.ndarray):
+    if is_decoded(images):
         loaded = _gathered(images, steps, prefetch)
     else:
         loaded = _decoded(records, steps, tuple(image_size or ()), filter, prefetch)
@@ -94,7 +95,7 @@ def batches(
 
 
 def _gathered(
-    images: np.ndarray, steps: Iterator[np.ndarray], prefetch: int
+    images: Any, steps: Iterator[np.ndarray], prefetch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each step's rows int [2, b] and images uint8 [2, b, H, W, 3], from decoded images."""
     pool = ThreadPoolExecutor(1)
