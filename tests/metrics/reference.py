@@ -3,11 +3,15 @@
 import math
 
 
-def rank_one(distance, person, own, excluded, max_rank):
+def rank_one(distance, person, own, excluded, max_rank, ties="stable"):
     """One query: a dict of its results, or None if it has no true image."""
-    order = sorted(
-        (g for g in range(len(distance)) if not excluded[g]), key=lambda g: (distance[g], g)
-    )
+
+    def place(g):
+        true = person[g] == own
+        level = {"stable": 0, "pessimistic": int(true), "optimistic": int(not true)}[ties]
+        return distance[g], level, g
+
+    order = sorted((g for g in range(len(distance)) if not excluded[g]), key=place)
     hits = [rank for rank, g in enumerate(order, start=1) if person[g] == own]
     if not hits:
         return None
@@ -24,6 +28,8 @@ def rank_one(distance, person, own, excluded, max_rank):
     return {
         "ap": math.fsum(j / rank for j, rank in enumerate(hits, start=1)) / len(hits),
         "inp": len(hits) / hits[-1],
+        "ranks": hits,
+        "order": order,
         "rank_image": hits[0],
         "rank_id": rank_id,
         "num_true": len(hits),
@@ -34,10 +40,10 @@ def rank_one(distance, person, own, excluded, max_rank):
     }
 
 
-def rank_all(distance, query_person, gallery_person, excluded, max_rank=20):
+def rank_all(distance, query_person, gallery_person, excluded, max_rank=20, ties="stable"):
     """All queries: (per-query results, means over the valid ones or None)."""
     found = [
-        rank_one(list(d), list(gallery_person), p, list(e), max_rank)
+        rank_one(list(d), list(gallery_person), p, list(e), max_rank, ties)
         for d, p, e in zip(distance, query_person, excluded, strict=True)
     ]
     valid = [f for f in found if f is not None]

@@ -2,6 +2,14 @@
 
 import numpy as np
 
+TIES = ("stable", "pessimistic", "optimistic")  # orders of images at one distance
+
+
+def check_ties(ties: str) -> None:
+    """Raises ValueError unless `ties` is a known rule."""
+    if ties not in TIES:
+        raise ValueError(f"unknown ties {ties!r}, expected one of {', '.join(TIES)}")
+
 
 def float_keys(value: np.ndarray) -> np.ndarray:
     """Int32 [q, G] in the order of the float32 (or float16) values."""
@@ -21,6 +29,22 @@ def dense_keys(value: np.ndarray) -> np.ndarray:
     dense = np.empty_like(step)
     np.put_along_axis(dense, order, step, axis=1)
     return dense
+
+
+def unique_keys(keys: np.ndarray, column: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+    """Int64 [q, G]: ordered by key, then images not in `last` first, then by column.
+
+    Args:
+      keys: int32 [q, G] (or int64 that fits), in the order of the distances.
+      column: int [G], all different, below 2^31.
+      last: bool [q, G] or None, images that come after the others with their key.
+    """
+    unique = keys.astype(np.int64)
+    unique <<= 32
+    unique |= column
+    if last is not None:
+        unique |= last.astype(np.int64) << 31
+    return unique
 
 
 def count_below(rows: np.ndarray, value: np.ndarray) -> np.ndarray:

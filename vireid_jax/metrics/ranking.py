@@ -13,13 +13,14 @@ CMC at rank r is the fraction of valid queries with rank_image <= r (or rank_id 
 SYSU-MM01 and LLCM use the second, RegDB the first. They agree at rank 1.
 
 Ties: of two images at exactly the same distance, the one with the lower gallery index
-comes first. How many true images this rule touched is counted, so that nobody mistakes an
-order of the gallery for a result.
+comes first (`ties="stable"`). For an audit, `pessimistic` puts the true images after the
+others at that distance and `optimistic` before them. How many true images such a rule
+touches is counted, so that nobody mistakes an order of the gallery for a result.
 
 How it is computed: only the few true images need a rank, and a binary search in the row's
 sorted distances gives it; no ranking is ever written out. float32 distances are compared as
 int32 keys with the same order. Rows in which a true image is level with another image are
-done again with int64 keys, distance above and gallery index below, which all differ.
+done again with int64 keys, distance above and the order of ties below, which all differ.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.keys import count_below, dense_keys, float_keys
+from vireid_jax.metrics.keys import check_ties, count_below, dense_keys, float_keys, unique_keys
 
 BLOCK_BYTES = 128 << 20  # working memory
 
@@ -79,6 +80,7 @@ def rank_metrics(
     excluded: Any = None,
     max_rank: int = 20,
     block_bytes: int = BLOCK_BYTES,
+    ties: str = "stable",
 ) -> Ranking:
     """Ranks every gallery row for every query and scores the result.
 
@@ -91,6 +93,7 @@ def rank_metrics(
       max_rank: length of the CMC curves. Beyond the last rank that a short gallery has,
         a curve keeps its last value.
       block_bytes: bound on the working memory, met by taking rows in blocks.
+      ties: "stable", "pessimistic" or "optimistic", see the top of this file.
 
     Returns:
       A `Ranking`; the means are over valid queries.
@@ -120,7 +123,9 @@ def rank_metrics(
             f"max_rank is {max_rank} and block_bytes {block_bytes}, expected at least 1 of each"
         )
     index = index_gallery(gallery_person)
-    blocks = rank_blocks(distance, query_person, index, excluded=excluded, block_bytes=block_bytes)
+    blocks = rank_blocks(
+        distance, query_person, index, excluded=excluded, block_bytes=block_bytes, ties=ties
+    )
     return summarize(blocks, query_person, index, max_rank=max_rank)
 
 
@@ -153,8 +158,10 @@ def rank_blocks(
     *,
     excluded: np.ndarray | None = None,
     block_bytes: int = BLOCK_BYTES,
+    ties: str = "stable",
 ) -> list[Rows]:
     """`rank_rows` over blocks of queries that take about `block_bytes` of working memory."""
+    check_ties(ties)
     # Per pair: distances, masks and, in rows with ties, two int64 keys. Per true image: the
     # arrays of the binary search.
     most = int(index.size.max(initial=0))
@@ -166,6 +173,7 @@ def rank_blocks(
             index,
             excluded=None if excluded is None else excluded[at : at + step],
             first_row=at,
+            ties=ties,
         )
         for at in range(0, len(distance), step)
     ]
@@ -178,6 +186,7 @@ def rank_rows(
     *,
     excluded: np.ndarray | None = None,
     first_row: int = 0,
+    ties: str = "stable",
 ) -> Rows:
     """Ranks one block of queries against the whole gallery.
 
@@ -187,10 +196,12 @@ def rank_rows(
       index: the gallery grouped by person.
       excluded: bool like `distance`, or None.
       first_row: the number of the block's first row, for error messages.
+      ties: "stable", "pessimistic" or "optimistic", see the top of this file.
 
     Raises:
-      ValueError: a distance is not finite.
+      ValueError: a distance is not finite, or an unknown rule for ties.
     """
+    check_ties(ties)
     q, g = len(distance), len(index.column)
     if not q or not g:
         return Rows(*np.full((2, q), np.nan), *np.zeros((5, q), np.int64))
@@ -204,11 +215,13 @@ def rank_rows(
         )
     dropped = None if excluded is None else excluded[:, index.column]
     if value.dtype.itemsize > 4:
-        return _rank_keys(_unique_keys(dense_keys(value), index), query_person, index, dropped)[0]
+        unique = unique_keys(dense_keys(value), index.column, _last(query_person, index, ties))
+        return _rank_keys(unique, query_person, index, dropped)[0]
     keys = float_keys(value)
     rows, level = _rank_keys(keys.copy(), query_person, index, dropped)
     if len(again := np.flatnonzero(level)):
-        unique = _unique_keys(keys[again], index)
+        last = _last(query_person[again], index, ties)
+        unique = unique_keys(keys[again], index.column, last)
         some = None if dropped is None else dropped[again]
         exact, _ = _rank_keys(unique, query_person[again], index, some)
         for field, known in zip(rows, exact, strict=True):
@@ -319,12 +332,12 @@ def _no_valid_query(query_person: np.ndarray, index: GalleryIndex) -> str:
     )
 
 
-def _unique_keys(keys: np.ndarray, index: GalleryIndex) -> np.ndarray:
-    """Int64 [q, G]: ordered by key, then by gallery index."""
-    unique = keys.astype(np.int64)
-    unique <<= 32
-    unique |= index.column
-    return unique
+def _last(query_person: np.ndarray, index: GalleryIndex, ties: str) -> np.ndarray | None:
+    """Bool [q, G] in the order of `index.column`: the images that come last among equals."""
+    if ties == "stable":
+        return None
+    own = query_person[:, None] == np.repeat(index.person, index.size)
+    return own if ties == "pessimistic" else ~own
 
 
 def _true_keys(
