@@ -21,7 +21,7 @@ LAYERS = [
 ]
 HEAVY = ("tensorflow", "tensorflow_datasets", "torch", "clu.metric_writers", "clu.periodic_actions")
 # Evaluators and samplers are usable, and fast to start, without jax.
-NUMPY_ONLY = ["metrics", "data/sampler.py", "data/arrays.py"]
+NUMPY_ONLY = ["metrics", "data/sampler", "data/arrays.py"]
 TF_FILES = ["data/tfdata.py"]
 
 

@@ -1,46 +1,88 @@
 """Which images go into which batch: the modality-balanced PK plan of an epoch, in NumPy only.
 
-The rule is the identity sampler of AGW (Ye et al., "Deep Learning for Person
-Re-identification: A Survey and Outlook", arXiv 2001.04193, and its released code):
-a batch is P identities, each with K visible and K infrared images. The identities of
-a batch are drawn without replacement and independently of earlier batches, so an
-identity may miss an epoch; the images of an identity are drawn with replacement.
+A batch is P identities, each with K visible and K infrared images. Which ones is a rule:
 
-Differs from the authors' code: the draws come from a counter-based generator keyed by
-(seed, epoch) instead of NumPy's global one, so a plan needs no earlier plan, every
-process computes the same one, and resuming in the middle of an epoch needs no state.
+  rule          whose                                     steps in an epoch
+  ------------  ----------------------------------------  -------------------------------------
+  "agw"         AGW, and with it CAJ, DEEN, PDM           floor(max(#vis, #ir) / (P K)) + 1
+  "exhaust"     MPANet and IDKL, `identity_random`        floor(sum floor(min(#vis, #ir) / K) / P)
+  "permute"     MPANet, `identity_uniform`                ceil(identities / P)
+  "agw_legacy"  AGW, the released code's random numbers   as "agw"
+
+K counts the images of one modality; the configurations of MPANet and IDKL count both, so their
+16 x 8 is 16 identities and 4 images here. Rows are in the same order under every rule, where
+MPANet's batches alternate infrared and visible images: a permutation that no loss here sees.
+
+"agw" (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", arXiv
+2001.04193, and its released code): the identities of a batch are drawn without replacement and
+independently of earlier batches, so an identity may miss an epoch; the images of an identity are
+drawn with replacement. An epoch of SYSU-MM01 shows 53 % of the visible and 80 % of the infrared
+images (P = 8, K = 4). Differs from the authors' code: the draws come from a counter-based
+generator keyed by (seed, epoch) instead of NumPy's global one, so a plan needs no earlier plan,
+every process computes the same one, and resuming in the middle of an epoch needs no state.
+
+"exhaust": an identity's visible and infrared images are shuffled and paired up to the shorter
+list, and cut into chunks of K pairs, what is left over unused. A batch takes one chunk from each
+of P identities, drawn uniformly among those with chunks left. Differs from the authors' code,
+where the epoch ends as soon as fewer than P identities have chunks left, so that its length is
+random: here it is the number above, and the last steps are topped up with identities whose chunks
+are used up, drawn uniformly, with K distinct images drawn anew. On SYSU-MM01 that is 183 steps
+for 182.2 on average (P = 16, K = 4) and 196 for 194.9 (P = 12, K = 5): only the last step or two
+differ. An identity with fewer than K images in a modality, with which the authors' code stops in
+some cases, has one chunk: all its distinct images, then the same again.
+
+"permute": a permutation of the identities for every epoch, in blocks of P, with K distinct images
+in each modality (repeated only where there are fewer). Differs from the authors' code, which drops
+the last block if it is not full: here it is topped up with the first identities of the same
+permutation, so that every identity is shown in every epoch.
+
+"agw_legacy": the released sampler's own stream, NumPy's `RandomState(seed)` over all epochs. The
+images are the authors' if those of each identity and modality are listed in their order: by
+camera, then by file name. Planning epoch n replays the epochs before it, once (0.15 s each for
+SYSU-MM01); the other rules need none of them.
 """
 
 import numpy as np
 
+from vireid_jax.data import sampler_legacy
+from vireid_jax.data import sampler_rules as rules
+from vireid_jax.data.sampler_rules import Rule
 from vireid_jax.types import INFRARED, MODALITIES, VISIBLE
 
-# One stream of random numbers for each purpose, so that changing how many numbers one of
-# them takes leaves the others as they were.
-_IDENTITY_STREAM, _VISIBLE_STREAM, _INFRARED_STREAM = 0, 1, 2
+RULES = {
+    "agw": Rule(rules.agw_steps, rules.agw_rows),
+    "exhaust": Rule(rules.exhaust_steps, rules.exhaust_rows),
+    "permute": Rule(rules.permute_steps, rules.permute_rows),
+    "agw_legacy": Rule(rules.agw_steps, sampler_legacy.legacy_rows),
+}
 
 
 def steps_per_epoch(
-    label: np.ndarray, modality: np.ndarray, *, num_ids: int, num_instances: int
+    label: np.ndarray,
+    modality: np.ndarray,
+    *,
+    num_ids: int,
+    num_instances: int,
+    rule: str = "agw",
 ) -> int:
-    """Steps in an epoch: floor(max(#visible, #infrared) / (P * K)) + 1, the rule of AGW.
+    """Steps in an epoch by the rule; see the table at the top of this file.
 
     Args:
       label: int32 [N], the class of each image, -1 where it is not usable.
       modality: int8 [N], VISIBLE or INFRARED.
       num_ids: identities in a batch (P).
       num_instances: images of an identity and a modality in a batch (K).
+      rule: a key of `RULES`.
 
     Returns:
-      The number of steps; images with label -1 are not counted.
+      The number of steps, at least 1; images with label -1 are not counted.
 
     Raises:
       ValueError: as `plan`.
     """
+    chosen = _get_rule(rule)
     label, modality = _checked(label, modality, num_ids, num_instances)
-    usable = modality[label >= 0]
-    larger = max(int((usable == VISIBLE).sum()), int((usable == INFRARED).sum()))
-    return larger // (num_ids * num_instances) + 1
+    return chosen.steps(rules.index_of(label, modality), num_ids, num_instances)
 
 
 def plan(
@@ -52,13 +94,16 @@ def plan(
     seed: int,
     epoch: int,
     steps_per_epoch: int | None = None,
+    rule: str = "agw",
     replacement: bool = True,
 ) -> np.ndarray:
     """The rows of every batch of one epoch.
 
     Entry [s, 0, i] is the row of a visible image and [s, 1, i] the row of an infrared
-    image of the same identity; i = p * K + k, so the K rows of an identity are adjacent.
-    A pure function of its arguments. The first n steps do not depend on how many follow.
+    image of the same identity; i = p * K + k, so the K rows of an identity are adjacent, and
+    a process that loads a run of identities takes a slice of the last axis.
+    A pure function of its arguments. The first n steps do not depend on how many follow (under
+    "agw_legacy" in epoch 0 only: there an epoch starts where the one before ended).
 
     Args:
       label: int32 [N], the class of each image, -1 where it is not usable (see
@@ -68,51 +113,41 @@ def plan(
       num_instances: images of an identity and a modality in a batch (K).
       seed: an integer in 0 .. 2^32 - 1.
       epoch: an integer in 0 .. 2^32 - 1.
-      steps_per_epoch: steps to plan; None for the rule of AGW (see the function of that name).
-      replacement: draw the K images of an identity with replacement, as AGW does. If False
-        they are distinct, and an identity with n < K images shows each of them
-        floor(K / n) or ceil(K / n) times.
+      steps_per_epoch: steps to plan; None for the rule's own number (see the function of that
+        name). Where it is more, "exhaust" and "permute" begin another pass over the identities.
+      rule: a key of `RULES`.
+      replacement: under "agw", draw the K images of an identity with replacement, as the authors
+        do. If False they are distinct, and an identity with n < K images shows each of them
+        floor(K / n) or ceil(K / n) times. Of "exhaust" and "permute" distinct images are a part
+        and it changes nothing; "agw_legacy" takes True only.
 
     Returns:
       int32 [steps, 2, P * K], rows of `label`.
 
     Raises:
-      ValueError: if the arrays do not fit together, a modality is empty, a class lacks one
-        of the modalities, or P, K, seed, epoch or steps are out of range.
+      ValueError: if the rule is unknown, the arrays do not fit together, a modality is empty, a
+        class lacks one of the modalities, or P, K, seed, epoch or steps are out of range.
     """
+    chosen = _get_rule(rule)
     label, modality = _checked(label, modality, num_ids, num_instances)
     for name, value in (("seed", seed), ("epoch", epoch)):
         if not 0 <= value < 2**32:  # one word each, or two keys could be the same words
             raise ValueError(f"{name} is {value}, expected an integer in 0 .. 2^32 - 1")
+    index = rules.index_of(label, modality)
     if steps_per_epoch is None:
-        steps = _default_steps(label, modality, num_ids=num_ids, num_instances=num_instances)
+        steps = chosen.steps(index, num_ids, num_instances)
     else:
         steps = steps_per_epoch
     if steps < 1:
         raise ValueError(f"steps_per_epoch is {steps}, expected at least 1, or None for the rule")
-
-    classes = np.unique(label[label >= 0])
-    uniform = _uniform((seed, epoch, _IDENTITY_STREAM), (steps, 1, 2 * num_ids))
-    slot = _distinct(uniform, np.full((1, 1), len(classes)), num_ids)[:, 0]  # [steps, P]
-    rows = []
-    for m, stream in ((VISIBLE, _VISIBLE_STREAM), (INFRARED, _INFRARED_STREAM)):
-        # The rows of class c in modality m are order[first[c] : first[c] + count[c]].
-        mine = np.flatnonzero((label >= 0) & (modality == m))
-        order = mine[np.argsort(label[mine], kind="stable")]
-        first = np.searchsorted(label[order], classes)
-        count = np.searchsorted(label[order], classes, side="right") - first
-        draws = num_instances if replacement else 2 * num_instances
-        uniform = _uniform((seed, epoch, stream), (steps, num_ids, draws))
-        n = count[slot]  # [steps, P]
-        if replacement:
-            pick = (uniform * n[..., None]).astype(np.int64)
-        else:
-            pick = _distinct(uniform, n, num_instances)
-        rows.append(order[first[slot][..., None] + pick].reshape(steps, -1))
-    return np.stack(rows, axis=1).astype(np.int32)
+    draw = rules.Draw(num_ids, num_instances, seed, epoch, steps, replacement)
+    return chosen.rows(index, draw).astype(np.int32)
 
 
-_default_steps = steps_per_epoch  # `plan` has an argument of that name
+def _get_rule(rule: str) -> Rule:
+    if rule not in RULES:
+        raise ValueError(f"no sampling rule {rule!r}; expected one of {', '.join(sorted(RULES))}")
+    return RULES[rule]
 
 
 def _checked(
@@ -158,41 +193,3 @@ def _checked(
             "modalities; choose a smaller num_ids"
         )
     return label, modality
-
-
-def _uniform(key: tuple[int, int, int], shape: tuple[int, ...]) -> np.ndarray:
-    """float64 in [0, 1), a function of the key and the position only.
-
-    Made from the raw bits of Philox, whose stream NumPy promises to keep, so that a plan
-    does not change with NumPy's version.
-    """
-    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(int(np.prod(shape)))
-    return (bits >> np.uint64(11)).reshape(shape) * 2.0**-53
-
-
-def _distinct(uniform: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
-    """Draws `size` of the numbers 0 .. n-1, distinct, or as evenly as can be where n < size.
-
-    Floyd's algorithm, one draw after the other over all batches at once: it costs
-    size^2 and no memory of n, so it suits a hundred identities and a million alike. Its
-    sets are uniform but their order is not, hence the shuffle.
-
-    Args:
-      uniform: float64 [S, P, 2 * size] in [0, 1).
-      n: int [S, P], or with axes of length 1.
-      size: numbers to draw.
-
-    Returns:
-      int64 [S, P, size].
-    """
-    taken = np.minimum(n, size)[..., None]  # how many can be distinct
-    drawn = np.full((*uniform.shape[:2], size), -1, np.int64)
-    for k in range(size):
-        last = np.maximum(n - taken[..., 0] + k, 0)
-        new = (uniform[..., k] * (last + 1)).astype(np.int64)
-        clash = (drawn[..., :k] == new[..., None]).any(axis=-1)
-        drawn[..., k] = np.where(clash, last, new)
-    # Slots past `taken` hold nothing: sort them to the end, then go round the rest.
-    shuffle = np.where(np.arange(size) < taken, uniform[..., size:], 2.0).argsort(axis=-1)
-    drawn = np.take_along_axis(drawn, shuffle, axis=-1)
-    return np.take_along_axis(drawn, np.arange(size) % taken + np.zeros_like(drawn), axis=-1)
