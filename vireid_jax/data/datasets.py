@@ -2,12 +2,12 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from vireid_jax import __version__
-from vireid_jax.data import synthetic
+from vireid_jax.data import stored, synthetic
 from vireid_jax.types import MODALITIES, Records, Split
 
 _MOST_CAMERAS = 12  # a summary line names no more
@@ -22,7 +22,13 @@ def load(
     name: str = "synthetic",
     root: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] | None = None,
+    images: str | None = None,
+    filter: str | None = None,
+    strict: bool | None = None,
+    unreadable: str | None = None,
+    prepared: str | os.PathLike[str] | None = None,
     trial: int | None = None,
+    test_share: float | None = None,
     seed: int | None = None,
     train_ids: int | None = None,
     train_visible: int | None = None,
@@ -39,48 +45,42 @@ def load(
 
     Args:
       name: a key of `DATASETS`.
-      root: the folder of the data set as released (not for "synthetic", which is rendered).
+      root: the folder of the data set as released; for "folders" that of your own images, or a
+        CSV file. Not for "synthetic", which is rendered.
       image_size: height, width in pixels.
+      images: "cached", "memory" or "encoded", see `stored.load`.
+      filter: "lanczos" or "bilinear", see `stored.load`.
+      strict: refuse a tree that lacks anything of the release, see `stored.load`.
+      unreadable: "refuse" or "skip", see `stored.load`.
+      prepared: folder of the prepared data sets, see `stored.load`.
       trial: which of the ten released halves ("regdb" only), 1 .. 10.
-      seed: of the rendering, and so on: "synthetic" only, see `synthetic.load`.
-      train_ids: "synthetic" only.
+      test_share: share of the people to test on ("folders" only), 0 .. 1.
+      seed: of the rendering ("synthetic") or of the choice of test people ("folders").
+      train_ids: "synthetic" only, see `synthetic.load`, as are the others like it.
       train_visible: "synthetic" only.
       train_infrared: "synthetic" only.
-      val_ids: "synthetic" only.
+      val_ids: people held out from training to choose the best checkpoint on.
       val_visible: "synthetic" only.
       val_infrared: "synthetic" only.
       test_ids: "synthetic" only.
       test_visible: "synthetic" only.
       test_infrared: "synthetic" only.
-      cache: where rendered images are kept; "synthetic" only.
+      cache: folder in which rendered or decoded images are kept.
 
     Returns:
       A `types.Split`.
 
     Raises:
-      DataError: (a ValueError) for an unknown name, an option that the data set does not
-        have, or a data set that this version cannot load.
-      ValueError: for an option out of range.
+      DataError: (a ValueError) for an unknown name or an option that the data set does not have.
+      ValueError: for an option out of range, or a tree that is not the data set.
+      FileNotFoundError: there is no data set where it should be.
     """
-    if name not in DATASETS:
+    given = dict(locals())  # every argument, before there is anything else
+    if given.pop("name") not in DATASETS:
         raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(DATASETS))}")
     builder = DATASETS[name]
-    given = {
-        "root": root,
-        "image_size": None if image_size is None else tuple(image_size),
-        "trial": trial,
-        "seed": seed,
-        "train_ids": train_ids,
-        "train_visible": train_visible,
-        "train_infrared": train_infrared,
-        "val_ids": val_ids,
-        "val_visible": val_visible,
-        "val_infrared": val_infrared,
-        "test_ids": test_ids,
-        "test_visible": test_visible,
-        "test_infrared": test_infrared,
-        "cache": cache,
-    }
+    if image_size is not None:
+        given["image_size"] = tuple(image_size)
     options = {key: value for key, value in given.items() if value is not None}
     known = list(inspect.signature(builder).parameters)
     if unknown := [key for key in options if key not in known]:
@@ -91,24 +91,76 @@ def load(
     return builder(**options)
 
 
-def _sysu(*, root: object = None, image_size: object = None) -> Split:
-    raise _later("SYSU-MM01")
+def _sysu(
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] = (288, 144),
+    images: str = "cached",
+    filter: str = "lanczos",
+    strict: bool = True,
+    unreadable: str = "refuse",
+    prepared: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    val_ids: int = 0,
+) -> Split:
+    options = locals()
+    return _stored("sysu", options, "val_ids")
 
 
-def _regdb(*, root: object = None, image_size: object = None, trial: object = None) -> Split:
-    raise _later("RegDB")
+def _regdb(
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] = (288, 144),
+    images: str = "cached",
+    filter: str = "lanczos",
+    strict: bool = True,
+    unreadable: str = "refuse",
+    prepared: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    trial: int = 1,
+    val_ids: int = 0,
+) -> Split:
+    options = locals()
+    return _stored("regdb", options, "trial", "val_ids")
 
 
-def _llcm(*, root: object = None, image_size: object = None) -> Split:
-    raise _later("LLCM")
+def _llcm(
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] = (288, 144),
+    images: str = "cached",
+    filter: str = "lanczos",
+    strict: bool = True,
+    unreadable: str = "refuse",
+    prepared: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    val_ids: int = 0,
+) -> Split:
+    options = locals()
+    return _stored("llcm", options, "val_ids")
 
 
-def _later(title: str) -> DataError:
-    return DataError(
-        f"vireid_jax {__version__} has no loader for {title} yet; available: synthetic. Your "
-        "recipe is fine: it waits for the loader only, and the same method trains on the "
-        "embedded data when the config is named without a data set (--config configs/NAME.py)"
-    )
+def _folders(
+    *,
+    root: str | os.PathLike[str] | None = None,
+    image_size: tuple[int, int] = (288, 144),
+    images: str = "cached",
+    filter: str = "lanczos",
+    strict: bool = True,
+    unreadable: str = "refuse",
+    cache: str | os.PathLike[str] | None = None,
+    test_share: float = 0.25,
+    seed: int = 0,
+    val_ids: int = 0,
+) -> Split:
+    options = locals()
+    return _stored("folders", options, "test_share", "seed", "val_ids")
+
+
+def _stored(name: str, options: Mapping[str, Any], *split_options: str) -> Split:
+    """Loads from disk; `split_options` go to the reader's `split`, the others to `stored.load`."""
+    reading = {key: value for key, value in options.items() if key not in split_options}
+    return stored.load(name, **reading, options={key: options[key] for key in split_options})
 
 
 DATASETS: dict[str, Callable[..., Split]] = {
@@ -116,6 +168,7 @@ DATASETS: dict[str, Callable[..., Split]] = {
     "sysu": _sysu,
     "regdb": _regdb,
     "llcm": _llcm,
+    "folders": _folders,
 }
 
 
@@ -142,6 +195,7 @@ def records_summary(split: Split) -> str:
         lines.append(
             f"          left out of training, for lack of a modality: {len(lonely)} ({first})"
         )
+    lines += [f"          {note}" for note in split.notes]
     return "\n".join(lines)
 
 

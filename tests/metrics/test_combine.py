@@ -1,0 +1,136 @@
+"""Means over results, and the command that prints those of several runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vireid_jax.metrics import __main__ as command
+from vireid_jax.metrics import evaluate
+from vireid_jax.metrics.combine import combine, row_label
+
+
+def result(seed, **changes):
+    """A real result of random features under a SYSU-MM01 protocol."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(6), 8)
+    camera = np.tile([1, 2, 4, 5, 1, 2, 4, 5], 6)
+    features = rng.normal(size=(48, 4)) + 2 * np.eye(6, 4)[person]
+    scored = evaluate(
+        rng.normal(size=(12, 4)) + 2 * np.eye(6, 4)[np.arange(12) % 6],
+        features,
+        query_person=np.arange(12) % 6,
+        query_camera=np.where(np.arange(12) < 6, 3, 6),
+        gallery_person=person,
+        gallery_camera=camera,
+        gallery_name=[f"cam{c}/{p:04d}/{n:04d}" for n, (p, c) in enumerate(zip(person, camera))],  # noqa: B905
+        protocol="sysu/all/single",
+        trials=2,
+    )
+    return {"feature": "bn", "dataset": "mine", "seed": seed, "step": 3, **scored, **changes}
+
+
+def test_each_result_counts_once():
+    results = [result(seed) for seed in range(3)]
+    found = combine(results, over="seeds")
+    for name, value in found["metrics"].items():
+        each = [r["metrics"][name] for r in results]
+        assert value == pytest.approx(sum(each) / 3, abs=1e-15)
+        assert found["std"][name] == pytest.approx(np.std(each), abs=1e-15)
+        assert [t[name] for t in found["trials"]] == each
+    assert found["std"]["mAP"] > 0
+    for name in ("mAP", "R1", "mAP_sigma"):
+        assert found["chance"][name] == pytest.approx(np.mean([r["chance"][name] for r in results]))
+    expected = np.mean([r["curves"]["cmc_id"] for r in results], axis=0)
+    np.testing.assert_allclose(found["curves"]["cmc_id"], expected, atol=1e-15)
+    assert (found["over"], found["results"], found["feature"]) == ("seeds", 3, "bn")
+    assert found["counts"]["queries"] == 12
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_result_has_no_spread():
+    found = combine([result(0)], over="splits")
+    assert set(found["std"].values()) == {0.0}
+    assert found["metrics"] == result(0)["metrics"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": "regdb/v2t"},
+        {"feature": "pool"},
+        {"gallery": "official"},
+        {"cmc": "image"},
+        {"flip": True},
+        {"rerank": "all"},
+        {"corrupt": "visible"},
+        {"dataset": "other"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_results_that_were_measured_otherwise_are_not_averaged(change):
+    (key, value), *_ = change.items()
+    with pytest.raises(ValueError, match=rf"differ in '{key}': .*{value}"):
+        combine([result(0), result(1, **change)], over="runs")
+
+
+def test_nothing_to_combine():
+    with pytest.raises(ValueError, match="no results"):
+        combine([], over="runs")
+
+
+@pytest.mark.parametrize(
+    ("marks", "label"),
+    [
+        ({}, "bn"),
+        ({"flip": False, "rerank": None, "corrupt": None}, "bn"),
+        ({"flip": True}, "bn, flip"),
+        ({"rerank": "all"}, "bn, re-ranked"),
+        ({"rerank": "queries"}, "bn, re-ranked (queries)"),
+        ({"flip": True, "corrupt": "visible:fog"}, "bn, flip, visible:fog -C (vireid)"),
+    ],
+)
+def test_labels(marks, label):
+    assert row_label({"feature": "bn", **marks}) == label
+
+
+# --- The command ------------------------------------------------------------------------------
+
+
+def save(run, results, step=3):
+    folder = run / "eval" / str(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, r in enumerate(results):
+        (folder / f"{n}.json").write_text(json.dumps(r))
+
+
+def test_the_command_prints_the_mean_over_runs(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for seed, run in enumerate(runs):
+        save(run, [result(5), result(5, feature="pool")], step=1)  # an older step is not taken
+        save(run, [result(seed), result(seed + 7, feature="pool")], step=10)
+    out = tmp_path / "out.json"
+    assert command.main([*map(str, runs), "--over", "seeds", "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    mean = np.mean([result(s)["metrics"]["mAP"] for s in (0, 1)])
+    assert f"{100 * mean:.1f}" in text and "seeds" in text
+    rows = json.loads(out.read_text())
+    assert [row["feature"] for row in rows] == ["bn", "pool"]
+    assert rows[0]["metrics"]["mAP"] == pytest.approx(mean)
+    assert command.main([*map(str, runs), "--markdown", "--step", "1"]) == 0
+    assert "| --- |" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_cannot_be_averaged(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("a", "b")]
+    save(runs[0], [result(0), result(1, feature="pool")])
+    save(runs[1], [result(1)])
+    assert command.main([*map(str, runs)]) == 1
+    assert "pool was scored in 1 of 2 runs" in capsys.readouterr().err
+    save(runs[1], [result(1), result(2, feature="pool", dataset="other")])
+    assert command.main([*map(str, runs)]) == 1
+    assert "differ in 'dataset'" in capsys.readouterr().err
+    assert command.main([str(tmp_path / "c")]) == 1
+    assert "no step" in capsys.readouterr().err
+    assert command.main([str(runs[0]), "--step", "9"]) == 1
+    assert "holds results of 3, expected step 9" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""One result of several like it: RegDB's ten splits, repeats of a corruption, seeds.
+
+`evaluate` averages over the gallery draws of one model. What is averaged over models, or over
+repeats of a random corruption, is averaged here: each result counts once, and the spread is that
+of the results, not that of the draws within them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# What must be equal for a mean to mean something.
+MEASURED = (
+    "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "dataset",
+)  # fmt: skip
+
+
+def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any]:
+    """The mean of results that were measured alike, with their spread.
+
+    Args:
+      results: dicts of `evaluate`, with or without the keys that a run adds (dataset, ...).
+      over: what the results differ in, for the table: "splits", "seeds", "repeats", ...
+
+    Returns:
+      A dict like theirs: "metrics", "chance" and "curves" are means over the results, "std" their
+      standard deviation (divided by their number), "trials" the metrics of each result, "over"
+      and "results" (how many). Results per query are left out.
+
+    Raises:
+      ValueError: no results, or results that were not measured alike; the message names the key.
+    """
+    if not results:
+        raise ValueError("there are no results to combine, expected at least one")
+    first = results[0]
+    for key in MEASURED:
+        values = {str(result.get(key)) for result in results}
+        if len(values) > 1:
+            raise ValueError(
+                f"results differ in {key!r}: {', '.join(sorted(values))}; a mean over them would "
+                "say nothing, combine those that were measured alike"
+            )
+    names = list(first["metrics"])
+    table = {name: np.array([result["metrics"][name] for result in results]) for name in names}
+    counts = {
+        key: value
+        for key, value in first["counts"].items()
+        if all(result["counts"].get(key) == value for result in results)
+    }
+    kept = {key: first[key] for key in MEASURED if key in first}
+    return {
+        **kept,
+        "metrics": {name: float(values.mean()) for name, values in table.items()},
+        "std": {name: float(values.std()) for name, values in table.items()},
+        "trials": [dict(result["metrics"]) for result in results],
+        "chance": _mean([result["chance"] for result in results]),
+        "curves": {
+            key: np.mean([result["curves"][key] for result in results], axis=0).tolist()
+            for key in first["curves"]
+        },
+        "counts": {**first["counts"], **counts},
+        "over": over,
+        "results": len(results),
+    }
+
+
+def _mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([d[key] for d in dicts])) for key in dicts[0]}
+
+
+def row_label(result: Mapping[str, Any]) -> str:
+    """The feature of a result with what was done to it, such as "bn, flip, re-ranked"."""
+    marks = [str(result["feature"])]
+    if result.get("flip"):
+        marks.append("flip")
+    if result.get("rerank"):
+        scope = "" if result["rerank"] == "all" else f" ({result['rerank']})"
+        marks.append(f"re-ranked{scope}")
+    if result.get("corrupt"):
+        marks.append(f"{result['corrupt']} -C (vireid)")
+    return ", ".join(marks)
