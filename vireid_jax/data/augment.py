@@ -1,7 +1,8 @@
 """Augmentation of a batch, in JAX and inside the training step.
 
 The operators and their order are those of AGW (arXiv 2001.04193), CAJ (Ye et al.,
-"Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021) and DEEN:
+"Channel Augmented Joint Learning for Visible-Infrared Recognition", ICCV 2021), DEEN, PDM,
+MPANet and IDKL:
 
   uint8 -> [gray] -> pad, crop, flip -> standardize -> [erase] -> [channel operator]
 
@@ -10,7 +11,8 @@ The operators and their order are those of AGW (arXiv 2001.04193), CAJ (Ye et al
   pad, pad_value             Pad + RandomCrop to the size before (positions inclusive)
   flip                       RandomHorizontalFlip
   grayscale                  RandomGrayscale, on pixels
-  erase, erase_*             RandomErasing (Zhong et al., arXiv 1708.04896), ChannelRandomErasing
+  erase, erase_*             RandomErasing of Zhong et al. and of torchvision,
+                             ChannelRandomErasing; see `data.erasing`
   "exchange"                 ChannelExchange(gray=2): R, G or B into all three channels
   "exchange_luma"            ChannelExchange(gray=3): R, G, B or luma
   "adapt"                    ChannelAdap: R, G, B or unchanged, 1/4 each
@@ -18,6 +20,25 @@ The operators and their order are those of AGW (arXiv 2001.04193), CAJ (Ye et al
 
 Erasing and the channel operators act on standardized values, so an erased patch of
 value 0 is the ImageNet mean color and "luma" weighs standardized channels, as in CAJ.
+
+The papers' chains, as options beside flip=0.5 and pad=10 (both modalities unless said):
+
+  chain             options
+  ----------------  ---------------------------------------------------------------------
+  AGW               none
+  AGW, LLCM's code  erase=0.5
+  DEEN, PDM         grayscale=0.5, erase=0.5, erase_value=(0.485, 0.456, 0.406); on
+                    SYSU-MM01 erase_area=(0.2, 0.8)
+  CAJ               erase=0.5, erase_value=(0.4914, 0.4822, 0.4465), luma=0.5,
+                    infrared_channel="adapt_gray"; the second view of the visible images,
+                    drawn with another key, has visible_channel="exchange"
+  CAJ+, SYSU-MM01   as CAJ with erase=(0.6, 0.5), luma=0.6; grayscale=(0.1, 0.0) in the
+                    first view only
+  MPANet, IDKL      pad_value=127, erase=0.5, erase_form="log_uniform", erase_attempts=10,
+                    erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
+
+Some of them flip before they pad and crop, or crop a gray image where others gray a crop: with
+padding of equal width on all sides and in gray these are the same distribution of images.
 
 Every draw is a function of (key, row of the global batch, modality, operator): it does not
 change with the number of devices, nor when another operator is switched on or off.
@@ -30,17 +51,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vireid_jax.data.erasing import check_erasing, erase_patch
 from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Batch
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
-ATTEMPTS = 100  # random erasing gives up after as many, as in the authors' code
 
 CHANNEL = ("none", "exchange", "exchange_luma", "adapt", "adapt_gray")
 _COPY = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.2989, 0.5870, 0.1140]], np.float32)
 
 # What the uniform numbers of a row are for: fixed places, so that an operator's draws stay
-# the same when another is switched on. Erasing takes 3 + 2 ATTEMPTS from a stream of its own.
+# the same when another is switched on. Erasing draws from a stream of its own.
 _TOP, _LEFT, _FLIP, _GRAY, _CHANNEL, _LUMA = range(6)
 
 # x / 255 - mean is computed as (x - _CENTER) / 255. With 16 fractional bits the difference is
@@ -86,8 +107,10 @@ def augment(
     grayscale: float | Sequence[float] = 0.0,
     erase: float | Sequence[float] = 0.0,
     erase_area: Sequence[float] = (0.02, 0.4),
-    erase_aspect: float = 0.3,
+    erase_aspect: float | Sequence[float] = 0.3,
     erase_value: Sequence[float] = (0.0, 0.0, 0.0),
+    erase_form: str = "uniform",
+    erase_attempts: int = 100,
     visible_channel: str = "none",
     infrared_channel: str = "none",
     luma: float = 0.5,
@@ -107,8 +130,11 @@ def augment(
       grayscale: probability of the gray (luma) image in three channels.
       erase: probability of random erasing.
       erase_area: smallest and largest part of the image to erase, within (0, 1].
-      erase_aspect: smallest height / width of the patch; uniform up to its inverse.
+      erase_aspect: smallest height / width of the patch, which goes up to its inverse; or the
+        smallest and the largest.
       erase_value: the patch's color (R, G, B) in standardized units.
+      erase_form: how the aspect is drawn, "uniform" or "log_uniform" (torchvision).
+      erase_attempts: patches tried until one fits into the image.
       visible_channel: the channel operator of visible images, one of `CHANNEL`.
       infrared_channel: the channel operator of infrared images, one of `CHANNEL`.
       luma: in "adapt_gray", the probability that the fourth outcome is luma.
@@ -124,7 +150,7 @@ def augment(
     _check_probability("flip", flip)
     _check_probability("luma", luma)
     _check_pad(pad, pad_value)
-    _check_erase(erase_area, erase_aspect, erase_value)
+    check_erasing(erase_area, erase_aspect, erase_value, erase_form, erase_attempts)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
     for m, (name, operator) in enumerate(
         (("visible_channel", visible_channel), ("infrared_channel", infrared_channel))
@@ -150,7 +176,16 @@ def augment(
             x = _select(place[:, _FLIP] < flip, x[:, :, ::-1], x)
         x = standardize(x)
         if erase[m] > 0:
-            x = _erase(keys[m], x, erase[m], erase_area, erase_aspect, erase_value)
+            x = erase_patch(
+                keys[m],
+                x,
+                erase[m],
+                area=erase_area,
+                aspect=erase_aspect,
+                value=erase_value,
+                form=erase_form,
+                attempts=erase_attempts,
+            )
         if operator != "none":
             x = _copy_channel(x, _outcome(own[:, _CHANNEL], own[:, _LUMA], operator, luma))
         views.append(x)
@@ -191,45 +226,6 @@ def _crop(images: jax.Array, pad: int, pad_value: int, corner: jax.Array) -> jax
         return jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), (height, width, channels))
 
     return jax.vmap(crop)(x, corner)
-
-
-def _erase(
-    keys: jax.Array,
-    images: jax.Array,
-    probability: float,
-    area: Sequence[float],
-    aspect: float,
-    value: Sequence[float],
-) -> jax.Array:
-    """Fills a random rectangle; Algorithm 1 of arXiv 1708.04896 as CAJ's code has it.
-
-    Area fraction and aspect are uniform (not log-uniform); height and width are rounded
-    half to even; a patch must be strictly smaller than the image in both directions. The
-    authors' loop of up to 100 attempts draws anew each time, so drawing all of them at once
-    and taking the first that fits has the same distribution.
-    """
-    height, width = images.shape[1:3]
-
-    def patch(key: jax.Array) -> tuple[jax.Array, ...]:
-        # Another stream than the uniform numbers of the other operators.
-        u = jax.random.uniform(jax.random.fold_in(key, 1), (3 + 2 * ATTEMPTS,))
-        fraction = area[0] + u[3 : 3 + ATTEMPTS] * (area[1] - area[0])
-        pixels = fraction * (height * width)
-        ratio = aspect + u[3 + ATTEMPTS :] * (1 / aspect - aspect)
-        h = jnp.round(jnp.sqrt(pixels * ratio)).astype(jnp.int32)
-        w = jnp.round(jnp.sqrt(pixels / ratio)).astype(jnp.int32)
-        fits = (h < height) & (w < width)
-        first = jnp.argmax(fits)
-        h, w = h[first], w[first]
-        top, left = _below(u[1], height - h + 1), _below(u[2], width - w + 1)
-        return (u[0] < probability) & fits.any(), top, top + h, left, left + w
-
-    apply, top, bottom, left, right = (p[:, None] for p in jax.vmap(patch)(keys))  # [B, 1]
-    y, x = jnp.arange(height)[None, :], jnp.arange(width)[None, :]
-    in_y = apply & (y >= top) & (y < bottom)  # [B, H]
-    in_x = (x >= left) & (x < right)  # [B, W]
-    erased = in_y[:, :, None, None] & in_x[:, None, :, None]
-    return jnp.where(erased, np.array(value, np.float32).reshape(1, 1, 1, 3), images)
 
 
 def _outcome(choice: jax.Array, second: jax.Array, operator: str, luma: float) -> jax.Array:
@@ -273,15 +269,6 @@ def _check_pad(pad: int, pad_value: int) -> None:
         raise ValueError(f"pad is {pad}, expected a number of pixels, 0 or more")
     if pad_value != int(pad_value) or not 0 <= pad_value <= 255:
         raise ValueError(f"pad_value is {pad_value}, expected a gray level 0 .. 255")
-
-
-def _check_erase(area: Sequence[float], aspect: float, value: Sequence[float]) -> None:
-    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"erase_area is {area}, expected 0 < smallest <= largest <= 1")
-    if not 0 < aspect <= 1:
-        raise ValueError(f"erase_aspect is {aspect}, expected a height / width in (0, 1]")
-    if len(value) != 3:
-        raise ValueError(f"erase_value is {value}, expected a value for R, G and B")
 
 
 def _check_images(name: str, images: Any) -> None:

@@ -1,0 +1,190 @@
+"""Random erasing in torchvision's form, and what the two forms refuse and share."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from vireid_jax.data.augment import augment, standardize
+from vireid_jax.data.erasing import FORMS, aspect_range
+
+KEY = jax.random.key(11)
+VALUE = (9.0, 8.0, 7.0)
+TORCHVISION = dict(
+    erase_form="log_uniform", erase_attempts=10, erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
+)
+
+
+def batch_of(rows, size):
+    images = np.random.default_rng(0).integers(0, 256, (2, rows, *size, 3), np.uint8)
+    zero = np.zeros((rows, 2), np.int32)
+    return {"visible": images[0], "infrared": images[1], "label": zero[:, 0], "camera": zero}
+
+
+def run(batch, **options):
+    options = dict(flip=0.0, pad=0, erase_value=VALUE) | options
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(augment, **options))(KEY, batch))
+
+
+def masks(images):
+    return (images == np.array(VALUE, np.float32)).all(-1)
+
+
+def sides(mask):
+    """(top, left, h, w) of each row's erased rectangle, bool [B, H, W]; zeros where there is none.
+
+    The rectangle is full: as many pixels as h times w.
+    """
+    rows, columns = mask.any(2), mask.any(1)
+    h, w = rows.sum(1), columns.sum(1)
+    assert (mask.sum((1, 2)) == h * w).all()
+    return np.stack([rows.argmax(1), columns.argmax(1), h, w], axis=1)
+
+
+def naive_patch(rng, size, area, aspect, form, attempts):
+    """One image's patch as torchvision's loop (or Zhong et al.'s) finds it; zeros for none."""
+    for _ in range(attempts):
+        pixels = size[0] * size[1] * rng.uniform(*area)
+        if form == "log_uniform":
+            ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        else:
+            ratio = rng.uniform(*aspect)
+        h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if h < size[0] and w < size[1]:
+            return rng.integers(0, size[0] - h + 1), rng.integers(0, size[1] - w + 1), h, w
+    return 0, 0, 0, 0
+
+
+def distance_of_distributions(a, b):
+    """Kolmogorov and Smirnov's statistic."""
+    at = np.unique(np.r_[a, b])
+    return np.abs(
+        np.searchsorted(np.sort(a), at, "right") / len(a)
+        - np.searchsorted(np.sort(b), at, "right") / len(b)
+    ).max()
+
+
+@pytest.mark.parametrize(
+    "size, area, aspect, form, attempts",
+    [
+        ((32, 12), (0.02, 0.33), (0.3, 3.3), "log_uniform", 10),
+        ((16, 24), (0.2, 0.8), (0.5, 4.0), "log_uniform", 2),
+        ((24, 12), (0.3, 0.9), (0.3, 3.3), "uniform", 1),
+    ],
+)
+def test_patches_have_the_distribution_of_the_authors_loop(size, area, aspect, form, attempts):
+    n = 2500
+    batch = batch_of(n, size)
+    out = run(
+        batch,
+        erase=1.0,
+        erase_area=area,
+        erase_aspect=aspect,
+        erase_form=form,
+        erase_attempts=attempts,
+    )
+    rng = np.random.default_rng(1)
+    want = np.array([naive_patch(rng, size, area, aspect, form, attempts) for _ in range(n)])
+    before = np.asarray(jax.jit(standardize)(batch["visible"]))
+    mask = masks(out["visible"])
+    np.testing.assert_array_equal(out["visible"][~mask], before[~mask])
+    got = sides(mask)
+    # Both leave about as many images as they are: no attempt fitted.
+    none = [(p[:, 2] == 0).mean() for p in (got, want)]
+    assert abs(none[0] - none[1]) < 4 * math.sqrt(0.5 / n)
+    assert (none[0] > 0.05) == (attempts < 10)
+    got, want = (p[p[:, 2] > 0].astype(float) for p in (got, want))
+    for statistic in (
+        lambda p: p[:, 0],
+        lambda p: p[:, 1],
+        lambda p: p[:, 2],
+        lambda p: p[:, 3],
+        lambda p: p[:, 2] * p[:, 3],
+        lambda p: p[:, 2] / p[:, 3],
+    ):
+        gap = distance_of_distributions(statistic(got), statistic(want))
+        assert gap < 1.95 * math.sqrt(1 / len(got) + 1 / len(want))  # p = 1e-3
+
+
+def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
+    # A square image and patches small enough to fit always: the aspect is seen undistorted.
+    size, n = (80, 80), 600
+    options = dict(erase=1.0, erase_area=(0.2, 0.25), erase_aspect=0.3)
+    tall, log_aspect = {}, {}
+    for form in FORMS:
+        _, _, h, w = sides(masks(run(batch_of(n, size), erase_form=form, **options)["visible"])).T
+        log_aspect[form] = np.log(h / w)
+        tall[form] = (h > w).mean()
+        assert np.abs(log_aspect[form]).max() < math.log(1 / 0.3) + 0.05
+    assert abs(tall["log_uniform"] - 1 / 2) < 0.07
+    assert abs(tall["uniform"] - 10 / 13) < 0.07  # (1/r - 1) / (1/r - r) = 1 / (1 + r) at r = 0.3
+    edge = math.log(1 / 0.3)
+    uniform = np.linspace(-edge, edge, 20001)
+    assert distance_of_distributions(log_aspect["log_uniform"], uniform) < 1.95 / math.sqrt(n)
+    assert distance_of_distributions(log_aspect["uniform"], uniform) > 0.2
+
+
+def test_torchvisions_defaults_stay_within_their_area_and_aspect():
+    size = (96, 48)
+    out = run(batch_of(400, size), erase=(0.5, 1.0), **TORCHVISION)
+    for m, probability in (("visible", 0.5), ("infrared", 1.0)):
+        _, _, h, w = sides(masks(out[m])).T
+        erased = h > 0
+        assert abs(erased.mean() - probability) < 0.1
+        h, w = h[erased], w[erased]
+        # Rounding moves each side by at most half a pixel.
+        assert ((h + 0.5) * (w + 0.5) >= 0.02 * 96 * 48).all()
+        assert ((h - 0.5) * (w - 0.5) <= 0.33 * 96 * 48).all()
+        assert ((h + 0.5) / (w - 0.5) >= 0.3).all()
+        assert ((h - 0.5) / (w + 0.5) <= 3.3).all()
+
+
+def test_no_patch_of_the_image_s_height_or_width():
+    batch = batch_of(50, (8, 8))
+    # Every attempt gives 8 x 8: none is strictly smaller.
+    out = run(batch, erase=1.0, erase_form="log_uniform", erase_area=(1, 1), erase_aspect=1.0)
+    np.testing.assert_array_equal(
+        out["visible"], np.asarray(jax.jit(standardize)(batch["visible"]))
+    )
+
+
+def test_one_number_is_the_pair_with_its_inverse():
+    batch = batch_of(64, (24, 12))
+    for form in FORMS:
+        one, pair = (
+            run(batch, erase=1.0, erase_form=form, erase_aspect=aspect)["visible"]
+            for aspect in (0.3, (0.3, 1 / 0.3))
+        )
+        np.testing.assert_array_equal(one, pair)
+    assert aspect_range(0.25) == (0.25, 4.0)
+    assert aspect_range((0.3, 3.3)) == (0.3, 3.3)
+
+
+def test_which_images_are_erased_does_not_depend_on_the_form():
+    batch = batch_of(200, (24, 12))
+    rows = [
+        masks(run(batch, erase=0.5, erase_area=(0.02, 0.1), **options)["visible"]).any((1, 2))
+        for options in ({}, {"erase_form": "log_uniform"}, {"erase_attempts": 50})
+    ]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"erase_form": "log"}, "erase_form is 'log', expected one of uniform, log_uniform"),
+        ({"erase_attempts": 0}, "erase_attempts is 0"),
+        ({"erase_attempts": 1.5}, "erase_attempts is 1.5"),
+        ({"erase_aspect": (0.3,)}, "erase_aspect is"),
+        ({"erase_aspect": (0.0, 1.0)}, "erase_aspect is"),
+        ({"erase_aspect": (3.3, 0.3)}, "smallest <= largest"),
+        ({"erase_aspect": (0.3, math.inf)}, "erase_aspect is"),
+        ({"erase_aspect": 3.3}, "a pair"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(functools.partial(augment, **options), KEY, batch_of(2, (4, 4)))
