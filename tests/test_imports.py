@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vireid_jax"
 # Imports flow one way: a file imports from its own layer's row or from rows above it.
 LAYERS = [
     ["types"],
-    ["nets", "losses", "metrics", "data", "optim", "sharding", "preemption"],
+    ["nets", "losses", "metrics", "data", "weights", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
     ["methods", "evaluate", "visual"],
     ["train", "parts"],

@@ -1,0 +1,124 @@
+"""Files of weights, whatever their format, as arrays by name."""
+
+import hashlib
+import io
+import os
+import pathlib
+import re
+import zipfile
+import zlib
+
+import numpy as np
+
+from vireid_jax.weights import safetensors_file, torch_file
+
+# What else is found under such names, by its first bytes.
+_OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (b"\x89HDF", "an HDF5 file (Keras); expected PyTorch weights"),
+    (b"\x80", "a pickle that torch.save did not write; nothing of it was executed"),
+    (b"\x93NUMPY", "a single array; expected a named one for each weight (numpy.savez)"),
+)
+# torchvision and timm end the name of a file with the start of its SHA-256.
+_HASHED = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8})\.[a-z]+$")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a file of weights; nothing that it says is executed.
+
+    Formats, told apart by content: `torch.save` (a state dict, alone or under "state_dict",
+    "model", ... of a checkpoint; both the archives of torch 1.6 and later and the streams
+    before), safetensors, and `numpy.savez`.
+
+    Args:
+      path: the file. Where its name ends with the start of its SHA-256, as in
+        resnet50-0676ba61.pth, that is checked.
+
+    Returns:
+      The arrays by their names in the file, in its order; float16 and bfloat16 as float32.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is of another format, damaged, or holds more than weights; the
+        message names the file and what was found.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"{path} is a folder, expected a .pth, .safetensors or .npz file")
+        raise FileNotFoundError(
+            f"there is no file of weights at {path}; weights are never downloaded, see the README "
+            "for where to get them"
+        )
+    data = path.read_bytes()
+    if named := _HASHED.search(path.name):
+        actual = hashlib.sha256(data).hexdigest()[:8]
+        if actual != named[1]:
+            raise ValueError(
+                f"{path} is damaged or was changed: its SHA-256 begins with {actual}, its name "
+                f"says {named[1]}; load it again, or rename it if the change is yours"
+            )
+    try:
+        return _parse(data)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def _parse(data: bytes) -> dict[str, np.ndarray]:
+    if data.startswith(b"PK\x03\x04"):
+        return _read_npz(data) if _is_npz(data) else torch_file.read_archive(data)
+    if torch_file.is_stream(data):
+        return torch_file.read_stream(data)
+    if safetensors_file.is_safetensors(data):
+        return safetensors_file.read(data)
+    what = next((text for start, text in _OTHERS if data.startswith(start)), None)
+    if what is None and data[:512].lstrip()[:1] == b"<":
+        what = "a web page: the download failed"
+    if what is None:
+        what = f"{len(data)} bytes of an unknown format" if data else "empty"
+    raise ValueError(f"the file is {what} (expected torch.save, safetensors or numpy.savez)")
+
+
+def _is_npz(data: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+        raise ValueError(f"the zip archive is damaged ({e}); load it again") from e
+
+
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+    """Arrays of `numpy.savez`; pickled (object) arrays are refused."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            torch_file.check_entries(entries, len(data), stored=False)
+            return {
+                entry.filename.removesuffix(".npy"): _read_npy(archive.read(entry))
+                for entry in entries
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f"the zip archive is damaged ({e}); load it again") from e
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    """One array; its header is checked before NumPy allocates what it claims."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if header is None:
+        raise ValueError(f"an array has the .npy version {version}, expected 1.0 or 2.0")
+    shape, columns_first, dtype = header(file)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"an array has the type {dtype}, expected numbers; nothing was executed")
+    left = len(data) - file.tell()
+    count = 1
+    for extent in shape:
+        count *= extent
+    if min(shape, default=0) < 0 or count * dtype.itemsize != left:
+        raise ValueError(f"an array of shape {list(shape)} and type {dtype} has {left} bytes")
+    x = np.frombuffer(data, dtype, count, file.tell())
+    return torch_file.widen(x.reshape(shape, order="F" if columns_first else "C"))
