@@ -1,0 +1,218 @@
+"""What the corruptions share: ranges, blurs and zooms of float images.
+
+Images are float32 [H, W, 3] with values in [0, 1]; layers are float32 [H, W]. Nothing here goes
+through BLAS, whose last bits may depend on its threads: a last bit can change a truncated pixel.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from scipy import fft, ndimage
+
+T = TypeVar("T")
+
+SEVERITIES = (1, 2, 3, 4, 5)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "gray" means to the benchmark's image library
+# Of one gray level. Truncation would turn 17 / 255 * 255 = 16.999998 into 16.
+_ROUNDING = 0.005
+
+
+def at(table: Sequence[T], severity: int) -> T:
+    """The constants of a severity.
+
+    Raises:
+      ValueError: severity is not an integer from 1 to 5.
+    """
+    if isinstance(severity, bool) or not isinstance(severity, int | np.integer):
+        raise ValueError(f"severity is {severity!r}, expected an integer from 1 to 5")
+    if severity not in SEVERITIES:
+        raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
+    return table[int(severity) - 1]
+
+
+def unit(image: np.ndarray) -> np.ndarray:
+    """uint8, or float in [0, 1], [H, W, 3] -> float32 in [0, 1], always a new array."""
+    if image.dtype == np.uint8:
+        return image * np.float32(1 / 255)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+def clip(image: np.ndarray) -> np.ndarray:
+    """Cuts values to [0, 1], float32."""
+    return np.clip(image, 0, 1).astype(np.float32, copy=False)
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Float [0, 1] -> uint8, cut to the range and truncated, as the benchmark stores them."""
+    return (np.clip(image, 0, 1) * np.float32(255) + np.float32(_ROUNDING)).astype(np.uint8)
+
+
+def gray(image: np.ndarray) -> np.ndarray:
+    """Luma [H, W] of an image [H, W, 3]."""
+    red, green, blue = (np.float32(weight) * image[..., c] for c, weight in enumerate(LUMA))
+    return red + green + blue
+
+
+def value(image: np.ndarray) -> np.ndarray:
+    """The V of HSV, [H, W]: the largest of the three channels."""
+    # A reduction over the last axis of three is thirty times slower.
+    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
+
+
+def with_value(image: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Sets the V of HSV to `wanted` [H, W]; hue and saturation stay.
+
+    Hue and saturation do not change when the three channels are scaled together. Black has no
+    hue and becomes gray.
+    """
+    now = value(image)
+    black = now <= 0
+    scale = wanted / np.where(black, np.float32(1), now)
+    return np.where(black[..., None], wanted[..., None], image * scale[..., None])
+
+
+def gaussian(image: np.ndarray, sigma: float | tuple[float, float], *, mode: str = "nearest",
+             truncate: float = 4.0) -> np.ndarray:  # fmt: skip
+    """Gaussian blur over height and width.
+
+    Args:
+      image: float32 [H, W] or [H, W, C].
+      sigma: in pixels, one or (height, width).
+      mode: what is beyond the border, in scipy.ndimage's words.
+      truncate: reach of the kernel in sigmas.
+    """
+    over = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+    for axis, width in enumerate(over):
+        image = ndimage.gaussian_filter1d(image, width, axis=axis, mode=mode, truncate=truncate)
+    return image
+
+
+def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Convolves the channels of an image with one kernel through the FFT.
+
+    Args:
+      image: float32 [H, W, C].
+      kernel: float32 [2r+1, 2r+1].
+
+    Returns:
+      float32 [H, W, C]; beyond the border the image is mirrored about its outermost pixels.
+    """
+    reach = kernel.shape[0] // 2
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    shape = tuple(fft.next_fast_len(n, real=True) for n in padded.shape[:2])
+    spectrum = fft.rfft2(padded, s=shape, axes=(0, 1), workers=1)
+    spectrum *= fft.rfft2(kernel, s=shape, workers=1)[..., None]
+    full = fft.irfft2(spectrum, s=shape, axes=(0, 1), workers=1)
+    # The kernel starts at index 0: the result lags by `reach`, and the padding by as much again.
+    # Both transforms are cyclic, but what wraps around stays within the padding.
+    return full[2 * reach : 2 * reach + image.shape[0], 2 * reach : 2 * reach + image.shape[1]]
+
+
+def streak(radius: int, sigma: float, angle: float) -> dict[tuple[int, int], float]:
+    """The kernel of a motion blur: {(rows, columns) of the pixel to read: weight}.
+
+    One half of a Gaussian over 2 * radius + 1 steps from the pixel itself, laid along a line and
+    rounded to whole pixels, halves towards zero steps. Weights sum to 1.
+
+    Args:
+      radius: in pixels.
+      sigma: of the Gaussian, in pixels.
+      angle: of the line in degrees; 0 runs to the right, 90 down.
+    """
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    turn = np.deg2rad(angle)
+    rows = np.ceil(steps * np.sin(turn) - 0.5).astype(int).tolist()
+    columns = np.ceil(steps * np.cos(turn) - 0.5).astype(int).tolist()
+    kernel: dict[tuple[int, int], float] = {}
+    for row, column, weight in zip(rows, columns, weights.tolist(), strict=True):
+        kernel[row, column] = kernel.get((row, column), 0.0) + weight
+    return kernel
+
+
+def smear(image: np.ndarray, kernel: dict[tuple[int, int], float]) -> np.ndarray:
+    """Applies a sparse kernel to an image [H, W, C] or layer [H, W]; edge pixels are repeated."""
+    height, width = image.shape[:2]
+    reach = max(max(abs(r), abs(c)) for r, c in kernel)
+    pad = [(reach, reach), (reach, reach), (0, 0)][: image.ndim]
+    padded = np.pad(image, pad, mode="edge")
+    out = np.zeros_like(image)
+    for (r, c), weight in kernel.items():
+        window = padded[reach + r : reach + r + height, reach + c : reach + c + width]
+        out += window * np.float32(weight)
+    return out
+
+
+def _magnify_rows(image: np.ndarray, factor: float, size: int) -> np.ndarray:
+    """`size` rows of an image [n, ...] magnified about its middle, bilinear."""
+    n = image.shape[0]
+    where = (n - 1) / 2 + (np.arange(size) - (size - 1) / 2) / factor
+    low = np.clip(np.floor(where), 0, n - 2).astype(np.int64)
+    share = np.clip(where - low, 0, 1).astype(np.float32)
+    share = share.reshape(-1, *[1] * (image.ndim - 1))
+    below = image[low]
+    return below + (image[low + 1] - below) * share
+
+
+def magnify(image: np.ndarray, factor: float, size: tuple[int, int]) -> np.ndarray:
+    """The middle of an image or layer, magnified `factor` times to (height, width), bilinear.
+
+    The benchmark cuts a whole number of pixels out first, so its steps of 1 % in zoom_blur are
+    jerky on small images; this zooms about the exact center.
+    """
+    rows = _magnify_rows(image, factor, size[0])
+    # Rows are contiguous and gather fast, so columns are turned into rows.
+    columns = _magnify_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), factor, size[1])
+    return np.ascontiguousarray(columns.swapaxes(0, 1))
+
+
+def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
+    """A cloud by the diamond-square method on a torus, float32 [size, size] in [0, 1].
+
+    Every level halves the spacing: the center of each square is the mean of its corners, the
+    middle of each edge the mean of its four neighbors, both plus uniform noise. The benchmark
+    multiplies the noise's width by itself, so it shrinks by decay ** 2 from level to level.
+
+    Args:
+      size: a power of two.
+      decay: the "plasma decay" of the fog table; smaller is rougher.
+      rng: noise.
+    """
+    grid, noise = np.zeros((1, 1), np.float32), 1.0
+    while len(grid) < size:
+        n = len(grid)
+        shake = (rng.random((3, n, n), dtype=np.float32) * 2 - 1) * np.float32(noise)
+        right, down = np.roll(grid, -1, 1), np.roll(grid, -1, 0)
+        center = (grid + right + down + np.roll(right, -1, 0)) / 4 + shake[0]
+        finer = np.empty((2 * n, 2 * n), np.float32)
+        finer[::2, ::2], finer[1::2, 1::2] = grid, center
+        finer[::2, 1::2] = (grid + right + center + np.roll(center, 1, 0)) / 4 + shake[1]
+        finer[1::2, ::2] = (grid + down + center + np.roll(center, 1, 1)) / 4 + shake[2]
+        grid, noise = finer, noise / decay**2
+    grid -= grid.min()
+    return grid / max(float(grid.max()), 1e-6)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(int(n) - 1, 0).bit_length()
+
+
+@functools.lru_cache(maxsize=16)
+def disk(radius: int, sigma: float) -> np.ndarray:
+    """A disk with softened rim, float32 [2r+1, 2r+1] with sum 1; shared, so read-only.
+
+    Args:
+      radius: in pixels.
+      sigma: of the Gaussian that softens the rim, in pixels.
+    """
+    reach = radius + 2  # room for the softened rim
+    line = np.arange(-reach, reach + 1)
+    inside = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float32)
+    kernel = gaussian(inside / inside.sum(), sigma, mode="constant", truncate=2 / sigma)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    kernel.flags.writeable = False
+    return kernel
