@@ -23,7 +23,8 @@ class Listing:
     """Every image of a data set that its protocols use.
 
     `part` says where an image belongs: "train", "val" or "test"; for RegDB ten letters, one for
-    each trial, "r" where the image is in the training half and "e" where it is in the other.
+    each trial, "r" where the image is in the training half and "e" where it is in the other
+    ("-": in neither). "all" where people are divided only by the reader's `split`.
     """
 
     name: str  # a key of `datasets.DATASETS`
@@ -31,6 +32,7 @@ class Listing:
     part: np.ndarray  # str [N]
     checks: tuple[Check, ...] = ()
     problems: tuple[str, ...] = ()  # files and identities that need attention, a line each
+    persons: tuple[str, ...] = ()  # the name of person number n, where people have names
 
     def take(self, rows: np.ndarray) -> "Listing":
         """The images at `rows` (int [n] or bool [N]); checks and problems stay."""

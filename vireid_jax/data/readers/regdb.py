@@ -1,0 +1,204 @@
+"""RegDB as released, with its ten random halves.
+
+Nguyen et al., "Person Recognition System Based on a Combination of Body Images from Visible
+Light and Thermal Cameras", Sensors 2017.
+
+  Visible/<person>/*.bmp   Thermal/<person>/*.bmp       412 persons, 10 images each a side
+  idx/{train,test}_{visible,thermal}_{1 .. 10}.txt      lines "<path> <label>"
+
+The person is the folder's number. Labels of the lists only number the persons of one half from
+0 on, so those of a training and of a test list have nothing to do with each other.
+"""
+
+import collections
+import os
+import re
+
+import numpy as np
+
+from vireid_jax.data.listing import Check, Listing
+from vireid_jax.data.readers import common, layouts, select
+from vireid_jax.data.readers.common import Image
+from vireid_jax.types import INFRARED, VISIBLE, Split
+
+TITLE = "RegDB"
+LAYOUT = (
+    "Visible/<person>/*.bmp, Thermal/<person>/*.bmp and "
+    "idx/{train,test}_{visible,thermal}_{1..10}.txt"
+)
+AGREEMENT = "http://dm.dongguk.edu/link.html"
+TRIALS = 10
+TRAIN, TEST, NEITHER = "r", "e", "-"  # letters of `Listing.part`
+_SIDES = (("Visible", "visible", VISIBLE, 1), ("Thermal", "thermal", INFRARED, 2))
+_PERSONS, _IMAGES, _HALF = 412, 10, 206
+_LETTERS = {"train": TRAIN, "test": TEST}
+
+# (part, modality name, trial) -> rows "path label"
+_Lists = dict[tuple[str, str, int], list[tuple[str, int]]]
+
+
+def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
+    """Lists the images that any of the ten halves names, visible ones first, by person and name.
+
+    Args:
+      root: the folder that holds Visible, Thermal and idx.
+      strict: refuse a tree that differs from the release.
+
+    Returns:
+      A listing; `part` has ten letters, camera is 1 (visible) or 2 (thermal), names are such as
+      "Thermal/6/male_back_t_00051_6".
+
+    Raises:
+      FileNotFoundError: the folder or one of the 40 lists does not exist.
+      TreeError: it is another folder, a list is not one, or (strict) something differs.
+    """
+    root = common.open_root(root, TITLE)
+    if layouts.layout_of(root) != "regdb":
+        raise layouts.wrong_root(root, "regdb", ["Visible", "Thermal", "idx"], LAYOUT)
+    lists: _Lists = {
+        (part, side, trial): common.read_pairs(root, f"idx/{part}_{side}_{trial}.txt", TITLE)
+        for part in _LETTERS
+        for _, side, _, _ in _SIDES
+        for trial in range(1, TRIALS + 1)
+    }
+    letters = _letters(lists)
+    images: list[Image] = []
+    others: list[str] = []
+    unlisted: list[str] = []
+    for folder, _, modality, camera in _SIDES:
+        for person in sorted(
+            (p for p in common.entries(os.path.join(root, folder))[0] if _is_number(p)), key=int
+        ):
+            for file in common.entries(os.path.join(root, folder, person))[1]:
+                relative = f"{folder}/{person}/{file}"
+                stem, ending = os.path.splitext(relative)
+                if ending.lower() != ".bmp":
+                    others.append(relative)
+                elif relative not in letters:
+                    unlisted.append(relative)
+                else:
+                    path = os.path.join(root, folder, person, file)
+                    part = letters[relative]
+                    images.append(Image(path, stem, int(person), camera, modality, part))
+    there = {f"{i.name}{os.path.splitext(i.path)[1]}" for i in images}
+    absent = sorted(set(letters) - there)
+    problems = common.skipped(others, "Visible and Thermal")
+    if unlisted:
+        problems.append(
+            f"{len(unlisted):,} images are on no list and left out: {common.named(unlisted)}"
+        )
+    if lonely := _lonely(images):
+        problems.append(
+            f"{len(lonely)} persons have images in one modality only, so they are left out of "
+            f"training and without a match in the test: {common.named(lonely)}"
+        )
+    return common.finish(
+        "regdb", images, root=root, title=TITLE, strict=strict,
+        checks=_checks(lists, images, absent), problems=problems,
+        agreement="the images are had after signing the agreement, see "
+        f"{AGREEMENT}; the lists come with them",
+    )  # fmt: skip
+
+
+def _is_number(folder: str) -> bool:
+    return re.fullmatch(r"\d{1,9}", folder, re.ASCII) is not None
+
+
+def _letters(lists: _Lists) -> dict[str, str]:
+    """Path -> ten letters. An image on both lists of a trial is a test image: never train on it."""
+    found: dict[str, list[str]] = {}
+    for part in ("train", "test"):
+        for (this, _, trial), rows in lists.items():
+            if this == part:
+                for path, _ in rows:
+                    found.setdefault(path, [NEITHER] * TRIALS)[trial - 1] = _LETTERS[part]
+    return {path: "".join(letters) for path, letters in found.items()}
+
+
+def _person(path: str) -> str:
+    """The folder of the person, from the end of the path."""
+    return path.split("/")[-2] if "/" in path else ""
+
+
+def _checks(lists: _Lists, images: list[Image], absent: list[str]) -> list[Check]:
+    sides = collections.Counter(i.modality for i in images)
+    each = collections.Counter((i.person, i.modality) for i in images)
+    short = [f"{key[2]}/{key[0]}_{key[1]}" for key, n in _lines(lists) if n != _HALF * _IMAGES]
+    uneven, unlabeled, disagreeing, overlapping = [], [], [], []
+    for trial in range(1, TRIALS + 1):
+        people: dict[str, set[str]] = {}
+        for part in _LETTERS:
+            labels = []
+            for _, side, _, _ in _SIDES:
+                rows = lists[part, side, trial]
+                pairs = {(label, _person(path)) for path, label in rows}
+                numbers = {label for label, _ in pairs}
+                counts = collections.Counter(label for _, label in rows)
+                where = f"{trial}/{part}_{side}"
+                if len(counts) != _HALF or set(counts.values()) != {_IMAGES}:
+                    uneven.append(where)
+                if len(pairs) != len(numbers) or numbers != set(range(len(numbers))):
+                    unlabeled.append(where)
+                labels.append(pairs)
+                people.setdefault(part, set()).update(person for _, person in pairs)
+            if labels[0] != labels[1]:
+                disagreeing.append(f"{trial}/{part}")
+        if both := people["train"] & people["test"]:
+            overlapping.append(f"{trial} (person {min(both)})")
+    wrong = [f"{p}/{'VT'[m]} ({n})" for (p, m), n in sorted(each.items()) if n != _IMAGES]
+    return [
+        common.count("identities", _PERSONS, len({i.person for i in images})),
+        common.count("visible images", _PERSONS * _IMAGES, sides[VISIBLE]),
+        common.count("thermal images", _PERSONS * _IMAGES, sides[INFRARED]),
+        common.every("persons and sides of 10 images", len(each), wrong),
+        common.none("listed images that are not there", absent),
+        common.every("lists of 2,060 lines", len(lists), short),
+        common.every("lists of 206 persons x 10 images", len(lists), uneven),
+        common.every("lists labeled 0 .. n-1, a label a person", len(lists), unlabeled),
+        common.every("halves labeled alike on both sides", 2 * TRIALS, disagreeing),
+        common.every("trials that test on others than they train on", TRIALS, overlapping),
+    ]
+
+
+def _lines(lists: _Lists) -> list[tuple[tuple[str, str, int], int]]:
+    return [(key, len(rows)) for key, rows in lists.items()]
+
+
+def _lonely(images: list[Image]) -> list[int]:
+    seen = [{i.person for i in images if i.modality == m} for m in (VISIBLE, INFRARED)]
+    return sorted(seen[0] ^ seen[1])
+
+
+def check_options(*, trial: int = 1, val_ids: int = 0) -> None:
+    """Raises ValueError for an option that no tree could honor."""
+    select.check_number("trial", trial, 1, TRIALS)
+    select.check_number("val_ids", val_ids, 0)
+
+
+def split(listing: Listing, *, trial: int = 1, val_ids: int = 0) -> Split:
+    """One of the ten released halves.
+
+    Args:
+      listing: from `scan`, its images in any form.
+      trial: 1 .. 10.
+      val_ids: training persons to hold out for choosing a checkpoint; the papers have none.
+        They are spread evenly over the training persons in ascending order, so the same ones
+        are held out wherever this runs.
+
+    Returns:
+      A split named "regdb"; thermal queries, visible gallery.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    check_options(trial=trial, val_ids=val_ids)
+    select.check_listing(listing, "regdb")
+    letter = np.array([part[trial - 1] for part in listing.part.tolist()])
+    train, test = letter == TRAIN, letter == TEST
+    val = select.hold_out(listing.records, train, val_ids)
+    notes: tuple[str, ...] = (
+        f"trial {trial} of {TRIALS}: papers report the mean over all of them",
+    )
+    if val_ids:
+        notes += (f"trains without {val_ids} persons, held out for validation",)
+    return select.divide(listing, "regdb", train=train & ~val, val=val, test=test, notes=notes)

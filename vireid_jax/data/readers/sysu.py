@@ -1,0 +1,209 @@
+"""SYSU-MM01 as released (Wu et al., "RGB-Infrared Cross-Modality Person Re-Identification").
+
+  cam1 .. cam6/<person, 4 digits>/<index>.jpg      cameras 3 and 6 are infrared
+  exp/{train,val,test}_id.txt                      one line of numbers, separated by commas
+
+Only those names are read, and only at that depth: the archive of the videos adds folders such
+as cam1_video_train beside them. Persons on none of the three lists are left out.
+The counts are those of the released images and of the permutation file of the official
+evaluation code; every paper trains on the training and validation lists together.
+"""
+
+import collections
+import os
+import re
+
+import numpy as np
+
+from vireid_jax.data.listing import Check, Listing
+from vireid_jax.data.readers import common, layouts, select
+from vireid_jax.data.readers.common import Image
+from vireid_jax.types import INFRARED, VISIBLE, Records, Split
+
+TITLE = "SYSU-MM01"
+LAYOUT = "cam1 ... cam6/<person>/<index>.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
+AGREEMENT = "https://github.com/wuancong/SYSU-MM01"
+VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
+CAMERAS = tuple(range(1, 7))
+INDOOR_CAMERAS = (1, 2)
+VAL_IDS = 99
+_EXPECTED = [*(f"cam{c}" for c in CAMERAS), "exp"]
+_IDENTITIES = {"train": 296, "val": VAL_IDS, "test": 96}
+_PER_CAMERA = {
+    "train": (4721, 5753, 5929, 4821, 4989, 4000),
+    "test": (1374, 1565, 1883, 1918, 1918, 1920),
+}
+
+
+def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
+    """Lists the images of the three id lists, by camera, person and index.
+
+    Args:
+      root: the folder that holds cam1 and exp.
+      strict: refuse a tree that differs from the release.
+
+    Returns:
+      A listing; `part` is "train", "val" or "test", names are such as "cam1/0006/0025".
+
+    Raises:
+      FileNotFoundError: the folder or an id file does not exist.
+      TreeError: it is another folder, an id file is not one, or (strict) something differs.
+    """
+    root = common.open_root(root, TITLE)
+    if layouts.layout_of(root) != "sysu":
+        raise layouts.wrong_root(root, "sysu", _EXPECTED, LAYOUT)
+    ids = {part: common.read_ids(root, f"exp/{part}_id.txt", TITLE) for part in _IDENTITIES}
+    # Whoever is on two lists is never trained on.
+    part_of = {p: part for part in ("train", "val", "test") for p in ids[part]}
+    images: list[Image] = []
+    others: list[str] = []
+    gaps: list[str] = []
+    for camera in CAMERAS:
+        found, odd, holes = _camera(root, camera, part_of)
+        images += found
+        others += odd
+        gaps += holes
+    checks = _checks(root, ids, images, gaps)
+    problems = _lonely(ids, images) + common.skipped(others, "the camera folders")
+    return common.finish(
+        "sysu", images, root=root, title=TITLE, strict=strict, checks=checks, problems=problems,
+        agreement=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
+    )  # fmt: skip
+
+
+def _camera(
+    root: str, camera: int, part_of: dict[int, str]
+) -> tuple[list[Image], list[str], list[str]]:
+    """Images of one camera, files that are none, and folders whose numbers have gaps."""
+    top = os.path.join(root, f"cam{camera}")
+    images: list[Image] = []
+    others, gaps = [], []
+    modality = INFRARED if camera in INFRARED_CAMERAS else VISIBLE
+    for folder in common.entries(top)[0] if os.path.isdir(top) else []:
+        if not re.fullmatch(r"\d{4}", folder) or int(folder) not in part_of:
+            continue
+        person = int(folder)
+        numbers = {}
+        for file in common.entries(os.path.join(top, folder))[1]:
+            stem, ending = os.path.splitext(file)
+            if re.fullmatch(r"\d+", stem, re.ASCII) and ending.lower() == ".jpg":
+                numbers[int(stem)] = file
+            else:
+                others.append(f"cam{camera}/{folder}/{file}")
+        if lost := sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
+            gaps.append(f"cam{camera}/{folder} (no {lost[0]:04d})")
+        for number in sorted(numbers):
+            name = f"cam{camera}/{folder}/{os.path.splitext(numbers[number])[0]}"
+            path = os.path.join(top, folder, numbers[number])
+            images.append(Image(path, name, person, camera, modality, part_of[person]))
+    return images, others, gaps
+
+
+def _checks(
+    root: str, ids: dict[str, list[int]], images: list[Image], gaps: list[str]
+) -> list[Check]:
+    per_camera = collections.Counter((i.part, i.camera) for i in images)
+    test = collections.Counter((i.person, i.camera) for i in images if i.part == "test")
+
+    def sum_of(parts: tuple[str, ...], cameras: tuple[int, ...]) -> int:
+        return sum(per_camera[p, c] for p in parts for c in cameras)
+
+    def gallery(cameras: tuple[int, ...], shots: int) -> int:
+        return sum(min(shots, n) for (_, c), n in test.items() if c in cameras)
+
+    lists = [set(numbers) for numbers in ids.values()]
+    twice = sorted((lists[0] & lists[1]) | (lists[0] & lists[2]) | (lists[1] & lists[2]))
+    checks = [
+        common.none("camera folders missing", [
+            f"cam{c}" for c in CAMERAS if not os.path.isdir(os.path.join(root, f"cam{c}"))
+        ]),
+        *(common.count(f"{p} identities", n, len(set(ids[p]))) for p, n in _IDENTITIES.items()),
+        common.none("identities on two lists", twice),
+        common.every("folders numbered 0001 .. n", len({i.name[:9] for i in images}), gaps),
+    ]  # fmt: skip
+    both = ("train", "val")
+    for what, expected, found in (
+        ("train + val visible images", 22258, sum_of(both, VISIBLE_CAMERAS)),
+        ("train + val infrared images", 11909, sum_of(both, INFRARED_CAMERAS)),
+        ("val visible images", 1974, sum_of(("val",), VISIBLE_CAMERAS)),
+        ("val infrared images", 1980, sum_of(("val",), INFRARED_CAMERAS)),
+        ("test visible images", 6775, sum_of(("test",), VISIBLE_CAMERAS)),
+        ("queries", 3803, sum_of(("test",), INFRARED_CAMERAS)),
+        ("queries with a match indoors", 2208, _valid_indoors(test)),
+        ("gallery, all search, 1 shot", 301, gallery(VISIBLE_CAMERAS, 1)),
+        ("gallery, all search, 10 shots", 3010, gallery(VISIBLE_CAMERAS, 10)),
+        ("gallery, indoor search, 1 shot", 112, gallery(INDOOR_CAMERAS, 1)),
+        ("gallery, indoor search, 10 shots", 1120, gallery(INDOOR_CAMERAS, 10)),
+    ):
+        checks.append(common.count(what, expected, found))
+    for part, numbers in _PER_CAMERA.items():
+        for camera, expected in zip(CAMERAS, numbers, strict=True):
+            found = per_camera[part, camera]
+            checks.append(common.count(f"{part} images of camera {camera}", expected, found))
+    return checks
+
+
+def _valid_indoors(test: collections.Counter[tuple[int, int]]) -> int:
+    """Queries with an image of the same person in cameras 1 or 2; camera 3 ignores camera 2."""
+    return sum(
+        n
+        for (person, camera), n in test.items()
+        if (camera == 6 and (test[person, 1] or test[person, 2]))
+        or (camera == 3 and test[person, 1])
+    )
+
+
+def _lonely(ids: dict[str, list[int]], images: list[Image]) -> list[str]:
+    """Lines on listed persons who lack a modality."""
+    seen = {(i.person, i.modality) for i in images}
+    lines = []
+    for part, numbers in ids.items():
+        fate = "left out of training" if part != "test" else "without a match in the test"
+        for modality, word in ((VISIBLE, "visible"), (INFRARED, "infrared")):
+            lost = [f"{p:04d}" for p in sorted(set(numbers)) if (p, modality) not in seen]
+            if lost:
+                lines.append(f"{len(lost)} {part} persons have no {word} image, so they are {fate}"
+                             f": {common.named(lost)}")  # fmt: skip
+    return lines
+
+
+def check_options(*, val_ids: int = 0) -> None:
+    """Raises ValueError for a number of validation persons that no tree has."""
+    select.check_number("val_ids", val_ids, 0)
+
+
+def split(listing: Listing, *, val_ids: int = 0) -> Split:
+    """Divides as the id lists say.
+
+    Args:
+      listing: from `scan`, its images in any form.
+      val_ids: 0 trains on the training and validation lists together (395 persons), as every
+        paper does; 99 (or as many as the tree's validation list has) holds that list out.
+
+    Returns:
+      A split named "sysu"; infrared queries (cameras 3, 6), visible gallery (1, 2, 4, 5).
+
+    Raises:
+      ValueError: val_ids is another number.
+    """
+    check_options(val_ids=val_ids)
+    select.check_listing(listing, "sysu")
+    records: Records = listing.records
+    train, val, test = (listing.part == part for part in ("train", "val", "test"))
+    official = len(np.unique(records.person[val]))
+    if val_ids not in (0, VAL_IDS, official):
+        raise ValueError(
+            f"val_ids is {val_ids}, expected 0 (train on the validation list too, as every paper "
+            f"does) or {official or VAL_IDS} (hold the whole list out): SYSU-MM01 names who is "
+            "validated on"
+        )
+    nobody = np.zeros(len(records), bool)
+    notes: tuple[str, ...] = ()
+    if val_ids:
+        notes = (
+            f"trains without the {official} persons of the validation list; papers train on them "
+            "too (data.val_ids=0)",
+        )
+    else:
+        train, val = train | val, nobody
+    return select.divide(listing, "sysu", train=train, val=val, test=test, notes=notes)
