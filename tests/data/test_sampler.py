@@ -30,16 +30,17 @@ def sysu_size():
 COUNTS = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=2, max_size=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     COUNTS,
     st.data(),
     st.integers(1, 6),
     st.integers(0, 2**32 - 1),
     st.integers(0, 9),
-    st.booleans(),
+    st.sampled_from([("agw", True), ("agw", False), ("exhaust", True), ("permute", True)]),
 )
-def test_every_plan_keeps_the_contract(counts, data, num_instances, seed, epoch, replacement):
+def test_every_plan_keeps_the_contract(counts, data, num_instances, seed, epoch, how):
+    rule, replacement = how
     num_ids = data.draw(st.integers(2, len(counts)))
     label, modality = rows_of(counts, classes=range(3, 3 + 2 * len(counts), 2))
     unused = data.draw(st.integers(0, 3))
@@ -52,6 +53,7 @@ def test_every_plan_keeps_the_contract(counts, data, num_instances, seed, epoch,
         seed=seed,
         epoch=epoch,
         steps_per_epoch=5,
+        rule=rule,
         replacement=replacement,
     )
     assert plan.dtype == np.int32
@@ -64,7 +66,7 @@ def test_every_plan_keeps_the_contract(counts, data, num_instances, seed, epoch,
     assert (blocks == blocks[:, :, :1]).all()
     for step in blocks[:, :, 0]:
         assert len(set(step.tolist())) == num_ids
-    if not replacement:
+    if rule != "agw" or not replacement:
         for picked in plan.reshape(5 * 2 * num_ids, num_instances):
             mine = (label == label[picked[0]]) & (modality == modality[picked[0]])
             times = np.unique(picked, return_counts=True)[1]
@@ -89,12 +91,12 @@ def test_the_plan_is_a_function_of_its_arguments_and_changes_with_seed_and_epoch
     assert len({p.tobytes() for p in (first, *others)}) == 3
 
 
-@pytest.mark.parametrize("replacement", [True, False])
-def test_a_longer_epoch_begins_as_a_shorter_one(replacement):
+@pytest.mark.parametrize(
+    "options", [{}, {"replacement": False}, {"rule": "exhaust"}, {"rule": "permute"}], ids=str
+)
+def test_a_longer_epoch_begins_as_a_shorter_one(options):
     label, modality = rows_of([(5, 1)] * 6)
-    long, short = (
-        make(label, modality, steps_per_epoch=n, replacement=replacement) for n in (12, 5)
-    )
+    long, short = (make(label, modality, steps_per_epoch=n, **options) for n in (12, 5))
     np.testing.assert_array_equal(long[:5], short)
 
 
@@ -195,6 +197,8 @@ LABEL, MODALITY = rows_of([(2, 2)] * 4)
         (LABEL, MODALITY, {"seed": 2**32}, "seed is 4294967296"),
         (LABEL, MODALITY, {"epoch": -1}, "epoch is -1"),
         (LABEL, MODALITY, {"steps_per_epoch": 0}, "steps_per_epoch is 0"),
+        (LABEL, MODALITY, {"rule": "pk"}, "'pk'; expected one of agw, agw_legacy, exhaust, perm"),
+        (LABEL, MODALITY, {"rule": "agw_legacy", "replacement": False}, "replacement is False"),
         (LABEL[:-1], MODALITY, {}, r"shape \(15,\)"),
         (LABEL.astype(float), MODALITY, {}, "label is float64"),
         (LABEL, MODALITY + 1, {}, "modality holds"),
@@ -206,3 +210,9 @@ LABEL, MODALITY = rows_of([(2, 2)] * 4)
 def test_bad_input_is_refused(label, modality, options, message):
     with pytest.raises(ValueError, match=message):
         make(label, modality, **options)
+
+
+@pytest.mark.parametrize("rule", ["pk", None])
+def test_the_steps_of_an_unknown_rule_are_refused(rule):
+    with pytest.raises(ValueError, match="expected one of agw, agw_legacy, exhaust, permute"):
+        sampler.steps_per_epoch(LABEL, MODALITY, num_ids=2, num_instances=2, rule=rule)

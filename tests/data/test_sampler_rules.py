@@ -1,0 +1,305 @@
+"""The rules of MPANet, IDKL and the released AGW sampler, against their own words."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vireid_jax.data import sampler, sampler_legacy
+from vireid_jax.types import INFRARED, VISIBLE
+
+COUNTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=2, max_size=8)
+
+
+def rows_of(counts):
+    """(label, modality) of classes with counts [(visible, infrared), ...], rows shuffled."""
+    label = np.repeat(np.arange(len(counts)), [sum(n) for n in counts])
+    modality = np.concatenate([np.repeat([VISIBLE, INFRARED], n) for n in counts])
+    shuffle = np.random.default_rng(0).permutation(len(label))
+    return label[shuffle].astype(np.int32), modality[shuffle].astype(np.int8)
+
+
+def make(label, modality, rule, **options):
+    defaults = dict(num_ids=3, num_instances=2, seed=0, epoch=0)
+    return sampler.plan(label, modality, rule=rule, **defaults | options)
+
+
+def identities(plan, label, num_ids):
+    """The classes of every step, [S, P]."""
+    return label[plan[:, 0]].reshape(len(plan), num_ids, -1)[:, :, 0]
+
+
+def chi2(counts, expected):
+    return ((counts - expected) ** 2 / expected).sum()
+
+
+# exhaust
+
+
+@settings(max_examples=100, deadline=None)
+@given(COUNTS, st.data(), st.integers(1, 5), st.integers(0, 2**32 - 1), st.integers(0, 3))
+def test_exhaust_walks_as_the_authors_words_say(counts, data, k, seed, epoch):
+    p = data.draw(st.integers(2, len(counts)))
+    label, modality = rows_of(counts)
+    plan = make(label, modality, "exhaust", num_ids=p, num_instances=k, seed=seed, epoch=epoch)
+    left = {c: max(min(n) // k, 1) for c, n in enumerate(counts)}
+    steps = sum(left.values()) // p
+    assert len(plan) == steps >= 1
+    assert (
+        sampler.steps_per_epoch(label, modality, num_ids=p, num_instances=k, rule="exhaust")
+        == steps
+    )
+    shown = {(c, m): [] for c in left for m in (VISIBLE, INFRARED)}
+    for step, classes in zip(plan, identities(plan, label, p).tolist(), strict=True):
+        alive = {c for c, n in left.items() if n > 0}
+        now = set(classes)
+        assert len(now) == p
+        # As long as enough identities have chunks left only those are drawn, then all of those.
+        assert now <= alive if len(alive) >= p else alive <= now
+        for slot, c in enumerate(classes):
+            for m in (VISIBLE, INFRARED):
+                rows = step[m, slot * k : (slot + 1) * k].tolist()
+                assert len(set(rows)) == min(k, counts[c][m])
+                if left[c] > 0:
+                    shown[c, m] += set(rows)
+            left[c] -= 1
+    for rows in shown.values():
+        assert len(set(rows)) == len(rows), "an image is shown twice before its identity is used up"
+
+
+def authors_exhaust(chunks, num_ids, rng):
+    """The classes of every step until fewer than P have chunks left, as the authors draw them."""
+    left, steps = np.array(chunks), []
+    while (left > 0).sum() >= num_ids:
+        steps.append(rng.choice(np.flatnonzero(left > 0), num_ids, replace=False))
+        left[steps[-1]] -= 1
+    return np.array(steps)
+
+
+def test_exhaust_draws_identities_as_often_as_the_authors_process():
+    chunks = np.array([1, 2, 2, 3, 5, 6])
+    label, modality = rows_of([(2 * n, 2 * n + 1) for n in chunks])
+    rng = np.random.default_rng(3)
+    runs, at = 1500, 3  # the first steps, which the authors' process always reaches
+    ours, theirs = np.zeros((at, 6)), np.zeros((at, 6))
+    for epoch in range(runs):
+        plan = make(label, modality, "exhaust", epoch=epoch, steps_per_epoch=at)
+        mine = identities(plan, label, 3)
+        yours = authors_exhaust(chunks, 3, rng)
+        assert at <= len(yours) <= sum(chunks) // 3 == 6
+        for s in range(at):
+            ours[s, mine[s]] += 1
+            theirs[s, yours[s]] += 1
+    # 18 differences of two proportions, each within four standard deviations.
+    assert np.abs(ours - theirs).max() < 4 * np.sqrt(2 * runs / 4)
+    assert np.abs(theirs - runs / 2).max() > 4 * np.sqrt(2 * runs / 4)  # they do differ by class
+
+
+def test_the_last_steps_of_exhaust_are_topped_up_uniformly():
+    # Class 0 has nine chunks and every other one: from the second step on it is always shown
+    # and its companions are drawn from what is used up.
+    label, modality = rows_of([(18, 18)] + [(2, 2)] * 4)
+    steps = 400
+    seen = np.zeros(5)
+    for epoch in range(steps):
+        plan = make(label, modality, "exhaust", num_ids=2, epoch=epoch)
+        ids = identities(plan, label, 2)
+        assert len(ids) == 6
+        alone = ids[5]
+        assert 0 in alone
+        seen[alone] += 1
+    assert seen[0] == steps
+    assert chi2(seen[1:], steps / 4) < 16.3  # chi2(3), p = 1e-3
+
+
+def test_exhaust_pairs_and_chunks_are_uniform():
+    label, modality = rows_of([(5, 3), (5, 3)])
+    table = np.zeros((5, 3))
+    first = {m: np.flatnonzero((label == 0) & (modality == m)) for m in (VISIBLE, INFRARED)}
+    n = 1500
+    for epoch in range(n):
+        plan = make(label, modality, "exhaust", num_ids=2, num_instances=1, epoch=epoch)
+        assert len(plan) == 3
+        mine = plan[np.arange(3), :, np.argmax(identities(plan, label, 2) == 0, axis=1)]  # [3, 2]
+        assert sorted(mine[:, INFRARED]) == first[INFRARED].tolist()  # the shorter list is used up
+        pairs = zip(*(np.searchsorted(first[m], mine[:, m]) for m in (0, 1)), strict=True)
+        np.add.at(table, tuple(next(pairs)), 1)
+        for v, i in pairs:
+            table[v, i] += 1
+    assert table.sum(0).tolist() == [n, n, n]
+    assert chi2(table, n / 5) < 36  # below chi2(14), p = 1e-3
+
+
+def test_more_steps_than_a_pass_begin_another_pass():
+    label, modality = rows_of([(4, 4)] * 4)
+    one = sampler.steps_per_epoch(label, modality, num_ids=2, num_instances=2, rule="exhaust")
+    plan = make(label, modality, "exhaust", num_ids=2, steps_per_epoch=3 * one)
+    assert one == 4
+    passes = plan.reshape(3, one, 2, 4)
+    assert len({p.tobytes() for p in passes}) == 3
+    for m in (VISIBLE, INFRARED):
+        counts = [np.unique(p[:, m]) for p in passes]
+        # Two chunks an identity; a pass that had to be topped up leaves two of 16 images out.
+        assert all(len(c) >= 14 for c in counts)
+
+
+# permute
+
+
+@settings(max_examples=60, deadline=None)
+@given(COUNTS, st.data(), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_permute_shows_every_identity_once_before_any_twice(counts, data, k, seed):
+    p = data.draw(st.integers(2, len(counts)))
+    label, modality = rows_of(counts)
+    steps = -(-len(counts) // p)
+    options = dict(num_ids=p, num_instances=k)
+    assert sampler.steps_per_epoch(label, modality, rule="permute", **options) == steps
+    plan = make(label, modality, "permute", seed=seed, steps_per_epoch=2 * steps, **options)
+    for ids in identities(plan, label, p).reshape(2, -1):
+        assert sorted(ids[: len(counts)]) == list(range(len(counts)))
+        # The last block goes on with the first identities.
+        np.testing.assert_array_equal(ids[len(counts) :], ids[: steps * p - len(counts)])
+
+
+def test_permute_draws_every_order_and_every_image_as_often():
+    label, modality = rows_of([(3, 2), (3, 4), (3, 3)])
+    orders, images = {}, np.zeros(len(label))
+    n = 1200
+    for epoch in range(n):
+        plan = make(label, modality, "permute", num_ids=3, num_instances=1, epoch=epoch)
+        (ids,) = identities(plan, label, 3).tolist()
+        orders[tuple(ids)] = orders.get(tuple(ids), 0) + 1
+        images[plan.ravel()] += 1
+    assert len(orders) == 6
+    assert chi2(np.array(list(orders.values())), n / 6) < 20.5  # chi2(5), p = 1e-3
+    for c in range(3):
+        for m in (VISIBLE, INFRARED):
+            mine = images[(label == c) & (modality == m)]
+            assert mine.sum() == n
+            assert chi2(mine, n / len(mine)) < 16.3  # chi2(<= 3), p = 1e-3
+
+
+# agw_legacy
+
+
+def released_agw(label, modality, p, k, seed, epochs, steps):
+    """[epochs] of [S, 2, P * K], with lists of rows and the generator that NumPy began with."""
+    generator = np.random.RandomState(seed)
+    rows = [[np.flatnonzero((label == c) & (modality == m)).tolist() for m in (0, 1)] for c in
+            range(label.max() + 1)]  # fmt: skip
+    classes = list(range(label.max() + 1))
+    out = []
+    for _ in range(epochs):
+        epoch = []
+        for _ in range(steps):
+            step = [[], []]
+            for c in generator.choice(classes, p, replace=False):
+                for m in (VISIBLE, INFRARED):
+                    step[m] += generator.choice(rows[c][m], k).tolist()
+            epoch.append(step)
+        out.append(np.array(epoch))
+    return out
+
+
+def test_agw_legacy_is_the_released_stream_at_any_epoch():
+    label, modality = rows_of([(5, 4), (1, 3), (7, 2), (4, 9), (6, 6)])
+    count = int(max((modality == 0).sum(), (modality == 1).sum()))
+    steps = count // 6 + 1
+    want = released_agw(label, modality, 3, 2, 5, 4, steps)
+    sampler_legacy._starts.clear()
+    for epoch in (3, 0, 2, 1, 3):
+        plan = make(label, modality, "agw_legacy", seed=5, epoch=epoch)
+        assert plan.dtype == np.int32
+        np.testing.assert_array_equal(plan, want[epoch])
+        if epoch == 2:
+            sampler_legacy._starts.clear()  # as in a process that resumes
+    # Other lengths of an epoch are other streams, and do not disturb this one.
+    short = released_agw(label, modality, 3, 2, 5, 3, 2)
+    plan = make(label, modality, "agw_legacy", seed=5, epoch=2, steps_per_epoch=2)
+    np.testing.assert_array_equal(plan, short[2])
+    np.testing.assert_array_equal(make(label, modality, "agw_legacy", seed=5, epoch=1), want[1])
+
+
+def test_agw_legacy_is_the_same_from_many_threads():
+    label, modality = rows_of([(5, 4)] * 6)
+    want = released_agw(label, modality, 3, 2, 1, 12, 4)
+    sampler_legacy._starts.clear()
+    got = {}
+
+    def work(epoch):
+        got[epoch] = make(label, modality, "agw_legacy", seed=1, epoch=epoch, steps_per_epoch=4)
+
+    threads = [threading.Thread(target=work, args=(e,)) for e in (11, 3, 7, 0, 5, 11, 1, 2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(got) == [0, 1, 2, 3, 5, 7, 11]
+    for epoch, plan in got.items():
+        np.testing.assert_array_equal(plan, want[epoch])
+
+
+def test_agw_legacy_remembers_few_streams_and_no_global_state():
+    label, modality = rows_of([(3, 3)] * 4)
+    np.random.seed(4)  # noqa: NPY002 - the global generator must neither matter nor move
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    for seed in range(20):
+        make(label, modality, "agw_legacy", seed=seed)
+    assert len(sampler_legacy._starts) == sampler_legacy._STREAMS
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+# all
+
+
+@pytest.mark.parametrize("rule", sampler.RULES)
+def test_seeds_and_epochs_give_plans_of_their_own(rule):
+    label, modality = rows_of([(6, 5)] * 7)
+    plans = [
+        make(label, modality, rule, seed=s, epoch=e) for s, e in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert len({p.tobytes() for p in plans}) == 4
+    assert len({p.shape for p in plans}) == 1
+    again = make(label.copy(), modality.astype(np.int64), rule, seed=1, epoch=0)
+    np.testing.assert_array_equal(again, plans[2])
+
+
+@pytest.mark.parametrize("rule", sampler.RULES)
+def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
+    label, modality = rows_of([(6, 5)] * 7)
+    more = np.r_[np.full(9, -1), label]
+    plan = make(more, np.r_[np.arange(9) % 2, modality], rule)
+    np.testing.assert_array_equal(plan - 9, make(label, modality, rule))
+
+
+@pytest.mark.parametrize("rule", sampler.RULES)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
+    label, modality = rows_of([(6, 5)] * 9)
+    plan = make(label, modality, rule, num_ids=8, num_instances=3)
+    rows = plan.shape[-1] // processes
+    parts = [plan[..., h * rows : (h + 1) * rows] for h in range(processes)]
+    for part in parts:
+        ids = label[part].reshape(len(plan), 2, 8 // processes, 3)
+        assert (ids == ids[:, :1, :, :1]).all()
+    # No identity is on two processes.
+    owners = [{(s, c) for s, row in enumerate(label[part[:, 0]]) for c in row} for part in parts]
+    assert sum(map(len, owners)) == len(set().union(*owners)) == len(plan) * 8
+
+
+@pytest.mark.parametrize("rule", ["exhaust", "permute", "agw_legacy"])
+def test_the_plan_never_changes_between_versions(rule):
+    # A changed stream would break the resume of every run trained before.
+    label = np.repeat([0, 0, 1, 1, 2, 2], [3, 2, 1, 4, 6, 2])
+    modality = np.repeat([0, 1, 0, 1, 0, 1], [3, 2, 1, 4, 6, 2])
+    plan = make(label, modality, rule, num_ids=2, seed=7, epoch=3, steps_per_epoch=2)
+    assert plan.tolist() == GOLDEN[rule]
+
+
+GOLDEN = {
+    "exhaust": [[[10, 11, 1, 0], [17, 16, 4, 3]], [[5, 5, 0, 2], [6, 8, 4, 3]]],
+    "permute": [[[5, 5, 10, 14], [8, 7, 16, 17]], [[1, 2, 5, 5], [3, 4, 6, 9]]],
+    "agw_legacy": [[[10, 10, 5, 5], [16, 17, 7, 6]], [[5, 5, 12, 11], [9, 9, 17, 16]]],
+}
