@@ -1,141 +1,206 @@
-"""From a tree on disk to a `Split`: scan, prepare once, decode once, divide.
+"""Images as they are stored, in files or encoded: which can be decoded, which have changed."""
 
-  tree as released --readers--> Listing of paths --builders--> ArrayRecord files, encoded images
-                                                 --cache----> one uint8 file, decoded images
-
-Both stores are made on first use, are whole or absent, and are told from the tree's fingerprint:
-a tree that has changed is prepared again.
-"""
-
-import dataclasses
+import hashlib
+import io
 import os
-import sys
-import time
-from collections.abc import Callable, Mapping
+import pathlib
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from vireid_jax.data import arrays
-from vireid_jax.data.listing import Listing
-from vireid_jax.types import Split
+from vireid_jax.data.listing import Listing, TreeError
+from vireid_jax.types import is_decoded
 
-IMAGES = ("cached", "memory", "encoded")
+Progress = Callable[[int, int], None]  # images done, images in all
+
 UNREADABLE = ("refuse", "skip")
-_EVERY = 5.0  # seconds between two lines of progress
+_NAMED = 5  # unreadable images that an error message names
+_VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
 
-def load(
-    name: str,
-    *,
-    root: str | os.PathLike[str] | None,
-    image_size: tuple[int, int],
-    images: str = "cached",
-    filter: str = "lanczos",
-    strict: bool = True,
-    unreadable: str = "refuse",
-    prepared: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    options: Mapping[str, Any],
-) -> Split:
-    """Loads a data set of `readers.READERS`.
+class UnreadableError(TreeError):
+    """Images that cannot be decoded; `problems` has a line for every one of them."""
+
+    def __init__(self, name: str, problems: Sequence[str], total: int) -> None:
+        self.problems = tuple(problems)
+        first = "; ".join(problems[:_NAMED])
+        rest = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+        super().__init__(
+            f"{name}: {len(problems):,} of {total:,} images cannot be decoded: {first}{rest}. "
+            "Replace these files, or leave them out with unreadable='skip'"
+        )
+
+
+def check_unreadable(unreadable: str) -> None:
+    """Raises ValueError unless unreadable is one of the two choices."""
+    if unreadable not in UNREADABLE:
+        raise ValueError(f"unreadable is {unreadable!r}, expected {' or '.join(UNREADABLE)}")
+
+
+def fingerprint(listing: Listing, *, times: bool = False) -> str:
+    """A digest of what is stored of a listing: every name, and the size or bytes of its image.
+
+    Images in files count with their size (and with `times` their time of change, which a copy
+    of the tree does not keep); images in memory count with a checksum of their bytes.
 
     Args:
-      name: a key of `readers.READERS`.
-      root: the tree as released (or the CSV file of "folders"); None takes what is prepared.
-      image_size: height, width in pixels.
-      images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
-        memory, "encoded" leaves decoding to the loader, image by image.
-      filter: of resizing: "lanczos" (AGW and its descendants) or "bilinear" (MPANet, IDKL).
-      strict: refuse a tree that lacks anything of the release; otherwise say so and go on.
-      unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
-      prepared: folder of prepared data sets; None for the default of `builders`.
-      cache: folder of decoded images; None for the default of `cache`.
-      options: of the reader's `split`.
+      listing: of paths, encoded images, pixels or stored images.
+      times: whether a file that was written again counts as changed though its size is the same.
 
-    Raises:
-      ValueError: an option is out of range, or (`listing.TreeError`) the tree is not that set.
-      FileNotFoundError: there is neither a tree nor a prepared set.
-      OSError: no room on the disk; nothing half-written stays.
+    Returns:
+      32 hexadecimal digits.
     """
-    from vireid_jax.data import readers
+    records = listing.records
+    images = records.images
+    digest = hashlib.sha256()
 
-    arrays.check_size(image_size)
-    arrays.check_filter(filter)
-    for what, value, known in (("images", images, IMAGES), ("unreadable", unreadable, UNREADABLE)):
-        if value not in known:
-            raise ValueError(f"data.{what} is {value!r}, expected one of {', '.join(known)}")
-    reader = readers.get_reader(name)
-    # An option out of range is told before an hour of decoding.
-    reader.check_options(**options)
-    listing = _encoded(name, reader, root, prepared, strict=strict, unreadable=unreadable)
-    if images != "encoded":
-        from vireid_jax.data import cache as pixels
+    def put(values: Iterable[Any]) -> None:
+        digest.update("\n".join(map(str, values)).encode())
+        digest.update(b"\0")
 
-        listing = pixels.decode_once(
-            listing,
-            image_size=image_size,
-            filter=filter,
-            folder=cache,
-            unreadable=unreadable,
-            progress=progress(f"decoding {name}"),
-        )
-        if images == "memory":
-            listing = _in_memory(listing)
-    split = reader.split(listing, **options)
-    return split._replace(notes=(*listing.problems, *split.notes))
+    put([listing.name, len(records)])
+    put(records.name)
+    for column in (records.person, records.camera, records.modality, listing.part):
+        put(np.asarray(column).tolist())
 
-
-def _encoded(
-    name: str, reader: Any, root: Any, prepared: Any, *, strict: bool, unreadable: str
-) -> Listing:
-    """The listing with encoded images (or, for "folders", paths)."""
-    from vireid_jax.data import builders
-
-    if name not in builders.BUILDERS:  # a user's own folders are read where they are
-        if root is None:
-            raise FileNotFoundError(
-                f"data.root is not set; name the folder of your images: {reader.LAYOUT}"
+    def mark(n: int) -> Any:
+        image = images[n]
+        if isinstance(image, bytes | np.ndarray):
+            return zlib.crc32(
+                image if isinstance(image, bytes) else np.ascontiguousarray(image).data
             )
-        return reader.scan(root, strict=strict)
-    if root is None:
-        found = builders.find(name, out=prepared)
-        if found is None:
-            raise FileNotFoundError(
-                f"{name} is not prepared in {builders.folder(prepared)} and data.root is not "
-                "set; name the folder of the data set as released with --config.data.root=DIR "
-                f"(it is had from {reader.AGREEMENT} after signing the agreement), or the "
-                "folder it was prepared in with --config.data.prepared=DIR"
-            )
-        return found
-    scanned = reader.scan(root, strict=strict)
-    found = builders.find(name, out=prepared, like=scanned)
-    if found is None:
-        found = builders.prepare(
-            scanned, out=prepared, unreadable=unreadable, progress=progress(f"preparing {name}")
-        )
-    return dataclasses.replace(
-        found,
-        checks=scanned.checks,
-        problems=tuple(dict.fromkeys((*scanned.problems, *found.problems))),
-    )
+        try:
+            status = os.stat(image)
+        except OSError as error:
+            return error.errno
+        return (status.st_size, status.st_mtime_ns) if times else status.st_size
+
+    if hasattr(images, "fingerprint"):
+        put([images.fingerprint])  # stored images: what was there when they were stored
+    else:
+        if is_decoded(images):
+            put(images.shape)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            put(pool.map(mark, range(len(records))))
+    return digest.hexdigest()[:32]
 
 
-def _in_memory(listing: Listing) -> Listing:
-    import numpy as np
+def decodable(
+    images: Sequence[Any], names: Sequence[str], size: tuple[int, int], filter: str
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """`arrays.decode` of the images that it can decode.
 
+    Args:
+      images: n encoded images or paths.
+      names: what to call them.
+      size: height, width in pixels.
+      filter: as `arrays.decode` takes it.
+
+    Returns:
+      pixels: uint8 [m, H, W, 3].
+      rows: int [m], which of the n images these are.
+      problems: a line for every other image.
+    """
+    try:
+        return arrays.decode(images, size, filter=filter), np.arange(len(images)), []
+    except (ValueError, FileNotFoundError):
+        pass  # which ones?
+    pixels, rows, problems = [], [], []
+    for n, (image, name) in enumerate(zip(images, names, strict=True)):
+        try:
+            pixels.append(arrays.decode([image], size, filter=filter))
+            rows.append(n)
+        except (ValueError, FileNotFoundError) as error:
+            # A path may still be a message's best name; the row number here means nothing.
+            where = name if isinstance(image, bytes) else f"{name} ({os.fspath(image)})"
+            problems.append(f"{where}: {_reason(error)}")
+    empty = np.empty((0, *size, 3), np.uint8)
+    return np.concatenate([empty, *pixels]), np.array(rows, int), problems
+
+
+def _reason(error: Exception) -> str:
+    """Why the image cannot be decoded, in the words of who tried."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError):
+        return "the file does not exist"
+    return str(cause or error)
+
+
+def source_bytes(images: Any) -> int | None:
+    """About how many bytes the images take as stored; None if only reading them would tell."""
+    if is_decoded(images):
+        return int(np.prod(images.shape))
+    if hasattr(images, "fingerprint"):
+        return None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return sum(pool.map(_stored_size, images))
+
+
+def _stored_size(image: Any) -> int:
+    if isinstance(image, bytes):
+        return len(image)
+    try:
+        return os.stat(image).st_size
+    except OSError:
+        return 0  # it will be named among the unreadable ones
+
+
+def encoded(listing: Listing) -> tuple[list[bytes], np.ndarray, list[str]]:
+    """The images of a listing as they are stored.
+
+    Returns:
+      images: m of the N images, JPEG or PNG.
+      rows: int [m], which of the N rows they are.
+      problems: a line for every image that cannot be decoded.
+    """
     images = listing.records.images
-    array = np.asarray(images.array[images.rows])
-    return dataclasses.replace(listing, records=dataclasses.replace(listing.records, images=array))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        read = list(pool.map(lambda n: _read(images[n]), range(len(images))))
+        names = list(listing.records.name)
+        if not is_decoded(images) and isinstance(images[0], str | os.PathLike):
+            names = [f"{n} ({os.fspath(i)})" for n, i in zip(names, images, strict=True)]
+        problems = [f"{names[n]}: {x}" for n, x in enumerate(read) if isinstance(x, str)]
+        there = np.array([n for n, x in enumerate(read) if isinstance(x, bytes)], int)
+        data: list[Any] = [read[n] for n in there.tolist()]
+        # Any size would do; what costs is the decoding.
+        _, good, bad = decodable(data, [names[n] for n in there.tolist()], (8, 8), "bilinear")
+        kept = list(pool.map(lambda n: _as_stored(data[n]), good.tolist()))
+    return kept, there[good], problems + bad
 
 
-def progress(what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that says on stderr, now and then, how far something is."""
-    start = time.monotonic()
-    said = [start]
+def _read(image: Any) -> bytes | str:
+    """The encoded image, or why it cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        return _png(image)
+    try:
+        return pathlib.Path(image).read_bytes()
+    except FileNotFoundError:
+        return "the file does not exist"
+    except OSError as error:
+        return str(error)
 
-    def report(done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said[0] >= _EVERY or (done == total and now - start > 1):
-            said[0] = now
-            print(f"{what}: {done:,} of {total:,}, {now - start:.0f} s", file=sys.stderr)
 
-    return report
+def _as_stored(data: bytes) -> bytes:
+    """JPEG and PNG as they are, anything else as PNG with the pixels that `arrays` decodes."""
+    if data.startswith(_VERBATIM):
+        return data
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+    return _png(arrays.decode([data], (height, width))[0])
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

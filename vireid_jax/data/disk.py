@@ -1,0 +1,147 @@
+"""Keeping large files: folders, locks, temporaries that an interruption leaves, full disks."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+
+_STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def user_folder(variable: str, part: str = "") -> str:
+    """$variable, else `part` of the project's folder in the user's cache folder."""
+    if own := os.environ.get(variable):
+        return own
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return str(pathlib.Path(base) / "vireid_jax" / part)
+
+
+def is_remote(folder: str | os.PathLike[str]) -> bool:
+    """Whether folder is a URI such as gs://bucket/path, which no file system call understands."""
+    return "://" in os.fspath(folder)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock file `path`; another process or thread of this machine waits for it.
+
+    The operating system lets go of it with the process, however that ends. Where a file system
+    has no locks nothing is held, and everyone writes a temporary file of their own anyway.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            break
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # its last holder has removed the file: what we hold is no lock
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def temporary_name(prefix: str) -> str:
+    """A name for a file or folder in the making that no other process uses."""
+    return f"{prefix}.{_host()}.{os.getpid()}.{os.urandom(4).hex()}.part"
+
+
+def clear_temporaries(folder: pathlib.Path, prefix: str) -> None:
+    """Removes what interrupted work has left in `folder`.
+
+    Call it under the lock of `prefix`: then temporaries of that prefix and this machine belong
+    to no living process. Any other ones go when they are a day old.
+    """
+    for path in folder.glob("*.part"):
+        mine = path.name.startswith(f"{prefix}.{_host()}.")
+        with contextlib.suppress(FileNotFoundError):
+            if mine or time.time() - path.stat().st_mtime > _STALE:
+                remove(path)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file or a folder with all that is in it, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def size_text(count: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def check_space(folder: pathlib.Path, needed: int, *, what: str, hint: str) -> None:
+    """Raises OSError (ENOSPC) if `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise full_disk(folder, what, f"needs {needed:,} bytes ({size_text(needed)})", hint, free)
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: pathlib.Path, *, what: str, hint: str) -> Iterator[None]:
+    """Gives an error that is due to a full disk, in whatever form, the form of `check_space`."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise full_disk(
+            folder, what, f"did not fit ({error})", hint, shutil.disk_usage(folder).free
+        ) from error
+
+
+def full_disk(folder: pathlib.Path, what: str, need: str, hint: str, free: int) -> OSError:
+    """The error that says what did not fit where, and what to do."""
+    return OSError(
+        errno.ENOSPC,
+        f"{what} {need} in {folder}, where {size_text(free)} are free; nothing half-written is "
+        f"left. Make room, or {hint}",
+    )
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that the disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        # The writer of ArrayRecord knows only RuntimeError.
+        if any(os.strerror(code) in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
