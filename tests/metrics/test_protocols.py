@@ -74,7 +74,7 @@ def by_loops(w, protocol, trials):
     return out
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [p for p in PROTOCOLS if p.startswith("sysu")])
 @pytest.mark.parametrize("block_bytes", [1, 1 << 27])
 def test_equals_loops(protocol, block_bytes):
     w = world()
@@ -139,6 +139,7 @@ def test_result_is_plain_and_complete():
     assert counts == {
         "queries": queries,
         "valid_queries": queries - lost,
+        "invalid_queries": lost,
         "gallery_images": 10,
         "gallery_ids": 5,
         "tied_true_images": 0,

@@ -43,10 +43,13 @@ def test_table_shows_the_numbers(results):
     # Numbers stand below one another.
     assert len({line.index("±") for line in rows}) == 1
     counts = results["sysu/all/single", "bn"]["counts"]
-    assert f"sysu/all/single: {counts['queries']} queries, 78 gallery images of 20 people" in text
+    assert (
+        f"sysu/all/single: {counts['queries']} infrared queries, 78 visible images of 20 people"
+        in text
+    )
     counts = results["sysu/indoor/multi", "bn"]["counts"]  # person 0 is not in its gallery
     assert counts["valid_queries"] < counts["queries"]
-    assert f"multi: {counts['valid_queries']} of {counts['queries']} queries" in text
+    assert f"multi: {counts['valid_queries']} of {counts['queries']} infrared queries" in text
 
 
 def test_chance_is_flagged_but_not_for_baselines(results):

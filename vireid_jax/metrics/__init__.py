@@ -2,8 +2,10 @@
 
 from vireid_jax.metrics.chance import Chance, chance_map
 from vireid_jax.metrics.distance import cosine_distance
-from vireid_jax.metrics.draws import draw_gallery
-from vireid_jax.metrics.protocols import PROTOCOLS, Protocol, evaluate, get_protocol
+from vireid_jax.metrics.draws import draw_gallery, draw_official
+from vireid_jax.metrics.official import check_permutations, read_permutations
+from vireid_jax.metrics.plan import Protocol
+from vireid_jax.metrics.protocols import PROTOCOLS, evaluate, get_protocol, sampled_rows
 from vireid_jax.metrics.ranking import Ranking, Rows, rank_metrics
 from vireid_jax.metrics.table import format_table, near_chance, to_markdown
 
@@ -14,12 +16,16 @@ __all__ = [
     "Ranking",
     "Rows",
     "chance_map",
+    "check_permutations",
     "cosine_distance",
     "draw_gallery",
+    "draw_official",
     "evaluate",
     "format_table",
     "get_protocol",
     "near_chance",
     "rank_metrics",
+    "read_permutations",
+    "sampled_rows",
     "to_markdown",
 ]

@@ -1,58 +1,45 @@
 """The named evaluation protocols, and `evaluate`, which scores features under one of them.
 
-A protocol says which cameras take part, which images each trial draws as its gallery, and
-which gallery images a query must not be compared with.
+A protocol says which modality searches, what each trial draws, and which gallery images a query
+must not be compared with. Galleries and queries that are not drawn are every image of a side.
 
-SYSU-MM01 (and `synthetic`, which keeps its camera roles): cameras 1, 2, 4, 5 are visible,
-3 and 6 infrared; 2 and 3 stand in one room.
-  Query      every infrared image, in all trials and protocols.
-  Gallery    `all`: cameras 1, 2, 4, 5; `indoor`: cameras 1, 2.
-             `single`: one image of each person and camera; `multi`: up to ten.
-  Exclusion  a query of camera 3 ignores every gallery image of camera 2, of anyone.
-  CMC        over distinct people, so that ten images of one person count once.
+  name                  query     gallery                          not compared            CMC
+  sysu/all/single       infrared  1 of each person and camera,     camera 3 with camera 2  people
+                                  visible cameras 1, 2, 4, 5
+  sysu/all/multi        infrared  up to 10 of each                 camera 3 with camera 2  people
+  sysu/indoor/{...}     infrared  the same of cameras 1, 2         camera 3 with camera 2  people
+  regdb/v2t             visible   every infrared (thermal) image   -                       images
+  regdb/t2v             infrared  every visible image              -                       images
+  llcm/i2v              infrared  1 of each person and camera,     same person's           people
+                                  visible cameras 1 .. 9           same camera
+  llcm/v2i              visible   1 of each person and camera,     same person's           people
+                                  infrared cameras 1, 2, 4 .. 9    same camera
+  llcm/v2i_released     infrared, every visible image              same person's           people
+                        drawn                                      same camera
+  llcm/idkl_{i2v,v2i}   one side  every image of the other         -                       people
+  folders/{i2v,v2i}     one side  every image of the other         -                       images
 
-The draw is described in `vireid_jax.metrics.draws`.
+"People" counts distinct people up to the first image of the right one, "images" counts images;
+the two agree at rank 1. `synthetic` keeps SYSU-MM01's camera roles and uses its protocols. RegDB
+is ten problems, a half of the data set each: score each with the model trained on the other half.
+The draws are described in `vireid_jax.metrics.draws`.
 """
 
-import concurrent.futures
 import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from vireid_jax.metrics.chance import chance_map
-from vireid_jax.metrics.distance import check_widths, unit_rows
-from vireid_jax.metrics.draws import draw_groups, pool_groups
-from vireid_jax.metrics.ranking import (
-    BLOCK_BYTES,
-    GalleryIndex,
-    Ranking,
-    Rows,
-    check_ids,
-    index_gallery,
-    rank_blocks,
-    summarize,
-)
+from vireid_jax.metrics.keys import check_ties
+from vireid_jax.metrics.official import Permutations
+from vireid_jax.metrics.plan import Protocol, make_labels, make_plan
+from vireid_jax.metrics.ranking import BLOCK_BYTES
+from vireid_jax.metrics.report import REPORTED_RANKS, report
+from vireid_jax.metrics.search import Search, rank_plan
 
-REPORTED_RANKS = (1, 5, 10, 20)
-MAX_WORKERS = 8  # threads; beyond it a block is too small to be worth one
-
-# (query person, query camera, gallery person, gallery camera) -> bool [Q, G]
-Exclude = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-
-
-class Protocol(NamedTuple):
-    """One way to search."""
-
-    query_cameras: tuple[int, ...]  # every camera that may take a query
-    pool_cameras: tuple[int, ...]  # every camera whose images may be offered for drawing
-    gallery_cameras: tuple[int, ...]  # those that are drawn from, in the order of the draw
-    shots: int  # gallery images of one person and camera, at most
-    exclude: Exclude
-    cmc: str = "id"  # R1 ... R20 count distinct people ("id") or images ("image")
-    gallery: str = "agw"  # the name of the draw
+CMC = ("id", "image")
+RERANK = (None, "all", "queries")
 
 
 def _same_room(
@@ -65,12 +52,77 @@ def _same_room(
     return (query_camera == 3)[:, None] & (gallery_camera == 2)
 
 
-_SYSU = ((3, 6), (1, 2, 4, 5))
+def _same_camera(
+    query_person: np.ndarray,
+    query_camera: np.ndarray,
+    gallery_person: np.ndarray,
+    gallery_camera: np.ndarray,
+) -> np.ndarray:
+    """Bool [Q, G]: the same person before the same camera; LLCM's cameras take both modalities."""
+    same = query_person[:, None] == gallery_person
+    same &= query_camera[:, None] == gallery_camera
+    return same
+
+
+_VISIBLE_9 = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+_INFRARED_8 = (1, 2, 4, 5, 6, 7, 8, 9)
+
+_SYSU = functools.partial(
+    Protocol,
+    "infrared",
+    "id",
+    "queries of camera 3 skip every gallery image of camera 2: the two see one room",
+    drawn="gallery",
+    draws=("agw", "official"),
+    query_cameras=(3, 6),
+    gallery_cameras=(1, 2, 4, 5),
+    exclude=_same_room,
+)
+_LLCM = functools.partial(Protocol, cmc="id", draws=("agw",), shots=1, exclude=_same_camera)
+_LLCM_RULE = "queries skip images of their own person from their own camera"
+_REGDB = functools.partial(Protocol, cmc="image", explain="one of ten released splits")
+_IDKL = functools.partial(
+    Protocol,
+    cmc="id",
+    explain="IDKL's variant: every image, no camera rule; not comparable with llcm/i2v, llcm/v2i",
+)
+_FOLDERS = functools.partial(Protocol, cmc="image", explain="every image of the other modality")
+
 PROTOCOLS: dict[str, Protocol] = {
-    "sysu/all/single": Protocol(*_SYSU, (1, 2, 4, 5), 1, _same_room),
-    "sysu/all/multi": Protocol(*_SYSU, (1, 2, 4, 5), 10, _same_room),
-    "sysu/indoor/single": Protocol(*_SYSU, (1, 2), 1, _same_room),
-    "sysu/indoor/multi": Protocol(*_SYSU, (1, 2), 10, _same_room),
+    "sysu/all/single": _SYSU(draw_cameras=(1, 2, 4, 5), shots=1),
+    "sysu/all/multi": _SYSU(draw_cameras=(1, 2, 4, 5), shots=10),
+    "sysu/indoor/single": _SYSU(draw_cameras=(1, 2), shots=1),
+    "sysu/indoor/multi": _SYSU(draw_cameras=(1, 2), shots=10),
+    "regdb/v2t": _REGDB("visible"),
+    "regdb/t2v": _REGDB("infrared"),
+    "llcm/i2v": _LLCM(
+        "infrared",
+        explain=_LLCM_RULE,
+        drawn="gallery",
+        draw_cameras=_VISIBLE_9,
+        query_cameras=_INFRARED_8,
+        gallery_cameras=_VISIBLE_9,
+    ),
+    "llcm/v2i": _LLCM(
+        "visible",
+        explain=_LLCM_RULE,
+        drawn="gallery",
+        draw_cameras=_INFRARED_8,
+        query_cameras=_VISIBLE_9,
+        gallery_cameras=_INFRARED_8,
+    ),
+    "llcm/v2i_released": _LLCM(
+        "infrared",
+        explain="what AGW's and DEEN's code computes as v2i: the drawn infrared images search",
+        drawn="query",
+        draw_cameras=_INFRARED_8,
+        query_cameras=_INFRARED_8,
+        gallery_cameras=_VISIBLE_9,
+    ),
+    "llcm/idkl_i2v": _IDKL("infrared"),
+    "llcm/idkl_v2i": _IDKL("visible"),
+    "folders/i2v": _FOLDERS("infrared"),
+    "folders/v2i": _FOLDERS("visible"),
 }
 
 
@@ -81,215 +133,184 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def sampled_rows(
+    protocol: str,
+    *,
+    query_person: Any,
+    gallery_person: Any,
+    query_camera: Any = None,
+    gallery_camera: Any = None,
+    query_name: Sequence[str] | None = None,
+    gallery_name: Sequence[str] | None = None,
+    gallery: str = "agw",
+    permutations: Permutations | None = None,
+    trial: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the queries and of the gallery, int [q] and [g], that one trial uses.
+
+    Args:
+      protocol: a key of `PROTOCOLS`; see `evaluate` for the others.
+      trial: its number, from 0.
+
+    Raises:
+      ValueError: see `evaluate`.
+    """
+    q, g = len(query_person), len(gallery_person)
+    labels = make_labels(
+        q,
+        g,
+        query_person=query_person,
+        gallery_person=gallery_person,
+        query_camera=query_camera,
+        gallery_camera=gallery_camera,
+        query_name=query_name,
+        gallery_name=gallery_name,
+    )
+    plan = make_plan(protocol, get_protocol(protocol), labels, gallery, [trial], permutations)
+    return (
+        np.arange(q) if plan.query is None else plan.query,
+        np.arange(g) if plan.gallery is None else plan.gallery,
+    )
+
+
 def evaluate(
     query_features: Any,
     gallery_features: Any,
     *,
     query_person: Any,
     gallery_person: Any,
-    query_camera: Any,
-    gallery_camera: Any,
-    gallery_name: Sequence[str],
+    query_camera: Any = None,
+    gallery_camera: Any = None,
+    gallery_name: Sequence[str] | None = None,
     query_name: Sequence[str] | None = None,
     protocol: str = "sysu/all/single",
-    trials: int = 10,
-    max_rank: int = 20,
+    gallery: str = "agw",
+    permutations: Permutations | None = None,
+    cmc: str | None = None,
+    trials: int | None = None,
+    ties: str = "stable",
+    rerank: str | None = None,
+    max_rank: int = REPORTED_RANKS[-1],
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
     """Scores features under a protocol: by cosine, mean over trials.
 
+    No argument is modified. Features may be memory-mapped, of any real dtype and scale.
+
     Args:
-      query_features: [Q, D], every query of the protocol; any scale, rows need no normalizing.
-      gallery_features: [G, D], every image that a trial may draw.
+      query_features: [Q, D], every image of the modality that searches (`Protocol.query`), also
+        where the trials draw some of them.
+      gallery_features: [G, D], every image of the other modality that a trial may draw.
       query_person: int [Q].
       gallery_person: int [G].
-      query_camera: int [Q].
-      gallery_camera: int [G].
-      gallery_name: G distinct names such as "cam1/0006/0025"; the draw depends on them.
-      query_name: Q names for the results per query and for error messages.
+      query_camera: int [Q], needed where a rule or a draw of the protocol goes by cameras.
+      gallery_camera: int [G], likewise.
+      gallery_name: G distinct names such as "cam1/0006/0025", needed where the gallery is drawn:
+        the draw goes by them. Otherwise they are for error messages.
+      query_name: Q names, needed where the queries are drawn; for the results per query.
       protocol: a key of `PROTOCOLS`.
-      trials: gallery draws; the benchmark's number is 10.
-      max_rank: length of the CMC curves, at least 20.
-      block_bytes: bound on the working memory beyond the normalized features.
+      gallery: the draw, "agw" or "official" (SYSU-MM01's fixed permutations); "agw" is of no
+        effect where nothing is drawn.
+      permutations: for "official", see `official.read_permutations`.
+      cmc: "id" or "image" instead of the protocol's convention.
+      trials: draws to average over; None for the benchmark's number, 10 where something is drawn.
+      ties: order of images at one distance. "stable": the lower gallery index first, which is
+        the order of the draw, and the order given where the gallery is not drawn; "pessimistic"
+        and "optimistic" put true images last and first, to audit a result.
+      rerank: None, or k-reciprocal re-ranking with neighbors among "all" images or "queries"
+        alone. Its result is not comparable with others, and `block_bytes` does not bound it.
+      max_rank: length of the CMC curves, at least 20. Beyond the last rank that a short gallery
+        has, a curve keeps its last value.
+      block_bytes: bound on the working memory; where the gallery is drawn, beyond the normalized
+        features of the drawn images and the queries.
 
     Returns:
       A dict of plain values, ready for JSON; metrics are fractions 0..1.
-        protocol, gallery, cmc: what was measured.
+        protocol, gallery ("agw", "official", or "all" where nothing is drawn), cmc, ties, rerank,
+          direction: what was measured.
         metrics: R1, R5, R10, R20, mAP, mINP, each the mean over trials.
         std: their standard deviation over trials (divided by the number of trials).
         trials: the metrics of each trial, with its counts.
         chance: mAP, R1 of a random ranking, and mAP_sigma (see `chance_map`).
         curves: cmc_id and cmc_image, lists [max_rank], mean over trials.
-        counts: queries, valid_queries, gallery_images, gallery_ids (of the first trial; a
-          draw changes none of them), pool_images, tied_true_images (of all trials).
-        per_query: lists [Q]: name (if given), person, camera, AP, INP and R1 (means over
-          the trials in which the query is valid, None if in none), best_rank (the best rank
-          of a true image in any trial), best_rank_id (among distinct people), valid_trials.
+        counts: queries, valid_queries, invalid_queries (no true image that may be compared; left
+          out of every mean), gallery_images, gallery_ids (of the first trial; a draw changes
+          none of them), pool_images (offered on the side that is drawn), tied_true_images (of all
+          trials).
+        per_query: lists [Q]: name, person, camera (if given), AP, INP and R1 (means over the
+          trials in which the query is drawn and valid, None if in none), best_rank (the best
+          rank of a true image in any trial), best_rank_id (among distinct people), valid_trials.
 
     Raises:
-      ValueError: unknown protocol, wrong shapes, a camera that the protocol does not know
-        (swapped modalities), features that are not finite, or no valid query.
+      ValueError: unknown protocol or option, wrong shapes, cameras or names missing that the
+        protocol needs, a camera that it does not know (swapped modalities), an image of the
+        official draw that is missing, features that are not finite (naming the image), or no
+        valid query (naming the likely cause).
     """
     rule = get_protocol(protocol)
-    if trials < 1 or block_bytes < 1 or max_rank < REPORTED_RANKS[-1]:
-        raise ValueError(
-            f"trials is {trials}, block_bytes {block_bytes} and max_rank {max_rank}, expected at "
-            f"least 1, 1 and {REPORTED_RANKS[-1]} (R{REPORTED_RANKS[-1]} is reported)"
-        )
-    query_features, gallery_features = np.asarray(query_features), np.asarray(gallery_features)
-    q, g = len(query_features), len(gallery_features)
-    query_person = check_ids(query_person, q, "query_person")
-    query_camera = check_ids(query_camera, q, "query_camera")
-    gallery_person = check_ids(gallery_person, g, "gallery_person")
-    gallery_camera = check_ids(gallery_camera, g, "gallery_camera")
-    for what, names, rows in (("gallery", gallery_name, g), ("query", query_name, q)):
-        if names is not None and len(names) != rows:
-            raise ValueError(f"{what}_name has {len(names)} names for {rows} rows of features")
-    _check_cameras(query_camera, rule.query_cameras, f"query of {protocol}")
-    _check_cameras(gallery_camera, rule.pool_cameras, f"gallery of {protocol}")
-
-    # The pool in the order of the draw: then equal distances rank alike however the caller
-    # ordered it, and a trial's gallery is an ascending choice of columns.
-    groups = pool_groups(gallery_person, gallery_camera, gallery_name, rule.gallery_cameras)
-    if not groups:
-        raise ValueError(
-            f"no gallery image is from a camera of {protocol} {list(rule.gallery_cameras)}; the "
-            f"pool's cameras are {np.unique(gallery_camera).tolist()}"
-        )
-    draws = [draw_groups(groups, rule.shots, trial) for trial in range(trials)]
-    place = np.full(g, -1)
-    place[[row for group in groups for row in group]] = np.arange(sum(map(len, groups)))
-    drawn = np.unique(np.concatenate(draws))
-    drawn = drawn[np.argsort(place[drawn])]  # int [U]: pool rows that some trial draws
-    place[drawn] = np.arange(len(drawn))
-
-    query = unit_rows(query_features, what="query features", name=query_name)
-    gallery = unit_rows(
-        gallery_features[drawn],
-        what="gallery features",
-        name=[f"pool row {row}, {gallery_name[row]}" for row in drawn],
-    )
-    check_widths(query, gallery)
-    columns = [place[draw] for draw in draws]
-    rankings = _rank_trials(
-        query,
-        gallery,
-        columns,
+    if cmc is None:
+        cmc = rule.cmc
+    _check_options(cmc, ties, rerank, max_rank, block_bytes)
+    query_features = _matrix(query_features, "query features")
+    gallery_features = _matrix(gallery_features, "gallery features")
+    labels = make_labels(
+        len(query_features),
+        len(gallery_features),
         query_person=query_person,
+        gallery_person=gallery_person,
         query_camera=query_camera,
-        gallery_person=gallery_person[drawn],
-        gallery_camera=gallery_camera[drawn],
-        exclude=rule.exclude,
-        max_rank=max_rank,
-        block_bytes=block_bytes,
+        gallery_camera=gallery_camera,
+        query_name=query_name,
+        gallery_name=gallery_name,
     )
-    result = _report(rankings, rule.cmc, query_person)
-    result["counts"]["pool_images"] = g
-    result["per_query"] = {
-        **({} if query_name is None else {"name": [str(name) for name in query_name]}),
-        "person": query_person.tolist(),
-        "camera": query_camera.tolist(),
-        **_per_query([ranking.rows for ranking in rankings]),
+    times = rule.trials if trials is None else trials
+    plan = make_plan(protocol, rule, labels, gallery, range(times), permutations)
+    rankings = rank_plan(
+        query_features,
+        gallery_features,
+        plan,
+        Search(labels, rule.exclude, ties, max_rank, block_bytes),
+        rerank=rerank,
+    )
+    result = report(rankings, plan.queries(len(query_features)), labels.query_person, cmc)
+    side = query_features if rule.drawn == "query" else gallery_features
+    result["counts"]["pool_images"] = len(side)
+    known = {"person": labels.query_person.tolist()}
+    if query_name is not None:
+        known["name"] = [str(name) for name in query_name]
+    if labels.query_camera is not None:
+        known["camera"] = labels.query_camera.tolist()
+    result["per_query"] = {**known, **result["per_query"]}
+    return {
+        "protocol": protocol,
+        "gallery": gallery if rule.drawn else "all",
+        "cmc": cmc,
+        "ties": ties,
+        "rerank": rerank,
+        "direction": rule.direction,
+        **result,
     }
-    return {"protocol": protocol, "gallery": rule.gallery, "cmc": rule.cmc, **result}
 
 
-def _check_cameras(camera: np.ndarray, known: tuple[int, ...], what: str) -> None:
-    if len(other := np.setdiff1d(camera, known)):
+def _check_options(
+    cmc: str, ties: str, rerank: str | None, max_rank: int, block_bytes: int
+) -> None:
+    check_ties(ties)
+    for what, value, known in (("cmc", cmc, CMC), ("rerank", rerank, RERANK)):
+        if value not in known:
+            raise ValueError(f"{what} is {value!r}, expected one of {', '.join(map(str, known))}")
+    if block_bytes < 1 or max_rank < REPORTED_RANKS[-1]:
         raise ValueError(
-            f"{what}: got images of camera {other.tolist()}, expected only {list(known)}; are "
-            "query and gallery swapped, or is this another data set's protocol?"
+            f"block_bytes is {block_bytes} and max_rank {max_rank}, expected at least 1 and "
+            f"{REPORTED_RANKS[-1]} (R{REPORTED_RANKS[-1]} is reported)"
         )
 
 
-def _rank_trials(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    columns: list[np.ndarray],
-    *,
-    query_person: np.ndarray,
-    query_camera: np.ndarray,
-    gallery_person: np.ndarray,
-    gallery_camera: np.ndarray,
-    exclude: Exclude,
-    max_rank: int,
-    block_bytes: int,
-) -> list[Ranking]:
-    """One ranking per trial; each block of distances is computed once for all trials."""
-    indices: list[GalleryIndex] = [index_gallery(gallery_person[c], c) for c in columns]
-    # NumPy sorts and gathers outside the interpreter lock, so trials run side by side.
-    workers = min(len(columns), MAX_WORKERS, os.cpu_count() or 1)
-    blocks: list[list[Rows]] = [[] for _ in columns]
-    step = max(1, block_bytes // 2 // (5 * len(gallery)))  # distance and mask, then the ranking
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for at in range(0, len(query), step):
-            part = slice(at, at + step)
-            # Minus the cosine orders as the cosine distance does, without its rounding: 1 - s
-            # would make similarities near 0 equal that are not.
-            distance = query[part] @ gallery.T
-            np.negative(distance, out=distance)
-            people = query_person[part]
-            dropped = exclude(people, query_camera[part], gallery_person, gallery_camera)
-            rank = functools.partial(
-                rank_blocks,
-                distance,
-                people,
-                excluded=dropped,
-                block_bytes=max(1, block_bytes // 2 // workers),
-            )
-            for found, rows in zip(blocks, pool.map(rank, indices), strict=True):
-                found.extend(rows)
-    return [
-        summarize(found, query_person, index, max_rank=max_rank)
-        for found, index in zip(blocks, indices, strict=True)
-    ]
-
-
-def _report(rankings: list[Ranking], cmc: str, query_person: np.ndarray) -> dict[str, Any]:
-    trials = []
-    for ranking in rankings:
-        curve = ranking.cmc_id if cmc == "id" else ranking.cmc_image
-        values = {f"R{rank}": float(curve[rank - 1]) for rank in REPORTED_RANKS}
-        trials.append({**values, "mAP": ranking.mAP, "mINP": ranking.mINP, **ranking.counts})
-    names = [*(f"R{rank}" for rank in REPORTED_RANKS), "mAP", "mINP"]
-    chances = np.array(
-        [chance_map(r.rows.num_true, r.rows.num_kept, query_person=query_person) for r in rankings]
-    ).mean(axis=0)
-    return {
-        "metrics": {name: float(np.mean([t[name] for t in trials])) for name in names},
-        "std": {name: float(np.std([t[name] for t in trials])) for name in names},
-        "trials": trials,
-        "chance": dict(zip(("mAP", "R1", "mAP_sigma"), chances.tolist(), strict=True)),
-        "curves": {
-            "cmc_id": np.mean([r.cmc_id for r in rankings], axis=0).tolist(),
-            "cmc_image": np.mean([r.cmc_image for r in rankings], axis=0).tolist(),
-        },
-        "counts": {
-            **rankings[0].counts,
-            "tied_true_images": sum(r.counts["tied_true_images"] for r in rankings),
-        },
-    }
-
-
-def _per_query(trials: Sequence[Rows]) -> Mapping[str, list]:
-    """Lists [Q] over the trials in which a query is valid; None where it never is."""
-    valid = np.stack([rows.valid for rows in trials])  # [T, Q]
-    times = valid.sum(axis=0)
-
-    def mean(field: Callable[[Rows], np.ndarray]) -> list[float | None]:
-        total = np.where(valid, np.stack([field(rows) for rows in trials]), 0.0).sum(axis=0)
-        return [float(s / n) if n else None for s, n in zip(total, times, strict=True)]
-
-    def best(field: Callable[[Rows], np.ndarray]) -> list[int | None]:
-        far = np.iinfo(np.int64).max
-        least = np.where(valid, np.stack([field(rows) for rows in trials]), far).min(axis=0)
-        return [int(r) if n else None for r, n in zip(least, times, strict=True)]
-
-    return {
-        "AP": mean(lambda rows: rows.ap),
-        "INP": mean(lambda rows: rows.inp),
-        "R1": mean(lambda rows: rows.rank_image == 1),
-        "best_rank": best(lambda rows: rows.rank_image),
-        "best_rank_id": best(lambda rows: rows.rank_id),
-        "valid_trials": times.tolist(),
-    }
+def _matrix(features: Any, what: str) -> np.ndarray:
+    features = np.asarray(features)
+    if features.ndim != 2:
+        raise ValueError(
+            f"{what} are {features.dtype} {list(features.shape)}, expected a real matrix "
+            "[rows, width], one row per image"
+        )
+    return features

@@ -2,12 +2,30 @@
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 SIGMAS = 3.0  # how far above a random ranking an mAP must lie to say anything
 COLUMNS = ("R1", "R10", "R20", "mAP", "mINP")
 
 Key = tuple[str, str]  # (protocol, feature)
+
+
+class _Heading(NamedTuple):
+    """What rows under one heading share; the numbers of another heading are another matter."""
+
+    protocol: str
+    gallery: str
+    cmc: str
+    ties: str
+    corrupt: str | None
+
+    def __str__(self) -> str:
+        marks = [self.protocol]
+        if self.gallery == "official":
+            marks.append("official")
+        if self.ties != "stable":
+            marks.append(f"{self.ties} ties")
+        return ", ".join(marks)
 
 
 def near_chance(result: Mapping[str, Any]) -> bool:
@@ -20,19 +38,22 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
     """Aligned plain text, at most 100 columns wide for names of ordinary length.
 
     Args:
-      rows: `evaluate` results by (protocol, feature), in the order to print them; rows of
-        one protocol are grouped.
+      rows: `evaluate` results by (protocol, feature), in the order to print them; rows that
+        share protocol, gallery draw, CMC, rule for ties and corruption are grouped. The feature
+        of a result with "flip" or "rerank" says so ("bn, flip", "bn, re-ranked"); such rows
+        come after the plain ones of their group, whose first row is never one of them.
       baselines: features that are there for comparison ("raw pixels", "untrained"); they
         come last in their group and are not flagged for being near chance.
 
     Returns:
-      The table in percent, a line per protocol on what was ranked, and a warning for every
+      The table in percent, a line per group on what was ranked, and a warning for every
       row whose mAP is within 3 sigma of chance. No newline at the end.
 
     Raises:
-      ValueError: no rows, or rows of one protocol that were not measured alike.
+      ValueError: no rows, or rows of one group that were not measured alike.
     """
-    header, lines, groups = _cells(rows, baselines)
+    groups = _groups(rows, baselines)
+    header, lines = _cells(rows, groups, baselines)
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: list[str]) -> str:
@@ -42,19 +63,20 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     out = [text(header), rule]
-    at = 0
-    for number, size in enumerate(groups.values()):
-        if number:
-            out.append("")
-        for first, line in enumerate(lines[at : at + size]):
-            out.append(text(line if not first else ["", *line[1:]]))
-        at += size
+    heading = ""
+    for line in lines:
+        if line[0] == heading:
+            out.append(text(["", *line[1:]]))
+            continue
+        out += [""] * bool(heading) + [text(line)]
+        heading = line[0]
     return "\n".join([*out, rule, *_notes(rows, groups, baselines)])
 
 
 def to_markdown(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection[str] = ()) -> str:
     """The same table for a README; see `format_table`."""
-    header, lines, groups = _cells(rows, baselines)
+    groups = _groups(rows, baselines)
+    header, lines = _cells(rows, groups, baselines)
     rule = ["---", "---", *("---:" for _ in header[2:])]
     table = [
         "| " + " | ".join(cell.strip() for cell in line) + " |" for line in [header, rule, *lines]
@@ -62,31 +84,76 @@ def to_markdown(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection[
     return "\n".join([*table, "", *(f"{n}  " for n in _notes(rows, groups, baselines))])
 
 
-def _cells(
+def _groups(
     rows: Mapping[Key, Mapping[str, Any]], baselines: Collection[str]
-) -> tuple[list[str], list[list[str]], dict[str, int]]:
-    """Header, rows of cells, and how many rows each protocol has."""
+) -> dict[_Heading, list[Key]]:
+    """The keys of the rows under each heading, in the order to print them."""
     if not rows:
         raise ValueError("there are no rows to print, expected at least one evaluation result")
-    protocols = list(dict.fromkeys(protocol for protocol, _ in rows))
-    lines, groups = [], {}
-    for protocol in protocols:
-        features = [feature for name, feature in rows if name == protocol]
-        features.sort(key=lambda feature: feature in baselines)  # stable: baselines last
-        _check_alike(protocol, {feature: rows[protocol, feature] for feature in features})
-        groups[protocol] = len(features)
-        for feature in features:
-            result = rows[protocol, feature]
+    groups: dict[_Heading, list[Key]] = {}
+    for key, result in rows.items():
+        heading = _Heading(
+            key[0],
+            result["gallery"],
+            result["cmc"],
+            result.get("ties", "stable"),
+            result.get("corrupt"),
+        )
+        groups.setdefault(heading, []).append(key)
+    # Groups of one protocol stand together; plain rows come first, baselines last.
+    protocols = list(dict.fromkeys(key[0] for key in rows))
+    order = sorted(groups, key=lambda heading: protocols.index(heading.protocol))
+    for heading, keys in groups.items():
+        keys.sort(key=lambda key: (key[1] in baselines, *_extras(rows[key])))
+        _check_alike(str(heading), {key[1]: rows[key] for key in keys})
+    return {heading: groups[heading] for heading in order}
+
+
+def _extras(result: Mapping[str, Any]) -> tuple[bool, bool]:
+    return bool(result.get("rerank")), bool(result.get("flip"))
+
+
+def _label(feature: str, result: Mapping[str, Any]) -> str:
+    """The feature with what was done at test time, where the caller has not said so."""
+    reranked, flip = _extras(result)
+    if flip and "flip" not in feature:
+        feature += ", flip"
+    if reranked and "re-ranked" not in feature:
+        scope = result["rerank"]
+        feature += ", re-ranked" + (f" ({scope})" if scope != "all" else "")
+    return feature
+
+
+def _cells(
+    rows: Mapping[Key, Mapping[str, Any]],
+    groups: Mapping[_Heading, list[Key]],
+    baselines: Collection[str],
+) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for heading, keys in groups.items():
+        if any(_extras(rows[keys[0]])):  # what leads a group is read as the result
+            lines.append([str(heading), "(plain: not scored)", *("-" for _ in COLUMNS), "-"])
+        for key in keys:
+            result, feature = rows[key], key[1]
             value = {name: _percent(result["metrics"][name]) for name in COLUMNS}
             spread = _percent(result["std"]["mAP"])
             flag = " !" if feature not in baselines and near_chance(result) else ""
-            value["mAP"] += f" ± {spread}"
+            value["mAP"] += f" ± {spread}" if len(result["trials"]) > 1 else ""
             chance = _percent(result["chance"]["mAP"]) + flag
-            lines.append([protocol, feature, *(value[name] for name in COLUMNS), chance])
-    if any(line[-1].endswith("!") for line in lines):  # keep the numbers in line
-        for line in lines:
-            line[-1] = line[-1] if line[-1].endswith("!") else line[-1] + "  "
-    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines, groups
+            name = _label(feature, result)
+            lines.append([str(heading), name, *(value[name] for name in COLUMNS), chance])
+    _pad_right(lines, COLUMNS.index("mAP") + 2, " ± ")
+    _pad_right(lines, -1, " !")
+    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines
+
+
+def _pad_right(lines: list[list[str]], column: int, mark: str) -> None:
+    """Fills cells without what follows the mark, so that the numbers before it stand in line."""
+    rest = max((len(c) - c.find(mark) for line in lines if mark in (c := line[column])), default=0)
+    for line in lines:
+        cell = line[column]
+        own = len(cell) - cell.find(mark) if mark in cell else 0
+        line[column] = cell + " " * (rest - own)
 
 
 def _percent(fraction: float) -> str:
@@ -96,45 +163,49 @@ def _percent(fraction: float) -> str:
 def _measured(result: Mapping[str, Any]) -> tuple:
     counts = result["counts"]
     names = ("queries", "valid_queries", "gallery_images", "gallery_ids")
-    return (
-        result["gallery"],
-        result["cmc"],
-        len(result["trials"]),
-        *(counts[name] for name in names),
-    )
+    return (result.get("over"), len(result["trials"]), *(counts[name] for name in names))
 
 
-def _check_alike(protocol: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_alike(heading: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(results))
     for feature, result in results.items():
         if _measured(result) != _measured(results[first]):
             raise ValueError(
-                f"rows {first!r} and {feature!r} of {protocol} were not measured alike: (gallery, "
-                "CMC, trials, queries, valid, gallery images, people) is "
+                f"rows {first!r} and {feature!r} of {heading} were not measured alike: (mean over, "
+                "trials, queries, valid, gallery images, people) is "
                 f"{_measured(results[first])} and {_measured(result)}; print two tables"
             )
 
 
 def _notes(
-    rows: Mapping[Key, Mapping[str, Any]], groups: Mapping[str, int], baselines: Collection[str]
+    rows: Mapping[Key, Mapping[str, Any]],
+    groups: Mapping[_Heading, list[Key]],
+    baselines: Collection[str],
 ) -> list[str]:
-    notes = [
-        "percent; mAP ± its standard deviation over gallery draws; "
-        "queries without a match are left out"
-    ]
-    for protocol in groups:
-        result = next(result for (name, _), result in rows.items() if name == protocol)
-        draw, cmc, trials, queries, valid, images, people = _measured(result)
+    varied = [result for result in rows.values() if len(result["trials"]) > 1]
+    over = {result.get("over") or "gallery draws" for result in varied}
+    spread = f"mAP ± its standard deviation over {' or '.join(sorted(over))}; " if over else ""
+    notes = [f"percent; {spread}queries without a match are left out"]
+    for heading, keys in groups.items():
+        result = rows[keys[0]]
+        runs, trials, queries, valid, images, people = _measured(result)
         some = f"{valid} of {queries}" if valid < queries else f"{queries}"
-        notes.append(
-            f"{protocol}: {some} queries, {images} gallery images of {people} people, "
-            f"{trials} {draw} draw{'s' if trials > 1 else ''}"
-            + ("" if cmc == "id" else ", ranks count images")
-        )
-    for (protocol, feature), result in rows.items():
-        if feature not in baselines and near_chance(result):
+        if runs is not None:
+            what = f"mean over {trials} {runs}"
+        elif heading.gallery == "all":
+            what = "all images"
+        else:
+            what = f"{trials} {heading.gallery} draw{'s' if trials > 1 else ''}"
+        searched, found = f"{some} queries", f"{images} gallery images"
+        if "direction" in result:
+            query, gallery = result["direction"].split(" to ")
+            searched, found = f"{some} {query} queries", f"{images} {gallery} images"
+        ranks = ", ranks count images" if heading.cmc == "image" else ""
+        notes.append(f"{heading}: {searched}, {found} of {people} people, {what}{ranks}")
+    for key, result in rows.items():
+        if key[1] not in baselines and near_chance(result):
             notes.append(
-                f"! WARNING: {protocol} {feature}: MAP IS AT THE CHANCE LEVEL (within "
+                f"! WARNING: {key[0]} {_label(key[1], result)}: MAP IS AT THE CHANCE LEVEL (within "
                 f"{SIGMAS:.0f} sigma);\n  are the trained weights loaded, and the identity "
                 "numbers those of the images?"
             )

@@ -1,0 +1,205 @@
+"""The rankings of a protocol's trials, in blocks of bounded memory."""
+
+import concurrent.futures
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vireid_jax.metrics.distance import check_widths, unit_rows
+from vireid_jax.metrics.plan import Exclude, Labels, Plan
+from vireid_jax.metrics.ranking import Ranking, Rows, index_gallery, rank_blocks, summarize
+
+MAX_WORKERS = 8  # threads; beyond it a block is too small to be worth one
+
+
+class Search(NamedTuple):
+    """Who is searched for among whom, and how the answer is ranked."""
+
+    labels: Labels
+    exclude: Exclude | None
+    ties: str
+    max_rank: int
+    block_bytes: int
+
+    def excluded(self, query: Any, gallery: Any = slice(None)) -> np.ndarray | None:
+        """Bool mask of some queries and gallery images, or None where there is no rule."""
+        if self.exclude is None:
+            return None
+        known = self.labels
+        if known.query_camera is None or known.gallery_camera is None:
+            raise ValueError("the protocol excludes pairs by camera, got no cameras")
+        return self.exclude(
+            known.query_person[query],
+            known.query_camera[query],
+            known.gallery_person[gallery],
+            known.gallery_camera[gallery],
+        )
+
+
+def rank_plan(
+    query_features: np.ndarray,
+    gallery_features: np.ndarray,
+    plan: Plan,
+    search: Search,
+    *,
+    rerank: str | None = None,
+) -> list[Ranking]:
+    """One ranking for each trial of a plan.
+
+    Args:
+      query_features: [Q, D], any real dtype and scale.
+      gallery_features: [G, D].
+      plan: rows of both that take part.
+      search: labels of all rows, and options.
+      rerank: None, "all" or "queries".
+    """
+    search = search._replace(labels=search.labels.take(plan.query, plan.gallery))
+    if plan.query is not None:
+        query_features = query_features[plan.query]
+    if plan.gallery is not None:
+        gallery_features = gallery_features[plan.gallery]
+    drawn = [columns for _, columns in plan.trials if columns is not None]
+    unit_bytes = 4 * (query_features.size + gallery_features.size)
+    # Normalizing takes as much again as its result does.
+    if not drawn and rerank is None and 2 * unit_bytes > search.block_bytes:
+        whole = _rank_streamed(query_features, gallery_features, search)
+    else:
+        labels = search.labels
+        query = unit_rows(
+            query_features, what="query features", name=_places(labels.query_name, plan.query)
+        )
+        gallery = unit_rows(
+            gallery_features,
+            what="gallery features",
+            name=_places(labels.gallery_name, plan.gallery),
+        )
+        check_widths(query, gallery)
+        if rerank is not None:
+            return _rank_reranked(query, gallery, plan, search, scope=rerank)
+        if drawn:
+            return _rank_blocks(query, gallery, drawn, search)
+        rest = search._replace(block_bytes=max(1, search.block_bytes - unit_bytes))
+        [whole] = _rank_blocks(query, gallery, [np.arange(len(gallery))], rest)
+    return [
+        whole if places is None else _some_queries(whole, places, search)
+        for places, _ in plan.trials
+    ]
+
+
+def _places(name: Sequence[str] | None, rows: np.ndarray | None) -> Sequence[str] | None:
+    """What an error calls each row; rows that were picked are also known by their number."""
+    if rows is None:
+        return name
+    numbers = [f"pool row {row}" for row in rows.tolist()]
+    return numbers if name is None else [f"{a}, {b}" for a, b in zip(numbers, name, strict=True)]
+
+
+def _rank_blocks(
+    query: np.ndarray, gallery: np.ndarray, trials: Sequence[np.ndarray], search: Search
+) -> list[Ranking]:
+    """Ranks every query in each trial's gallery; each block of distances serves all trials.
+
+    Args:
+      query: float32 [Q, D], rows of length 1.
+      gallery: float32 [G, D], rows of length 1.
+      trials: for each trial, ascending int columns [g] of the gallery.
+      search: labels of these rows, and options.
+    """
+    person = search.labels.query_person
+    indices = [index_gallery(search.labels.gallery_person[c], c) for c in trials]
+    # NumPy sorts and gathers outside the interpreter lock, so trials run side by side, and where
+    # there are fewer of them than threads, parts of a block do.
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    parts = -(-workers // len(trials))
+    blocks: list[list[Rows]] = [[] for _ in trials]
+    pairs = 5 * len(gallery)  # bytes of a query's distances and mask; then comes its ranking
+    step = max(1, search.block_bytes // 2 // max(1, pairs))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for at in range(0, len(query), step):
+            block = slice(at, at + step)
+            # Minus the cosine orders as the cosine distance does, without its rounding: 1 - s
+            # would make similarities near 0 equal that are not.
+            distance = query[block] @ gallery.T
+            np.negative(distance, out=distance)
+            dropped = search.excluded(block)
+            people = person[block]
+            cuts = np.linspace(0, len(distance), min(parts, len(distance)) + 1).astype(int)
+            jobs = []
+            for number, index in enumerate(indices):
+                for low, high in itertools.pairwise(cuts):
+                    rank = functools.partial(
+                        rank_blocks,
+                        distance[low:high],
+                        people[low:high],
+                        index,
+                        excluded=None if dropped is None else dropped[low:high],
+                        block_bytes=max(1, search.block_bytes // 2 // workers),
+                        ties=search.ties,
+                    )
+                    jobs.append((number, pool.submit(rank)))
+            for number, job in jobs:  # in the order of the rows
+                blocks[number].extend(job.result())
+    return [
+        summarize(found, person, index, max_rank=search.max_rank)
+        for found, index in zip(blocks, indices, strict=True)
+    ]
+
+
+def _rank_streamed(query: np.ndarray, gallery: np.ndarray, search: Search) -> Ranking:
+    """Ranks every query in the whole gallery without a normalized copy of the features."""
+    from vireid_jax.metrics.streaming import rank_features
+
+    labels = search.labels
+    return rank_features(
+        query,
+        gallery,
+        labels.query_person,
+        labels.gallery_person,
+        query_camera=labels.query_camera,
+        gallery_camera=labels.gallery_camera,
+        exclude=search.exclude,
+        max_rank=search.max_rank,
+        ties=search.ties,
+        block_bytes=search.block_bytes,
+    ).ranking
+
+
+def _rank_reranked(
+    query: np.ndarray, gallery: np.ndarray, plan: Plan, search: Search, *, scope: str
+) -> list[Ranking]:
+    """Ranks each trial after k-reciprocal re-ranking among its own images, with usual numbers."""
+    from vireid_jax.metrics.rerank import k_reciprocal
+
+    rankings = []
+    for places, columns in plan.trials:
+        rows = np.arange(len(query)) if places is None else places
+        images = np.arange(len(gallery)) if columns is None else columns
+        # Neighbors are sought among all images, as in the released codes: pairs that the
+        # protocol excludes are left out of the ranking alone.
+        distance = k_reciprocal(
+            query[rows], gallery[images], scope=scope, block_bytes=search.block_bytes
+        )
+        index = index_gallery(search.labels.gallery_person[images])
+        people = search.labels.query_person[rows]
+        blocks = rank_blocks(
+            distance,
+            people,
+            index,
+            excluded=search.excluded(rows, images),
+            block_bytes=search.block_bytes,
+            ties=search.ties,
+        )
+        rankings.append(summarize(blocks, people, index, max_rank=search.max_rank))
+    return rankings
+
+
+def _some_queries(ranking: Ranking, places: np.ndarray, search: Search) -> Ranking:
+    """The ranking that some queries (int [q], rows of the ranking) would have alone."""
+    rows = Rows(*(field[places] for field in ranking.rows))
+    people = search.labels.query_person[places]
+    index = index_gallery(search.labels.gallery_person)
+    return summarize([rows], people, index, max_rank=search.max_rank)
