@@ -117,7 +117,8 @@ def fill(
         depth or width included; `arrays` hold a part of a trunk that the model lacks (a deep
         stem, squeeze-and-excitation); or values are not finite.
     """
-    tree = {c: variables[c][module] for c in variables if module in variables[c]}
+    collections = [c for c in ("params", "batch_stats") if module in variables.get(c, {})]
+    tree = {c: variables[c][module] for c in collections}
     if "params" not in tree:
         raise ValueError(
             f"the model has no part {module!r} to fill; it has "
@@ -132,11 +133,12 @@ def fill(
     theirs = {path: names[name] for path, name in wanted.items()}
     filled = {p: _convert(arrays[theirs[p]], p, theirs[p], leaves[p], source) for p in leaves}
     matched = {"/".join((p[0], module, *p[1:])): theirs[p] for p in leaves}
+    used = set(theirs.values())
     report = Report(
         source=source,
         module=module,
         matched=matched,
-        unused=tuple(name for name in arrays if name not in set(theirs.values())),
+        unused=tuple(name for name in arrays if name not in used),
         untouched=tuple(p for p in map("/".join, _flatten(variables)) if p not in matched),
     )
     result = {
@@ -167,8 +169,8 @@ def _source_layout(names: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -
         stage, _, rest = name.partition(".")
         if stage in ("layer1", "layer2", "layer3", "layer4") and "." in rest:
             stages[int(stage[-1]) - 1].add(rest.split(".")[0])
-    first = arrays[names[_ANCHOR]]
-    width = first.shape[0] if first.ndim else 0
+    first = arrays[names[_ANCHOR]].shape
+    width = first[1] if len(first) == 4 else 0  # its input is the stem's output
     return _Layout("layer1.0.conv3.weight" in names, tuple(map(len, stages)), width)
 
 
@@ -180,7 +182,7 @@ def _model_layout(leaves: Mapping[tuple[str, ...], Any]) -> _Layout:
             stages[int(block[1]) - 1].add(block[2])
             if block.groups() == ("1", "0"):
                 bottleneck |= path[2] == "conv3"
-                width = leaf.shape[-1] if path[2:] == ("conv1", "kernel") else width
+                width = leaf.shape[-2] if path[2:] == ("conv1", "kernel") else width
     return _Layout(bottleneck, tuple(map(len, stages)), width)
 
 
