@@ -1,0 +1,185 @@
+"""Checks, prepares or shows a data set on disk: see `--help`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+# The keys of `readers.READERS`, written again so that --help imports nothing.
+_NAMES = ("sysu", "regdb", "llcm", "folders")
+_EVERY = 5.0  # seconds between two lines of progress
+_SHOWN = 20  # unreadable files that `check` names
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 288x144")
+    return int(height), int(width)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vireid_jax.data",
+        description="Check a data set against its release, prepare it for training, or show it.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check = commands.add_parser(
+        "check",
+        help="compare with the release, and name what is missing or wrong",
+        description="Compares a data set with its release. Exit status 1 if anything differs.",
+    )
+    prepare = commands.add_parser(
+        "prepare",
+        help="write the images into a few large files, once",
+        description="Writes the images into ArrayRecord files and, with --size, decoded into one "
+        "file besides. Training does both by itself on first use.",
+    )
+    show = commands.add_parser(
+        "show",
+        help="draw a contact sheet and print a summary",
+        description="Draws persons (rows) before the cameras (columns) and prints a summary.",
+    )
+    for command in (check, prepare, show):
+        command.add_argument("name", choices=_NAMES, help="of the data set")
+        command.add_argument(
+            "--root", required=True, metavar="DIR",
+            help="its folder as released; for folders that of your images, or a CSV file",
+        )  # fmt: skip
+    check.add_argument("--decode", action="store_true", help="open every image")
+    check.add_argument(
+        "--rand-perm", metavar="FILE", help="rand_perm_cam.mat, to be compared too (sysu)"
+    )
+    prepare.add_argument(
+        "--out", metavar="DIR", help="for the prepared files (default: $VIREID_DATA, else the "
+        "user's cache folder)",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--unreadable", choices=("refuse", "skip"), default="refuse",
+        help="images that cannot be decoded (default refuse)",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--no-strict", dest="strict", action="store_false",
+        help="go on although something differs from the release",
+    )  # fmt: skip
+    prepare.add_argument("--size", type=_size, metavar="HxW", help="decode to this size, too")
+    prepare.add_argument(
+        "--filter", choices=("lanczos", "bilinear"), default="lanczos",
+        help="of resizing (default lanczos)",
+    )  # fmt: skip
+    prepare.add_argument(
+        "--cache", metavar="DIR", help="for the decoded images (default: $VIREID_CACHE, else the "
+        "user's cache folder)",
+    )  # fmt: skip
+    show.add_argument(
+        "--sheet", required=True, metavar="PICTURE", help="the picture to write, e.g. sheet.png"
+    )
+    show.add_argument("--persons", type=int, default=8, help="rows (default 8)")
+    show.add_argument("--shots", type=int, help="images of a camera (default: what fits)")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    from vireid_jax.data.readers import common, content, get_reader
+
+    reader = get_reader(args.name)
+    listing = reader.scan(args.root, strict=False)
+    checks = list(listing.checks)
+    if args.rand_perm:
+        checks += content.permutations(listing, args.rand_perm)
+    print(f"{reader.TITLE} in {os.path.abspath(args.root)}: {len(listing.records):,} images")
+    print(common.table(checks))
+    wrong = [c for c in checks if c.required and not c.ok]
+    _print_problems([*listing.problems, *content.exchanged(listing)])
+    unreadable: list[str] = []
+    if args.decode:
+        unreadable = content.unreadable(listing, progress=_progress("decoding"))
+        print(f"{len(unreadable):,} of {len(listing.records):,} images cannot be decoded")
+        for line in unreadable[:_SHOWN]:
+            print(f"  {line}")
+        if len(unreadable) > _SHOWN:
+            print(f"  and {len(unreadable) - _SHOWN:,} more")
+    if wrong:
+        print(f"{len(wrong)} of {len(checks)} checks differ; the data set: {reader.AGREEMENT}")
+    return 1 if wrong or unreadable else 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from vireid_jax.data import builders, cache
+    from vireid_jax.data.readers import content, get_reader
+
+    listing = get_reader(args.name).scan(args.root, strict=args.strict)
+    _print_problems([*listing.problems, *content.exchanged(listing)])
+    prepared = builders.prepare(
+        listing, out=args.out, unreadable=args.unreadable, progress=_progress("preparing")
+    )
+    print(f"prepared {len(prepared.records):,} images in {prepared.records.images.folder}")
+    said = set(listing.problems)
+    if args.size:
+        decoded = cache.decode_once(
+            prepared, image_size=args.size, filter=args.filter, folder=args.cache,
+            unreadable=args.unreadable, progress=_progress("decoding"),
+        )  # fmt: skip
+        height, width = args.size
+        pixels = decoded.records.images.array
+        print(f"decoded to {height} x {width}: {pixels.nbytes / 1e9:.2f} GB, {pixels.filename}")
+        prepared = decoded
+    _print_problems([line for line in prepared.problems if line not in said])
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from vireid_jax.data import contact
+    from vireid_jax.data.datasets import records_summary
+    from vireid_jax.data.readers import get_reader
+
+    reader = get_reader(args.name)
+    listing = reader.scan(args.root, strict=False)
+    crossed = contact.contact_sheet(listing, args.sheet, persons=args.persons, shots=args.shots)
+    print(records_summary(reader.split(listing)))
+    _print_problems([*listing.problems, *crossed])
+    print(f"wrote {args.sheet}")
+    return 0
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Says on stderr, now and then, how far something is."""
+    start = said = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _EVERY or (done == total and said > start):
+            said = now
+            print(f"{what}: {done:,} of {total:,}, {now - start:.0f} s", file=sys.stderr)
+
+    return report
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for line in problems:
+        print(f"note: {line}")
+
+
+_COMMANDS = {"check": _check, "prepare": _prepare, "show": _show}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "rand_perm", None) and args.name != "sysu":
+        parser.error("--rand-perm goes with sysu only")
+    try:
+        return _COMMANDS[args.command](args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing half-written is left", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
