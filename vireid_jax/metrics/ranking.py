@@ -17,10 +17,8 @@ comes first (`ties="stable"`). For an audit, `pessimistic` puts the true images 
 others at that distance and `optimistic` before them. How many true images such a rule
 touches is counted, so that nobody mistakes an order of the gallery for a result.
 
-How it is computed: only the few true images need a rank, and a binary search in the row's
-sorted distances gives it; no ranking is ever written out. float32 distances are compared as
-int32 keys with the same order. Rows in which a true image is level with another image are
-done again with int64 keys, distance above and the order of ties below, which all differ.
+How it is computed: only the few true images need a rank, and counting what comes before
+them gives it (see `vireid_jax.metrics.blocks`); no ranking is ever written out.
 """
 
 import dataclasses
@@ -29,9 +27,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.keys import check_ties, count_below, dense_keys, float_keys, unique_keys
+from vireid_jax.metrics.blocks import (
+    GalleryIndex,
+    Truth,
+    count_block,
+    find_people,
+    index_gallery,
+    sort_truth,
+    true_images,
+)
+from vireid_jax.metrics.counting import check_ties
 
 BLOCK_BYTES = 128 << 20  # working memory
+CACHED_PAIRS = 1 << 18  # of a block, so that passing over it many times stays in the cache
 
 
 class Rows(NamedTuple):
@@ -61,15 +69,6 @@ class Ranking:
     mINP: float
     rows: Rows  # per query, in the order given
     counts: dict[str, int]  # queries, valid_queries, gallery_images, gallery_ids, tied_true_images
-
-
-class GalleryIndex(NamedTuple):
-    """The gallery's columns in a distance matrix, grouped by person."""
-
-    person: np.ndarray  # [I] the distinct people, ascending
-    column: np.ndarray  # int64 [G] columns, person by person
-    start: np.ndarray  # int64 [I] where each person's run begins in `column`
-    size: np.ndarray  # int64 [I] images of each person
 
 
 def rank_metrics(
@@ -139,18 +138,6 @@ def check_ids(ids: Any, length: int, what: str) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def index_gallery(gallery_person: np.ndarray, column: np.ndarray | None = None) -> GalleryIndex:
-    """Groups a gallery by person; within a person the order is kept.
-
-    Args:
-      gallery_person: int [G].
-      column: int [G] or None, the gallery's columns in a wider distance matrix, ascending.
-    """
-    order = np.argsort(gallery_person, kind="stable")
-    person, start, size = np.unique(gallery_person[order], return_index=True, return_counts=True)
-    return GalleryIndex(person, order if column is None else column[order], start, size)
-
-
 def rank_blocks(
     distance: np.ndarray,
     query_person: np.ndarray,
@@ -160,12 +147,13 @@ def rank_blocks(
     block_bytes: int = BLOCK_BYTES,
     ties: str = "stable",
 ) -> list[Rows]:
-    """`rank_rows` over blocks of queries that take about `block_bytes` of working memory."""
+    """`rank_rows` over blocks of queries that take at most `block_bytes` of working memory."""
     check_ties(ties)
-    # Per pair: distances, masks and, in rows with ties, two int64 keys. Per true image: the
-    # arrays of the binary search.
-    most = int(index.size.max(initial=0))
-    step = max(1, block_bytes // max(1, 32 * len(index.column) + 96 * most))
+    # Per pair: a copy of the distances and one of the rows with ties, masks, and minima. Per
+    # true image: counts and ranks.
+    most = int(find_people(index, query_person)[1].max(initial=0))
+    g = max(1, len(index.column))
+    step = max(1, min(block_bytes // (24 * g + 128 * most), CACHED_PAIRS // g))
     return [
         rank_rows(
             distance[at : at + step],
@@ -205,83 +193,82 @@ def rank_rows(
     q, g = len(distance), len(index.column)
     if not q or not g:
         return Rows(*np.full((2, q), np.nan), *np.zeros((5, q), np.int64))
-    value = distance[:, index.column]
-    if not (finite := np.isfinite(value)).all():
-        row, column = np.argwhere(~finite)[0]
+    value = np.take(distance, index.order, axis=1)
+    if value.dtype.itemsize < 4:
+        value = value.astype(np.float32)
+    if not np.isfinite(value.min()) or not np.isfinite(value.max()):
+        row, column = np.argwhere(~np.isfinite(distance[:, np.sort(index.column)]))[0]
+        column = np.sort(index.column)[column]
         raise ValueError(
-            f"distance row {first_row + row} holds {value[row, column]} at gallery column "
-            f"{index.column[column]}, expected finite numbers; look at the features of that query "
+            f"distance row {first_row + row} holds {distance[row, column]} at gallery column "
+            f"{column}, expected finite numbers; look at the features of that query "
             "and of that gallery image"
         )
-    dropped = None if excluded is None else excluded[:, index.column]
-    if value.dtype.itemsize > 4:
-        unique = unique_keys(dense_keys(value), index.column, _last(query_person, index, ties))
-        return _rank_keys(unique, query_person, index, dropped)[0]
-    keys = float_keys(value)
-    rows, level = _rank_keys(keys.copy(), query_person, index, dropped)
-    if len(again := np.flatnonzero(level)):
-        last = _last(query_person[again], index, ties)
-        unique = unique_keys(keys[again], index.column, last)
-        some = None if dropped is None else dropped[again]
-        exact, _ = _rank_keys(unique, query_person[again], index, some)
-        for field, known in zip(rows, exact, strict=True):
-            field[again] = known
-    return rows
-
-
-def _rank_keys(
-    keys: np.ndarray, query_person: np.ndarray, index: GalleryIndex, dropped: np.ndarray | None
-) -> tuple[Rows, np.ndarray]:
-    """Ranks by integer keys [q, G] in the order of `index.column`; overwrites the keys.
-
-    Returns:
-      The rows, and bool [q]: a true image has the key of another image, so that the ranks
-      of that row hold only up to the order of ties (never with unique keys).
-    """
-    beyond = np.iinfo(keys.dtype).max  # no distance has this key
-    num_kept = np.full(len(keys), keys.shape[1], np.int64)
-    if dropped is not None:
-        np.copyto(keys, beyond, where=dropped)
+    num_kept = np.full(q, g, np.int64)
+    if excluded is not None:
+        dropped = np.take(excluded, index.order, axis=1)
+        np.copyto(value, np.inf, where=dropped)
         num_kept -= np.count_nonzero(dropped, axis=1)
-    closest = np.minimum.reduceat(keys, index.start, axis=1)  # [q, I]
-    true = _true_keys(keys, query_person, index, beyond)  # [q, n]
-    keys.sort(axis=1)
+    group, size = find_people(index, query_person)
+    truth = sort_truth(true_images(value, index, group, size, max(1, int(size.max()))))
+    own = np.where(size > 0, index.rank[group], -1)
+    found = count_block(value, index, truth, own=own, here=1, ties=ties)
+    closer = np.count_nonzero(found.closer, axis=1)
+    return finish_rows(truth, found.less, found.equal, found.before, closer, num_kept, ties)
 
-    is_true = true < beyond
+
+def finish_rows(
+    truth: Truth,
+    less: np.ndarray,
+    equal: np.ndarray,
+    before: np.ndarray,
+    closer: np.ndarray,
+    num_kept: np.ndarray,
+    ties: str,
+) -> Rows:
+    """The results of each query from the counts of the whole gallery.
+
+    Args:
+      truth: the true images of each query, sorted.
+      less: int64 [q, n], see `blocks.Counts`; and the next two.
+      equal: int64 [q, n].
+      before: int64 [q, n].
+      closer: int64 [q], people who come before the first true image.
+      num_kept: int64 [q].
+      ties: the rule that the counts were made by.
+    """
+    is_true = np.isfinite(truth.value)
     num_true = np.count_nonzero(is_true, axis=1)
-    rank = 1 + count_below(keys, true)  # [q, n]
-    following = np.take_along_axis(keys, np.minimum(rank, keys.shape[1] - 1), axis=1)
-    level = (is_true & (following == true) & (rank < keys.shape[1])).any(axis=1)
-    order = np.arange(1, true.shape[1] + 1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 of queries without a true image is their NaN
-        ap = np.where(is_true, order / rank, 0.0).sum(axis=1) / num_true
     valid = num_true > 0
+    # True images at one distance stand side by side in `truth`, from `start` to `end`.
+    n = truth.value.shape[1]
+    order = np.arange(n)
+    new = truth.value[:, 1:] != truth.value[:, :-1]
+    start, end = np.zeros_like(less), np.full_like(less, n - 1)
+    start[:, 1:] = np.where(new, order[1:], 0)
+    np.maximum.accumulate(start, axis=1, out=start)
+    end[:, :-1] = np.where(new, order[:-1], n - 1)
+    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+    others = equal - (end - start + 1)  # images of others at that distance
+    if ties == "pessimistic":
+        before = others + order - start
+    elif ties == "optimistic":
+        before = order - start
+
+    rank = np.where(is_true, 1 + less + before, 1)
+    # A running sum adds one by one, so that it does not depend on the padding.
+    precision = np.cumsum(np.where(is_true, (order + 1) / rank, 0.0), axis=1)[:, -1]
     last = np.take_along_axis(rank, np.maximum(num_true - 1, 0)[:, None], axis=1)[:, 0]
-    before = np.count_nonzero(closest < true[:, :1], axis=1)
-    rows = Rows(
-        ap=ap,
+    some = np.maximum(num_true, 1)
+    return Rows(
+        ap=np.where(valid, precision / some, np.nan),
         inp=np.where(valid, num_true / last, np.nan),
         rank_image=np.where(valid, rank[:, 0], 0),
-        rank_id=np.where(valid, 1 + before, 0),
+        rank_id=np.where(valid, 1 + closer, 0),
         num_true=num_true,
         num_kept=num_kept,
-        num_tied=_count_tied(keys, true, beyond) if keys.dtype == np.int64 else np.zeros_like(last),
+        num_tied=np.count_nonzero(is_true & (others > 0), axis=1),
     )
-    return rows, level
-
-
-def _count_tied(keys: np.ndarray, true: np.ndarray, beyond: int) -> np.ndarray:
-    """Int64 [q]: true images at the very distance of an image of someone else.
-
-    That is so where more images share the distance, the upper half of a unique key, than
-    true ones do.
-    """
-    is_true = true < beyond
-    low = true >> 32 << 32
-    high = np.where(is_true, low + (1 << 32), beyond)
-    everyone = count_below(keys, high) - count_below(keys, low)
-    own = count_below(true, high) - count_below(true, low)
-    return np.count_nonzero(is_true & (everyone > own), axis=1)
 
 
 def summarize(
@@ -330,25 +317,3 @@ def _no_valid_query(query_person: np.ndarray, index: GalleryIndex) -> str:
         f"{len(index.person)} others ({index.person[0]}..{index.person[-1]}); check that both "
         "come from one split and number people alike"
     )
-
-
-def _last(query_person: np.ndarray, index: GalleryIndex, ties: str) -> np.ndarray | None:
-    """Bool [q, G] in the order of `index.column`: the images that come last among equals."""
-    if ties == "stable":
-        return None
-    own = query_person[:, None] == np.repeat(index.person, index.size)
-    return own if ties == "pessimistic" else ~own
-
-
-def _true_keys(
-    keys: np.ndarray, query_person: np.ndarray, index: GalleryIndex, beyond: int
-) -> np.ndarray:
-    """Keys [q, n] of each query's true images, ascending, padded with `beyond`."""
-    group = np.minimum(np.searchsorted(index.person, query_person), len(index.person) - 1)
-    size = np.where(index.person[group] == query_person, index.size[group], 0)
-    slot = np.arange(int(index.size.max()))  # of all people: sums must not depend on the block
-    at = np.minimum(index.start[group][:, None] + slot, keys.shape[1] - 1)
-    true = np.take_along_axis(keys, at, axis=1)
-    true[slot >= size[:, None]] = beyond
-    true.sort(axis=1)
-    return true

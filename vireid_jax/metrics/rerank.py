@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vireid_jax.metrics.counting import nearest
 from vireid_jax.metrics.distance import check_widths, unit_rows
-from vireid_jax.metrics.keys import nearest
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
