@@ -98,20 +98,28 @@ def test_exhaust_draws_identities_as_often_as_the_authors_process():
 
 
 def test_the_last_steps_of_exhaust_are_topped_up_uniformly():
-    # Class 0 has nine chunks and every other one: from the second step on it is always shown
-    # and its companions are drawn from what is used up.
-    label, modality = rows_of([(18, 18)] + [(2, 2)] * 4)
-    steps = 400
-    seen = np.zeros(5)
-    for epoch in range(steps):
+    # Class 0 has nine chunks and every other one: soon it is always shown, and its companions
+    # are drawn from what is used up.
+    label, modality = rows_of([(18, 18)] + [(3, 3)] * 4)
+    epochs = 400
+    seen, same_class, same_images = np.zeros(5), [], []
+    for epoch in range(epochs):
         plan = make(label, modality, "exhaust", num_ids=2, epoch=epoch)
         ids = identities(plan, label, 2)
         assert len(ids) == 6
-        alone = ids[5]
-        assert 0 in alone
-        seen[alone] += 1
-    assert seen[0] == steps
-    assert chi2(seen[1:], steps / 4) < 16.3  # chi2(3), p = 1e-3
+        assert 0 in ids[4] and 0 in ids[5]
+        seen[ids[5]] += 1
+        same_class.append(set(ids[4]) == set(ids[5]))
+        for c in range(1, 5):
+            shown = plan.reshape(6, 2, 2, 2)[:, VISIBLE][ids == c].tolist()
+            if len(shown) > 1:
+                same_images.append(set(shown[0]) == set(shown[1]))
+    assert seen[0] == epochs
+    assert chi2(seen[1:], epochs / 4) < 16.3  # chi2(3), p = 1e-3
+    assert abs(np.mean(same_class) - 1 / 4) < 0.09  # four standard deviations
+    # Two of three images, drawn anew: as the first time in one case of three.
+    assert len(same_images) > 300
+    assert abs(np.mean(same_images) - 1 / 3) < 0.11
 
 
 def test_exhaust_pairs_and_chunks_are_uniform():
