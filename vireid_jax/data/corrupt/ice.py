@@ -8,24 +8,26 @@ from PIL import Image, ImageDraw
 from vireid_jax.data.corrupt import ops
 
 TEXTURES = 5
-_TINT = np.array([0.86, 0.95, 1.0], np.float32)  # the blue of ice in daylight
+_TINT = np.array([0.8, 0.95, 1.05], np.float32)  # the blue of ice in daylight
 _REFERENCE = 288  # pixels of height that lengths below are given for
 
 
 def _feathers(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray:
     """Line segments of branching crystals, float [n, 5]: x0, y0, x1, y1 and brightness.
 
-    A crystal has 2 to 5 stems that fan out from a point; stems carry twigs on both sides at 60
-    degrees, as ice grows, and twigs carry twigs of their own. Three generations, each a third
-    to a half as long as the one before.
+    Crystals start near the points of a grid, so that no crop is bare. A crystal has 1 to 3 stems
+    that fan out from a point; stems carry twigs on both sides at 60 degrees, as ice grows, and
+    twigs carry twigs of their own, each generation about a third as long as the one before.
     """
-    count = 26
-    start = rng.random((count, 2)) * [size[1], size[0]]
-    stems = rng.integers(2, 6, count)
+    across, down = 5, 10
+    count = across * down
+    grid = np.stack(np.meshgrid(np.arange(across), np.arange(down)), -1).reshape(-1, 2)
+    start = (grid + rng.random((count, 2))) / [across, down] * [size[1], size[0]]
+    stems = rng.integers(1, 4, count)
     origin = np.repeat(start, stems, axis=0)
     turn = np.repeat(rng.uniform(0, 2 * np.pi, count), stems) + rng.uniform(-0.9, 0.9, stems.sum())
-    length = rng.uniform(35, 130, len(turn)) * scale
-    light = rng.uniform(0.55, 1.0, len(turn))
+    length = rng.uniform(25, 120, len(turn)) * scale
+    light = rng.uniform(0.35, 1.0, len(turn))
     found = []
     for twigs in (14, 5, 0):
         along = np.stack([np.cos(turn), np.sin(turn)], 1)
@@ -70,8 +72,9 @@ def ice(index: int, height: int, width: int) -> np.ndarray:
         pen.line((x0, y0, x1, y1), fill=round(255 * light))
     sharp = ops.unit(np.asarray(picture))
     film = ops.plasma(ops.power_of_two(max(size)), 1.45, rng)[: size[0], : size[1]]
-    glow = ops.gaussian(sharp, 1.2 * scale + 0.3) + ops.gaussian(sharp, 9 * scale + 0.3)
-    texture = 0.55 * film**1.5 + 0.45 * sharp + 0.7 * glow
-    out = ops.clip(np.minimum(texture, 1)[..., None] ** (1 / _TINT))
+    near, far = ops.gaussian(sharp, 1.2 * scale + 0.3), ops.gaussian(sharp, 8 * scale + 0.3)
+    amount = 0.06 + 0.6 * film + 0.9 * sharp + 0.8 * near + 0.5 * far
+    # Light is absorbed and scattered along its way, so ice upon ice adds ever less.
+    out = ops.clip(1 - np.exp(-amount[..., None] * _TINT))
     out.flags.writeable = False
     return out
