@@ -10,7 +10,6 @@ import io
 import json
 import os
 import pathlib
-import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,28 +61,31 @@ class Stored(Sequence[bytes]):
 
 
 class _Shards:
-    """The records of some ArrayRecord files, by number; a file is opened when first needed."""
+    """The records of some ArrayRecord files, by number.
+
+    All files are opened at once: a set that is replaced later stays readable for those who
+    have it open, and never gives them the images of another.
+    """
 
     def __init__(self, paths: Sequence[str], lengths: Sequence[int]) -> None:
-        self._paths = paths
         self._ends = np.cumsum(lengths)
-        self._readers: list[Any] = [None] * len(paths)
-        self._lock = threading.Lock()
+        self._paths = paths
+        self._readers = [_open_shard(*shard) for shard in zip(paths, lengths, strict=True)]
 
     def __getitem__(self, row: int) -> bytes:
         shard = int(np.searchsorted(self._ends, row, side="right"))
         before = int(self._ends[shard - 1]) if shard else 0
-        return self._reader(shard).read([row - before])[0]
+        try:
+            return self._readers[shard].read([row - before])[0]
+        except RuntimeError as error:  # the only one that array_record knows
+            raise TreeError(
+                f"record {row - before} of {self._paths[shard]} cannot be read: {error}; remove "
+                "the prepared data set and prepare it again"
+            ) from error
 
-    def _reader(self, shard: int) -> Any:
-        if self._readers[shard] is None:
-            with self._lock:
-                if self._readers[shard] is None:
-                    self._readers[shard] = _open_shard(self._paths[shard])
-        return self._readers[shard]
 
-
-def _open_shard(path: str) -> Any:
+def _open_shard(path: str, length: int) -> Any:
+    """A reader of the records of one file; ValueError if it does not have `length` of them."""
     try:
         from array_record.python import array_record_module
     except ImportError as error:
@@ -92,9 +94,12 @@ def _open_shard(path: str) -> Any:
             "pip install array_record"
         ) from error
     # Rows are drawn at random: reading ahead would read what nobody asked for.
-    return array_record_module.ArrayRecordReader(
+    reader = array_record_module.ArrayRecordReader(
         path, options="readahead_buffer_size:0", file_reader_buffer_size=32768
     )
+    if (found := reader.num_records()) != length:  # 0 for what is no such file at all
+        raise ValueError(f"{path} has {found} records, {length} were written")
+    return reader
 
 
 def image_of(record: bytes) -> bytes:
@@ -189,13 +194,14 @@ def metadata_of(listing: Listing, fingerprint: str, unreadable: Sequence[str]) -
         "checks": [list(check) for check in listing.checks],
         "problems": list(listing.problems),
         "unreadable": list(unreadable),
+        "persons": list(listing.persons),
     }
 
 
 def open(folder: str | os.PathLike[str]) -> Listing:
     """The prepared set in `folder`, which is .../NAME/VERSION.
 
-    Reads two small files and the columns, no image. Works without TensorFlow and tfds.
+    Reads a few small files and no image. Works without TensorFlow and tfds.
 
     Args:
       folder: local, or a URI that etils and array_record can read (gs://bucket/...).
@@ -241,6 +247,7 @@ def open(folder: str | os.PathLike[str]) -> Listing:
             part=columns["part"],
             checks=tuple(Check(*check) for check in metadata["checks"]),
             problems=(*metadata["problems"], *metadata["unreadable"]),
+            persons=tuple(metadata["persons"]),
         )
 
 

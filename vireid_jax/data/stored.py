@@ -64,6 +64,7 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
 
     put([listing.name, len(records)])
     put(records.name)
+    put(listing.persons)
     for column in (records.person, records.camera, records.modality, listing.part):
         put(np.asarray(column).tolist())
 
@@ -104,6 +105,9 @@ def decodable(
       pixels: uint8 [m, H, W, 3].
       rows: int [m], which of the n images these are.
       problems: a line for every other image.
+
+    Raises:
+      TreeError: the prepared set that the images are read from is damaged.
     """
     try:
         return arrays.decode(images, size, filter=filter), np.arange(len(images)), []
@@ -115,6 +119,8 @@ def decodable(
             pixels.append(arrays.decode([image], size, filter=filter))
             rows.append(n)
         except (ValueError, FileNotFoundError) as error:
+            if isinstance(error.__cause__, TreeError):
+                raise error.__cause__  # noqa: B904  the store is damaged, not the image
             # A path may still be a message's best name; the row number here means nothing.
             where = name if isinstance(image, bytes) else f"{name} ({os.fspath(image)})"
             problems.append(f"{where}: {_reason(error)}")

@@ -1,0 +1,467 @@
+"""Prepared data sets: what goes in comes out, and nothing half-written is ever taken for one."""
+
+import dataclasses
+import errno
+import io
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vireid_jax.data import arrays, builders, disk, prepared, stored
+from vireid_jax.data.listing import Check, Listing, TreeError
+from vireid_jax.types import Records
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+KINDS = [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "P"), ("BMP", "RGB"), ("BMP", "P"), ("PNG", "L")]
+
+
+def picture(rng, kind):
+    """An encoded image of random size."""
+    fmt, mode = kind
+    size = (*rng.integers(9, 40, 2), 3)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, size, np.uint8)).convert(mode).save(buffer, fmt)
+    return buffer.getvalue()
+
+
+def tree(folder, count=24, name="regdb"):
+    """A listing of `count` image files of all kinds, with nothing sorted."""
+    rng = np.random.default_rng(count)
+    folder.mkdir(parents=True)
+    paths, names = [], []
+    for n in rng.permutation(count).tolist():
+        kind = KINDS[n % len(KINDS)]
+        path = folder / f"{n:03d}.{kind[0].lower()}"
+        path.write_bytes(picture(rng, kind))
+        paths.append(str(path))
+        names.append(f"Visible/{n % 5}/ä {n}")
+    records = Records(
+        paths,
+        rng.integers(0, 500, count).astype(np.int32),
+        rng.integers(1, 7, count).astype(np.int32),
+        rng.integers(0, 2, count).astype(np.int8),
+        names,
+    )
+    part = np.array(["rererererr" if n % 3 else "eeeeeeeeer" for n in range(count)])
+    checks = (Check("persons", "412", "5", False), Check("queries", "1", "1", True, False))
+    return Listing(name, records, part, checks, ("person 3 has one modality",), ("Ann", "Bo"))
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def python(code, *arguments, expected=0):
+    """Runs code in a process of its own, with the helpers of this file."""
+    head = "import sys; from tests.data.test_builders import *\n"
+    run = subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=120,
+    )
+    assert run.returncode == expected, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tree(tmp_path_factory.mktemp("tree") / "RegDB")
+
+
+@pytest.fixture(scope="module")
+def out(source, tmp_path_factory):
+    """A folder with the prepared set; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("out")
+    calls = []
+    builders.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
+    assert calls == [(8, 24), (16, 24), (24, 24)]
+    return folder
+
+
+def copy_of(out, tmp_path):
+    return shutil.copytree(out, tmp_path / "copy")
+
+
+# --- What goes in comes out -----------------------------------------------------------------
+
+
+def test_bytes_and_columns_come_back_in_order(source, out):
+    ready = builders.find("regdb", out=out)
+    for path, name, image in zip(
+        source.records.images, source.records.name, ready.records.images, strict=True
+    ):
+        original = pathlib.Path(path).read_bytes()
+        if path.endswith("bmp"):
+            assert image.startswith(b"\x89PNG"), name
+            with Image.open(path) as bitmap:
+                size = bitmap.size[::-1]
+            assert (arrays.decode([image], size) == arrays.decode([original], size)).all()
+        else:
+            assert image == original, name
+    for column in ("person", "camera", "modality"):
+        was, now = getattr(source.records, column), getattr(ready.records, column)
+        assert (was == now).all() and was.dtype == now.dtype
+    assert ready.records.name == source.records.name
+    assert (ready.part == source.part).all()
+    for field in ("name", "checks", "problems", "persons"):
+        assert getattr(ready, field) == getattr(source, field)
+
+
+def test_it_is_a_tfds_data_set(source, out):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    built = tfds.builder_from_directory(out / "regdb" / "1.0.0")
+    assert str(built.version) == "1.0.0" and built.info.splits["images"].num_shards == 3
+    rows = built.as_data_source("images")
+    assert len(rows) == 24
+    for n, path in enumerate(source.records.images):
+        with Image.open(path) as opened:
+            mode = opened.mode
+        image = rows[n]["image"]
+        decoded = arrays.decode([path], image.shape[:2])[0]
+        if mode != "P" or path.endswith("bmp"):  # of a palette PNG, tfds gives the indices
+            assert (image == decoded).all()
+        assert rows[n]["name"].decode() == source.records.name[n]
+        assert rows[n]["part"].decode() == source.part[n]
+        for column in ("person", "camera", "modality"):
+            assert rows[n][column] == getattr(source.records, column)[n]
+
+
+def test_pixels_are_stored_without_loss(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 12, 6, 3), np.uint8)
+    numbers = np.arange(5, dtype=np.int32)
+    records = Records(pixels, numbers, numbers, np.zeros(5, np.int8), [str(n) for n in numbers])
+    listing = Listing("synthetic", records, np.array(["train"] * 5))
+    ready = builders.prepare(listing, out=tmp_path)
+    assert (arrays.decode(ready.records.images, (12, 6)) == pixels).all()
+    assert builders.is_current(ready, listing)
+    # Stored images can be prepared again, from one folder to another.
+    again = builders.prepare(ready.take(np.array([4, 1])), out=tmp_path / "other")
+    assert list(again.records.images) == [ready.records.images[n] for n in (4, 1)]
+
+
+def test_opening_and_taking_read_no_image(out, monkeypatch):
+    read = []
+    record = prepared._Shards.__getitem__
+    monkeypatch.setattr(
+        prepared._Shards, "__getitem__", lambda self, row: read.append(row) or record(self, row)
+    )
+    ready = builders.open(out / "regdb" / "1.0.0")
+    some = ready.take(np.array([23, 0, 9])).take(np.array([False, True, True]))
+    assert len(some.records.images) == 2 and some.records.name[0] == ready.records.name[0]
+    assert read == []
+    assert some.records.images[0] == ready.records.images[-24]
+    assert read == [0, 0]
+    with pytest.raises(IndexError):
+        some.records.images[2]
+    with pytest.raises(TypeError, match="take"):
+        ready.records.images[:2]
+
+
+def test_a_set_that_is_open_outlives_its_replacement(source, out, tmp_path):
+    folder = copy_of(out, tmp_path)
+    ready = builders.find("regdb", out=folder)
+    builders.prepare(source.take(np.arange(23, -1, -1)), out=folder)
+    assert list(ready.records.images) == list(builders.find("regdb", out=out).records.images)
+
+
+def test_threads_may_read_at_once(source, out):
+    images = builders.find("regdb", out=out).records.images
+    decoded = arrays.decode(list(images) * 20, (16, 8))
+    assert (arrays.decode(images.take(np.tile(np.arange(24), 20)), (16, 8)) == decoded).all()
+
+
+def test_reading_needs_neither_tensorflow_nor_tfds(source, out):
+    code = """
+    for name in ("tensorflow", "tensorflow_datasets", "torch", "jax"):
+        assert name not in sys.modules
+        sys.modules[name] = None
+    ready = builders.find("regdb", out=sys.argv[1])
+    print(arrays.decode(ready.records.images, (16, 8)).sum(), len(ready.records))
+    """
+    total = arrays.decode(source.records.images, (16, 8)).sum()
+    assert python(code, out).split() == [str(total), "24"]
+
+
+def test_the_reader_of_records_agrees_with_protocol_buffers():
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.proto import tf_example_pb2 as proto
+
+    rng = np.random.default_rng(1)
+    for size in (0, 1, 127, 128, 70_000):
+        image = rng.bytes(size)
+        example = proto.Example()
+        example.features.feature["a"].float_list.value.extend([1.0, 2.0])
+        example.features.feature["image"].bytes_list.value.append(image)
+        example.features.feature["n"].int64_list.value.append(-5)
+        record = example.SerializeToString()
+        assert prepared.image_of(record) == image
+    example = proto.Example()
+    example.features.feature["picture"].bytes_list.value.append(b"x")
+    with pytest.raises(ValueError, match="no feature 'image'"):
+        prepared.image_of(example.SerializeToString())
+    with pytest.raises(ValueError, match="prepare"):
+        prepared.image_of(b"\x0a")
+
+
+# --- When it is written again ---------------------------------------------------------------
+
+
+def never(done, total):
+    raise AssertionError("it was prepared again")
+
+
+def test_an_unchanged_tree_is_not_prepared_again(source, out):
+    ready = builders.prepare(source, out=out, progress=never)
+    assert len(ready.records) == 24 and builders.is_current(ready, source)
+
+
+def test_a_changed_tree_is(tmp_path):
+    listing = tree(tmp_path / "tree", 6)
+    ready = builders.prepare(listing, out=tmp_path)
+    assert listing.records.images[2].endswith("jpeg")
+    with open(listing.records.images[2], "ab") as file:
+        file.write(b"\0")
+    assert not builders.is_current(ready, listing)
+    again = builders.prepare(listing, out=tmp_path)
+    assert builders.is_current(again, listing)
+    assert again.records.images[2] == ready.records.images[2] + b"\0"
+    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert not [f for f in files_of(tmp_path / "regdb") if "part" in f or "old" in f]
+
+    rows = np.arange(5)
+    fewer = listing.take(rows)
+    relabeled = dataclasses.replace(fewer, part=np.array(["train"] * 5))
+    renamed = dataclasses.replace(
+        fewer, records=dataclasses.replace(fewer.records, name=list("abcde"))
+    )
+    prints = [stored.fingerprint(x) for x in (listing, fewer, relabeled, renamed)]
+    assert len(set(prints)) == 4
+    assert len(builders.prepare(fewer, out=tmp_path).records) == 5
+
+
+def test_a_record_that_rotted_is_an_error(out, tmp_path):
+    folder = copy_of(out, tmp_path)
+    shard = next(folder.rglob("*00001-of-*"))
+    content = bytearray(shard.read_bytes())
+    at = content.index(b"IHDR")
+    content[at : at + 4] = b"RDHI"
+    shard.write_bytes(content)
+    ready = builders.find("regdb", out=folder)
+    with pytest.raises(TreeError, match=r"00001-of-00003 cannot be read: .* prepare it again"):
+        list(ready.records.images)
+    # It is no image that could be skipped: prepared again, all are there.
+    with pytest.raises(TreeError, match="prepare it again"):
+        stored.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
+
+
+@pytest.mark.parametrize("what", ["shard", "listing.npz", "metadata.json", "dataset_info.json"])
+def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
+    folder = copy_of(out, tmp_path)
+    version = folder / "regdb" / "1.0.0"
+    path = next(version.glob("*00001-of-*")) if what == "shard" else version / what
+    # A shard keeps its size, and loses its index.
+    content = path.read_bytes()
+    path.write_bytes(content[:-70] if what != "shard" else content[:-65536] + bytes(65536))
+    with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
+        builders.find("regdb", out=folder)
+    with caplog.at_level(logging.WARNING, "vireid_jax"):
+        ready = builders.prepare(source, out=folder)
+    assert "damaged" in caplog.text
+    assert [len(x) for x in ready.records.images] == [
+        len(x) for x in builders.find("regdb", out=out).records.images
+    ]
+
+
+def test_where_sets_are_kept_and_found(source, out, monkeypatch):
+    assert builders.find("sysu", out=out) is None
+    monkeypatch.setenv("VIREID_DATA", str(out))
+    assert len(builders.find("regdb").records) == 24
+    monkeypatch.delenv("VIREID_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    assert prepared.default_folder() == "/nowhere/vireid_jax/data"
+    assert builders.find("regdb") is None
+    with pytest.raises(FileNotFoundError, match="no prepared data set in"):
+        builders.open(out / "regdb")
+
+
+def test_two_at_once_prepare_once(tmp_path):
+    listing = tree(tmp_path / "tree", 12)
+    calls, ready = [], []
+    builders._builder_class("regdb")  # its import is not what is tested
+
+    def one():
+        ready.append(builders.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x)))
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [(12, 12)]
+    assert [len(r.records) for r in ready] == [12] * 3
+    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert len([p for p in (tmp_path / "regdb").iterdir()]) == 1
+
+
+def test_a_uri_goes_to_tfds(source, tmp_path, monkeypatch):
+    """The path that gs:// takes, on a local folder: no locks, no os calls, no free space."""
+    monkeypatch.setattr(disk, "is_remote", lambda folder: True)
+    for forbidden in ("locked", "clear_temporaries", "check_space", "sync", "remove"):
+        monkeypatch.setattr(disk, forbidden, None)
+    ready = builders.prepare(source, out=tmp_path, shards=2)
+    assert len(ready.records.images[23]) and builders.is_current(ready, source)
+    assert len(builders.prepare(source, out=tmp_path, progress=never).records) == 24
+    assert len(builders.prepare(source.take(np.arange(3)), out=tmp_path).records) == 3
+
+
+# --- Images that cannot be read -------------------------------------------------------------
+
+
+def broken_tree(folder):
+    """A tree of 20 images of which four are broken, and their rows."""
+    listing = tree(folder, 20)
+    paths = [pathlib.Path(p) for p in listing.records.images]
+    jpeg = next(n for n, p in enumerate(paths) if p.suffix == ".jpeg")
+    others = [n for n in range(20) if n != jpeg][3:18:6]
+    rows = sorted([jpeg, *others])
+    paths[jpeg].write_bytes(paths[jpeg].read_bytes()[:-60])
+    paths[others[0]].write_bytes(b"")
+    paths[others[1]].write_text("Thumbs")
+    paths[others[2]].unlink()
+    return listing, rows
+
+
+def test_unreadable_images_are_named_and_refused(tmp_path):
+    listing, rows = broken_tree(tmp_path / "tree")
+    with pytest.raises(stored.UnreadableError, match="4 of 20 images") as caught:
+        builders.prepare(listing, out=tmp_path, shards=4)
+    for row in rows:
+        assert listing.records.images[row] in str(caught.value)
+        assert any(listing.records.name[row] in line for line in caught.value.problems)
+    assert "unreadable='skip'" in str(caught.value) and "does not exist" in str(caught.value)
+    assert files_of(tmp_path / "regdb") == []
+    assert builders.find("regdb", out=tmp_path) is None
+
+
+def test_unreadable_images_are_named_and_skipped(tmp_path):
+    listing, rows = broken_tree(tmp_path / "tree")
+    ready = builders.prepare(listing, out=tmp_path, shards=20, unreadable="skip")
+    left = [n for n in range(20) if n not in rows]
+    assert ready.records.name == [listing.records.name[n] for n in left]
+    assert (ready.part == listing.part[left]).all()
+    expected = stored.encoded(listing.take(np.array(left)))[0]
+    assert list(ready.records.images) == expected
+    assert len(ready.problems) == 1 + 4
+    for row in rows:
+        assert sum(listing.records.images[row] in line for line in ready.problems) == 1
+    # The tree is the same; who refuses is still told.
+    assert builders.is_current(ready, listing)
+    with pytest.raises(stored.UnreadableError, match="4 of 20"):
+        builders.prepare(listing, out=tmp_path, progress=never)
+    builders.prepare(listing, out=tmp_path, unreadable="skip", progress=never)
+
+    with pytest.raises(stored.UnreadableError, match="4 of 4"):
+        builders.prepare(listing.take(np.array(rows)), out=tmp_path, unreadable="skip")
+
+
+def test_a_long_list_of_unreadable_images_is_cut():
+    error = stored.UnreadableError("sysu", [f"image{n}: bad" for n in range(900)], 1000)
+    assert "900 of 1,000" in str(error) and "and 895 more" in str(error)
+    assert len(error.problems) == 900 and len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"unreadable": "ignore"}, "'ignore', expected refuse or skip"),
+        ({"shards": 0}, "expected 1 to 24"),
+        ({"shards": 25}, "expected 1 to 24"),
+    ],
+)
+def test_bad_options(source, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        builders.prepare(source, out=tmp_path, **options)
+    assert files_of(tmp_path) == []
+
+
+def test_bad_listings(source, tmp_path):
+    with pytest.raises(ValueError, match="sysu, regdb"):
+        builders.prepare(dataclasses.replace(source, name="mars"), out=tmp_path)
+    with pytest.raises(ValueError, match="sysu, regdb"):
+        builders.find("mars", out=tmp_path)
+    with pytest.raises(ValueError, match="no images"):
+        builders.prepare(source.take(np.arange(0)), out=tmp_path)
+
+
+# --- Interruptions and full disks -----------------------------------------------------------
+
+
+def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
+    code = """
+    import os, signal
+    def kill(done, total):
+        if done > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    out = pathlib.Path(sys.argv[1])
+    builders.prepare(tree(out / "tree", 12), out=out, shards=4, progress=kill)
+    """
+    python(code, tmp_path, expected=-9)
+    assert any("array_record" in f for f in files_of(tmp_path / "regdb"))  # it was under way
+    assert builders.find("regdb", out=tmp_path) is None
+    shutil.rmtree(tmp_path / "tree")
+    ready = builders.prepare(tree(tmp_path / "tree", 12), out=tmp_path, shards=4)
+    assert len(list(ready.records.images)) == 12
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+
+
+def test_an_interrupted_replacement_keeps_the_old_set(source, out, tmp_path):
+    folder = copy_of(out, tmp_path)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        builders.prepare(source.take(np.arange(4)), out=folder, progress=interrupt)
+    assert [p.name for p in (folder / "regdb").iterdir()] == ["1.0.0"]
+    assert len(builders.find("regdb", out=folder).records) == 24
+
+
+def test_a_disk_that_fills_up(out, tmp_path):
+    """A limit on the size of files stands for the disk: the writer is told the same way."""
+    code = """
+    import resource, signal
+    out = pathlib.Path(sys.argv[1])
+    listing = tree(out / "tree", 6)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    try:
+        builders.prepare(listing, out=out)
+    except OSError as error:
+        print(error.errno, error)
+    """
+    folder = copy_of(out, tmp_path)
+    told = python(code, folder)
+    assert told.startswith(f"{errno.ENOSPC} ") and "preparing regdb did not fit" in told
+    assert "VIREID_DATA" in told and str(folder / "regdb") in told
+    assert [p.name for p in (folder / "regdb").iterdir()] == ["1.0.0"]
+    assert len(builders.find("regdb", out=folder).records) == 24
+
+
+def test_a_disk_that_is_too_small_is_not_begun_with(source, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1234})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"needs [\d,]+ bytes .* 1\.2 kB are free") as caught:
+        builders.prepare(source, out=tmp_path, progress=never)
+    assert caught.value.errno == errno.ENOSPC
+    assert files_of(tmp_path / "regdb") == []
