@@ -1,46 +1,24 @@
+import gc
 import io
 import itertools
+import os
 import pathlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.pictures import encode, make_records, smooth
 from vireid_jax.data import arrays, sampler
-from vireid_jax.types import Records, check_batch, train_labels
+from vireid_jax.types import Pixels, check_batch, train_labels
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE = (20, 12)
 P, K = 4, 2
-
-
-def make_records(images, people=6):
-    n = len(images)
-    return Records(
-        images,
-        (np.arange(n) // 2 % people * 5 + 2).astype(np.int32),
-        (np.arange(n) % 3 + 1).astype(np.int32),
-        (np.arange(n) % 2).astype(np.int8),
-        [f"cam/{i:04d}" for i in range(n)],
-    )
-
-
-def smooth(size, n, seed=0):
-    """Images with structure, as JPEG and resizing expect them: uint8 [n, H, W, 3]."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: size[0], : size[1]]
-    wave = rng.uniform(0.1, 0.9, (n, 1, 1, 3, 2))
-    image = 128 + 100 * np.sin(wave[..., 0] * y[..., None] + wave[..., 1] * x[..., None])
-    return np.clip(image + rng.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
-
-
-def encode(image, kind):
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, kind, **({"quality": 85} if kind == "JPEG" else {}))
-    return out.getvalue()
-
 
 RECORDS = make_records(np.random.default_rng(0).integers(0, 256, (36, *SIZE, 3), np.uint8))
 LABEL, PERSONS = train_labels(RECORDS)
@@ -82,13 +60,13 @@ def assert_same(batches, expected):
             np.testing.assert_array_equal(got[key], want[key])
 
 
-def naive(start=0, stop=7):
+def naive(start=0, stop=7, images=RECORDS.images):
     """The batches, one image at a time."""
     for s in range(start, stop):
         visible, infrared = plan(s // STEPS)[s % STEPS].tolist()
         yield {
-            "visible": np.stack([RECORDS.images[i] for i in visible]),
-            "infrared": np.stack([RECORDS.images[i] for i in infrared]),
+            "visible": np.stack([images[i] for i in visible]),
+            "infrared": np.stack([images[i] for i in infrared]),
             "label": np.array(
                 [PERSONS.tolist().index(RECORDS.person[i]) for i in visible], np.int32
             ),
@@ -131,144 +109,182 @@ def test_the_rows_of_all_processes_are_the_global_batch(loader, processes):
     assert_same(joined, naive())
 
 
-def test_resuming_late_costs_no_earlier_epoch():
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_resuming_late_costs_no_earlier_epoch(prefetch):
     asked = []
 
     def counting(epoch):
         asked.append(epoch)
         return plan(epoch)
 
-    first = next(arrays.batches(RECORDS, LABEL, counting, start=3001, stop=9000))
-    np.testing.assert_array_equal(first["label"], LABEL[plan(1000)[1, 0]])
-    assert set(asked) == {0, 1000}
+    batches = arrays.batches(RECORDS, LABEL, counting, start=3001, stop=9000, prefetch=prefetch)
+    np.testing.assert_array_equal(next(batches)["label"], LABEL[plan(1000)[1, 0]])
+    # Step 3003, the third from the start, is the first of epoch 1001.
+    assert set(asked) == {0, 1000} | ({1001} if prefetch == 2 else set())
 
 
-def test_memory_mapped_images_load_alike(tmp_path):
-    np.save(tmp_path / "images.npy", RECORDS.images)
-    mapped = make_records(np.load(tmp_path / "images.npy", mmap_mode="r"))
-    assert_same(array_loader(mapped), naive())
+class Lazy:
+    """Encoded images that are read when asked for, and count how often that was."""
+
+    def __init__(self, data, rows=None, read=None):
+        self.data, self.rows = data, list(range(len(data))) if rows is None else rows
+        self.read = [] if read is None else read
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        if not isinstance(index, int):
+            raise TypeError(f"one image at a time, got {index!r}")
+        self.read.append(self.rows[index])
+        return self.data[self.rows[index]]
+
+    def take(self, rows):
+        return Lazy(self.data, [self.rows[r] for r in rows.tolist()], self.read)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
-@pytest.mark.parametrize("as_paths", [False, True])
-def test_tfdata_equals_arrays_on_images_stored_at_their_size(kind, as_paths, tmp_path):
-    images = smooth(SIZE, 36)
-    images[::3, 0] = 0  # a BMP with a black first line ends in zeros, which belong to it
-    encoded = [encode(image, kind) for image in images]
-    stored = encoded
-    if as_paths:
-        stored = [str(tmp_path / f"{n}.img") for n in range(36)]
-        for path, data in zip(stored, encoded, strict=True):
-            pathlib.Path(path).write_bytes(data)
-    decoded = arrays.decode(stored, SIZE)
-    assert_same(
-        tf_loader(make_records(stored), image_size=SIZE), array_loader(make_records(decoded))
+@pytest.fixture
+def mapped(tmp_path):
+    """RECORDS as rows of a memory-mapped file that holds other images, too."""
+    place = np.random.default_rng(3).permutation(50)[:36]
+    stored = np.full((50, *SIZE, 3), 99, np.uint8)
+    stored[place] = RECORDS.images
+    np.save(tmp_path / "images.npy", stored)
+    return make_records(Pixels(np.load(tmp_path / "images.npy", mmap_mode="r"), place))
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_memory_mapped_images_load_alike(loader, mapped, tmp_path):
+    assert_same(loader(mapped), naive())
+    assert_same(loader(mapped, image_size=SIZE, start=2, rows=slice(0, 8)), naive(2))
+    np.save(tmp_path / "all.npy", RECORDS.images)
+    whole = np.load(tmp_path / "all.npy", mmap_mode="r")
+    assert_same(loader(make_records(whole)), naive())
+    # Memory that starts and steps where TensorFlow cannot use it.
+    odd = np.lib.stride_tricks.as_strided(
+        np.zeros(37 * 720 + 1, np.uint8)[1:], (36, *SIZE, 3), (721, 36, 3, 1)
     )
+    odd[:] = RECORDS.images
+    assert_same(loader(make_records(odd)), naive())
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("filter", arrays.FILTERS)
-@pytest.mark.parametrize("stored_size", [(53, 31), (9, 11)])
-def test_tfdata_resizes_as_pillow_to_rounding(kind, filter, stored_size):
-    # Noise is the worst case: it fills the range and the filters overshoot.
-    images = np.concatenate(
-        [smooth(stored_size, 18), np.random.default_rng(1).integers(0, 256, (18, *stored_size, 3))]
-    ).astype(np.uint8)
-    encoded = [encode(image, kind) for image in images]
-    decoded = arrays.decode(encoded, SIZE, filter=filter)
-    difference = [
-        np.abs(got[key].astype(int) - want[key]).ravel()
-        for got, want in zip(
-            tf_loader(make_records(encoded), image_size=SIZE, filter=filter),
-            array_loader(make_records(decoded)),
-            strict=True,
-        )
-        for key in ("visible", "infrared")
+def as_pillow(data, filter):
+    """The pixels of encoded images at SIZE, one direction of resizing at a time."""
+    resample = getattr(Image.Resampling, filter.upper())
+    pictures = [Image.open(io.BytesIO(x)).convert("RGB") for x in data]
+    wide = [
+        x if x.size == SIZE[::-1] else x.resize((SIZE[1], x.height), resample) for x in pictures
     ]
-    assert np.concatenate(difference).max() <= 2
-    assert np.concatenate(difference).mean() < 0.1
-
-
-def test_decode_gives_three_channels_of_every_kind():
-    gray = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
-    color = smooth(SIZE, 1)[0]
-    alpha = np.dstack([color, gray])
-    deep = gray.astype(np.uint16) * 256 + 77
-    palette = Image.fromarray(color).quantize(16)
-    buffer = io.BytesIO()
-    palette.save(buffer, "PNG")
-    stored = [encode(image, "PNG") for image in (gray, color, alpha, deep)] + [buffer.getvalue()]
-    expected = [np.dstack([gray] * 3), color, color, np.dstack([gray] * 3)]
-    expected.append(np.asarray(palette.convert("RGB")))
-    decoded = arrays.decode(stored, SIZE)
-    assert decoded.dtype == np.uint8
-    np.testing.assert_array_equal(decoded, np.stack(expected))
-    # TensorFlow reads each of them the same.
-    many = make_records([stored[n % 5] for n in range(36)])
-    assert_same(
-        tf_loader(many, image_size=SIZE), array_loader(make_records(decoded[np.arange(36) % 5]))
+    return np.stack(
+        [np.asarray(x if x.size == SIZE[::-1] else x.resize(SIZE[::-1], resample)) for x in wide]
     )
 
 
-def naive_resize(line, size, filter):
-    """Resamples float64 [n, ...] to [size, ...] by the definition of an antialiased filter."""
-    support = {"lanczos": 3.0, "bilinear": 1.0}[filter]
-    scale = len(line) / size
-    stretch = max(scale, 1.0)
-    out = []
-    for i in range(size):
-        center = (i + 0.5) * scale
-        first = max(int(center - support * stretch + 0.5), 0)
-        last = min(int(center + support * stretch + 0.5), len(line))
-        t = (np.arange(first, last) + 0.5 - center) / stretch
-        weight = {
-            "lanczos": np.where(abs(t) < 3, np.sinc(t) * np.sinc(t / 3), 0),
-            "bilinear": np.maximum(1 - abs(t), 0),
-        }[filter]
-        out.append(np.tensordot(weight / weight.sum(), line[first:last], 1))
-    return np.clip(np.floor(np.stack(out) + 0.5), 0, 255)
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("form", ["bytes", "paths", "on demand"])
+@pytest.mark.parametrize("kind, filter", [("PNG", "bilinear"), ("JPEG", "lanczos")])
+def test_stored_images_give_the_batches_of_decoded_ones(loader, form, kind, filter, tmp_path):
+    # At their final size, larger and smaller; noise fills the range, so that filters overshoot.
+    noise = np.random.default_rng(1).integers(0, 256, (9, 53, 31, 3), np.uint8)
+    images = [*smooth(SIZE, 9), *smooth((40, 19), 9), *smooth((9, 11), 9), *noise]
+    data = [encode(image, kind) for image in images]
+    stored = {"bytes": data, "paths": [tmp_path / f"{n}.img" for n in range(36)]}.get(form)
+    if form == "paths":
+        for path, encoded in zip(stored, data, strict=True):
+            path.write_bytes(encoded)
+    records = make_records(Lazy(data) if stored is None else stored)
+    want = as_pillow(data, filter)
+    assert_same(loader(records, image_size=SIZE, filter=filter), naive(images=want))
+    decoded = arrays.decode(records.images, SIZE, filter=filter)
+    assert_same(loader(make_records(decoded)), naive(images=want))
 
 
-@pytest.mark.parametrize("filter", arrays.FILTERS)
-@pytest.mark.parametrize("size", [(61, 29), (29, 61), (9, 5)])
-def test_decode_resizes_rows_then_columns_with_the_named_filter(filter, size):
-    # Tall images too, where Pillow's own order depends on its version.
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    wide = naive_resize(image.transpose(1, 0, 2).astype(float), SIZE[1], filter)
-    want = naive_resize(wide.transpose(1, 0, 2), SIZE[0], filter)
-    got = arrays.decode([encode(image, "PNG")], SIZE, filter=filter)[0]
-    # Pillow's weights are integers over 2^22, so a sum at the edge may round the other way.
-    assert abs(got - want).max() <= 1
-    assert (got != want).mean() < 0.02
-    assert arrays.decode([], SIZE).shape == (0, *SIZE, 3)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "not an image", "empty"])
-@pytest.mark.parametrize("as_paths", [False, True])
-def test_an_image_that_cannot_be_decoded_is_named(damage, as_paths, tmp_path):
-    stored = [encode(image, "JPEG") for image in smooth(SIZE, 36)]
-    bad = int(np.setdiff1d(plan(0)[1], plan(0)[0])[0])  # first used in the second batch
-    stored[bad] = {"truncated": stored[bad][:200], "not an image": b"hello", "empty": b""}[damage]
-    if as_paths:
-        paths = [str(tmp_path / f"{n}.jpg") for n in range(36)]
-        for path, data in zip(paths, stored, strict=True):
-            pathlib.Path(path).write_bytes(data)
-        stored = paths
-    name = f"{bad}.jpg" if as_paths else f"image {bad}"
-    with pytest.raises(ValueError, match=rf"cannot decode .*{name}"):
-        arrays.decode(stored, SIZE)
-    batches = tf_loader(make_records(stored), image_size=SIZE)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_images_on_demand_are_read_when_a_batch_needs_them(loader):
+    data = [encode(image, "PNG") for image in RECORDS.images]
+    lazy = Lazy(data, rows=list(range(36)))
+    batches = loader(make_records(lazy), image_size=SIZE, prefetch=1)
+    assert lazy.read == []
     next(batches)
-    with pytest.raises(ValueError, match=f"cannot decode .*{name if as_paths else f'{bad:04d}'}"):
+    batches.close()
+    # What step 0 needs, and no more than step 1 besides.
+    needed = plan(0)[0].ravel().tolist()
+    assert set(needed) <= set(lazy.read)
+    assert len(lazy.read) <= 2 * len(needed)
+    assert set(lazy.read) <= set(plan(0)[:2].ravel().tolist())
+
+    some = make_records(lazy).take(np.arange(36)[::-1])
+    assert isinstance(some.images, Lazy)
+    np.testing.assert_array_equal(arrays.decode(some.images, SIZE), RECORDS.images[::-1])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_an_image_that_cannot_be_loaded_is_named(loader, tmp_path):
+    good = [encode(image, "PNG") for image in RECORDS.images]
+    bad = int(np.setdiff1d(plan(0)[1], plan(0)[0])[0])  # first used in the second batch
+    name = f"cam/{bad:04d}"
+
+    class Failing(Lazy):
+        def __getitem__(self, index):
+            if index == bad:
+                raise OSError("the disk is gone")
+            return super().__getitem__(index)
+
+    paths = [tmp_path / f"{n}.png" for n in range(36)]
+    for n, path in enumerate(paths):
+        if n != bad:
+            path.write_bytes(good[n])
+    for images, error, message in (
+        ([x[:60] if n == bad else x for n, x in enumerate(good)], ValueError, f"decode {name} "),
+        (Failing(good), ValueError, f"read {name} .*the disk is gone"),
+        (paths, FileNotFoundError, rf"{name} .*{bad}\.png.* does not exist"),
+    ):
+        batches = loader(make_records(images), image_size=SIZE)
         next(batches)
+        with pytest.raises(error, match=message):
+            next(batches)
+        assert next(batches, None) is None  # an error ends the iterator
+    settle()
 
 
-def test_a_missing_file_is_named(tmp_path):
-    stored = [str(tmp_path / f"{n}.png") for n in range(36)]
-    with pytest.raises(FileNotFoundError, match=r"0\.png .* does not exist"):
-        arrays.decode(stored, SIZE)
-    with pytest.raises(FileNotFoundError, match=r"\d\.png .* does not exist"):
-        next(tf_loader(make_records(stored), image_size=SIZE))
+def settle():
+    """Waits until the loaders' threads have ended."""
+    gc.collect()
+    end = time.monotonic() + 20
+    while names := [t.name for t in threading.enumerate() if t.name.startswith("vireid-loader")]:
+        assert time.monotonic() < end, f"still there: {names}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_dropped_iterators_leave_no_threads(loader, mapped):
+    for records in (RECORDS, ENCODED, mapped):
+        batches = loader(records, image_size=SIZE, stop=10**6)
+        del batches  # never begun
+        batches = loader(records, image_size=SIZE, stop=10**6)
+        next(batches), next(batches)
+        del batches
+        batches = loader(records, image_size=SIZE, stop=10**6)
+        next(batches)
+        batches.close()
+        settle()
+
+
+def test_loading_goes_on_while_a_batch_is_used():
+    class Slow(Lazy):
+        def __getitem__(self, index):
+            time.sleep(0.002)
+            return super().__getitem__(index)
+
+    slow = Slow([encode(image, "PNG") for image in RECORDS.images])
+    batches = array_loader(make_records(slow), image_size=SIZE, prefetch=2)
+    next(batches)
+    end = time.monotonic() + 20
+    while len(slow.read) < 3 * 2 * P * K:  # this batch and two more
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(slow.read) == 3 * 2 * P * K
 
 
 ENCODED = make_records([encode(image, "PNG") for image in RECORDS.images])
@@ -289,14 +305,7 @@ def test_bad_steps_and_rows_are_refused_at_once(loader, options, message):
         loader(RECORDS, **options)
 
 
-def test_the_array_loader_wants_decoded_images():
-    with pytest.raises(ValueError, match=r"arrays\.decode"):
-        array_loader(ENCODED)
-    for images in (RECORDS.images.astype(np.float32), RECORDS.images[..., 0]):
-        with pytest.raises(ValueError, match="expected uint8"):
-            array_loader(make_records(images))
-
-
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     "records, options, message",
     [
@@ -305,17 +314,13 @@ def test_the_array_loader_wants_decoded_images():
         (ENCODED, {"image_size": SIZE, "filter": "cubic"}, "lanczos, bilinear"),
         (ENCODED, {"image_size": SIZE, "prefetch": 0}, "prefetch is 0"),
         (RECORDS, {"image_size": (12, 20)}, "decoded images are"),
+        (make_records(RECORDS.images.astype(np.float32)), {}, "expected uint8"),
+        (make_records(RECORDS.images[..., 0]), {}, "expected uint8"),
     ],
 )
-def test_bad_options_of_tfdata_are_refused_at_once(records, options, message):
+def test_bad_options_are_refused_at_once(loader, records, options, message):
     with pytest.raises(ValueError, match=message):
-        tf_loader(records, **options)
-
-
-def test_bad_options_of_decode_are_refused():
-    for options, message in (({"size": (0, 3)}, "size is"), ({"filter": "box"}, "filter is")):
-        with pytest.raises(ValueError, match=message):
-            arrays.decode(ENCODED.images, **{"size": SIZE} | options)
+        loader(records, **options)
 
 
 @pytest.mark.parametrize(
@@ -365,18 +370,23 @@ def test_sampler_and_arrays_import_neither_jax_nor_tensorflow():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("how", ["dropped", "error"])
-def test_a_process_that_abandons_the_iterator_exits(how):
+@pytest.mark.parametrize("how", ["live", "dropped", "error"])
+def test_a_process_that_abandons_the_iterators_exits(how, tmp_path):
+    path = tmp_path / "images.npy"
+    np.save(path, np.concatenate([RECORDS.images] * 100))
     code = f"""
 import numpy as np
-from tests.data.test_loaders import ENCODED, RECORDS, SIZE, tf_loader
-encoded = tf_loader(ENCODED, stop=10**6, image_size=SIZE)
-decoded = tf_loader(RECORDS, stop=10**6)
-for batches in (encoded, decoded):
+from tests.data.test_loaders import ENCODED, RECORDS, SIZE, array_loader, make_records, tf_loader
+mapped = make_records(np.load({str(path)!r}, mmap_mode="r")[:36])
+live = [
+    loader(records, stop=10**6, image_size=SIZE)
+    for loader in (array_loader, tf_loader) for records in (RECORDS, ENCODED, mapped)
+]
+for batches in live:
     for _ in range(3):
         next(batches)
 if {how!r} == "dropped":
-    del encoded, decoded, batches
+    del live, batches
 print("reached", flush=True)
 if {how!r} == "error":
     raise SystemExit(7)
@@ -386,22 +396,49 @@ if {how!r} == "error":
     assert done.returncode == (7 if how == "error" else 0), done.stderr
 
 
-def test_tfdata_keeps_tensorflow_off_accelerators():
+def test_tfdata_keeps_tensorflow_off_accelerators(mapped):
     import tensorflow as tf
 
-    next(tf_loader(RECORDS))
+    next(tf_loader(mapped))
     assert tf.config.get_visible_devices("GPU") == []
 
 
-def test_long_runs_are_loaded_in_segments_without_a_seam(monkeypatch):
+def test_tfdata_gathers_mapped_images_itself_and_copies_no_others(tmp_path, monkeypatch):
+    # A file of 400 MB, most of it a hole: a copy of it would show.
+    size, count = (200, 100), 6720
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (count, *size, 3))
+    rows = np.arange(36) * 185
+    images[rows] = RECORDS.images[:, :1, :1]
+    images.flush()
+    del images
+    mapped = Pixels(np.load(tmp_path / "images.npy", mmap_mode="r"), rows)
+    next(tf_loader(RECORDS))
+    monkeypatch.setattr(arrays, "batches", None)
+    before = resident()
+    batches = list(tf_loader(make_records(mapped)))
+    grown = resident() - before
+    for got, want in zip(batches, naive(), strict=True):
+        assert got["visible"].shape == (P * K, *size, 3)
+        np.testing.assert_array_equal(got["visible"][:, -1, -1], want["visible"][:, 0, 0])
+        np.testing.assert_array_equal(got["infrared"][:, 7, 9], want["infrared"][:, 0, 0])
+    assert grown < 200 * 2**20
+
+
+def resident():
+    """Bytes of this process in memory, mapped files included."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_long_runs_are_loaded_in_segments_without_a_seam(monkeypatch, mapped):
     from vireid_jax.data import tfdata
 
     monkeypatch.setattr(tfdata, "_SEGMENT", 2)
-    assert_same(tf_loader(ENCODED, image_size=SIZE), naive())
-    assert_same(tf_loader(ENCODED, image_size=SIZE, stop=4), naive(stop=4))
+    assert_same(tf_loader(mapped), naive())
+    assert_same(tf_loader(mapped, stop=4), naive(stop=4))
 
 
-def test_two_iterators_do_not_disturb_each_other():
-    pairs = list(itertools.zip_longest(tf_loader(RECORDS), tf_loader(RECORDS, start=1)))
+@pytest.mark.parametrize("loader", LOADERS)
+def test_two_iterators_do_not_disturb_each_other(loader, mapped):
+    pairs = list(itertools.zip_longest(loader(mapped), loader(mapped, start=1)))
     assert_same([a for a, _ in pairs], naive())
     assert_same([b for _, b in pairs[:-1]], naive(1))

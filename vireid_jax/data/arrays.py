@@ -1,18 +1,20 @@
-"""Batches from images that are decoded and in memory (or memory-mapped), in NumPy only."""
+"""Batches in NumPy and Pillow: decoded images are gathered, stored ones decoded in threads."""
 
-import io
-import os
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vireid_jax.types import INFRARED, VISIBLE, Batch, Records, is_decoded
-
-FILTERS = ("lanczos", "bilinear")
+from vireid_jax.data.decoding import FILTERS as FILTERS
+from vireid_jax.data.decoding import UNIT, check_filter, check_size, cores, load
+from vireid_jax.data.decoding import decode as decode
+from vireid_jax.types import INFRARED, VISIBLE, Batch, Pixels, Records, is_decoded
 
 Plan = Callable[[int], np.ndarray]  # epoch -> int32 [steps, 2, B], the same steps every epoch
+
+Loaded = Iterator[tuple[np.ndarray, np.ndarray]]  # a step's rows [2, b], images [2, b, H, W, 3]
 
 
 def batches(
@@ -23,36 +25,136 @@ def batches(
     start: int,
     stop: int,
     rows: slice = slice(None),
+    image_size: tuple[int, int] | None = None,
+    filter: str = "lanczos",
+    prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """The host batches of steps start .. stop-1.
+    """The host batches of steps start .. stop-1, loaded ahead of time in threads.
 
     Step s is row s % steps of the plan of epoch s // steps, so a run resumed at step n
     sees what an uninterrupted one would have seen, and nothing before n is touched.
 
+    Decoded images are gathered: of a memory-mapped array only the rows of a batch are read.
+    Encoded images and paths are read when a batch needs them, decoded and resized as `decode`
+    does it, by as many threads as there are cores; no more than prefetch + 1 batches of them are
+    in memory. The batches are the same, to the last bit, as from the images decoded before.
+
     Args:
-      records: with decoded images, uint8 [N, H, W, 3].
+      records: decoded images, encoded ones or paths.
       label: int32 [N], the class of each image.
       plan: the rows of every batch of an epoch, e.g. `sampler.plan` with all but the epoch set.
       start: first step.
       stop: one past the last step.
       rows: this process's contiguous rows of the B rows of a batch.
+      image_size: height, width in pixels; needed for encoded images.
+      filter: "lanczos" or "bilinear", both antialiased.
+      prefetch: batches kept ready.
 
     Returns:
-      An iterator of `Batch`; bad arguments raise here, before the first batch.
+      An iterator of `Batch`, which may be dropped at any time; bad arguments raise here, before
+      the first batch.
 
     Raises:
-      ValueError: if the images are not decoded, or label, steps or rows do not fit.
+      ValueError: if an option is out of range, or images, label, steps or rows do not fit; while
+        iterating, naming the image that cannot be read or decoded.
+      FileNotFoundError: while iterating, naming the file.
     """
-    if not is_decoded(records.images):
-        raise ValueError(
-            "the array loader needs decoded images, uint8 [N, H, W, 3], got a "
-            f"{type(records.images).__name__} of encoded images or paths; decode them first "
-            "with arrays.decode(records.images, size), or use tfdata.batches"
-        )
-    check_decoded(records.images)
+    check_options(records.images, image_size, filter, prefetch)
     steps = plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
-    images = records.images
-    return (host_batch(images[index], records, label, index) for index in steps)
+    if is_decoded(records.images):
+        loaded = _gathered(records.images, steps, prefetch)
+    else:
+        loaded = _decoded(records, steps, tuple(image_size or ()), filter, prefetch)
+    return (host_batch(pixels, records, label, index) for index, pixels in loaded)
+
+
+def check_options(
+    images: Any, image_size: tuple[int, int] | None, filter: str, prefetch: int
+) -> None:
+    """Raises ValueError unless a loader's options are in range and fit the images."""
+    check_filter(filter)
+    if prefetch < 1:
+        raise ValueError(f"prefetch is {prefetch}, expected at least 1 batch")
+    if image_size is not None:
+        check_size(image_size)
+    if not is_decoded(images):
+        if image_size is None:
+            raise ValueError("image_size is None, but encoded images need a (height, width)")
+        return
+    check_decoded(images)
+    if image_size is not None and tuple(image_size) != tuple(images.shape[1:3]):
+        raise ValueError(
+            f"image_size is {tuple(image_size)}, but the decoded images are "
+            f"{tuple(images.shape[1:3])}; decode them at that size, or leave image_size out"
+        )
+
+
+def array_of(images: np.ndarray | Pixels) -> tuple[np.ndarray, np.ndarray | None]:
+    """The array behind decoded images, and which of its rows they are (None: all, in order)."""
+    if isinstance(images, Pixels):
+        return np.asarray(images.array), images.rows
+    return np.asarray(images), None  # a plain view: np.memmap itself is slower to index
+
+
+def _gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch: int) -> Loaded:
+    array, at = array_of(images)
+
+    def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
+        return pool.submit(array.__getitem__, index if at is None else at[index]).result
+
+    # The memory is the limit, not the cores; one thread for each batch that is kept ready
+    # lets the reads of a file that is not in memory yet overlap.
+    return _ahead(steps, begin, min(prefetch, cores()), prefetch)
+
+
+def _decoded(
+    records: Records, steps: Iterator[np.ndarray], size: tuple[int, ...], filter: str, prefetch: int
+) -> Loaded:
+    def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
+        at: list[int] = index.ravel().tolist()
+        pixels = np.empty((len(at), *size, 3), np.uint8)
+
+        def fill(first: int) -> None:
+            for n in range(first, min(first + UNIT, len(at))):
+                pixels[n] = load(records.images, at[n], size, filter, records.name)
+
+        parts = [pool.submit(fill, first) for first in range(0, len(at), UNIT)]
+
+        def wait() -> np.ndarray:
+            for part in parts:
+                part.result()  # raises what the thread raised
+            return pixels.reshape(2, -1, *size, 3)
+
+        return wait
+
+    return _ahead(steps, begin, cores(), prefetch)
+
+
+def _ahead(
+    steps: Iterator[np.ndarray],
+    begin: Callable[[ThreadPoolExecutor, np.ndarray], Callable[[], np.ndarray]],
+    threads: int,
+    prefetch: int,
+) -> Loaded:
+    """Begins each step's images `prefetch` batches before they are asked for.
+
+    `begin` hands the work to the pool and returns a function that waits for it. The threads
+    start with the first batch that is asked for. They end when the iterator does or is dropped;
+    work that has not begun is given up.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="vireid-loader")
+    waiting: collections.deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = collections.deque()
+    try:
+        for index in steps:
+            waiting.append((index, begin(pool, index)))
+            if len(waiting) > prefetch:
+                ready, wait = waiting.popleft()
+                yield ready, wait()
+        while waiting:
+            ready, wait = waiting.popleft()
+            yield ready, wait()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def plan_steps(
@@ -151,91 +253,3 @@ def check_decoded(images: Any) -> None:
         raise ValueError(
             f"images is {images.dtype} {list(images.shape)}, expected uint8 [N, H, W, 3]"
         )
-
-
-def decode(
-    images: Sequence[bytes] | Sequence[str] | Sequence[os.PathLike],
-    size: tuple[int, int],
-    *,
-    filter: str = "lanczos",
-) -> np.ndarray:
-    """Decodes stored images once, into an array for `batches`.
-
-    Always three channels: grayscale is repeated, alpha dropped, and 16-bit grayscale cut
-    to its upper 8 bits. An image is resized only if its size differs, so images stored at
-    their final size come out exactly as stored.
-
-    Args:
-      images: N encoded images (bytes) or paths.
-      size: height, width in pixels.
-      filter: "lanczos" (the caches of AGW and its descendants) or "bilinear" (MPANet, IDKL),
-        both antialiased.
-
-    Returns:
-      uint8 [N, H, W, 3].
-
-    Raises:
-      ValueError: naming the image that cannot be decoded, or for a bad size or filter.
-      FileNotFoundError: naming the file.
-    """
-    check_size(size)
-    check_filter(filter)
-    out = np.empty((len(images), *size, 3), np.uint8)
-
-    def one(n: int) -> None:
-        out[n] = _decode(images[n], size, filter, n)
-
-    # Pillow lets go of the interpreter lock while it decodes and resizes.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(one, range(len(images))):
-            pass
-    return out
-
-
-def check_size(size: tuple[int, int]) -> None:
-    """Raises ValueError unless size is (height, width) in pixels."""
-    if len(size) != 2 or any(int(s) != s or s < 1 for s in size):
-        raise ValueError(f"size is {size}, expected (height, width) in pixels")
-
-
-def check_filter(filter: str) -> None:
-    """Raises ValueError unless filter is the name of one."""
-    if filter not in FILTERS:
-        raise ValueError(f"filter is {filter!r}, expected one of {', '.join(FILTERS)}")
-
-
-def _decode(image: Any, size: tuple[int, int], filter: str, n: int) -> np.ndarray:
-    from PIL import Image  # only users of stored images need Pillow
-
-    encoded = isinstance(image, bytes)
-    label = f"image {n} ({len(image)} bytes)" if encoded else f"{os.fspath(image)} (image {n})"
-    try:
-        with Image.open(io.BytesIO(image) if encoded else image) as stored:
-            picture = _three_channels(stored)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{label} does not exist") from error
-    # Pillow raises SyntaxError and struct.error too, depending on the format.
-    except Exception as error:
-        raise ValueError(
-            f"cannot decode {label}: {error}; replace the file, or leave it out of the records"
-        ) from error
-    if picture.size != (size[1], size[0]):
-        resample = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
-        # Rows first, then columns, each rounded to 8 bits: what Pillow always did. From 13.0
-        # on it takes columns first for tall images, and a third of the pixels would change
-        # with Pillow's version; one direction at a time leaves it no choice.
-        picture = picture.resize((size[1], picture.height), resample[filter])
-        picture = picture.resize((size[1], size[0]), resample[filter])
-    return np.asarray(picture)
-
-
-def _three_channels(picture: Any) -> Any:
-    """The Pillow picture in RGB."""
-    if picture.mode.startswith("I;16"):
-        from PIL import Image
-
-        # Pillow would clip at 255; the upper byte is what TensorFlow (libpng) keeps.
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {picture.mode}), expected 8 or 16")
-    return picture.convert("RGB")

@@ -1,4 +1,4 @@
-"""The batches of `arrays.batches`, loaded ahead of time, and from encoded images by tf.data.
+"""The batches of `arrays.batches`, with decoded images gathered and kept ready by tf.data.
 
 The only file that imports TensorFlow at module level; it is imported only where this loader
 is asked for. Only the pixels go through TensorFlow; which rows, labels and cameras make up
@@ -8,12 +8,8 @@ No Python runs inside the tf.data pipeline (no from_generator, no numpy_function
 that ends while such a pipeline lives may hang, waiting for an interpreter that is gone.
 """
 
-import collections
 import itertools
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +18,7 @@ from vireid_jax.data import arrays
 from vireid_jax.types import Batch, Records, is_decoded
 
 _SEGMENT = 512  # steps that one tf.data pipeline is made for
+_ALIGNMENT = 64  # bytes; TensorFlow ends the process if a tensor's memory starts elsewhere
 
 
 def batches(
@@ -36,14 +33,17 @@ def batches(
     filter: str = "lanczos",
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """The same batches in the same order as `arrays.batches`, loaded ahead of time.
+    """The same batches in the same order as `arrays.batches`, to the last bit.
 
-    Decoded images are gathered by NumPy in a thread: TensorFlow would need a copy of them
-    all, and would read a memory-mapped array as a whole. Encoded images (bytes or paths) are
-    read and decoded in TensorFlow's threads, and resized there if their size is not
-    `image_size`; bytes are copied once. Images stored at that size come out exactly as from
-    `arrays.decode`. Resized ones differ from it where sums fall on the edge of rounding:
-    measured in at most 8 % of pixels, by at most 2 gray levels, mostly in less than 0.1 % by 1.
+    Decoded images in a memory-mapped .npy file, as the pixel cache has them, are used where they
+    are: tf.data walks the plan, gathers the rows of each batch in its own threads and keeps
+    batches ready, and only those rows are read. TensorFlow uses memory as it is only if it
+    starts on a multiple of 64 bytes, which arrays in memory mostly do not; those are gathered by
+    `arrays.batches`, because TensorFlow would need a second copy of them all.
+
+    Encoded images and paths are decoded by `arrays.batches` too: TensorFlow's JPEG decoder is no
+    faster, its Lanczos filter takes twice the time of Pillow's and rounds otherwise (up to 2 gray
+    levels), and it cannot read records on demand.
 
     Args:
       records: decoded images, encoded ones or paths.
@@ -57,146 +57,75 @@ def batches(
       prefetch: batches kept ready.
 
     Returns:
-      An iterator of `Batch`; it may be dropped at any time. Images are read-only.
+      An iterator of `Batch`; it may be dropped at any time. Images may be read-only.
 
     Raises:
-      ValueError: as `arrays.batches`, and for a missing or different image size; while
-        iterating, naming the image that cannot be decoded.
-      FileNotFoundError: while iterating, naming the file.
+      ValueError: as `arrays.batches`.
+      FileNotFoundError: as `arrays.batches`.
     """
-    arrays.check_filter(filter)
-    if prefetch < 1:
-        raise ValueError(f"prefetch is {prefetch}, expected at least 1 batch")
-    images = records.images
-    if is_decoded(images):
-        arrays.check_decoded(images)
-        if image_size is not None and tuple(image_size) != images.shape[1:3]:
-            raise ValueError(
-                f"image_size is {tuple(image_size)}, but the decoded images are "
-                f"{images.shape[1:3]}; decode them at that size, or leave image_size out"
-            )
-    elif image_size is None:
-        raise ValueError("image_size is None, but encoded images need a (height, width)")
-    else:
-        arrays.check_size(image_size)
+    arrays.check_options(records.images, image_size, filter, prefetch)
+    if is_decoded(records.images):
+        array, at = arrays.array_of(records.images)
+        if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
+            steps = arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
+            loaded = _gathered(array, at, steps, prefetch)
+            return (arrays.host_batch(pixels, records, label, index) for index, pixels in loaded)
+    return arrays.batches(
+        records,
+        label,
+        plan,
+        start=start,
+        stop=stop,
+        rows=rows,
+        image_size=image_size,
+        filter=filter,
+        prefetch=prefetch,
+    )
 
-    steps = arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
+
+def _gathered(
+    array: np.ndarray, at: np.ndarray | None, steps: Iterator[np.ndarray], prefetch: int
+) -> arrays.Loaded:
     # TensorFlow would take the memory of the accelerator that JAX trains on.
     for kind in ("GPU", "TPU"):
         try:
             tf.config.set_visible_devices([], kind)
         except RuntimeError:
             pass  # it has started already, by whoever asked for it
-    if is_decoded(images):
-        loaded = _gathered(images, steps, prefetch)
-    else:
-        loaded = _decoded(records, steps, tuple(image_size or ()), filter, prefetch)
-    return (arrays.host_batch(pixels, records, label, index) for index, pixels in loaded)
+    images, threads = _shared(array), min(prefetch, arrays.cores())
+    options = tf.data.Options()
+    # The rewriting of pipelines, and an early start, copy what the pipeline refers to: all
+    # images, once for each segment.
+    options.experimental_optimization.apply_default_optimizations = False
+    options.experimental_warm_start = False
+    options.autotune.enabled = False
 
-
-def _gathered(
-    images: Any, steps: Iterator[np.ndarray], prefetch: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each step's rows int [2, b] and images uint8 [2, b, H, W, 3], from decoded images."""
-    pool = ThreadPoolExecutor(1)
-    waiting: collections.deque = collections.deque()
-    try:
-        for index in steps:
-            waiting.append((index, pool.submit(images.__getitem__, index)))
-            if len(waiting) > prefetch:
-                ready, gathered = waiting.popleft()
-                yield ready, gathered.result()
-        for ready, gathered in waiting:
-            yield ready, gathered.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decoded(
-    records: Records,
-    steps: Iterator[np.ndarray],
-    size: tuple[int, ...],
-    filter: str,
-    prefetch: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each step's rows int [2, b] and images uint8 [2, b, H, W, 3], from encoded images."""
-    encoded = isinstance(records.images[0], bytes)
-    with tf.device("CPU"):
-        stored = tf.constant([x if encoded else os.fspath(x) for x in records.images])
-
-    def load(row: tf.Tensor) -> tf.Tensor:
-        image = tf.gather(stored, row)
-        return _decode(image if encoded else tf.io.read_file(image), size, filter)
-
-    def pipeline(index: np.ndarray) -> Iterator[np.ndarray]:
-        rows = index.shape[2]
-        dataset = tf.data.Dataset.from_tensor_slices(index.ravel())
-        dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(2 * rows, drop_remainder=True)
-        dataset = dataset.map(lambda x: tf.reshape(x, (2, rows, *size, 3))).prefetch(prefetch)
-        options = tf.data.Options()
-        options.experimental_warm_start = True  # load before the first batch is asked for
-        return dataset.with_options(options).as_numpy_iterator()
-
-    def segment() -> tuple[np.ndarray, Iterator[np.ndarray]] | None:
-        ahead = list(itertools.islice(steps, _SEGMENT))
-        if not ahead:
-            return None
+    while ahead := list(itertools.islice(steps, _SEGMENT)):
         index = np.stack(ahead)
-        return index, pipeline(index)
-
-    following = segment()
-    while following is not None:
-        index, images = following
-        following = None
-        for n in range(len(index)):
-            if n == len(index) - 1:
-                following = segment()  # starts loading while the last batch is in use
-            try:
-                loaded = next(images)
-            except tf.errors.OpError as error:
-                _blame(records, index[n])
-                raise ValueError(f"TensorFlow cannot load a batch: {error.message}") from error
-            yield index[n], loaded
+        dataset = tf.data.Dataset.from_tensor_slices(index if at is None else at[index])
+        dataset = dataset.map(
+            lambda rows: tf.gather(images, rows), num_parallel_calls=threads, deterministic=True
+        )
+        dataset = dataset.prefetch(prefetch).with_options(options)
+        yield from zip(index, dataset.as_numpy_iterator(), strict=True)
 
 
-def _decode(image: tf.Tensor, size: tuple[int, ...], filter: str) -> tf.Tensor:
-    """One encoded image -> uint8 [H, W, 3]."""
-    image = tf.cond(
-        tf.io.is_jpeg(image),
-        # The default is a faster transform with other roundings than Pillow's.
-        lambda: tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(image, channels=3, expand_animations=False),
-    )
-    image.set_shape((None, None, 3))
-    method = {"lanczos": "lanczos3", "bilinear": "bilinear"}[filter]
+class _Memory:
+    """An array's memory, said to be writable: NumPy hands read-only memory to nobody.
 
-    def resized() -> tf.Tensor:
-        # Rows, then columns, each rounded and clipped to 8 bits as `arrays.decode` does: in
-        # one pass, the overshoot of Lanczos at sharp edges would differ by 40 gray levels.
-        x = image
-        for shape in ((tf.shape(image)[0], size[1]), size):
-            x = tf.image.resize(x, shape, method=method, antialias=True)
-            x = tf.clip_by_value(tf.floor(x + 0.5), 0, 255)
-        return tf.cast(x, tf.uint8)
+    TensorFlow does not write to what it gathers from. As the base of the array that is handed
+    over, this keeps the memory (a mapped file) as long as TensorFlow has it.
+    """
 
-    fits = tf.reduce_all(tf.shape(image)[:2] == tf.constant(size))
-    return tf.ensure_shape(tf.cond(fits, lambda: image, resized), (*size, 3))
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.__array_interface__ = {
+            **array.__array_interface__,
+            "data": (array.ctypes.data, False),  # address, not read-only
+        }
 
 
-def _blame(records: Records, index: np.ndarray) -> None:
-    """Raises an error that names the first image of rows `index` that cannot be decoded."""
-    for n in index.ravel():
-        image = records.images[n]
-        stored = isinstance(image, bytes)
-        try:
-            encoded = image if stored else tf.io.read_file(os.fspath(image))
-            tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        except tf.errors.NotFoundError as error:
-            raise FileNotFoundError(f"{image} (image {n}) does not exist") from error
-        except tf.errors.OpError as error:
-            what = f"{records.name[n]} ({len(image)} bytes)" if stored else image
-            raise ValueError(
-                f"cannot decode {what} (image {n}): {error.message}; replace the file, or "
-                "leave it out of the records"
-            ) from error
+def _shared(array: np.ndarray) -> tf.Tensor:
+    """The array as a tensor on the CPU, without a copy."""
+    writable = np.asarray(_Memory(array))
+    return tf.experimental.dlpack.from_dlpack(writable.__dlpack__())
