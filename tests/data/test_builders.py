@@ -2,75 +2,23 @@
 
 import dataclasses
 import errno
-import io
 import logging
 import pathlib
 import shutil
-import subprocess
-import sys
-import textwrap
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.mixed_tree import broken_tree, never, python, tree
 from vireid_jax.data import arrays, builders, disk, prepared, stored
-from vireid_jax.data.listing import Check, Listing, TreeError
+from vireid_jax.data.listing import Listing, TreeError
 from vireid_jax.types import Records
-
-REPO = pathlib.Path(__file__).resolve().parents[2]
-KINDS = [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "P"), ("BMP", "RGB"), ("BMP", "P"), ("PNG", "L")]
-
-
-def picture(rng, kind):
-    """An encoded image of random size."""
-    fmt, mode = kind
-    size = (*rng.integers(9, 40, 2), 3)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, size, np.uint8)).convert(mode).save(buffer, fmt)
-    return buffer.getvalue()
-
-
-def tree(folder, count=24, name="regdb"):
-    """A listing of `count` image files of all kinds, with nothing sorted."""
-    rng = np.random.default_rng(count)
-    folder.mkdir(parents=True)
-    paths, names = [], []
-    for n in rng.permutation(count).tolist():
-        kind = KINDS[n % len(KINDS)]
-        path = folder / f"{n:03d}.{kind[0].lower()}"
-        path.write_bytes(picture(rng, kind))
-        paths.append(str(path))
-        names.append(f"Visible/{n % 5}/ä {n}")
-    records = Records(
-        paths,
-        rng.integers(0, 500, count).astype(np.int32),
-        rng.integers(1, 7, count).astype(np.int32),
-        rng.integers(0, 2, count).astype(np.int8),
-        names,
-    )
-    part = np.array(["rererererr" if n % 3 else "eeeeeeeeer" for n in range(count)])
-    checks = (Check("persons", "412", "5", False), Check("queries", "1", "1", True, False))
-    return Listing(name, records, part, checks, ("person 3 has one modality",), ("Ann", "Bo"))
 
 
 def files_of(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-
-
-def python(code, *arguments, expected=0):
-    """Runs code in a process of its own, with the helpers of this file."""
-    head = "import sys; from tests.data.test_builders import *\n"
-    run = subprocess.run(
-        [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        timeout=120,
-    )
-    assert run.returncode == expected, run.stdout + run.stderr
-    return run.stdout
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +165,6 @@ def test_the_reader_of_records_agrees_with_protocol_buffers():
 # --- When it is written again ---------------------------------------------------------------
 
 
-def never(done, total):
-    raise AssertionError("it was prepared again")
-
-
 def test_an_unchanged_tree_is_not_prepared_again(source, out):
     ready = builders.prepare(source, out=out, progress=never)
     assert len(ready.records) == 24 and builders.is_current(ready, source)
@@ -328,20 +272,6 @@ def test_a_uri_goes_to_tfds(source, tmp_path, monkeypatch):
 # --- Images that cannot be read -------------------------------------------------------------
 
 
-def broken_tree(folder):
-    """A tree of 20 images of which four are broken, and their rows."""
-    listing = tree(folder, 20)
-    paths = [pathlib.Path(p) for p in listing.records.images]
-    jpeg = next(n for n, p in enumerate(paths) if p.suffix == ".jpeg")
-    others = [n for n in range(20) if n != jpeg][3:18:6]
-    rows = sorted([jpeg, *others])
-    paths[jpeg].write_bytes(paths[jpeg].read_bytes()[:-60])
-    paths[others[0]].write_bytes(b"")
-    paths[others[1]].write_text("Thumbs")
-    paths[others[2]].unlink()
-    return listing, rows
-
-
 def test_unreadable_images_are_named_and_refused(tmp_path):
     listing, rows = broken_tree(tmp_path / "tree")
     with pytest.raises(stored.UnreadableError, match="4 of 20 images") as caught:
@@ -409,7 +339,6 @@ def test_bad_listings(source, tmp_path):
 
 def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     code = """
-    import os, signal
     def kill(done, total):
         if done > 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -440,7 +369,7 @@ def test_an_interrupted_replacement_keeps_the_old_set(source, out, tmp_path):
 def test_a_disk_that_fills_up(out, tmp_path):
     """A limit on the size of files stands for the disk: the writer is told the same way."""
     code = """
-    import resource, signal
+    import resource
     out = pathlib.Path(sys.argv[1])
     listing = tree(out / "tree", 6)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
