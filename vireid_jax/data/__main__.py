@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{reader.TITLE} in {os.path.abspath(args.root)}: {len(listing.records):,} images")
     print(common.table(checks))
     wrong = [c for c in checks if c.required and not c.ok]
-    _print_problems([*listing.problems, *content.exchanged(listing)])
+    _print_problems([*common.beyond_checks(listing), *content.exchanged(listing)])
     unreadable: list[str] = []
     if args.decode:
         unreadable = content.unreadable(listing, progress=_progress("decoding"))
@@ -106,7 +106,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from vireid_jax.data import builders, cache
+    from vireid_jax.data import builders, cache, disk
     from vireid_jax.data.readers import content, get_reader
 
     listing = get_reader(args.name).scan(args.root, strict=args.strict)
@@ -122,8 +122,9 @@ def _prepare(args: argparse.Namespace) -> int:
             unreadable=args.unreadable, progress=_progress("decoding"),
         )  # fmt: skip
         height, width = args.size
-        pixels = decoded.records.images.array
-        print(f"decoded to {height} x {width}: {pixels.nbytes / 1e9:.2f} GB, {pixels.filename}")
+        gigabytes = decoded.records.images.array.nbytes / 1e9
+        folder = args.cache or disk.user_folder("VIREID_CACHE")
+        print(f"decoded to {height} x {width}: {gigabytes:.2f} GB in {folder}")
         prepared = decoded
     _print_problems([line for line in prepared.problems if line not in said])
     return 0

@@ -165,19 +165,16 @@ def finish(
             f"{agreement}{cure}",
         ]
         raise TreeError("\n".join(line for line in lines if line))
-    notes = list(problems)
+    notes = []
     if failed:
-        first = "; ".join(f"{c.what} {c.found} instead of {c.expected}" for c in failed[:3])
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
         so = ", so results are not comparable with published ones" if released else ""
-        notes.insert(
-            0,
-            f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: {first}{more} "
-            f"(all of them: python -m vireid_jax.data check {name} --root {root})",
+        notes.append(
+            f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: "
+            f"{_differences(failed)} (all of them: python -m vireid_jax.data check {name} "
+            f"--root {root})"
         )
-    for c in checks:
-        if not c.required and not c.ok:
-            notes.append(f"{c.what}: {c.found}, expected {c.expected}")
+    if doubtful := [c for c in checks if not c.required and not c.ok]:
+        notes.append(f"differs from what is known of {title}: {_differences(doubtful)}")
     records = Records(
         [i.path for i in images],
         np.array([i.person for i in images], np.int32),
@@ -186,9 +183,20 @@ def finish(
         [i.name for i in images],
     )
     return Listing(
-        name, records, np.array([i.part for i in images]), tuple(checks), tuple(notes),
+        name, records, np.array([i.part for i in images]), tuple(checks), (*notes, *problems),
         tuple(persons),
     )  # fmt: skip
+
+
+def _differences(checks: Sequence[Check], first: int = 4) -> str:
+    shown = "; ".join(f"{c.what} {c.found} instead of {c.expected}" for c in checks[:first])
+    return shown + (f"; and {len(checks) - first} more" if len(checks) > first else "")
+
+
+def beyond_checks(listing: Listing) -> tuple[str, ...]:
+    """The problems of a listing that its table of checks does not show; see `finish`."""
+    failing = {c.required for c in listing.checks if not c.ok}
+    return listing.problems[len(failing) :]
 
 
 def skipped(what: Sequence[str], where: str) -> list[str]:

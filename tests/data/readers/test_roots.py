@@ -1,0 +1,68 @@
+"""A root that is not the data set, or not quite the right folder."""
+
+import pytest
+
+from vireid_jax.data.listing import TreeError
+from vireid_jax.data.readers import READERS, get_reader
+
+from . import trees
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    top = tmp_path_factory.mktemp("four")
+    layout = {"rgb/1": 2, "rgb/2": 2, "ir/1": 2, "ir/2": 2}
+    return {
+        "sysu": trees.small_sysu(top / "a" / "sysu"),
+        "regdb": trees.regdb(top / "b" / "regdb", persons=6, images=2),
+        "llcm": trees.llcm(top / "c" / "llcm", train=4, test=3, counts=(16, 16, 12, 12)),
+        "folders": trees.people(top / "d" / "folders", layout),
+    }
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_wrong_root(four, tmp_path, name):
+    reader = get_reader(name)
+    with pytest.raises(FileNotFoundError, match=r"at all does not exist.*does exist and holds"):
+        reader.scan(four[name] / "nowhere" / "at all")
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(TreeError, match=r"(?s)is not .*it holds a.txt"):
+        reader.scan(tmp_path)
+    with pytest.raises(TreeError, match="is a file, expected the folder"):
+        reader.scan(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError, match=r"gs://bucket/tree is an address"):
+        reader.scan("gs://bucket/tree")
+    # The folder above, or one below.
+    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
+        reader.scan(four[name].parent)
+    below = next(p for p in sorted(four[name].iterdir()) if p.is_dir())
+    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
+        reader.scan(below)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("other", READERS)
+def test_another_data_set(four, name, other):
+    reader = get_reader(name)
+    if name == other or (name == "folders" and other in ("regdb", "llcm")):
+        # Both have a folder for each modality, with a folder for each person.
+        assert reader.scan(four[other], strict=False).name == name
+        return
+    with pytest.raises(TreeError, match=rf"this looks like .*: name the data set {other}") as error:
+        reader.scan(four[other], strict=False)
+    assert "and lacks" in str(error.value)
+
+
+def test_the_registry():
+    with pytest.raises(ValueError, match="no reader for 'market', expected one of sysu, regdb"):
+        get_reader("market")
+    for name, reader in READERS.items():
+        assert get_reader(name) is reader
+        assert reader.TITLE and reader.LAYOUT and reader.AGREEMENT
+
+
+def test_a_listing_of_another_data_set(four):
+    listing = READERS["regdb"].scan(four["regdb"], strict=False)
+    for name in ("sysu", "llcm", "folders"):
+        with pytest.raises(ValueError, match="listing is of 'regdb'"):
+            READERS[name].split(listing)
