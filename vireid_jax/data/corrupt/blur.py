@@ -29,25 +29,47 @@ def defocus_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> 
 
 
 def glass_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Frosted glass: blur, displace every pixel a little at random, blur again.
-
-    Differs from the benchmark's code: there a loop visits the pixels one after the other and
-    overwrites each with a neighbor drawn from [-d, d) in both directions (it means to swap the
-    two, but the swap of array views copies), so a pixel read later may have been displaced
-    before. Here every pixel reads its neighbor from the same draw and range at once, `times`
-    times over. Shifts have the same law, only chains within one pass are missing; pixels at the
-    border move as well, and read the border where the draw points beyond it.
-    """
+    """Frosted glass: blur, displace every pixel a little at random `times` times, blur again."""
     sigma, reach, times = ops.at(_GLASS, severity)
     out = ops.gaussian(ops.unit(image), sigma)
     height, width = out.shape[:2]
-    rows, columns = np.arange(height)[:, None], np.arange(width)
     for _ in range(times):
-        shift = rng.integers(-reach, reach, (2, height, width))
-        source = np.clip(rows + shift[0], 0, height - 1) * width
-        source += np.clip(columns + shift[1], 0, width - 1)
-        out = np.take(out.reshape(-1, 3), source, axis=0)
+        inner = height - 2 * reach, width - 2 * reach
+        source = shuffle_source(rng.integers(-reach, reach, (2, *inner)), reach)
+        out = np.take(out.reshape(-1, 3), source.reshape(height, width), axis=0)
     return ops.clip(ops.gaussian(out, sigma))
+
+
+def shuffle_source(shift: np.ndarray, reach: int) -> np.ndarray:
+    """Where each pixel's color comes from in one pass of glass_blur.
+
+    The benchmark's loop visits the inner pixels from the last row and column to the first, and
+    each takes on the color that a neighbor within `reach` has at that moment (it means to swap
+    the two, but the swap of array views copies). A neighbor further on in raster order has been
+    overwritten by then, so its color came from that pixel's own neighbor, and so on. Those chains
+    are followed here for all pixels at once: the same result without the loop. Each link goes on
+    with a probability below one half, so few are long.
+
+    Args:
+      shift: int [2, H - 2 * reach, W - 2 * reach] in [-reach, reach), rows and columns; entry
+        [0, 0] belongs to the pixel (reach + 1, reach + 1).
+      reach: largest shift in pixels.
+
+    Returns:
+      int [H * W], flat indices.
+    """
+    height, width = (n + 2 * reach for n in shift.shape[1:])
+    rows = np.arange(reach + 1, height - reach + 1)[:, None]
+    columns = np.arange(reach + 1, width - reach + 1)
+    taken = np.arange(height * width)
+    taken[rows * width + columns] = (rows + shift[0]) * width + columns + shift[1]
+    source = taken.copy()
+    chained = np.flatnonzero(source > np.arange(height * width))
+    while len(chained):
+        before = source[chained]
+        source[chained] = taken[before]
+        chained = chained[source[chained] > before]
+    return source
 
 
 def motion_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:

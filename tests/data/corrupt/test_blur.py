@@ -1,0 +1,156 @@
+"""Blurs by their response to one bright pixel, and by naive loops."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, blur, ops
+
+from .pictures import picture
+
+SIZE, MIDDLE = 121, 60
+
+
+def response(kind, severity, seed=0):
+    image = np.zeros((SIZE, SIZE, 3), np.float32)
+    image[MIDDLE, MIDDLE] = 1
+    out = CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))
+    np.testing.assert_allclose(out[..., 0], out[..., 2], atol=1e-7)
+    return out[..., 1].astype(np.float64)
+
+
+@pytest.mark.parametrize(("severity", "sigma"), list(enumerate([1, 2, 3, 4, 6], 1)))
+def test_gaussian_blur_spreads_by_its_sigma(severity, sigma):
+    out = response("gaussian_blur", severity)
+    line = np.array([math.exp(-((x - MIDDLE) ** 2) / (2 * sigma**2)) for x in range(SIZE)])
+    expected = np.outer(line, line) / line.sum() ** 2
+    np.testing.assert_allclose(out, expected, atol=2e-4 * expected.max())
+    assert out.sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("severity", "radius"), list(enumerate([3, 4, 6, 8, 10], 1)))
+def test_defocus_blur_draws_a_disk(severity, radius):
+    out = response("defocus_blur", severity)
+    assert out.sum() == pytest.approx(1, abs=1e-4)
+    y, x = np.mgrid[:SIZE, :SIZE] - MIDDLE
+    far = np.hypot(y, x)
+    level = 1 / sum(1 for r in np.ndindex(99, 99) if math.hypot(r[0] - 49, r[1] - 49) <= radius)
+    np.testing.assert_allclose(out[far < radius - 2], level, rtol=0.02)
+    assert np.abs(out[far > radius + 2.9]).max() < 1e-6
+    np.testing.assert_allclose(out, out[::-1].T, atol=1e-7)
+
+
+def test_a_disk_is_shared_and_cannot_be_changed():
+    assert ops.disk(4, 0.5) is ops.disk(4, 0.5)
+    with pytest.raises(ValueError, match="read-only"):
+        ops.disk(4, 0.5)[0, 0] = 1
+
+
+def test_convolve_is_the_plain_sum():
+    rng = np.random.default_rng(0)
+    image, kernel = rng.random((7, 6, 3), np.float32), rng.random((5, 5), np.float32)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect").astype(np.float64)
+    expected = np.zeros(image.shape)
+    for y, x, c in np.ndindex(image.shape):
+        for i, j in np.ndindex(5, 5):
+            expected[y, x, c] += kernel[i, j] * padded[y + 4 - i, x + 4 - j, c]
+    np.testing.assert_allclose(ops.convolve(image, kernel), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [-45, -20, 0, 33.3, 45, -90, -135])
+@pytest.mark.parametrize(("radius", "sigma"), [(10, 3), (20, 15)])
+def test_a_streak_is_half_a_gaussian_along_a_line(radius, sigma, angle):
+    kernel = ops.streak(radius, sigma, angle)
+    assert sum(kernel.values()) == pytest.approx(1)
+    total = sum(math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1))
+    # At 45 degrees two steps can fall on one pixel.
+    assert kernel[0, 0] >= 1 / total - 1e-12
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    for row, column in kernel:
+        assert abs(row * cos - column * sin) <= 1  # beside the line
+        assert -1 <= row * sin + column * cos <= 2 * radius + 1  # along it
+    mean = sum(w * (r * sin + c * cos) for (r, c), w in kernel.items())
+    steps = sum(i * math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)) / total
+    assert mean == pytest.approx(steps, abs=0.5)
+
+
+def test_smear_reads_where_the_kernel_says():
+    image = np.random.default_rng(0).random((9, 8, 3), np.float32)
+    kernel = {(0, 0): 0.5, (-1, 2): 0.3, (12, -9): 0.2}
+    expected = np.zeros(image.shape)
+    for y, x in np.ndindex(9, 8):
+        for (r, c), w in kernel.items():
+            expected[y, x] += w * image[min(max(y + r, 0), 8), min(max(x + c, 0), 7)]
+    np.testing.assert_allclose(ops.smear(image, kernel), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_motion_blur_keeps_light_and_angle(severity):
+    angles = []
+    for seed in range(40):
+        out = response("motion_blur", severity, seed)
+        assert out.sum() == pytest.approx(1, abs=1e-4)
+        columns = np.nonzero(out > 1e-5)[1]
+        # The image is read to the right, so light spreads to the left.
+        assert columns.max() == MIDDLE and columns.min() < MIDDLE - 4
+        y = (out * (np.arange(SIZE)[:, None] - MIDDLE)).sum()
+        x = (out * (np.arange(SIZE) - MIDDLE)).sum()
+        angles.append(math.degrees(math.atan2(-y, -x)))
+    assert -47 < min(angles) < -25 and 25 < max(angles) < 47
+
+
+def test_zoom_factors_are_those_of_the_benchmark():
+    assert [len(blur.zoom_factors(s)) for s in SEVERITIES] == [12, 16, 11, 13, 11]
+    for severity, last in zip(SEVERITIES, [1.11, 1.15, 1.20, 1.24, 1.30], strict=True):
+        factors = blur.zoom_factors(severity)
+        assert factors[0] == 1 and factors[-1] == pytest.approx(last)
+
+
+def test_zoom_blur_is_the_mean_of_its_layers():
+    image = picture(0, (20, 16)) / 255
+    severity = 4
+    factors = [1 + 0.02 * k for k in range(13)]
+    expected = np.zeros(image.shape)
+    for y, x in np.ndindex(image.shape[:2]):
+        total = image[y, x].copy()
+        for z in factors:
+            v, u = 9.5 + (y - 9.5) / z, 7.5 + (x - 7.5) / z
+            i, j = min(int(v), 18), min(int(u), 14)
+            a, b = v - i, u - j
+            total += (1 - a) * ((1 - b) * image[i, j] + b * image[i, j + 1])
+            total += a * ((1 - b) * image[i + 1, j] + b * image[i + 1, j + 1])
+        expected[y, x] = total / (len(factors) + 1)
+    out = blur.zoom_blur(image, severity, np.random.default_rng(0))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 4])
+def test_glass_blur_shuffles_as_the_loop_does(reach):
+    """One pixel after the other, from the last to the first, takes on a neighbor's color."""
+    height, width = 23, 19
+    shift = np.random.default_rng(reach).integers(
+        -reach, reach, (2, height - 2 * reach, width - 2 * reach)
+    )
+    colors = np.arange(height * width).reshape(height, width)
+    for y in range(height - reach, reach, -1):
+        for x in range(width - reach, reach, -1):
+            dy, dx = shift[:, y - reach - 1, x - reach - 1]
+            colors[y, x] = colors[y + dy, x + dx]
+    np.testing.assert_array_equal(blur.shuffle_source(shift, reach), colors.ravel())
+
+
+def test_glass_blur_only_moves_colors():
+    """Between its two blurs no value is new, and none travels farther than the constants say."""
+    image = np.zeros((64, 64, 3), np.float32)
+    image[:, 32:] = 1
+    for severity, (sigma, reach, times) in enumerate(
+        [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)], start=1
+    ):
+        out = blur.glass_blur(image, severity, np.random.default_rng(0))
+        touched = np.nonzero(np.ptp(out[..., 0], axis=0) > 1e-6)[0]
+        blurred = 2 * math.ceil(4 * sigma + 0.5)
+        # Chains within a pass may lead farther, but rarely.
+        assert touched.min() >= 32 - 4 * reach * times - blurred
+        assert touched.max() < 32 + 4 * reach * times + blurred
+        assert len(touched) > 2

@@ -1,0 +1,203 @@
+"""Weather by its geometry: cover, symmetry, ranges, and a plasma by plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, ops
+from vireid_jax.data.corrupt.ice import TEXTURES, ice
+
+from .pictures import picture
+
+
+def run(kind, image, severity, seed=0):
+    return CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))
+
+
+def flat(level, size=(128, 64)):
+    return np.full((*size, 3), level, np.float32)
+
+
+def plasma_by_loop(size, decay, rng):
+    grid, width = [[0.0]], 1.0
+    while len(grid) < size:
+        n = len(grid)
+        shake = (rng.random((3, n, n), dtype=np.float32) * 2.0 - 1) * width
+        finer = [[0.0] * (2 * n) for _ in range(2 * n)]
+        for i in range(n):
+            for j in range(n):
+                finer[2 * i][2 * j] = grid[i][j]
+                corners = [grid[(i + a) % n][(j + b) % n] for a in (0, 1) for b in (0, 1)]
+                finer[2 * i + 1][2 * j + 1] = sum(corners) / 4 + shake[0, i, j]
+        m = 2 * n
+        for i in range(m):
+            for j in range(m):
+                if (i + j) % 2:
+                    around = [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+                    # Neighbors of an edge's middle are two nodes and two centers, all known.
+                    mean = sum(finer[a % m][b % m] for a, b in around) / 4
+                    finer[i][j] = mean + shake[1 if i % 2 == 0 else 2, i // 2, j // 2]
+        grid, width = finer, width / decay**2
+    grid = np.array(grid)
+    return (grid - grid.min()) / (grid.max() - grid.min())
+
+
+@pytest.mark.parametrize("decay", [1.4, 2.0])
+def test_plasma_is_diamond_square(decay):
+    out = ops.plasma(16, decay, np.random.default_rng(0))
+    expected = plasma_by_loop(16, decay, np.random.default_rng(0))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert out.min() == 0 and out.max() == 1
+
+
+def test_plasma_gets_rougher_as_decay_falls():
+    def roughness(decay):
+        clouds = [ops.plasma(128, decay, np.random.default_rng(n)) for n in range(5)]
+        return np.mean([np.abs(np.diff(c, axis=0)).mean() / c.std() for c in clouds])
+
+    assert roughness(1.4) > roughness(1.7) > roughness(2.0)
+
+
+@pytest.mark.parametrize(("severity", "strength"), list(enumerate([1.5, 2, 2.5, 2.5, 3], 1)))
+def test_fog_adds_cloud_and_dims(severity, strength):
+    image = flat(0.2)
+    image[:10] = 0.8
+    out = run("fog", image, severity)
+    scale = 0.8 / (0.8 + strength)
+    low, high = image * scale, (image + strength) * scale
+    assert (out >= low - 1e-6).all() and (out <= np.minimum(high, 1) + 1e-6).all()
+    np.testing.assert_array_equal(out[..., 0], out[..., 2])
+    # The cloud is the same for another image as bright.
+    other = flat(0.5)
+    other[:10] = 0.8
+    np.testing.assert_allclose(
+        run("fog", other, severity) - out, (other - image) * scale, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_snow_falls_alike_when_turned_by_180_degrees(severity):
+    out = run("snow", flat(0.2), severity)
+    np.testing.assert_allclose(out, out[::-1, ::-1], atol=1e-6)
+    mix = [0.8, 0.7, 0.7, 0.65, 0.55][severity - 1]
+    # Between flakes: the scene mixed with max(x, 1.5 gray + 0.5).
+    assert out.min() >= 0.2 * mix + 0.8 * (1 - mix) - 1e-5
+    assert out.min() == pytest.approx(0.2 * mix + 0.8 * (1 - mix), abs=0.05)
+    assert out.max() > out.min() + 0.2
+
+
+def test_snow_streaks_are_steep():
+    flakes = [run("snow", flat(0.1), 3, seed)[..., 0].astype(float) for seed in range(20)]
+    along = np.mean([np.abs(np.diff(f, axis=0)).mean() for f in flakes])
+    across = np.mean([np.abs(np.diff(f, axis=1)).mean() for f in flakes])
+    assert along < 0.7 * across
+
+
+@pytest.mark.parametrize(
+    ("severity", "share", "weight"),
+    [(1, 1, 0.4), (2, 0.8, 0.6), (3, 0.7, 0.7), (4, 0.65, 0.7), (5, 0.6, 0.75)],
+)
+def test_frost_mixes_image_and_ice(severity, share, weight):
+    dark = run("frost", flat(0.0), severity)
+    np.testing.assert_allclose(run("frost", flat(0.1), severity), dark + 0.1 * share, atol=1e-6)
+    assert 0.3 * weight < dark.mean() < 0.7 * weight and dark.std() > 0.05
+    assert dark[..., 2].mean() > dark[..., 0].mean()  # bluish
+
+
+def test_ice_is_made_once_and_cannot_be_changed():
+    texture = ice(0, 40, 20)
+    assert texture.shape == (80, 40, 3) and texture.dtype == np.float32
+    assert ice(0, 40, 20) is texture
+    with pytest.raises(ValueError, match="read-only"):
+        texture[0, 0] = 0
+    ice.cache_clear()
+    np.testing.assert_array_equal(ice(0, 40, 20), texture)
+    others = [ice(n, 40, 20) for n in range(TEXTURES)]
+    assert len({t.tobytes() for t in others}) == TEXTURES
+    for t in others:
+        assert t.min() >= 0 and t.max() <= 1 and t.std() > 0.1
+
+
+def test_ice_is_neither_dark_nor_white():
+    means = [ice(n, 144, 72).mean() for n in range(TEXTURES)]
+    assert 0.4 < np.mean(means) < 0.6 and min(means) > 0.3 and max(means) < 0.7
+
+
+def test_frost_uses_every_texture_and_place():
+    seen = {run("frost", flat(0.0, (32, 16)), 1, seed).tobytes() for seed in range(60)}
+    assert len(seen) > 55
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_rain_darkens_by_its_constants(severity):
+    """Between drops, far enough for the blur, only V has fallen."""
+    image = flat(0.6, (200, 100)) * np.array([1, 0.5, 0.25], np.float32)
+    out = run("rain", image, severity)
+    value = 0.6 - (0.05 + 0.05 * severity)
+    expected = value * np.array([1, 0.5, 0.25])
+    dry = np.abs(out - expected).max(2) < 1e-5
+    assert 0.02 < dry.mean() < 0.98
+    assert (out.max(2) >= value - 1e-5).all()  # drops of 200 / 255 only add
+
+
+@pytest.mark.parametrize(("severity", "cover"), [(1, 10 / 770), (2, 30 / 600), (4, 60 / 500)])
+@pytest.mark.parametrize("size", [(300, 150), (40, 40)])
+def test_rain_is_as_dense_on_any_size(severity, cover, size):
+    """Every drop is one pixel wide: the lit share follows from number and length."""
+    # Blurred light adds up to that of the drops; black stays black between them, and the fall of
+    # V is undone where it left something. Bright enough that nothing is cut: a floor of 0.5.
+    amounts = []
+    for seed in range(30):
+        out = run("rain", flat(0.5, size), severity, seed)
+        lit = out[..., 0].astype(np.float64) + 0.05 + 0.05 * severity - 0.5
+        amounts.append(lit.mean() / (200 / 255 - 0.5))
+    # Overlaps hide a little: of a Poisson number of layers at least one.
+    assert np.mean(amounts) == pytest.approx(1 - math.exp(-cover), rel=0.15)
+
+
+def test_rain_falls_in_lines():
+    out = run("rain", flat(0.3, (200, 100)), 2)[..., 0].astype(float)
+    assert np.abs(np.diff(out, axis=0)).mean() < 0.6 * np.abs(np.diff(out, axis=1)).mean()
+
+
+@pytest.mark.parametrize(
+    ("severity", "mean", "std", "sigma", "threshold"),
+    [(1, 0.65, 0.3, 4, 0.69), (2, 0.65, 0.3, 3, 0.68), (3, 0.65, 0.3, 2, 0.68)],
+)
+def test_water_covers_what_its_constants_say(severity, mean, std, sigma, threshold):
+    shares = []
+    for seed in range(24):
+        image = flat(0.1, (200, 200))
+        out = run("spatter", image, severity, seed)
+        added = out - image
+        assert (added >= 0).all()
+        wet = added[..., 1] > 0
+        np.testing.assert_allclose(
+            added[wet] / added[wet][:, 1:2] * 238,
+            np.tile([175, 238, 238], (wet.sum(), 1)),
+            rtol=1e-3,
+        )
+        strength = [0.6, 0.6, 0.5][severity - 1]
+        assert added.max() == pytest.approx(strength * 238 / 255, rel=1e-3)
+        shares.append(wet[20:-20, 20:-20].mean())  # repeated edges vary more
+    # Normal noise under a Gaussian of sigma keeps std / (2 sqrt(pi) sigma).
+    z = (threshold - mean) / (std / (2 * math.sqrt(math.pi) * sigma))
+    assert np.mean(shares) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)), rel=0.2)
+
+
+@pytest.mark.parametrize("severity", [4, 5])
+def test_mud_covers_in_brown(severity):
+    image = flat(1.0, (200, 200))
+    out = run("spatter", image, severity)
+    muddy = out[..., 0] < 1
+    assert 0.05 < muddy.mean() < 0.6
+    # A cover of 0.8 or more, nothing between that and none.
+    assert out[muddy][:, 0].max() <= 0.2 + 0.8 * 63 / 255 + 1e-5
+    np.testing.assert_allclose(out.min((0, 1)), np.array([63, 42, 20]) / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["snow", "frost", "fog", "rain", "spatter"])
+def test_weather_differs_from_image_to_image(kind):
+    image = picture(0)
+    assert len({run(kind, image, 3, seed).tobytes() for seed in range(5)}) == 5
