@@ -1,0 +1,361 @@
+"""RegDB, LLCM, IDKL's variants and own folders against plain loops, ties and gaps included."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.metrics import reference
+from vireid_jax.metrics import PROTOCOLS, evaluate, get_protocol, sampled_rows
+
+LLCM = ("llcm/i2v", "llcm/v2i", "llcm/v2i_released")
+EVERYTHING = ("regdb/v2t", "regdb/t2v", "llcm/idkl_i2v", "llcm/idkl_v2i")
+FOLDERS = ("folders/i2v", "folders/v2i")
+VISIBLE, INFRARED = tuple(range(1, 10)), (1, 2, *range(4, 10))
+
+
+def side(rng, people, cameras, images, width, ties):
+    """One modality of a random problem: people and cameras are missing here and there."""
+    rows = [
+        (person, camera, f"cam{camera}/{person:04d}/x_{n:02d}.jpg")
+        for person in people
+        for camera in cameras
+        if rng.random() < 0.6
+        for n in range(rng.integers(1, images + 1))
+    ]
+    if not rows:
+        rows = [(people[0], cameras[0], "only.jpg")]
+    rng.shuffle(rows)
+    person, camera, name = zip(*rows, strict=True)
+    features = rng.normal(size=(len(rows), width)) + 2 * np.eye(40, width)[list(person)]
+    if ties:  # all entries are -1 or 1: the cosines are exact and few
+        features = np.where(features < 0.5, -1.0, 1.0)
+    return {"features": features, "person": person, "camera": camera, "name": list(name)}
+
+
+def problem(protocol, seed, *, ties):
+    rng = np.random.default_rng(seed)
+    width = 4 if ties else 16
+    cameras = {"visible": VISIBLE, "infrared": INFRARED}
+    rule = get_protocol(protocol)
+    known = rng.permutation(30)[: rng.integers(2, 28)].tolist()  # often fewer than 20 people
+    sides = {
+        modality: side(
+            rng,
+            [p for p in known if rng.random() < 0.85] or known,
+            rng.permutation(cameras[modality])[: rng.integers(1, 4)].tolist(),
+            3,
+            width,
+            ties,
+        )
+        for modality in ("visible", "infrared")
+    }
+    return sides[rule.query], sides[rule.gallery]
+
+
+def arguments(query, gallery):
+    return {f"query_{k}": v for k, v in query.items()} | {
+        f"gallery_{k}": v for k, v in gallery.items()
+    }
+
+
+def draw_by_hand(pool, trial):
+    """AGW's draw: rows of one image of each person and camera."""
+    generator = random.Random(trial)
+    rows = []
+    for person in sorted(set(pool["person"])):
+        for camera in VISIBLE:
+            names = sorted(
+                name
+                for name, p, c in zip(pool["name"], pool["person"], pool["camera"], strict=True)
+                if (p, c) == (person, camera)
+            )
+            if names:
+                rows.append(pool["name"].index(generator.choice(names)))
+    return rows
+
+
+def by_loops(protocol, query, gallery, trials):
+    """The means of each trial, in exact integers where the features are -1 and 1."""
+    out = []
+    for trial in range(trials):
+        rows, columns = range(len(query["person"])), range(len(gallery["person"]))
+        if protocol == "llcm/v2i_released":
+            rows = draw_by_hand(query, trial)
+        elif protocol in LLCM:
+            columns = draw_by_hand(gallery, trial)
+        distance, excluded = [], []
+        for q in rows:
+            a = query["features"][q]
+            line = []
+            for g in columns:
+                b = gallery["features"][g]
+                line.append(-float(a @ b) / np.sqrt(float(a @ a) * float(b @ b)))
+            distance.append(line)
+            excluded.append(
+                [
+                    protocol in LLCM
+                    and query["person"][q] == gallery["person"][g]
+                    and query["camera"][q] == gallery["camera"][g]
+                    for g in columns
+                ]
+            )
+        found, mean = reference.rank_all(
+            distance,
+            [query["person"][q] for q in rows],
+            [gallery["person"][g] for g in columns],
+            excluded,
+        )
+        out.append((len(rows), sum(f is not None for f in found), mean))
+    return out
+
+
+@pytest.mark.parametrize("protocol", [*LLCM, *EVERYTHING, *FOLDERS])
+@pytest.mark.parametrize("ties", [False, True])
+def test_equals_loops_on_random_problems(protocol, ties):
+    rule = get_protocol(protocol)
+    kind = "cmc_id" if protocol.startswith("llcm") else "cmc_image"
+    compared = impossible = level = lost = small = 0
+    for seed in range(8):
+        query, gallery = problem(protocol, seed, ties=ties)
+        trials = 3 if rule.drawn else 1
+        expected = by_loops(protocol, query, gallery, trials)
+        options = {"protocol": protocol, "trials": trials, "block_bytes": 1 << (10 + 2 * seed)}
+        if any(mean is None for *_, mean in expected):
+            with pytest.raises(ValueError, match="has a true image in the gallery"):
+                evaluate(**arguments(query, gallery), **options)
+            impossible += 1
+            continue
+        result = evaluate(**arguments(query, gallery), **options)
+        for trial, (queries, valid, mean) in zip(result["trials"], expected, strict=True):
+            assert (trial["queries"], trial["valid_queries"]) == (queries, valid)
+            assert trial["invalid_queries"] == queries - valid
+            assert trial["mAP"] == pytest.approx(mean["ap"], abs=1e-9)
+            assert trial["mINP"] == pytest.approx(mean["inp"], abs=1e-9)
+            for rank in (1, 5, 10, 20):
+                assert trial[f"R{rank}"] == pytest.approx(mean[kind][rank - 1], abs=1e-9)
+        compared += 1
+        level += result["counts"]["tied_true_images"]
+        lost += result["counts"]["invalid_queries"]
+        small += result["counts"]["gallery_ids"] < 20
+    assert compared >= 6 and compared + impossible == 8
+    assert lost > 0 and small > 0 and (level > 0) == ties
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_says_what_it_is(protocol):
+    rule = get_protocol(protocol)
+    assert {rule.query, rule.gallery} == {"visible", "infrared"}
+    assert rule.direction == f"{rule.query} to {rule.gallery}"
+    assert rule.explain and "\n" not in rule.explain and len(rule.explain) < 100
+    assert rule.trials == (10 if rule.drawn else 1)
+    assert (
+        bool(rule.drawn) == bool(rule.draws) == bool(rule.draw_cameras) == (rule.shots is not None)
+    )
+    letters = {"v2i": "visible", "v2t": "visible", "i2v": "infrared", "t2v": "infrared"}
+    last = protocol.split("/")[-1].removeprefix("idkl_")
+    if last in letters:
+        assert rule.query == letters[last]
+    assert rule.cmc == ("id" if protocol.split("/")[0] in ("sysu", "llcm") else "image")
+
+
+def transposed(query, gallery):
+    return arguments(gallery, query)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regdb_directions_are_transposes(seed):
+    """t2v is v2t with the two sides swapped, and nothing else."""
+    visible, infrared = problem("regdb/v2t", seed, ties=True)
+    a = evaluate(**arguments(visible, infrared), protocol="regdb/v2t")
+    b = evaluate(**arguments(infrared, visible), protocol="regdb/v2t")
+    swapped = evaluate(**transposed(visible, infrared), protocol="regdb/t2v")
+    assert swapped["direction"] == "infrared to visible"
+    for key in ("metrics", "counts", "per_query", "curves", "chance"):
+        assert swapped[key] == b[key] != a[key]
+
+
+def test_llcm_v2i_is_not_what_the_released_code_computes():
+    """Two visible images of person 1 and one infrared image a person: an asymmetric problem."""
+    visible = {
+        "features": [[1.0, 0.1], [0.2, 1.0], [0.0, 1.0]],
+        "person": [1, 1, 2],
+        "camera": [1, 1, 1],
+        "name": ["a", "b", "c"],
+    }
+    infrared = {
+        "features": [[1.0, 0.0], [0.0, 1.0]],
+        "person": [1, 2],
+        "camera": [2, 2],
+        "name": ["d", "e"],
+    }
+    right = evaluate(**arguments(visible, infrared), protocol="llcm/v2i")
+    released = evaluate(**arguments(infrared, visible), protocol="llcm/v2i_released")
+    # Visible a finds d first; b finds e first, d second; c finds e first.
+    assert right["metrics"]["R1"] == pytest.approx(2 / 3)
+    assert right["metrics"]["mAP"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    # Infrared d finds a, b, c; e finds c, b, a.
+    assert released["metrics"]["R1"] == 1.0
+    assert released["metrics"]["mAP"] == 1.0
+    assert right["counts"]["queries"] == 3 and released["counts"]["queries"] == 2
+    assert (right["direction"], released["direction"]) == (
+        "visible to infrared",
+        "infrared to visible",
+    )
+
+
+def test_released_llcm_lists_every_query_and_the_trials_it_was_drawn_in():
+    query, gallery = problem("llcm/v2i_released", 3, ties=False)
+    result = evaluate(**arguments(query, gallery), protocol="llcm/v2i_released", trials=3)
+    rows = result["per_query"]
+    drawn = [set(draw_by_hand(query, t)) for t in range(3)]
+    assert len(rows["AP"]) == len(query["person"]) == result["counts"]["pool_images"]
+    times = [sum(q in d for d in drawn) for q in range(len(query["person"]))]
+    assert all(v <= t for v, t in zip(rows["valid_trials"], times, strict=True))
+    assert any(t == 0 for t in times) and any(t > 1 for t in times)
+    for q, (ap, n) in enumerate(zip(rows["AP"], rows["valid_trials"], strict=True)):
+        assert (ap is None) == (n == 0), q
+    # A query's rank does not depend on the others: the mean over trials is that of its queries.
+    some = [np.mean([rows["AP"][q] for q in d if rows["AP"][q] is not None]) for d in drawn]
+    assert [t["mAP"] for t in result["trials"]] == pytest.approx(some)
+    queries, images = sampled_rows(
+        "llcm/v2i_released",
+        trial=2,
+        **{k: v for k, v in arguments(query, gallery).items() if not k.endswith("features")},
+    )
+    assert set(queries.tolist()) == drawn[2]
+    assert images.tolist() == list(range(len(gallery["person"])))
+
+
+def test_llcm_skips_the_own_person_of_the_own_camera_only():
+    features = np.eye(4)
+    options = {
+        "query_features": features[:1],
+        "query_person": [1],
+        "query_camera": [5],
+        "gallery_features": [[1, 0, 0, 0], [0.9, 0.1, 0, 0], [0.5, 0.5, 0, 0]],
+        "gallery_person": [1, 2, 1],
+        "gallery_name": ["a", "b", "c"],
+    }
+    seen = evaluate(**options, gallery_camera=[5, 5, 4], protocol="llcm/i2v", trials=1)
+    assert seen["per_query"]["best_rank"] == [2]  # person 2 of camera 5 stays, own image goes
+    seen = evaluate(**options, gallery_camera=[6, 5, 4], protocol="llcm/i2v", trials=1)
+    assert seen["per_query"]["best_rank"] == [1]
+
+
+def test_what_is_needed_is_asked_for():
+    query, gallery = problem("llcm/i2v", 0, ties=False)
+    complete = arguments(query, gallery)
+    for name, lost, message in (
+        ("llcm/i2v", "gallery_camera", "gallery_camera, got None: it draws images of each camera"),
+        ("llcm/i2v", "query_camera", "query_camera, got None: queries skip images of their own"),
+        ("llcm/i2v", "gallery_name", "gallery_name, got None: its draw goes by the names"),
+        ("llcm/v2i_released", "query_name", "query_name, got None: its draw goes by the names"),
+        ("sysu/all/single", "query_camera", "query_camera, got None: queries of camera 3 skip"),
+    ):
+        some = {k: v for k, v in complete.items() if k != lost}
+        with pytest.raises(ValueError, match=f"{name} needs {message}"):
+            evaluate(**some, protocol=name)
+    # Elsewhere neither is needed, and what is given of them changes no number.
+    for name in (*EVERYTHING, *FOLDERS):
+        bare = {k: v for k, v in complete.items() if k.split("_")[1] in ("features", "person")}
+        full, less = evaluate(**complete, protocol=name), evaluate(**bare, protocol=name)
+        assert full["metrics"] == less["metrics"] and full["gallery"] == "all"
+        assert set(full["per_query"]) - set(less["per_query"]) == {"name", "camera"}
+    with pytest.raises(ValueError, match=r"query of llcm/i2v: got images of camera \[3\]"):
+        evaluate(**{**complete, "query_camera": [3] * len(query["person"])}, protocol="llcm/i2v")
+    with pytest.raises(ValueError, match="regdb/v2t draws nothing, so it has one trial, got 10"):
+        evaluate(**complete, protocol="regdb/v2t", trials=10)
+    with pytest.raises(
+        ValueError, match=r"folders/i2v has no gallery 'official'.*nothing is drawn"
+    ):
+        evaluate(**complete, protocol="folders/i2v", gallery="official")
+    with pytest.raises(ValueError, match="cmc is 'rank', expected one of id, image"):
+        evaluate(**complete, protocol="folders/i2v", cmc="rank")
+    with pytest.raises(ValueError, match="rerank is 'none', expected one of None, all, queries"):
+        evaluate(**complete, protocol="folders/i2v", rerank="none")
+    with pytest.raises(ValueError, match="unknown ties 'first'"):
+        evaluate(**complete, protocol="folders/i2v", ties="first")
+    with pytest.raises(ValueError, match=r"query features are float64 \[3\], expected a real mat"):
+        evaluate([1.0, 2.0, 3.0], gallery["features"], query_person=[1], gallery_person=[1])
+
+
+def test_cmc_in_the_other_convention():
+    query, gallery = problem("regdb/v2t", 1, ties=False)
+    both = {}
+    for cmc in ("image", "id"):
+        both[cmc] = evaluate(**arguments(query, gallery), protocol="regdb/v2t", cmc=cmc)
+        assert both[cmc]["cmc"] == cmc
+        curve = both[cmc]["curves"][f"cmc_{cmc}"]
+        for rank in (1, 5, 10, 20):
+            assert both[cmc]["metrics"][f"R{rank}"] == pytest.approx(curve[rank - 1])
+    assert both["id"]["metrics"]["R1"] == both["image"]["metrics"]["R1"]
+    assert both["id"]["metrics"]["R10"] > both["image"]["metrics"]["R10"]
+    assert both["id"]["curves"] == both["image"]["curves"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    protocol=st.sampled_from([*LLCM, *EVERYTHING]),
+    exponent=st.integers(-20, 20),
+    ties=st.booleans(),
+)
+def test_properties(seed, protocol, exponent, ties):
+    """Order of the sides, scale and precision change nothing; arguments are left as they were."""
+    query, gallery = problem(protocol, seed, ties=ties)
+    options = {"protocol": protocol, "trials": 2 if get_protocol(protocol).drawn else 1}
+    given_ = {
+        k: np.array(v) if k.split("_")[1] != "name" else v
+        for k, v in arguments(query, gallery).items()
+    }
+    copies = {k: np.array(v) for k, v in given_.items()}
+    for value in given_.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    try:
+        result = evaluate(**given_, **options)
+    except ValueError as error:
+        assert "has a true image" in str(error)
+        return
+    for key, value in given_.items():
+        np.testing.assert_array_equal(value, copies[key])
+
+    scaled = {k: v * 2.0**exponent if "features" in k else v for k, v in given_.items()}
+    assert evaluate(**scaled, **options) == result
+
+    rng = np.random.default_rng(seed)
+    moved = dict(given_)
+    for which in ("query", "gallery"):
+        order = rng.permutation(len(moved[f"{which}_person"]))
+        for key in ("features", "person", "camera"):
+            moved[f"{which}_{key}"] = moved[f"{which}_{key}"][order]
+        moved[f"{which}_name"] = [moved[f"{which}_name"][row] for row in order]
+    again = evaluate(**moved, **options)
+    drawn_gallery = get_protocol(protocol).drawn == "gallery"
+    if drawn_gallery or not result["counts"]["tied_true_images"]:
+        for name, value in result["metrics"].items():
+            assert again["metrics"][name] == pytest.approx(value, abs=1e-12)
+        a, b = (
+            dict(zip(r["per_query"]["name"], r["per_query"]["best_rank"], strict=True))
+            for r in (result, again)
+        )
+        assert a == b
+    assert again["counts"] == result["counts"]
+
+
+@pytest.mark.parametrize("protocol", [*LLCM, "regdb/t2v"])
+def test_ties_enclose_the_stable_order(protocol):
+    query, gallery = problem(protocol, 5, ties=True)
+    found = {
+        ties: evaluate(**arguments(query, gallery), protocol=protocol, ties=ties)
+        for ties in ("pessimistic", "stable", "optimistic")
+    }
+    assert [r["ties"] for r in found.values()] == list(found)
+    for low, high in itertools.pairwise(found.values()):
+        assert low["metrics"]["mAP"] <= high["metrics"]["mAP"]
+        assert low["metrics"]["R1"] <= high["metrics"]["R1"]
+    assert found["pessimistic"]["metrics"]["mAP"] < found["optimistic"]["metrics"]["mAP"]
