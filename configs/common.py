@@ -7,10 +7,18 @@ the package does it. Durations are epochs. Every number names its source.
 import ml_collections
 from ml_collections import config_dict
 
-DATASETS = ("synthetic", "sysu", "regdb", "llcm")
+DATASETS = ("synthetic", "sysu", "regdb", "llcm", "folders")
 
-# Every recipe that a paper trains from ImageNet weights is wired for them with the loaders
-# of the licensed data sets; the embedded data is trained from scratch.
+# What each data set is scored under, both directions where both are in use, and what the best
+# checkpoint is chosen by where people are held out for that (data.val_ids).
+_SYSU = ("sysu/all/single", "sysu/all/multi", "sysu/indoor/single", "sysu/indoor/multi")
+PROTOCOLS = {
+    "synthetic": _SYSU,
+    "sysu": _SYSU,
+    "regdb": ("regdb/v2t", "regdb/t2v"),
+    "llcm": ("llcm/i2v", "llcm/v2i"),
+    "folders": ("folders/i2v", "folders/v2i"),
+}
 
 
 def dataset_of(arg: str | None) -> str:
@@ -32,8 +40,9 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.seed = 0
     c.allow_changes = False  # resume although training options differ from the run's
 
-    c.data = ml_collections.ConfigDict(dict(name=dataset, image_size=(96, 48)))
+    c.data = ml_collections.ConfigDict(dict(name=dataset))
     if laptop:
+        c.data.image_size = (96, 48)
         c.data.seed = 0
         c.data.train_ids = 240  # identities; images of each below are per camera
         c.data.train_visible = 3
@@ -47,13 +56,29 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     else:
         c.data.image_size = (384, 128)
         c.data.root = config_dict.placeholder(str)  # the folder as released
+        c.data.images = "cached"  # decoded once into a file; or memory, encoded
+        c.data.filter = "lanczos"  # of resizing: AGW and its descendants; MPANet, IDKL: bilinear
+        c.data.strict = True  # refuse a tree that lacks anything of the release
+        c.data.unreadable = "refuse"  # images that cannot be decoded; or skip
+        c.data.val_ids = 0  # people held out from training to choose the best checkpoint on
+        c.data.cache = config_dict.placeholder(str)  # folder of decoded images; None: the default
+    if dataset in ("sysu", "regdb", "llcm"):
+        c.data.prepared = config_dict.placeholder(str)  # folder, or gs:// address
     if dataset == "regdb":
         c.data.trial = 1  # which of the ten released splits
+    if dataset == "folders":
+        c.data.test_share = 0.25  # of the people; 1: all, to score a trained model
+        c.data.seed = 0  # which people those are
+
+    c.init = ml_collections.ConfigDict()
+    # ImageNet weights of the backbone: a .pth, .safetensors or .npz file; None: random weights.
+    c.init["from"] = config_dict.placeholder(str)
 
     c.sampler = ml_collections.ConfigDict()
+    c.sampler.rule = "agw"  # or agw_legacy, exhaust (MPANet, IDKL), permute; see data/sampler.py
     c.sampler.num_ids = 8  # P, identities in a batch
     c.sampler.num_instances = 4  # K, images of an identity in each modality
-    # None: max(visible, infrared) // (P * K) + 1, the epoch of the AGW family's code
+    # None: the rule's own; for agw max(visible, infrared) // (P * K) + 1, as in AGW's code
     c.sampler.steps_per_epoch = config_dict.placeholder(int)
     c.sampler.replacement = True
 
@@ -69,7 +94,9 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.augment.grayscale = 0.0
     c.augment.erase = 0.0  # probability of random erasing
     c.augment.erase_area = (0.02, 0.4)
-    c.augment.erase_aspect = 0.3
+    c.augment.erase_aspect = (0.3, 1 / 0.3)
+    c.augment.erase_form = "uniform"  # of the aspect ratio; torchvision's erasing: log_uniform
+    c.augment.erase_attempts = 100  # torchvision's: 10
     c.augment.erase_value = (0.0, 0.0, 0.0)  # in standardized units
     c.augment.visible_channel = "none"  # or exchange, exchange_luma, adapt, adapt_gray
     c.augment.infrared_channel = "none"
@@ -100,14 +127,17 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.train.tensorboard = True
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.protocols = (
-        "sysu/all/single",
-        "sysu/all/multi",
-        "sysu/indoor/single",
-        "sysu/indoor/multi",
-    )
-    c.eval.validation = "sysu/all/single"
-    c.eval.trials = 10  # gallery draws
+    c.eval.protocols = PROTOCOLS[dataset]
+    c.eval.validation = PROTOCOLS[dataset][0]
+    c.eval.trials = config_dict.placeholder(int)  # draws; None: the protocol's number, 10 or 1
+    c.eval.gallery = "agw"  # or official: SYSU-MM01's fixed permutations, from the file below
+    c.eval.rand_perm = config_dict.placeholder(str)  # rand_perm_cam.mat
+    c.eval.flip = False  # rows for the mean feature of an image and its mirror image, too
+    c.eval.rerank = "none"  # or all, queries: rows after k-reciprocal re-ranking, too
+    c.eval.corrupt = config_dict.placeholder(str)  # visible, infrared, both, visible:fog:3, ...
+    c.eval.corrupt_repeats = 10
+    c.eval.corrupt_seed = 0
     c.eval.batch_size = 256
+    c.eval.memory_mb = 128  # working memory of the evaluator, beyond the features
     c.eval.baselines = laptop  # score raw pixels and the untrained network too
     return c

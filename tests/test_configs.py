@@ -20,7 +20,7 @@ from vireid_jax.metrics import PROTOCOLS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
 ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
-SECTIONS = ("data", "sampler", "loader", "augment", "method", "optim", "train", "eval")
+SECTIONS = ("data", "init", "sampler", "loader", "augment", "method", "optim", "train", "eval")
 RUN_KEYS = ("keep", "tensorboard")  # of the train section, for run.py and not for train.train
 
 
@@ -61,7 +61,8 @@ def test_sampler_and_loader(recipe):
     plan = sampler.plan(label, np.tile(modality, ids), seed=0, epoch=0, **recipe.sampler)
     assert plan.shape[2] == recipe.sampler.num_ids * recipe.sampler.num_instances
     loader = recipe.loader.to_dict()
-    accepts(parts.LOADERS[loader.pop("name")], loader | {"image_size": recipe.data.image_size})
+    image = {"image_size": recipe.data.image_size, "filter": "lanczos"}
+    accepts(parts.LOADERS[loader.pop("name")], loader | image)
 
 
 def test_augment(recipe):
@@ -106,18 +107,49 @@ def test_train(recipe):
 def test_eval(recipe):
     assert recipe.eval.protocols and set(recipe.eval.protocols) <= set(PROTOCOLS)
     assert recipe.eval.validation in PROTOCOLS
-    assert recipe.eval.trials == 10  # the benchmarks' number
+    assert recipe.eval.trials is None, "each protocol has the benchmark's number"
+    assert recipe.eval.validation in recipe.eval.protocols
+    parts.check_eval(recipe)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("protocols", ("sysu/outdoor",), "unknown protocol 'sysu/outdoor'"),
+        ("validation", "x", "unknown protocol 'x'"),
+        ("trials", 0, "eval.trials is 0, expected at least 1"),
+        ("batch_size", 0, "eval.batch_size is 0"),
+        ("corrupt_repeats", 0, "eval.corrupt_repeats is 0"),
+        ("memory_mb", 0, "eval.memory_mb is 0"),
+        ("gallery", "random", "eval.gallery is 'random', expected one of agw, official"),
+        ("gallery", "official", "rand_perm_cam.mat.*--config.eval.rand_perm=FILE"),
+        ("rerank", "yes", "eval.rerank is 'yes', expected one of none, all, queries"),
+        ("corrupt", "visible:hail", "hail"),
+    ],
+)
+def test_an_eval_section_that_cannot_be_carried_out_is_refused(key, value, message):
+    c = recipe_of("smcl", "sysu")
+    c.eval[key] = value
+    with pytest.raises(ValueError, match=message):
+        parts.check_eval(c)
 
 
 def test_a_run_reads_every_key_that_it_does_not_splat(recipe):
     """A key that nothing reads would look like a switch and do nothing."""
-    files = (ROOT / "vireid_jax" / name for name in ("parts.py", "run.py"))
+    files = (ROOT / "vireid_jax" / name for name in ("parts.py", "run.py", "scoring.py"))
     tree = ast.parse("\n".join(file.read_text() for file in files))
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    read = [path.split(".")[1:] for path in attributes if path.startswith("config.")]
+    # Some go by a shorter name: section = self.config.eval; and config["init"]: "from" is a word
+    # of Python's.
+    paths = {p.removeprefix("self.").replace("section.", "config.eval.") for p in attributes}
+    read = [path.split(".")[1:] for path in paths if path.startswith("config.")]
     for name in ("sampler", "loader", "eval"):
         assert set(recipe[name]) == {path[1] for path in read if path[0] == name and path[1:]}
-    assert set(recipe) == {path[0] for path in read} - set(dir(ml_collections.ConfigDict))
+    known = {path[0] for path in read} - set(dir(ml_collections.ConfigDict)) - {"get"}
+    assert set(recipe) == known | {"init"}
+    assert set(recipe.init) == {"from"} and 'config["init"]["from"]' in ast.unparse(tree).replace(
+        "'", '"'
+    )
 
 
 def test_free_keys_are_keys():
@@ -126,7 +158,7 @@ def test_free_keys_are_keys():
         recipe_of("smcl")
     )
     unknown = {k for k in runinfo.FREE_KEYS if not k.endswith("*") and k not in flat}
-    assert unknown <= {"data.cache"}
+    assert unknown <= {"data.cache", "data.images", "data.prepared", "data.root"}
 
 
 def test_a_recipe_survives_its_config_json(recipe, tmp_path):
@@ -169,7 +201,7 @@ def test_a_misspelt_key_in_a_recipe_is_refused_by_what_takes_the_section(section
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_unknown_data_set_is_refused(name):
-    with pytest.raises(ValueError, match=r"'market'.*synthetic, sysu, regdb, llcm"):
+    with pytest.raises(ValueError, match=r"'market'.*synthetic, sysu, regdb, llcm, folders"):
         recipe_of(name, "market")
     assert recipe_of(name).data.name == recipe_of(name, "").data.name == "synthetic"
 

@@ -14,8 +14,8 @@ LAYERS = [
     ["types"],
     ["nets", "losses", "metrics", "data", "weights", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
-    ["methods", "evaluate", "visual"],
-    ["train", "parts"],
+    ["methods", "evaluate", "visual", "stored_recipe"],
+    ["train", "parts", "scoring"],
     ["run"],
     ["main"],
 ]

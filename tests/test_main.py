@@ -60,18 +60,20 @@ def test_a_wrong_command_exits_with_2_and_one_line(arguments, message, tmp_path)
 
 
 def test_an_error_that_the_user_can_cure_exits_with_1_and_leaves_nothing(tmp_path):
-    """A data set without a loader; the recipe is found and read from any folder."""
-    code, out, err = command(RECIPE + ":sysu", cwd=tmp_path)
+    """A data set that is nowhere; the recipe is found and read from any folder."""
+    prepared = f"--config.data.prepared={tmp_path}/none"
+    code, out, err = command(RECIPE + ":sysu", prepared, cwd=tmp_path)
     assert (code, out) == (1, "")
-    assert err.startswith("error: vireid_jax") and "no loader for SYSU-MM01 yet" in err
+    assert err.startswith("error: SYSU-MM01 is not prepared in ") and "data.root is not set" in err
     assert err.endswith("(--debug shows where)\n") and err.count("\n") == 2
     assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_where(tmp_path):
-    code, _, err = command(RECIPE + ":sysu", "--debug", cwd=tmp_path)
+    prepared = f"--config.data.prepared={tmp_path}/none"
+    code, _, err = command(RECIPE + ":sysu", prepared, "--debug", cwd=tmp_path)
     assert code == 1
-    assert "Traceback" in err and "datasets.py" in err and "no loader for SYSU-MM01" in err
+    assert "Traceback" in err and "datasets.py" in err and "SYSU-MM01 is not prepared" in err
 
 
 def test_eval_of_a_folder_without_a_run_lists_what_it_holds(tmp_path):
@@ -87,7 +89,7 @@ def test_changed_values_reach_the_name_of_the_folder(tmp_path):
     arguments = ["--config.optim.lr=1e-3", "--config.eval.trials=3", "--mode=eval"]
     code, _, err = command(RECIPE, *arguments, cwd=tmp_path)
     assert code == 1 and "Traceback" not in err
-    assert f"no checkpoint in {tmp_path}/runs/smcl_synthetic,optim.lr=0.001/checkpoints" in err
+    assert "runs/smcl_synthetic,optim.lr=0.001 is not the folder of a run" in err
     assert not list(tmp_path.iterdir())
 
 
@@ -102,7 +104,7 @@ def test_changed_values_reach_the_name_of_the_folder(tmp_path):
             "smcl_sysu",
         ),
         ({"optim.milestones": (1.0, 2.0)}, "smcl_sysu,optim.milestones=_1.0,_2.0_"),
-        ({"data.root": "/data/../MM01"}, "smcl_sysu,data.root=_data_.._MM01"),
+        ({"init.from": "/w/../r50.pth"}, "smcl_sysu,init.from=_w_.._r50.pth"),
     ],
     ids=str,
 )

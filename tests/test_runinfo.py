@@ -55,7 +55,7 @@ def test_the_same_config_resumes(started, tmp_path):
         ({"sampler": {"num_ids": 4}}, "sampler.num_ids: 8 -> 4"),
         ({"sampler": {"steps_per_epoch": 5}}, "sampler.steps_per_epoch: null -> 5"),
         ({"data": {"image_size": (96, 64)}}, "data.image_size: [96, 48] -> [96, 64]"),
-        ({"data": {"root": "/d"}}, 'data.root: (absent) -> "/d"'),
+        ({"data": {"trial": 2}}, "data.trial: (absent) -> 2"),
         ({"train": {"epochs": 31.0}}, "train.epochs: 30.0 -> 31.0"),
         ({"optim": {"multipliers": ()}}, 'optim.multipliers: [["backbone/.*", 0.1]] -> []'),
         ({"data": "synthetic"}, 'data.name: "synthetic" -> (absent)'),

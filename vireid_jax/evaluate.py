@@ -15,8 +15,10 @@ from vireid_jax import sharding
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
 from vireid_jax.metrics import protocols
+from vireid_jax.metrics.combine import row_label
 from vireid_jax.types import (
     INFRARED,
+    MODALITIES,
     VISIBLE,
     Method,
     Records,
@@ -55,7 +57,9 @@ def embed_records(
     *,
     mesh: jax.sharding.Mesh,
     image_size: tuple[int, int],
+    filter: str = "lanczos",
     batch_size: int = 256,
+    mirror: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Features:
     """Embeds every image of `records`.
@@ -66,8 +70,10 @@ def embed_records(
       records: N images of one or both modalities, decoded or not.
       mesh: see `sharding.make_mesh`.
       image_size: (height, width) that encoded images are resized to.
+      filter: of that resizing, "lanczos" or "bilinear".
       batch_size: images at a time; rounded up to a multiple of the devices. The last batch
         is padded, so that one program per modality is compiled.
+      mirror: embed every image reflected left to right.
       should_stop: polled once a batch.
 
     Returns:
@@ -76,7 +82,7 @@ def embed_records(
     Raises:
       Stopped: when `should_stop` said so.
     """
-    devices = jax.device_count()
+    devices = mesh.size
     batch_size = -(-batch_size // devices) * devices
     own = sharding.process_rows(batch_size)
     out: Features = {}
@@ -87,7 +93,9 @@ def embed_records(
                 raise Stopped
             index = rows[at : at + batch_size]
             padded = np.resize(index, batch_size)  # repeats rows; the surplus is cut below
-            images = _pixels(records, padded[own], image_size)
+            images = pixels(records, padded[own], image_size, filter)
+            if mirror:
+                images = np.ascontiguousarray(images[:, :, ::-1])
             batch = sharding.to_global({"images": images}, mesh)["images"]
             for name, value in embed(variables, batch, modality).items():
                 feature = np.asarray(value)[: len(index)]
@@ -97,18 +105,31 @@ def embed_records(
     return out
 
 
-def _pixels(records: Records, rows: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+def pixels(
+    records: Records, rows: np.ndarray, image_size: tuple[int, int], filter: str = "lanczos"
+) -> np.ndarray:
+    """Images uint8 [n, H, W, 3] of `rows` (int [n]), decoded and resized where they are not."""
     images = records.images
     if is_decoded(images):
         return images[rows]
-    return arrays.decode([images[r] for r in rows], image_size)
+    return arrays.decode([images[r] for r in rows], image_size, filter=filter)
 
 
 def pixel_features(records: Records, image_size: tuple[int, int]) -> Features:
     """The raw-pixel baseline: each image as a vector, less its mean, {RAW_PIXELS: [N, H*W*3]}."""
     rows = np.arange(len(records))
-    pixels = _pixels(records, rows, image_size).reshape(len(rows), -1).astype(np.float32)
-    return {RAW_PIXELS: pixels - pixels.mean(1, keepdims=True)}
+    flat = pixels(records, rows, image_size).reshape(len(rows), -1).astype(np.float32)
+    return {RAW_PIXELS: flat - flat.mean(1, keepdims=True)}
+
+
+def directed(protocol: protocols.Protocol, retrieval: Retrieval) -> Retrieval:
+    """Query and gallery in the direction of the protocol: `Retrieval` has infrared queries.
+
+    Its own inverse.
+    """
+    if protocol.query == MODALITIES[VISIBLE]:
+        return Retrieval(retrieval.gallery, retrieval.query)
+    return retrieval
 
 
 def score(
@@ -117,33 +138,57 @@ def score(
     retrieval: Retrieval,
     *,
     protocol_names: Sequence[str],
-    trials: int = 10,
+    trials: int | None = None,
+    gallery_draw: str = "agw",
+    permutations: Any = None,
+    rerank: str | None = None,
+    block_bytes: int = protocols.BLOCK_BYTES,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """Scores every feature under every protocol.
 
     Args:
-      query: {feature: [Q, D]}, rows as in retrieval.query.
-      gallery: {feature: [G, D]}.
+      query: {feature: [Q, D]}, rows as in retrieval.query (the infrared images).
+      gallery: {feature: [G, D]}, rows as in retrieval.gallery (the visible ones). Protocols that
+        search the other way swap the two here.
       retrieval: who and where the images are.
       protocol_names: keys of `metrics.PROTOCOLS`.
-      trials: gallery draws to average over.
+      trials: draws to average over; None for the protocol's number.
+      gallery_draw: "agw", or "official" where a protocol has fixed permutations.
+      permutations: from `metrics.read_permutations`, for "official".
+      rerank: None, "all" or "queries", see `metrics.evaluate`.
+      block_bytes: working memory beyond the features.
+      should_stop: polled before every evaluation.
 
     Yields:
       `protocols.evaluate`'s dict with "feature" added, headline feature first within a protocol.
+
+    Raises:
+      Stopped: when `should_stop` said so.
     """
-    for protocol in protocol_names:
+    for name in protocol_names:
+        protocol = protocols.get_protocol(name)
+        sides = directed(protocol, retrieval)
         for feature in query:
+            if should_stop():
+                raise Stopped
+            values = (query[feature], gallery[feature])
+            if sides is not retrieval:
+                values = values[::-1]
             result = protocols.evaluate(
-                query[feature],
-                gallery[feature],
-                query_person=retrieval.query.person,
-                gallery_person=retrieval.gallery.person,
-                query_camera=retrieval.query.camera,
-                gallery_camera=retrieval.gallery.camera,
-                gallery_name=retrieval.gallery.name,
-                query_name=retrieval.query.name,
-                protocol=protocol,
+                *values,
+                query_person=sides.query.person,
+                gallery_person=sides.gallery.person,
+                query_camera=sides.query.camera,
+                gallery_camera=sides.gallery.camera,
+                gallery_name=sides.gallery.name,
+                query_name=sides.query.name,
+                protocol=name,
+                gallery=gallery_draw,
+                permutations=permutations,
+                rerank=rerank,
                 trials=trials,
+                block_bytes=block_bytes,
             )
             yield {"feature": feature, **result}
 
@@ -153,7 +198,8 @@ def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[st
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
-        name = f"{result['protocol'].replace('/', '-')}-{result['feature']}.json"
+        label = f"{result['protocol']}-{row_label(result)}"
+        name = "".join(c if c.isalnum() or c in " ._-" else "-" for c in label) + ".json"
         temporary = folder / f".{name}.tmp"
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         temporary.replace(folder / name)

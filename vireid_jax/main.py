@@ -75,11 +75,24 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
+def _with_stored_recipe(argv: list[str]) -> list[str]:
+    """Names the run's own recipe where --mode=eval changes a value of it without naming one."""
+    given = dict(zip(argv, [*argv[1:], ""], strict=True))  # --flag value
+    given |= {a.partition("=")[0]: a.partition("=")[2] for a in argv if "=" in a}  # --flag=value
+    given = {key.lstrip("-"): value for key, value in given.items() if key.startswith("-")}
+    changes = any(key.startswith("config.") for key in given)
+    if given.get("mode") == "eval" and given.get("workdir") and changes and "config" not in given:
+        recipe = ROOT / "vireid_jax" / "stored_recipe.py"
+        return [argv[0], f"--config={recipe}:{given['workdir']}", *argv[1:]]
+    return argv
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; what is wrong with them becomes one line, not a traceback."""
     sys.path.append(str(ROOT))  # recipes import configs.common wherever they are run from
+    argv = _with_stored_recipe(list(argv))
     try:
-        return flags.FLAGS(list(argv))
+        return flags.FLAGS(argv)
     except flags.Error as error:
         # A recipe that raises arrives with its traceback; its last line is the message.
         _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))

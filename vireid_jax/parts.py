@@ -8,11 +8,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from vireid_jax import sharding
-from vireid_jax.data import arrays, datasets, sampler
+from vireid_jax import sharding, weights
+from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
-from vireid_jax.types import Batch, Method, Split, check_batch, train_labels
+from vireid_jax.types import Batch, Method, Split, Variables, check_batch, train_labels
 
 
 class Parts(NamedTuple):
@@ -25,31 +25,33 @@ class Parts(NamedTuple):
     steps_per_epoch: int
     image_size: tuple[int, int]
     mesh: jax.sharding.Mesh
+    persons: np.ndarray  # int32 [C], the person behind each class
+    weights: str = ""  # what was taken from the file of config.init
 
 
 def build(config: ml_collections.ConfigDict) -> Parts:
     """Builds what the recipe describes; cheap checks come before the data is loaded."""
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
     rows = sharding.process_rows(num_ids * num_instances)
-    method_options = config.method.to_dict()
-    make_method = get_build(method_options.pop("name"))
+    get_build(config.method.name)
     if config.loader.name not in LOADERS:
         raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
-    for name in (*config.eval.protocols, config.eval.validation):
-        get_protocol(name)
-    for name in ("trials", "batch_size"):
-        if config.eval[name] < 1:
-            raise ValueError(f"eval.{name} is {config.eval[name]}, expected at least 1")
+    check_eval(config)
     image_size = tuple(config.data.image_size)
+    if config["init"]["from"] is not None:
+        weights.read(config["init"]["from"])  # a wrong file is told before the data is loaded
     split = datasets.load(**config.data)
+    if not len(split.train):
+        raise ValueError(
+            f"{split.name} has no images to train on (data.test_share is 1?); expected some; to "
+            "score a trained model on all of them, use --mode=eval with the --workdir of its run"
+        )
     label, persons = train_labels(split.train)
     pk = dict(num_ids=num_ids, num_instances=num_instances)
     steps = config.sampler.steps_per_epoch
     if steps is None:
-        steps = sampler.steps_per_epoch(label, split.train.modality, **pk)
-    method = make_method(
-        num_classes=len(persons), image_size=image_size, steps_per_epoch=steps, **method_options
-    )
+        steps = sampler.steps_per_epoch(label, split.train.modality, rule=config.sampler.rule, **pk)
+    method, report = _method(config, len(persons), steps)
 
     def plan(epoch: int) -> Any:
         return sampler.plan(
@@ -58,6 +60,7 @@ def build(config: ml_collections.ConfigDict) -> Parts:
             seed=config.seed,
             epoch=epoch,
             steps_per_epoch=steps,
+            rule=config.sampler.rule,
             replacement=config.sampler.replacement,
             **pk,
         )
@@ -65,7 +68,7 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     plan(0)  # refuses what cannot be sampled, before anything is traced
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        load = LOADERS[config.loader.name](image_size, config.loader.prefetch)
+        load = LOADERS[config.loader.name](image_size, _filter(config), config.loader.prefetch)
         local_ids = (rows.stop - rows.start) // num_instances
         for n, batch in enumerate(
             load(split.train, label, plan, start=start, stop=stop, rows=rows)
@@ -78,17 +81,95 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
     label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
-    return Parts(split, method, batches, batch, steps, image_size, sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    return Parts(split, method, batches, batch, steps, image_size, mesh, persons, report)
 
 
-def _arrays(image_size: tuple[int, int], prefetch: int) -> Callable[..., Iterator[Batch]]:
-    return arrays.batches
+def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None) -> Parts:
+    """Builds what scoring a trained model needs; its data set may be another, without training.
+
+    Args:
+      config: the recipe; its init section is not used, since the run's checkpoint is.
+      persons: int [C], the people that the model was trained on; None takes the data set's.
+    """
+    check_eval(config)
+    get_build(config.method.name)
+    split = datasets.load(**config.data)
+    if persons is None:
+        persons = train_labels(split.train)[1]
+    config = config.copy_and_resolve_references()
+    config["init"]["from"] = None
+    method, _ = _method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
+
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        raise NotImplementedError("these parts were built to score, not to train")
+
+    size = tuple(config.data.image_size)
+    return Parts(split, method, batches, None, 1, size, sharding.make_mesh(), persons)
 
 
-def _tfdata(image_size: tuple[int, int], prefetch: int) -> Callable[..., Iterator[Batch]]:
+def check_eval(config: ml_collections.ConfigDict) -> None:
+    """Refuses an eval section that could not be carried out, before anything is loaded."""
+    for name in (*config.eval.protocols, config.eval.validation):
+        get_protocol(name)
+    for name in ("trials", "batch_size", "corrupt_repeats", "memory_mb"):
+        if config.eval[name] is not None and config.eval[name] < 1:
+            raise ValueError(f"eval.{name} is {config.eval[name]}, expected at least 1")
+    choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries")}
+    for name, known in choices.items():
+        if config.eval[name] not in known:
+            raise ValueError(
+                f"eval.{name} is {config.eval[name]!r}, expected one of {', '.join(known)}"
+            )
+    if config.eval.gallery == "official" and config.eval.rand_perm is None:
+        raise ValueError(
+            "eval.gallery is 'official', whose draws are those of SYSU-MM01's rand_perm_cam.mat; "
+            "name that file with --config.eval.rand_perm=FILE (it is in the evaluation code at "
+            "https://github.com/wuancong/SYSU-MM01, not in the data set), or use gallery=agw"
+        )
+    if config.eval.corrupt is not None:
+        corrupt.parse(config.eval.corrupt)
+
+
+def _method(
+    config: ml_collections.ConfigDict, num_classes: int, steps_per_epoch: int
+) -> tuple[Method, str]:
+    """The method, starting from the weights of the recipe's init section if it names a file."""
+    options = config.method.to_dict()
+    method = get_build(options.pop("name"))(
+        num_classes=num_classes,
+        image_size=tuple(config.data.image_size),
+        steps_per_epoch=steps_per_epoch,
+        **options,
+    )
+    path = config["init"]["from"]
+    if path is None:
+        return method, ""
+    shapes = jax.eval_shape(method.init, jax.random.key(config.seed))
+    report = str(weights.init_from(path, shapes)[1])  # refuses what does not fit
+
+    def init(key: Any) -> Variables:
+        return weights.init_from(path, method.init(key))[0]
+
+    return method._replace(init=init), report
+
+
+def _filter(config: ml_collections.ConfigDict) -> str:
+    return config.data.get("filter", "lanczos")  # the embedded data is rendered at its size
+
+
+def _arrays(
+    image_size: tuple[int, int], filter: str, prefetch: int
+) -> Callable[..., Iterator[Batch]]:
+    return partial(arrays.batches, image_size=image_size, filter=filter, prefetch=prefetch)
+
+
+def _tfdata(
+    image_size: tuple[int, int], filter: str, prefetch: int
+) -> Callable[..., Iterator[Batch]]:
     from vireid_jax.data import tfdata  # TensorFlow: seconds and 600 MB, only when asked for
 
-    return partial(tfdata.batches, image_size=image_size, prefetch=prefetch)
+    return partial(tfdata.batches, image_size=image_size, filter=filter, prefetch=prefetch)
 
 
 LOADERS = {"arrays": _arrays, "tfdata": _tfdata}

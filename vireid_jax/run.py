@@ -14,11 +14,26 @@ import ml_collections
 from absl import logging
 from clu import parameter_overview
 
-from vireid_jax import checkpoint, evaluate, optim, preemption, runinfo, sharding, train, writer
+from vireid_jax import (
+    checkpoint,
+    evaluate,
+    optim,
+    preemption,
+    runinfo,
+    scoring,
+    sharding,
+    train,
+    writer,
+)
 from vireid_jax.data import augment, datasets
 from vireid_jax.metrics import format_table
-from vireid_jax.parts import Parts, build
-from vireid_jax.types import Retrieval, Stopped
+from vireid_jax.metrics.combine import row_label
+from vireid_jax.parts import Parts, build, build_to_score
+from vireid_jax.scoring import Scorer
+from vireid_jax.types import Stopped
+
+
+SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
 
 
 def run(
@@ -33,7 +48,8 @@ def run(
     """Trains and scores a recipe, or scores a run.
 
     Args:
-      config: a recipe; None takes the one stored in `workdir`.
+      config: a recipe; None takes the one stored in `workdir`. To "eval" a recipe gives the
+        data, loader and eval sections, the run in `workdir` all others.
       workdir: folder of the run; None names one under runs/ after the recipe and `overrides`.
       overrides: the values that were changed in the recipe, for that name.
       mode: "train" or "eval".
@@ -49,7 +65,9 @@ def run(
     _use_compilation_cache()
     try:
         folder = _folder(config, workdir, overrides or {})
-        if config is None:
+        if mode == "eval":
+            config = _config_to_score(config, folder, overrides or {})
+        elif config is None:
             config = runinfo.load_config(folder)
         sharding.use_cpu_cores(config.sampler.num_ids * config.sampler.num_instances)
         if mode == "eval":
@@ -95,7 +113,9 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     # Tracing finds what is wrong with any option before the folder says that a run has begun.
     jax.eval_shape(step_fn, train.abstract_state(parts.method, transform), parts.batch)
+    runinfo.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
     runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
+    runinfo.save_classes(workdir, parts.split, parts.persons)
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(shapes["params"], include_stats=False)
         (workdir / "parameters.txt").write_text(overview + "\n")
@@ -139,7 +159,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     chosen: str | int = int(step) if step.isdigit() else step
     # Before any data is loaded: a wrong folder is told at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
-    parts = build(config)
+    parts = build_to_score(config, runinfo.load_classes(workdir))
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     variables, at = checkpoint.restore_variables(
         workdir / "checkpoints", sharding.abstract(dict(shapes), parts.mesh), chosen
@@ -148,45 +168,23 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     return _score(config, parts, embed, variables, workdir, at)
 
 
-UNTRAINED = "untrained network"
-
-
-def _embed_both(
-    config: ml_collections.ConfigDict,
-    parts: Parts,
-    embed: evaluate.Embed,
-    variables: Any,
-    retrieval: Retrieval,
-) -> tuple[evaluate.Features, evaluate.Features]:
-    options = dict(
-        mesh=parts.mesh,
+def _scorer(config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Embed) -> Scorer:
+    return Scorer(
+        config,
         image_size=parts.image_size,
-        batch_size=config.eval.batch_size,
+        mesh=parts.mesh,
+        embed=embed,
         should_stop=preemption.requested,
     )
-    query = evaluate.embed_records(embed, variables, retrieval.query, **options)
-    gallery = evaluate.embed_records(embed, variables, retrieval.gallery, **options)
-    return query, gallery
 
 
 def _validation(
     config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Embed
 ) -> Callable[[Any], dict[str, float]] | None:
     """Variables -> scores on the held-out identities, None where there are none."""
-    val = parts.split.val
-    if val is None:
+    if parts.split.val is None:
         return None
-
-    def validate(variables: Any) -> dict[str, float]:
-        query, gallery = _embed_both(config, parts, embed, variables, val)
-        results = evaluate.score(
-            query, gallery, val, protocol_names=[config.eval.validation], trials=config.eval.trials
-        )
-        result = next(results)
-        scores = {name: result["metrics"][name] for name in ("mAP", "R1", "mINP")}
-        return scores | {"chance_mAP": result["chance"]["mAP"]}
-
-    return validate
+    return partial(_scorer(config, parts, embed).validate, retrieval=parts.split.val)
 
 
 def _score(
@@ -198,29 +196,61 @@ def _score(
     step: int,
 ) -> list[dict]:
     """Scores the test set, prints the table, saves it with per-query results."""
-    test = parts.split.test
-    score = partial(evaluate.score, retrieval=test, trials=config.eval.trials)
-    query, gallery = _embed_both(config, parts, embed, variables, test)
-    results = list(score(query, gallery, protocol_names=config.eval.protocols))
-    if config.eval.baselines:
-        pixels = [evaluate.pixel_features(r, parts.image_size) for r in test]
-        results += score(*pixels, protocol_names=config.eval.protocols[:1])
-        fresh = sharding.replicate(dict(parts.method.init(jax.random.key(config.seed))), parts.mesh)
-        query, gallery = _embed_both(config, parts, embed, fresh, test)
-        first = next(iter(query))
-        untrained = [{UNTRAINED: f[first]} for f in (query, gallery)]
-        results += score(*untrained, protocol_names=config.eval.protocols[:1])
+
+    def fresh() -> Any:
+        return scoring.fresh_variables(parts.method.init, config.seed, parts.mesh)
+
+    results = _scorer(config, parts, embed).test(variables, parts.split.test, fresh)
+    split = {"trial": config.data.trial} if "trial" in config.data else {}
     for result in results:
-        result |= {"step": step, "dataset": parts.split.name, "seed": config.seed}
+        result |= {"step": step, "dataset": parts.split.name, "seed": config.seed, **split}
     if jax.process_index() == 0:
         folder = workdir / "eval" / str(step)
         evaluate.save_results(results, folder)
         print(f"\n{parts.split.name}, test identities, step {step} ({workdir})")
-        rows = {(r["protocol"], r["feature"]): r for r in results}
-        baselines = (evaluate.RAW_PIXELS, UNTRAINED)
-        print(format_table(rows, baselines=baselines), flush=True)
+        rows = {(r["protocol"], row_label(r)): r for r in results}
+        print(format_table(rows, baselines=scoring.BASELINES), flush=True)
         print(f"per-query results: {folder}")
     return results
+
+
+def _config_to_score(
+    config: ml_collections.ConfigDict | None,
+    folder: pathlib.Path,
+    overrides: Mapping[str, Any],
+) -> ml_collections.ConfigDict:
+    """The run's own config; a recipe that is given replaces what is tested on, and how.
+
+    Raises:
+      FileNotFoundError: `folder` is not a run.
+      ValueError: an override of a section that the run decides, or a model of one RegDB split
+        that would be tested on another, half of whose people it was trained on.
+    """
+    own = runinfo.load_config(folder)
+    if config is None:
+        return own
+    given = config.copy_and_resolve_references()
+    for key in overrides:
+        section, _, name = key.partition(".")
+        if section in SCORED or not name:
+            continue
+        was, asked = own.get(section, {}).get(name), given[section][name]
+        if was != asked:
+            raise ValueError(
+                f"{key} is {was!r} in the run in {folder}, whose model --mode=eval scores, and "
+                f"{asked!r} on the command line; only {', '.join(SCORED)} options can be changed"
+            )
+    mixed = own.copy_and_resolve_references().unlock()
+    for section in SCORED:
+        mixed[section] = given[section]
+    mixed.data.image_size = own.data.image_size  # that of the model
+    if own.data.name == given.data.name == "regdb" and own.data.trial != given.data.trial:
+        raise ValueError(
+            f"the model in {folder} was trained on trial {own.data.trial} of RegDB, and half of "
+            f"the test people of trial {given.data.trial} were among those it was trained on; add "
+            f"--config.data.trial={own.data.trial}, or score a run of trial {given.data.trial}"
+        )
+    return mixed.lock()
 
 
 def _folder(
@@ -276,6 +306,7 @@ def _summary(
         [
             datasets.records_summary(parts.split),
             f"method    {config.method.name}, {count / 1e6:.2f} M parameters",
+            f"weights   {parts.weights or 'random'}",
             f"batch     {pk} per modality, {parts.image_size[0]} x {parts.image_size[1]} pixels",
             f"schedule  {parts.steps_per_epoch} steps/epoch x {config.train.epochs:g} epochs",
             f"devices   {len(devices)} x {devices[0].device_kind}, "

@@ -4,10 +4,12 @@ config.json   the resolved config that the run trains with (config.1.json, ... e
               changes were allowed)
 env.json      a list: versions and devices of every start that differed from the one before
 COMMAND       one line per start
+classes.json  the data set: the person behind each class, a checksum of the images' names
 """
 
 import datetime
 import fnmatch
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -19,8 +21,11 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
-CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
+from vireid_jax.types import Split
+
+CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
 
 # Keys that may change when a run is resumed, since no parameter depends on them: what is scored,
 # how often something is shown, scored or saved, and how batches are brought (every loader brings
@@ -28,6 +33,9 @@ CONFIG, ENV, COMMAND = "config.json", "env.json", "COMMAND"
 FREE_KEYS = (
     "allow_changes",
     "data.cache",
+    "data.images",
+    "data.prepared",
+    "data.root",
     "eval.*",
     "loader.*",
     "run_name",
@@ -151,6 +159,71 @@ def save_run_info(
     with (workdir / COMMAND).open("a", encoding="utf-8") as f:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         f.write(f"{shlex.join(argv)}  # {now}\n")
+
+
+def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
+    """Writes classes.json, by the first process."""
+    if jax.process_index() == 0:
+        _write_json(pathlib.Path(workdir) / CLASSES, _classes(split, persons))
+
+
+def _classes(split: Split, persons: np.ndarray) -> dict[str, Any]:
+    names = "\n".join(split.train.name).encode()
+    return {
+        "dataset": split.name,
+        "images": len(split.train),
+        "names_sha256": hashlib.sha256(names).hexdigest(),
+        "persons": [int(p) for p in persons],
+    }
+
+
+def load_classes(workdir: str | pathlib.Path) -> np.ndarray | None:
+    """Int32 [C], the person behind each class of the run; None if it did not write that down."""
+    path = pathlib.Path(workdir) / CLASSES
+    if not path.exists():
+        return None
+    try:
+        return np.array(json.loads(path.read_text())["persons"], np.int32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it if the data set is the one that the run "
+            "was trained on, and its classes will be taken from there"
+        ) from error
+
+
+def check_classes(
+    workdir: str | pathlib.Path, split: Split, persons: np.ndarray, *, allow: bool = False
+) -> None:
+    """Refuses to go on with a run whose training images have changed since it began.
+
+    Args:
+      workdir: the run folder; without a classes.json in it everything is fine.
+      split: the data set as it is now.
+      persons: int32 [C], the person behind each class.
+      allow: other images of the same people are fine.
+
+    Raises:
+      ValueError: classes.json tells of others.
+    """
+    known = load_classes(workdir)
+    if known is None:
+        return
+    if not np.array_equal(known, persons):
+        gone, new = np.setdiff1d(known, persons), np.setdiff1d(persons, known)
+        raise ValueError(
+            f"the run in {workdir} was trained on {len(known)} people, the data set "
+            f"{split.name!r} now has {len(persons)}: {len(gone)} are gone {gone[:5].tolist()}, "
+            f"{len(new)} are new {new[:5].tolist()}; restore the data set, or name another "
+            "--workdir"
+        )
+    old, new_ = json.loads((pathlib.Path(workdir) / CLASSES).read_text()), _classes(split, persons)
+    if not allow and old.get("names_sha256") != new_["names_sha256"]:
+        raise ValueError(
+            f"the run in {workdir} was trained on {old.get('images')} images of "
+            f"{old.get('dataset')!r}, the data set {split.name!r} now has {new_['images']}, or "
+            "others by name; restore the data set, name another --workdir, or go on with "
+            "--config.allow_changes=True"
+        )
 
 
 def environment() -> dict[str, Any]:

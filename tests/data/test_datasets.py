@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from vireid_jax.data import datasets, synthetic
+from vireid_jax.data import arrays, datasets, synthetic, trees
+from vireid_jax.data.synthetic.layouts import write_tree
 from vireid_jax.types import Records, Retrieval, Split
 
 TINY = dict(
@@ -53,19 +54,57 @@ def test_every_option_of_every_data_set_is_a_keyword_of_load():
 
 
 @pytest.mark.parametrize(
-    "name, title, options",
-    [("sysu", "SYSU-MM01", {}), ("regdb", "RegDB", {"trial": 2}), ("llcm", "LLCM", {})],
+    ("name", "title"), [("sysu", "SYSU-MM01"), ("regdb", "RegDB"), ("llcm", "LLCM")]
 )
-def test_data_sets_without_a_loader_say_so_and_clear_the_recipe(name, title, options):
-    with pytest.raises(datasets.DataError, match=f"no loader for {title} yet") as error:
-        datasets.load(name=name, root="/data", image_size=(288, 144), **options)
-    assert isinstance(error.value, ValueError)
-    assert "available: synthetic" in str(error.value)
-    assert "Your recipe is fine" in str(error.value)
+def test_a_data_set_that_is_nowhere_says_where_to_get_it(name, title, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{title} is not prepared in {tmp_path}") as error:
+        datasets.load(name=name, prepared=str(tmp_path))
+    assert "--config.data.root=DIR" in str(error.value) and "http" in str(error.value)
+
+
+def test_own_folders_need_a_root():
+    with pytest.raises(FileNotFoundError, match=r"data.root is not set.*visible"):
+        datasets.load(name="folders")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "both"}, "data.images is 'both', expected one of cached, memory, encoded"),
+        ({"unreadable": "ignore"}, "data.unreadable is 'ignore', expected one of refuse, skip"),
+        ({"filter": "nearest"}, "nearest"),
+        ({"image_size": (0, 4)}, "size"),
+        ({"trial": 11}, "trial"),
+        ({"val_ids": -1}, "val_ids"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_read(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        datasets.load(name="regdb", root=str(tmp_path / "absent"), **options)
+
+
+def test_where_images_are_kept_changes_no_pixel(tmp_path):
+    root = write_tree(
+        tmp_path / "regdb", "regdb", train_ids=2, test_ids=2, images=2, image_size=(40, 20)
+    )
+    common = dict(name="regdb", root=root, strict=False, image_size=(32, 16))
+    places = dict(prepared=tmp_path / "prepared", cache=tmp_path / "cache")
+    splits = {i: datasets.load(images=i, **common, **places) for i in trees.IMAGES}
+    want = np.asarray(splits["memory"].train.images)
+    assert want.dtype == np.uint8 and want.shape == (8, 32, 16, 3)
+    np.testing.assert_array_equal(splits["cached"].train.images[np.arange(8)], want)
+    np.testing.assert_array_equal(
+        arrays.decode(list(splits["encoded"].train.images), (32, 16)), want
+    )
+    assert {tuple(s.train.name) for s in splits.values()} == {tuple(splits["memory"].train.name)}
+    # What is prepared needs no tree any more.
+    again = datasets.load(name="regdb", image_size=(32, 16), **places)
+    np.testing.assert_array_equal(again.train.images[np.arange(8)], want)
+    assert any("1" in note for note in splits["cached"].notes), "what a partial tree lacks is said"
 
 
 def test_unknown_names_and_dead_options_are_refused():
-    with pytest.raises(ValueError, match="llcm, regdb, synthetic, sysu"):
+    with pytest.raises(ValueError, match="folders, llcm, regdb, synthetic, sysu"):
         datasets.load(name="market")
     with pytest.raises(ValueError, match=r"root, trial would have no effect .*'synthetic'"):
         datasets.load(root="/data", trial=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import stored, synthetic
+from vireid_jax.data import synthetic, trees
 from vireid_jax.types import MODALITIES, Records, Split
 
 _MOST_CAMERAS = 12  # a summary line names no more
@@ -48,11 +48,11 @@ def load(
       root: the folder of the data set as released; for "folders" that of your own images, or a
         CSV file. Not for "synthetic", which is rendered.
       image_size: height, width in pixels.
-      images: "cached", "memory" or "encoded", see `stored.load`.
-      filter: "lanczos" or "bilinear", see `stored.load`.
-      strict: refuse a tree that lacks anything of the release, see `stored.load`.
-      unreadable: "refuse" or "skip", see `stored.load`.
-      prepared: folder of the prepared data sets, see `stored.load`.
+      images: "cached", "memory" or "encoded", see `trees.load`.
+      filter: "lanczos" or "bilinear", see `trees.load`.
+      strict: refuse a tree that lacks anything of the release, see `trees.load`.
+      unreadable: "refuse" or "skip", see `trees.load`.
+      prepared: folder of the prepared data sets, see `trees.load`.
       trial: which of the ten released halves ("regdb" only), 1 .. 10.
       test_share: share of the people to test on ("folders" only), 0 .. 1.
       seed: of the rendering ("synthetic") or of the choice of test people ("folders").
@@ -158,9 +158,9 @@ def _folders(
 
 
 def _stored(name: str, options: Mapping[str, Any], *split_options: str) -> Split:
-    """Loads from disk; `split_options` go to the reader's `split`, the others to `stored.load`."""
+    """Loads from disk; `split_options` go to the reader's `split`, the others to `trees.load`."""
     reading = {key: value for key, value in options.items() if key not in split_options}
-    return stored.load(name, **reading, options={key: options[key] for key in split_options})
+    return trees.load(name, **reading, options={key: options[key] for key in split_options})
 
 
 DATASETS: dict[str, Callable[..., Split]] = {

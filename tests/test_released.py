@@ -1,0 +1,195 @@
+"""Every recipe on every data set, from a tree on disk to a table: two steps, then scores."""
+
+import importlib
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from tests.test_configs import RECIPES
+from vireid_jax import run
+from vireid_jax.data.synthetic.layouts import write_tree
+
+SIZE = (48, 24)
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """{data set: root}, small, rendered, in the released layouts."""
+    root = tmp_path_factory.mktemp("trees")
+    few = dict(train_ids=6, test_ids=6, images=3, image_size=SIZE)
+    found = {name: write_tree(root / name, name, **few) for name in ("sysu", "regdb", "llcm")}
+    found["folders"] = _own_folders(root / "own", found["regdb"])
+    return found
+
+
+def _own_folders(root, regdb):
+    """RegDB's images as a user might have them: two folders, named people."""
+    for ours, theirs in (("visible", "Visible"), ("infrared", "Thermal")):
+        for person in sorted((regdb / theirs).iterdir()):
+            folder = root / ours / f"person {person.name}"
+            folder.mkdir(parents=True)
+            for n, image in enumerate(sorted(person.iterdir())):
+                Image.open(image).save(folder / f"{n}.png")
+    return root
+
+
+def small(recipe, dataset, tmp_path, root=None):
+    """The recipe with a tiny network, two steps, and nothing outside `tmp_path`."""
+    c = importlib.import_module(f"configs.{recipe}").get_config(dataset)
+    c.data.image_size = SIZE
+    if root is None:
+        for part in ("train", "val", "test"):
+            c.data[f"{part}_ids"] = 8
+        c.data.test_visible = c.data.test_infrared = 2
+    else:
+        c.data.root, c.data.strict = str(root), False
+    c.data.cache = str(tmp_path / "cache")
+    if "prepared" in c.data:
+        c.data.prepared = str(tmp_path / "prepared")
+    if dataset == "folders":
+        c.data.test_share = 0.4
+    c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 2
+    c.method.depth, c.method.width = 10, 8
+    c.method.metric_from_epoch = 0.0
+    c.optim.schedule, c.optim.milestones, c.optim.warmup_epochs = "constant", (), 0.0
+    c.augment.pad = 2
+    c.train.epochs, c.train.tensorboard = 1.0, False
+    c.eval.batch_size = 32
+    c.eval.trials = 2 if dataset in ("synthetic", "sysu", "llcm") else None
+    return c
+
+
+def saved(workdir):
+    (step,) = (workdir / "eval").iterdir()
+    return [json.loads(p.read_text()) for p in sorted(step.iterdir())]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dataset", common.DATASETS)
+def test_every_recipe_trains_and_scores_on_every_data_set(recipe, dataset, trees, tmp_path, capsys):
+    c = small(recipe, dataset, tmp_path, trees.get(dataset))
+    workdir = tmp_path / "run"
+    assert run.run(c, workdir=workdir, debug=True) == 0
+    out = capsys.readouterr().out
+    results = saved(workdir)
+    assert {r["protocol"] for r in results} == set(c.eval.protocols)
+    for result in results:
+        assert 0 < result["metrics"]["mAP"] <= 1 and result["dataset"] == dataset
+        assert result["protocol"] in out
+    if dataset == "regdb":
+        assert {r["trial"] for r in results} == {1}
+    persons = json.loads((workdir / "classes.json").read_text())["persons"]
+    assert persons == sorted(set(persons))
+
+
+# One trained run of SYSU-MM01's layout, and what can be asked of it -----------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(trees, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("trained")
+    c = small("smcl", "sysu", tmp_path, trees["sysu"])
+    c.eval.protocols = ("sysu/all/single",)
+    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    return tmp_path / "run", c
+
+
+def scored(trained, tmp_path, **changes):
+    """The rows of --mode=eval with values of the recipe changed."""
+    workdir, own = trained
+    c = own.copy_and_resolve_references()
+    keys = []
+    for key, value in changes.items():
+        section, name = key.split("__")
+        c[section][name] = value
+        keys.append(f"{section}.{name}")
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    overrides = dict.fromkeys(keys)
+    assert run.run(c, workdir=tmp_path / "run", mode="eval", overrides=overrides, debug=True) == 0
+    return saved(tmp_path / "run")
+
+
+def test_flip_and_reranking_are_rows_of_their_own(trained, tmp_path, capsys):
+    plain = {r["feature"]: r for r in scored(trained, tmp_path / "a")}
+    rows = scored(trained, tmp_path / "b", eval__flip=True, eval__rerank="all")
+    labels = [(r["feature"], bool(r.get("flip")), r.get("rerank")) for r in rows]
+    features = [
+        ("bn", False, None),
+        ("pool", False, None),
+        ("bn", True, None),
+        ("pool", True, None),
+    ]
+    assert set(labels) == {*features, ("bn", False, "all")} and len(labels) == 5
+    for r in rows:
+        if not r.get("flip") and not r.get("rerank"):
+            assert r["metrics"] == plain[r["feature"]]["metrics"], "the headline is what it was"
+        else:
+            assert r["metrics"] != plain[r["feature"]]["metrics"]
+    table = capsys.readouterr().out
+    assert table.rindex("bn, re-ranked") > table.rindex("pool")
+
+
+def test_corruption_is_repeated_and_averaged(trained, tmp_path, capsys):
+    (row, *others) = scored(
+        trained, tmp_path, eval__corrupt="visible:gaussian_noise:5", eval__corrupt_repeats=3
+    )
+    assert [r["feature"] for r in (row, *others)] == ["bn", "pool"]
+    assert row["corrupt"] == "visible:gaussian_noise:5"
+    assert (row["over"], row["results"], len(row["trials"])) == ("repeats", 3, 3)
+    assert row["metrics"]["mAP"] == pytest.approx(np.mean([t["mAP"] for t in row["trials"]]))
+    assert len({t["mAP"] for t in row["trials"]}) > 1, "each repeat has noise of its own"
+    assert "-C (vireid)" in capsys.readouterr().out
+
+
+def test_a_model_is_scored_on_another_data_set(trained, trees, tmp_path):
+    workdir, _ = trained
+    c = small("smcl", "folders", tmp_path, trees["folders"])
+    c.data.test_share = 1.0  # everybody is unknown to this model
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    assert run.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
+    rows = saved(tmp_path / "run")
+    assert {r["protocol"] for r in rows} == {"folders/i2v", "folders/v2i"}
+    assert {r["counts"]["gallery_ids"] for r in rows} == {12}
+
+
+def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):
+    workdir, own = trained
+    c = own.copy_and_resolve_references()
+    c.method.depth = 18
+    assert run.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
+    assert "method.depth is 10 in the run in" in capsys.readouterr().err
+
+
+def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):
+    c = small("smcl", "regdb", tmp_path, trees["regdb"])
+    workdir = tmp_path / "run"
+    pathlib.Path(workdir).mkdir()
+    from vireid_jax import runinfo
+
+    runinfo.save_run_info(workdir, c.to_dict(), ["x"])
+    c.data.trial = 2
+    assert run.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
+    assert "trained on trial 1 of RegDB" in capsys.readouterr().err
+
+
+def test_training_on_people_that_are_all_for_testing_is_refused(trees, tmp_path, capsys):
+    c = small("smcl", "folders", tmp_path, trees["folders"])
+    c.data.test_share = 1.0
+    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert "no images to train on" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
+    c = small("smcl", "folders", tmp_path, trees["folders"])
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
+    assert run.run(c, workdir=workdir) == 1
+    assert "was trained on 3 people" in capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""Scores of a trained model as a recipe's eval section asks for them: rows for a table.
+
+The headline rows are plain features under each protocol. Rows that improve on them by more work
+at test time (mirrored images, re-ranking) and rows under corruption are separate and labelled.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from vireid_jax import evaluate, sharding
+from vireid_jax.data import corrupt
+from vireid_jax.evaluate import Embed, Features
+from vireid_jax.metrics import get_protocol, read_permutations, sampled_rows
+from vireid_jax.metrics.combine import combine
+from vireid_jax.metrics.distance import unit_rows
+from vireid_jax.types import Records, Retrieval, Stopped
+
+RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
+BASELINES = (RAW_PIXELS, UNTRAINED)
+
+
+Sides = tuple[Features, Features]  # of the queries and the gallery of a Retrieval
+
+
+class Scorer:
+    """What is needed to score variables: a recipe, its data, the mesh, and when to stop.
+
+    Args:
+      config: the recipe; its eval section says what is scored.
+      image_size: (height, width) in pixels.
+      mesh: see `sharding.make_mesh`.
+      embed: from `evaluate.make_embed`.
+      should_stop: polled between batches; `Stopped` is raised when it says so.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        image_size: tuple[int, int],
+        mesh: jax.sharding.Mesh,
+        embed: Embed,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.image_size, self.mesh = config, image_size, mesh
+        self.embed, self.should_stop = embed, should_stop
+        self._permutations: Any = None
+
+    def validate(self, variables: Any, retrieval: Retrieval) -> dict[str, float]:
+        """mAP, R1 and mINP of the headline feature under the validation protocol."""
+        features = self._features(variables, retrieval)
+        result = next(self._plain(features, retrieval, [self.config.eval.validation]))
+        scores = {name: result["metrics"][name] for name in ("mAP", "R1", "mINP")}
+        return scores | {"chance_mAP": result["chance"]["mAP"]}
+
+    def test(self, variables: Any, retrieval: Retrieval, fresh: Any = None) -> list[dict[str, Any]]:
+        """Every row that the eval section asks for.
+
+        Args:
+          variables: on the mesh.
+          retrieval: the test set.
+          fresh: () -> the variables before training, for the baseline rows.
+        """
+        names = self.config.eval.protocols
+        if self.config.eval.corrupt is not None:
+            return list(self._corrupted(variables, retrieval))
+        features = self._features(variables, retrieval)
+        results = list(self._plain(features, retrieval, names))
+        if self.config.eval.flip:
+            mirrored = self._features(variables, retrieval, mirror=True)
+            both = _each(
+                lambda a, b: {name: _mean_direction(a[name], b[name]) for name in a},
+                features,
+                mirrored,
+            )
+            results += [r | {"flip": True} for r in self._plain(both, retrieval, names)]
+        if self.config.eval.rerank != "none":
+            headline = _each(lambda side: {name: side[name] for name in list(side)[:1]}, features)
+            results += self._plain(headline, retrieval, names, rerank=self.config.eval.rerank)
+        if self.config.eval.baselines:
+            pixels = _each(lambda r: evaluate.pixel_features(r, self.image_size), retrieval)
+            results += self._plain(pixels, retrieval, names[:1])
+            if fresh is not None:
+                untrained = self._features(fresh(), retrieval)
+                first = next(iter(untrained[0]))
+                renamed = _each(lambda side: {UNTRAINED: side[first]}, untrained)
+                results += self._plain(renamed, retrieval, names[:1])
+        return results
+
+    def _features(self, variables: Any, retrieval: Retrieval, *, mirror: bool = False) -> Sides:
+        query, gallery = (
+            evaluate.embed_records(
+                self.embed,
+                variables,
+                records,
+                mesh=self.mesh,
+                image_size=self.image_size,
+                filter=self.config.data.get("filter", "lanczos"),
+                batch_size=self.config.eval.batch_size,
+                mirror=mirror,
+                should_stop=self.should_stop,
+            )
+            for records in retrieval
+        )
+        return query, gallery
+
+    def _plain(
+        self,
+        features: Sides,
+        retrieval: Retrieval,
+        names: Any,
+        *,
+        rerank: str | None = None,
+        trials: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        section = self.config.eval
+        return evaluate.score(
+            *features,
+            retrieval,
+            protocol_names=names,
+            trials=section.trials if trials is None else trials,
+            gallery_draw=section.gallery,
+            permutations=self._fixed(),
+            rerank=rerank,
+            block_bytes=section.memory_mb << 20,
+            should_stop=self.should_stop,
+        )
+
+    def _fixed(self) -> Any:
+        if self.config.eval.gallery == "official" and self._permutations is None:
+            self._permutations = read_permutations(self.config.eval.rand_perm)
+        return self._permutations
+
+    def _corrupted(self, variables: Any, retrieval: Retrieval) -> Iterator[dict[str, Any]]:
+        """Mean over repeats with new corruptions, as CIL-ReID (NeurIPS 2021) and MUN, table 5.
+
+        Where a protocol draws its gallery, the first draw alone is used, as in CIL's code.
+        """
+        section = self.config.eval
+        asked = corrupt.parse(section.corrupt)
+        for name in section.protocols:
+            some = self._first_trial(name, retrieval)
+            clean = self._features(variables, some)
+            repeats: list[list[dict[str, Any]]] = []
+            for repeat in range(section.corrupt_repeats):
+                damaged = Retrieval(*(self._damage(records, asked, repeat) for records in some))
+                sides = []
+                for before, after, features in zip(some, damaged, clean, strict=True):
+                    if after is before:  # nothing of this side is corrupted
+                        sides.append(features)
+                    else:
+                        sides.append(self._one_side(variables, after))
+                found = self._plain((sides[0], sides[1]), damaged, [name], trials=1)
+                repeats.append([r | {"corrupt": section.corrupt} for r in found])
+            for results in zip(*repeats, strict=True):
+                yield combine(results, over="repeats")
+
+    def _one_side(self, variables: Any, records: Records) -> Features:
+        return self._features(variables, Retrieval(records, records.take(np.arange(0))))[0]
+
+    def _first_trial(self, name: str, retrieval: Retrieval) -> Retrieval:
+        """The images that the first trial uses: no other needs corrupting."""
+        protocol = get_protocol(name)
+        sides = evaluate.directed(protocol, retrieval)
+        rows = sampled_rows(
+            name,
+            query_person=sides.query.person,
+            query_camera=sides.query.camera,
+            query_name=sides.query.name,
+            gallery_person=sides.gallery.person,
+            gallery_camera=sides.gallery.camera,
+            gallery_name=sides.gallery.name,
+            gallery=self.config.eval.gallery,
+            permutations=self._fixed(),
+            trial=0,
+        )
+        some = Retrieval(*(side.take(r) for side, r in zip(sides, rows, strict=True)))
+        return evaluate.directed(protocol, some)
+
+    def _damage(self, records: Records, asked: corrupt.Spec, repeat: int) -> Records:
+        """The records with the modalities that are asked for corrupted; the same if none is."""
+        rows = np.flatnonzero(np.isin(records.modality, asked.modalities))
+        if not len(rows):
+            return records
+        if self.should_stop():
+            raise Stopped
+        images = evaluate.pixels(
+            records,
+            np.arange(len(records)),
+            self.image_size,
+            self.config.data.get("filter", "lanczos"),
+        ).copy()
+        images[rows] = corrupt.corrupt_images(
+            images[rows],
+            [records.name[r] for r in rows.tolist()],
+            seed=self.config.eval.corrupt_seed,
+            repeat=repeat,
+            kinds=asked.kinds,
+            severities=asked.severities,
+        )
+        return dataclasses.replace(records, images=images)
+
+
+def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Mesh) -> Any:
+    """The variables before training, on the mesh."""
+    return sharding.replicate(dict(init(jax.random.key(seed))), mesh)
+
+
+def _each(function: Callable[..., Features], *sides: Any) -> Sides:
+    query, gallery = (function(*of_a_side) for of_a_side in zip(*sides, strict=True))
+    return query, gallery
+
+
+def _mean_direction(features: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """The mean of two unit vectors, row by row [N, D]: the flip test of CAJ's released code."""
+    return (unit_rows(features) + unit_rows(mirrored)) / 2
