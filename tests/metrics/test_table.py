@@ -8,6 +8,7 @@ import pytest
 
 from tests.metrics.test_protocols import world
 from vireid_jax.metrics import evaluate, format_table, near_chance, to_markdown
+from vireid_jax.metrics.combine import combine
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,118 @@ def test_markdown(results):
     assert {line.count("|") for line in table} == {9}
     assert table[2].startswith("| sysu/all/single | bn | ")
     assert table[3].startswith("| sysu/all/single | raw pixels | ")
+
+
+def marked(result, **marks):
+    return {**copy.deepcopy(result), **marks}
+
+
+def shown(text):
+    """(heading, feature) of every row of a table."""
+    body = text.splitlines()[2:]
+    body = body[: next(n for n, line in enumerate(body) if line.startswith("---"))]
+    rows, heading = [], ""
+    width = text.index("feature")
+    for line in filter(None, body):
+        heading = line[:width].strip() or heading
+        rows.append((heading, re.split(r"  +", line[width:])[0]))
+    return rows
+
+
+def test_rows_with_work_at_test_time_are_labelled_and_never_first(results):
+    plain, name = results["sysu/all/single", "bn"], "sysu/all/single"
+    rows = {
+        (name, "bn "): marked(plain, rerank="queries"),
+        (name, "bn"): marked(plain, rerank="all"),
+        (name, "pool"): marked(plain, flip=True, rerank=None),
+        (name, "raw pixels"): results[name, "raw pixels"],
+        (name, "fc"): marked(plain, rerank=None, flip=False),
+    }
+    text = format_table(rows, baselines=("raw pixels",))
+    assert [feature for _, feature in shown(text)] == [
+        "fc",
+        "pool, flip",
+        "bn , re-ranked (queries)",
+        "bn, re-ranked",
+        "raw pixels",
+    ]
+    # A label that says so already is left as it is.
+    said = {(name, "a"): plain, (name, "bn, flip, re-ranked"): marked(plain, flip=1, rerank="all")}
+    assert (name, "bn, flip, re-ranked") in shown(format_table(said))
+
+
+def test_without_a_plain_row_the_first_one_says_so(results):
+    rows = {
+        ("sysu/all/single", "bn"): marked(results["sysu/all/single", "bn"], rerank="all"),
+        ("sysu/all/single", "raw pixels"): results["sysu/all/single", "raw pixels"],
+    }
+    for table in (format_table, to_markdown):
+        text = table(rows, baselines=("raw pixels",))
+        assert text.index("(plain: not scored)") < text.index("bn, re-ranked")
+    both = shown(format_table(rows, baselines=("raw pixels",)))
+    assert [f for _, f in both] == ["(plain: not scored)", "bn, re-ranked", "raw pixels"]
+
+
+def test_what_was_measured_otherwise_has_a_heading_of_its_own(results):
+    plain, name = results["sysu/all/single", "bn"], "sysu/all/single"
+    rows = {
+        (name, "bn"): plain,
+        ("sysu/indoor/multi", "bn"): results["sysu/indoor/multi", "bn"],
+        (name, "bn, official"): marked(plain, gallery="official"),
+        (name, "bn, images"): marked(plain, cmc="image"),
+        (name, "bn, pessimistic"): marked(plain, ties="pessimistic"),
+        (name, "bn, fog"): marked(plain, corrupt="visible:fog:3"),
+    }
+    text = format_table(rows)
+    assert shown(text) == [
+        (name, "bn"),
+        (f"{name}, official", "bn, official"),
+        (f"{name}, CMC by images", "bn, images"),
+        (f"{name}, pessimistic ties", "bn, pessimistic"),
+        (f"{name}, corrupt", "bn, fog"),
+        ("sysu/indoor/multi", "bn"),
+    ]
+    assert f"{name}, official: " in text and "4 official draws" in text
+    assert "4 agw draws, ranks count images" in text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "who"),
+    [
+        ("regdb/v2t", "6 visible queries, 8 infrared images of 3 people, all images, ranks"),
+        ("llcm/i2v", "6 infrared queries, 4 visible images of 3 people, 10 agw draws"),
+        ("llcm/v2i_released", "4 infrared queries, 8 visible images of 3 people, 10 agw draws"),
+    ],
+)
+def test_the_notes_say_who_searched_where(protocol, who):
+    query = [(p, c) for p, c in ((1, 1), (1, 1), (1, 2), (2, 1), (3, 1), (3, 1))]
+    gallery = [(p, c) for p, c in ((1, 3), (1, 3), (1, 4), (2, 3), (2, 3), (3, 4), (3, 4), (3, 4))]
+    result = evaluate(
+        np.eye(4)[[p for p, _ in query]],
+        np.eye(4)[[p for p, _ in gallery]],
+        query_person=[p for p, _ in query],
+        gallery_person=[p for p, _ in gallery],
+        query_camera=[c for _, c in query],
+        gallery_camera=[c for _, c in gallery],
+        query_name=[f"q{n}" for n in range(6)],
+        gallery_name=[f"g{n}" for n in range(8)],
+        protocol=protocol,
+    )
+    text = format_table({(protocol, "bn"): result})
+    assert f"{protocol}: {who}" in text
+    assert ("±" in text) == ("all images" not in text)  # one evaluation has no spread
+
+
+def test_a_mean_over_splits_says_so(results):
+    runs = [
+        marked(results[key], feature="bn", protocol="regdb/v2t", gallery="all", cmc="image")
+        for key in (("sysu/all/single", "bn"), ("sysu/all/single", "raw pixels"))
+    ]
+    result = combine(runs, over="splits")
+    text = format_table({("regdb/v2t", "bn"): result})
+    assert "mean over 2 splits" in text and "± its standard deviation over splits" in text
+    with pytest.raises(ValueError, match="not measured alike"):
+        format_table({("regdb/v2t", "bn"): result, ("regdb/v2t", "fc"): runs[0]})
 
 
 def test_refuses_to_mix(results):

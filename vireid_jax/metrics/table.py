@@ -4,6 +4,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from vireid_jax.metrics.protocols import PROTOCOLS
+
 SIGMAS = 3.0  # how far above a random ranking an mAP must lie to say anything
 COLUMNS = ("R1", "R10", "R20", "mAP", "mINP")
 
@@ -21,10 +23,15 @@ class _Heading(NamedTuple):
 
     def __str__(self) -> str:
         marks = [self.protocol]
+        rule = PROTOCOLS.get(self.protocol)
+        if rule is not None and rule.cmc != self.cmc:
+            marks.append(f"CMC by {'people' if self.cmc == 'id' else 'images'}")
         if self.gallery == "official":
             marks.append("official")
         if self.ties != "stable":
             marks.append(f"{self.ties} ties")
+        if self.corrupt is not None:
+            marks.append("corrupt")
         return ", ".join(marks)
 
 
@@ -53,7 +60,7 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
       ValueError: no rows, or rows of one group that were not measured alike.
     """
     groups = _groups(rows, baselines)
-    header, lines = _cells(rows, groups, baselines)
+    header, lines, sizes = _cells(rows, groups, baselines)
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: list[str]) -> str:
@@ -63,20 +70,19 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     out = [text(header), rule]
-    heading = ""
-    for line in lines:
-        if line[0] == heading:
-            out.append(text(["", *line[1:]]))
-            continue
-        out += [""] * bool(heading) + [text(line)]
-        heading = line[0]
+    at = 0
+    for size in sizes:
+        out += [""] * bool(at)  # between groups
+        for first, line in enumerate(lines[at : at + size]):
+            out.append(text(line if not first else ["", *line[1:]]))
+        at += size
     return "\n".join([*out, rule, *_notes(rows, groups, baselines)])
 
 
 def to_markdown(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection[str] = ()) -> str:
     """The same table for a README; see `format_table`."""
     groups = _groups(rows, baselines)
-    header, lines = _cells(rows, groups, baselines)
+    header, lines, _ = _cells(rows, groups, baselines)
     rule = ["---", "---", *("---:" for _ in header[2:])]
     table = [
         "| " + " | ".join(cell.strip() for cell in line) + " |" for line in [header, rule, *lines]
@@ -128,8 +134,10 @@ def _cells(
     rows: Mapping[Key, Mapping[str, Any]],
     groups: Mapping[_Heading, list[Key]],
     baselines: Collection[str],
-) -> tuple[list[str], list[list[str]]]:
-    lines = []
+) -> tuple[list[str], list[list[str]], list[int]]:
+    """Header, rows of cells, and how many of them each group has."""
+    lines: list[list[str]] = []
+    sizes: list[int] = []
     for heading, keys in groups.items():
         if any(_extras(rows[keys[0]])):  # what leads a group is read as the result
             lines.append([str(heading), "(plain: not scored)", *("-" for _ in COLUMNS), "-"])
@@ -142,9 +150,10 @@ def _cells(
             chance = _percent(result["chance"]["mAP"]) + flag
             name = _label(feature, result)
             lines.append([str(heading), name, *(value[name] for name in COLUMNS), chance])
+        sizes.append(len(lines) - sum(sizes))
     _pad_right(lines, COLUMNS.index("mAP") + 2, " ± ")
     _pad_right(lines, -1, " !")
-    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines
+    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines, sizes
 
 
 def _pad_right(lines: list[list[str]], column: int, mark: str) -> None:
