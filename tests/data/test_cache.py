@@ -1,0 +1,149 @@
+"""The pixel cache: the pixels of arrays.decode, once."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.data.mixed_tree import never, tree
+from vireid_jax.data import arrays, builders, cache
+from vireid_jax.types import Pixels
+
+SIZE = (16, 8)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tree(tmp_path_factory.mktemp("tree") / "tree", 40)
+
+
+@pytest.fixture(scope="module")
+def pixels(source):
+    return arrays.decode(source.records.images, SIZE)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks that divide neither the checksum blocks nor the images."""
+    monkeypatch.setattr(cache, "_CHUNK", 7)
+
+
+def suffixes(folder):
+    return sorted(p.suffix for p in folder.iterdir())
+
+
+# --- Pixels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filter", arrays.FILTERS)
+def test_the_pixels_are_those_of_decode(source, tmp_path, small_chunks, filter):
+    calls = []
+    cached = cache.decode_once(
+        source,
+        image_size=SIZE,
+        filter=filter,
+        folder=tmp_path,
+        progress=lambda *x: calls.append(x),
+    )
+    assert calls == [(n, 40) for n in (7, 14, 21, 28, 35, 40)]
+    images = cached.records.images
+    assert isinstance(images, Pixels) and images.shape == (40, *SIZE, 3)
+    assert not images.array.flags.writeable
+    expected = arrays.decode(source.records.images, SIZE, filter=filter)
+    assert (images[np.arange(40)] == expected).all()
+    for field in ("person", "camera", "modality", "name"):
+        assert getattr(cached.records, field) is getattr(source.records, field)
+    cache.verify(cached)
+    # It is a plain file for anyone else.
+    (path,) = tmp_path.glob("*.npy")
+    assert (np.load(path) == expected).all()
+    again = cache.decode_once(
+        source, image_size=SIZE, filter=filter, folder=tmp_path, progress=never
+    )
+    assert (again.records.images[:] == expected).all()
+
+
+def test_prepared_and_encoded_images_give_the_same_pixels(source, pixels, tmp_path):
+    ready = builders.prepare(source, out=tmp_path / "out")
+    encoded = [pathlib.Path(p).read_bytes() for p in source.records.images]
+    in_ram = dataclasses.replace(source.records, images=encoded)
+    for n, listing in enumerate((ready, dataclasses.replace(source, records=in_ram))):
+        folder = tmp_path / str(n)
+        cached = cache.decode_once(listing, image_size=SIZE, folder=folder)
+        assert (cached.records.images[:] == pixels).all()
+        cache.decode_once(listing, image_size=SIZE, folder=folder, progress=never)
+
+
+def test_in_memory(source, pixels, tmp_path):
+    calls = []
+    held = cache.in_memory(source, image_size=SIZE, progress=lambda *x: calls.append(x))
+    assert type(held.records.images) is np.ndarray and (held.records.images == pixels).all()
+    assert calls == [(40, 40)]
+    cached = cache.decode_once(source, image_size=SIZE, folder=tmp_path)
+    held = cache.in_memory(cached, image_size=SIZE)
+    assert type(held.records.images) is np.ndarray and (held.records.images == pixels).all()
+    assert held.records.images.flags.owndata
+
+
+def test_decoded_images_stay_as_they_are(source, pixels, tmp_path):
+    decoded = dataclasses.replace(
+        source, records=dataclasses.replace(source.records, images=pixels)
+    )
+    assert cache.decode_once(decoded, image_size=SIZE, folder=tmp_path) is decoded
+    with pytest.raises(ValueError, match=r"decoded already, at \(16, 8\)"):
+        cache.decode_once(decoded, image_size=(8, 16), folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_file_is_known_by(source, tmp_path, monkeypatch):
+    def stem(listing=source, size=SIZE, filter="lanczos"):
+        return cache._stem(listing, size, filter)
+
+    first = stem()
+    assert first == stem() and first.startswith("regdb-16x8-lanczos-")
+    others = [
+        stem(size=(8, 16)),
+        stem(filter="bilinear"),
+        stem(source.take(np.arange(39))),
+        stem(source.take(np.arange(39, -1, -1))),
+    ]
+    monkeypatch.setattr(cache, "DECODER_VERSION", 0)
+    others.append(stem())
+    monkeypatch.undo()
+    monkeypatch.setattr("PIL.__version__", "1.0")
+    others.append(stem())
+    monkeypatch.undo()
+    path = pathlib.Path(source.records.images[5])
+    was = path.stat()
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1_000_000))
+    others.append(stem())
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert first == stem()
+    assert len({first, *others}) == len(others) + 1
+
+
+def test_where_it_is_kept(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "own"))
+    cache.decode_once(source, image_size=SIZE)
+    assert suffixes(tmp_path / "own") == [".json", ".npy"]
+    monkeypatch.setenv("VIREID_CACHE", "gs://bucket/folder")
+    with pytest.raises(ValueError, match="set VIREID_CACHE"):
+        cache.decode_once(source, image_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"image_size": (0, 8)}, "expected .height, width."),
+        ({"filter": "nearest"}, "lanczos, bilinear"),
+        ({"unreadable": "maybe"}, "refuse or skip"),
+    ],
+)
+def test_bad_options(source, tmp_path, options, message):
+    for function in (cache.decode_once, cache.in_memory):
+        own = {"folder": tmp_path} if function is cache.decode_once else {}
+        with pytest.raises(ValueError, match=message):
+            function(source, **{"image_size": SIZE, **own, **options})
+    assert list(tmp_path.iterdir()) == []
