@@ -5,52 +5,91 @@ from typing import Any
 
 import numpy as np
 
+CACHED = 1 << 17  # entries that are normalized at a time, so that they stay in the cache
+UNIT = 5e-7  # how far from 1 the length of a row normalized in float32 may be
+
 
 def unit_rows(
-    features: Any, *, what: str = "features", name: Sequence[str] | None = None
+    features: Any,
+    *,
+    what: str = "features",
+    name: Sequence[str] | None = None,
+    number: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rows scaled to length 1, as float32 [N, D].
 
-    Rows are divided by their largest entry first, in their own precision, so that squares
-    neither overflow nor vanish whatever the scale.
+    Rows of length 1 up to 5e-7 stay as they are, bit for bit, so that normalized float32
+    features keep the similarities that their inner products have elsewhere; if all rows do,
+    the result is the array given. No scale of a row makes its squares overflow or vanish.
 
     Args:
       features: [N, D], any real dtype.
       what: what to call the rows in an error.
       name: N names for error messages.
+      number: int [N], the rows' numbers for error messages if they are not 0 .. N - 1.
 
     Raises:
       ValueError: not a real matrix, an entry that is not finite, or a row of zeros.
     """
     features = np.asarray(features)
-    if features.dtype.name == "bfloat16":  # not a NumPy dtype; every value fits a float32
-        features = features.astype(np.float32)
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.shape[1]:
+    check_matrix(features, what)
+    n, width = features.shape
+    if features.dtype == np.float32 and features.flags.c_contiguous:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if (np.abs(np.sqrt(np.vecdot(features, features)) - 1) <= UNIT).all():
+                return features
+    out = np.empty((n, width), np.float32)
+    length = np.empty(n)
+    step = max(1, CACHED // width)
+    for at in range(0, n, step):
+        length[at : at + step] = _unit_part(features[at : at + step], out[at : at + step])
+
+    def where(row: int) -> str:
+        row_name = "" if name is None else f" ({name[row]})"
+        return f"{what} row {row if number is None else number[row]}{row_name}"
+
+    if len(bad := np.flatnonzero(~np.isfinite(length))):
+        raise ValueError(
+            f"{where(bad[0])} holds a NaN or an infinity ({len(bad)} of {n} rows do), "
+            "expected finite numbers; check the weights and the image"
+        )
+    if len(bad := np.flatnonzero(length == 0)):
+        raise ValueError(
+            f"{where(bad[0])} is all zeros ({len(bad)} of {n} rows are), so it has no "
+            "direction to compare; check the weights and the image"
+        )
+    return out
+
+
+def _unit_part(part: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Writes unit rows to `out`; lengths up to scale: 0 for zeros, NaN if not finite."""
+    if part.dtype.kind != "f" or part.dtype.itemsize < 4:
+        part = part.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.vecdot(part, part)
+        safe = (squared > 1e-20) & (squared < 1e20)  # False for NaN
+        length = np.sqrt(np.where(safe, squared, 1).astype(np.float64))
+        length[np.abs(length - 1) <= UNIT] = 1
+        np.divide(part, length[:, None].astype(part.dtype), out=out, casting="same_kind")
+    if len(rows := np.flatnonzero(~safe)):
+        some = part[rows].astype(np.float64)
+        largest = np.abs(some).max(axis=1)
+        largest[~np.isfinite(largest)] = np.nan
+        some[np.isnan(largest)] = 0
+        some /= np.where(largest > 0, largest, 1)[:, None]
+        length[rows] = np.sign(largest)
+        out[rows] = some / np.sqrt(np.maximum(np.vecdot(some, some), 1e-300))[:, None]
+    return length
+
+
+def check_matrix(features: np.ndarray, what: str) -> None:
+    """Raises ValueError unless `features` is a real matrix [rows, width >= 1]."""
+    known = features.dtype.kind in "fiu" or features.dtype.name == "bfloat16"
+    if features.ndim != 2 or not known or not features.shape[1]:
         raise ValueError(
             f"{what} are {features.dtype} {list(features.shape)}, expected a real matrix "
             "[rows, width], one row per image"
         )
-    if features.dtype.kind != "f" or features.dtype.itemsize < 4:
-        features = features.astype(np.float32)
-
-    def where(row: int) -> str:
-        return f"{what} row {row}" + ("" if name is None else f" ({name[row]})")
-
-    largest = np.maximum(features.max(axis=1), -features.min(axis=1))  # NaN stays NaN
-    if len(bad := np.flatnonzero(~np.isfinite(largest))):
-        raise ValueError(
-            f"{where(bad[0])} holds a NaN or an infinity ({len(bad)} of {len(features)} rows do), "
-            "expected finite numbers; check the weights and the image"
-        )
-    if len(bad := np.flatnonzero(largest == 0)):
-        raise ValueError(
-            f"{where(bad[0])} is all zeros ({len(bad)} of {len(features)} rows are), so it has no "
-            "direction to compare; check the weights and the image"
-        )
-    scaled = (features / largest[:, None]).astype(np.float32)
-    length = np.sqrt(np.einsum("nd,nd->n", scaled, scaled, dtype=np.float64))
-    scaled /= length[:, None].astype(np.float32)
-    return scaled
 
 
 def cosine_distance(query: Any, gallery: Any) -> np.ndarray:
