@@ -1,0 +1,243 @@
+"""Which image gets which corruption: uniform, stable, and nothing to do with order or threads."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vireid_jax.data import corrupt as corrupted
+from vireid_jax.data.corrupt import (
+    CORRUPTIONS,
+    KINDS,
+    SEVERITIES,
+    Spec,
+    corrupt,
+    corrupt_images,
+    draw,
+    parse,
+)
+from vireid_jax.types import INFRARED, VISIBLE, Pixels
+
+from .pictures import picture
+
+NAMES = [f"cam{n % 6 + 1}/{n // 6:04d}/{n:04d}" for n in range(24)]
+IMAGES = np.stack([picture(n, (48, 24)) for n in range(24)])
+
+
+def choice(name, **options):
+    return draw(name, **options)[:2]
+
+
+GOLDEN = [
+    (("cam1/0006/0025", 0, 0), "gaussian_noise", 5, [2697739321706907669, 6243603028944403610]),
+    (("cam1/0006/0025", 0, 1), "snow", 3, [1363724835497521491, 16329725245016040733]),
+    (("cam1/0006/0025", 1, 0), "pixelate", 5, [11529837503528754422, 18007365284348144777]),
+    (("Visible/1/male_v_1.bmp", 0, 9), "pixelate", 5, [9174628670180332067, 18243276564616766197]),
+    (("人/é.jpg", 7, 3), "pixelate", 3, [13916350730554349692, 8535643270306853428]),
+    (("", 0, 0), "rain", 1, [3393150720965145275, 17145104929820321505]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "kind", "severity", "words"), GOLDEN)
+def test_draws_never_change(where, kind, severity, words):
+    """Recorded once: SHA-256 and Philox are the same on every platform and in every version."""
+    name, seed, repeat = where
+    found = draw(name, seed=seed, repeat=repeat)
+    assert found[:2] == (kind, severity)
+    assert found[2].bit_generator.random_raw(2).tolist() == words
+
+
+def philox(key, counter):
+    """One block of Philox4x64-10 (Salmon et al., SC 2011), four 64-bit words, by Python integers."""
+    low = (1 << 64) - 1
+    x, k = [counter, 0, 0, 0], [key & low, key >> 64]
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
+        x = [(b >> 64) ^ x[1] ^ k[0], b & low, (a >> 64) ^ x[3] ^ k[1], a & low]
+        k = [(k[0] + 0x9E3779B97F4A7C15) & low, (k[1] + 0xBB67AE8584CAA73B) & low]
+    return x
+
+
+@pytest.mark.parametrize("name", ["cam1/0006/0025", "人/é"])
+def test_draws_are_those_of_the_published_algorithms(name):
+    digest = hashlib.sha256(b"corruption\x004\x009\x00" + name.encode()).digest()
+    first, second, *_ = philox(int.from_bytes(digest[:16], "little"), 1)
+    kind, severity, rng = draw(name, seed=4, repeat=9)
+    assert (kind, severity) == (KINDS[first % 100 // 5], first % 5 + 1)
+    assert rng.bit_generator.random_raw() == second
+
+
+def test_draws_are_uniform_and_independent():
+    found = [choice(f"id{n}", seed=0, repeat=r) for n in range(1000) for r in range(10)]
+    table = np.zeros((20, 5))
+    for kind, severity in found:
+        table[KINDS.index(kind), severity - 1] += 1
+    assert stats.chisquare(table.ravel()).pvalue > 1e-3
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+    # Neither do the repeats of an image, or neighbors in a list, go together.
+    for step in (1, 10):
+        pairs = np.zeros((20, 20))
+        for (a, _), (b, _) in zip(found, found[step:], strict=False):
+            pairs[KINDS.index(a), KINDS.index(b)] += 1
+        assert stats.chi2_contingency(pairs).pvalue > 1e-3
+
+
+def test_seed_repeat_and_name_all_matter_and_do_not_mix():
+    words = {
+        draw(name, seed=seed, repeat=repeat)[2].bit_generator.random_raw()
+        for name in ("a", "1a", "11a")
+        for seed in (0, 1, 11)
+        for repeat in (0, 1, 11)
+    }
+    assert len(words) == 27
+
+
+def test_generators_of_one_draw_are_equal_and_apart():
+    one, two = (draw("a", seed=0, repeat=0)[2] for _ in range(2))
+    assert one is not two
+    np.testing.assert_array_equal(one.random(5), two.random(5))
+
+
+def test_restricted_draws():
+    found = {
+        choice(f"{n}", seed=0, repeat=0, kinds=["fog", "rain"], severities=[2, 5])
+        for n in range(100)
+    }
+    assert found == {("fog", 2), ("fog", 5), ("rain", 2), ("rain", 5)}
+    severities = [choice(f"{n}", seed=0, repeat=0, kinds=["fog"])[1] for n in range(2000)]
+    assert stats.chisquare(np.bincount(severities)[1:]).pvalue > 1e-3
+
+
+def test_every_image_by_itself():
+    out = corrupt_images(IMAGES, NAMES, seed=3, repeat=2)
+    assert out.dtype == np.uint8 and out.shape == IMAGES.shape
+    for image, name, result in zip(IMAGES, NAMES, out, strict=True):
+        kind, severity, rng = draw(name, seed=3, repeat=2)
+        np.testing.assert_array_equal(result, corrupt(image, kind, severity, rng=rng))
+    assert not np.array_equal(out, corrupt_images(IMAGES, NAMES, seed=3, repeat=1))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5, 100, None])
+def test_any_number_of_workers(workers):
+    before = IMAGES.copy()
+    out = corrupt_images(IMAGES, NAMES, seed=0, repeat=0, workers=workers)
+    np.testing.assert_array_equal(out, corrupt_images(IMAGES, NAMES, seed=0, repeat=0, workers=1))
+    np.testing.assert_array_equal(IMAGES, before)
+
+
+def test_threads_that_meet_in_one_corruption():
+    """Shared tables are made on first use: many threads may want them at once."""
+    for kind in ("frost", "defocus_blur", "zoom_blur", "snow"):
+        corrupted.weather.ice.cache_clear()
+        corrupted.ops.disk.cache_clear()
+        corrupted.ops._magnifier.cache_clear()
+        results = [
+            corrupt_images(IMAGES, NAMES, seed=0, repeat=0, kinds=[kind], workers=w) for w in (8, 1)
+        ]
+        np.testing.assert_array_equal(*results)
+
+
+def test_any_order_and_division():
+    whole = corrupt_images(IMAGES, NAMES, seed=1, repeat=0)
+    order = np.random.default_rng(0).permutation(len(NAMES))
+    shuffled = corrupt_images(IMAGES[order], [NAMES[n] for n in order], seed=1, repeat=0)
+    np.testing.assert_array_equal(shuffled, whole[order])
+    parts = [corrupt_images(IMAGES[n : n + 7], NAMES[n : n + 7], seed=1, repeat=0)
+             for n in range(0, 24, 7)]  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_anything_that_gives_images(tmp_path):
+    whole = corrupt_images(IMAGES, NAMES, seed=0, repeat=0)
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for images in (list(IMAGES), mapped, Pixels(mapped)):
+        np.testing.assert_array_equal(corrupt_images(images, NAMES, seed=0, repeat=0), whole)
+    assert corrupt_images(IMAGES[:0], [], seed=0, repeat=0).shape == (0, 48, 24, 3)
+    assert corrupt_images([], [], seed=0, repeat=0).shape == (0, 0, 0, 3)
+
+
+def test_an_error_in_a_thread_is_raised():
+    images = [*IMAGES[:5], IMAGES[5][:-1]]
+    for workers in (1, 3):
+        with pytest.raises(ValueError, match=r"image 5 has shape \(47, 24, 3\), the first has"):
+            corrupt_images(images, NAMES[:6], seed=0, repeat=0, workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": NAMES[:-1]}, "24 images and 23 names"),
+        ({"workers": 0}, "workers is 0"),
+        (
+            {"kinds": ["fog", "dust"]},
+            "corruption 'dust' is unknown, expected one of gaussian_noise",
+        ),
+        ({"kinds": "fog"}, r"kinds is the string 'fog', expected a list such as \['fog'\]"),
+        ({"kinds": []}, "no kinds or no severities"),
+        ({"severities": []}, "no kinds or no severities"),
+        ({"severities": [0]}, "severity is 0, expected 1, 2, 3, 4 or 5"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        corrupt_images(IMAGES, options.pop("names", NAMES), seed=0, repeat=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "severity", "error", "message"),
+    [
+        (IMAGES[0], "dust", 1, ValueError, "corruption 'dust' is unknown.*elastic_transform"),
+        (IMAGES[0], "fog", 0, ValueError, "severity is 0, expected 1, 2, 3, 4 or 5"),
+        (IMAGES[0], "fog", 6, ValueError, "severity is 6"),
+        (IMAGES[0], "fog", True, ValueError, "severity is True, expected an integer"),
+        (IMAGES[0], "fog", 2.0, ValueError, "severity is 2.0, expected an integer"),
+        (IMAGES[0] / 255, "fog", 1, TypeError, "the image is float64, expected uint8"),
+        (IMAGES[0][..., 0], "fog", 1, ValueError, r"shape \(48, 24\), expected \(height, width, 3"),
+        (IMAGES[:2], "fog", 1, ValueError, r"shape \(2, 48, 24, 3\)"),
+        (IMAGES[0][..., :1], "fog", 1, ValueError, r"shape \(48, 24, 1\)"),
+        (IMAGES[0][:15], "fog", 1, ValueError, "sides of 16 pixels or more"),
+    ],
+)
+def test_bad_images(image, kind, severity, error, message):
+    with pytest.raises(error, match=message):
+        corrupt(image, kind, severity, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_numpy_integers_are_severities(kind):
+    two = [corrupt(IMAGES[0], kind, s, rng=np.random.default_rng(0)) for s in (4, np.int64(4))]
+    np.testing.assert_array_equal(*two)
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("visible", Spec((VISIBLE,), KINDS, SEVERITIES)),
+        ("infrared", Spec((INFRARED,), KINDS, SEVERITIES)),
+        ("both", Spec((VISIBLE, INFRARED), KINDS, SEVERITIES)),
+        ("visible:fog", Spec((VISIBLE,), ("fog",), SEVERITIES)),
+        ("both:snow:3", Spec((VISIBLE, INFRARED), ("snow",), (3,))),
+    ],
+)
+def test_parse(text, spec):
+    assert parse(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "with a modality of visible, infrared, both"),
+        ("thermal", "corrupt='thermal' is not understood, expected MODALITY"),
+        ("visible:fog:3:1", "not understood"),
+        ("visible:dust", "'dust' is unknown, expected one of gaussian_noise, .*elastic_transform"),
+        ("visible:", "'' is unknown"),
+        ("visible:fog:6", "severity '6', expected 1, 2, 3, 4 or 5"),
+        ("visible:fog:", "severity ''"),
+        ("visible:fog:\u0661", "severity '\u0661'"),
+    ],
+)
+def test_parse_lists_the_choices(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
