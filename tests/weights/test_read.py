@@ -209,7 +209,9 @@ def test_big_endian_files_are_refused(tmp_path):
     value, records = build.state_dict({"a": np.ones(2, np.float32)})
     more = {"weights/byteorder": b"little"}
     same(
-        weights.read(write(tmp_path, build.archive(value, {"0": records["0"].tobytes()}, more=more))),
+        weights.read(
+            write(tmp_path, build.archive(value, {"0": records["0"].tobytes()}, more=more))
+        ),
         {"a": np.ones(2, np.float32)},
     )
 

@@ -5,8 +5,6 @@ import io
 import os
 import pathlib
 import re
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -80,25 +78,17 @@ def _parse(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _is_npz(data: bytes) -> bool:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return all(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
-        raise ValueError(f"the zip archive is damaged ({e}); load it again") from e
+    with torch_file.opened(data) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
 
 
 def _read_npz(data: bytes) -> dict[str, np.ndarray]:
     """Arrays of `numpy.savez`; pickled (object) arrays are refused."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            torch_file.check_entries(entries, len(data), stored=False)
-            return {
-                entry.filename.removesuffix(".npy"): _read_npy(archive.read(entry))
-                for entry in entries
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
-        raise ValueError(f"the zip archive is damaged ({e}); load it again") from e
+    with torch_file.opened(data) as archive:
+        entries = archive.infolist()
+        torch_file.check_entries(entries, len(data), stored=False)
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        return {n: _read_npy(archive.read(e)) for n, e in zip(names, entries, strict=True)}
 
 
 def _read_npy(data: bytes) -> np.ndarray:

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # The storages of torch by the NumPy type of their elements; bfloat16 has none.
@@ -81,7 +81,7 @@ def load(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
       ValueError: naming what the pickle holds that weights do not need, or what is damaged.
     """
     machine = _Machine()
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
+    for count, (opcode, argument, position) in enumerate(_opcodes(file)):
         if count == MAX_OPCODES:
             raise ValueError(f"the pickle has more than {MAX_OPCODES} opcodes: no file of weights")
         if opcode.name == "STOP":
@@ -95,6 +95,14 @@ def load(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
             )
         act(machine, argument)
     raise ValueError("the pickle has no end: the file is truncated")
+
+
+def _opcodes(file: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    """The opcodes with their arguments and positions; only text and numbers are decoded."""
+    try:
+        yield from pickletools.genops(file)
+    except ValueError as e:
+        raise ValueError(f"the pickle is damaged or truncated ({str(e)[:200]})") from e
 
 
 def short(value: object) -> str:

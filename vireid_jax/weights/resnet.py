@@ -257,7 +257,7 @@ def _convert(x: np.ndarray, path: Sequence[str], name: str, leaf: Any, source: s
         shape = tuple(leaf.shape)
         expected = [shape[i] for i in (3, 2, 0, 1)] if len(shape) == 4 else list(shape)
         raise ValueError(
-            f"{source}: {name} is {list(x.shape)}, expected {expected} for {'/'.join(path[1:])}"
+            f"{source}: {name} is {list(x.shape)}, expected {expected} for {'/'.join(path)}"
         )
     if x.dtype.kind != "f":
         raise ValueError(f"{source}: {name} has the type {x.dtype}, expected floating point")

@@ -9,11 +9,12 @@
 Formats: torch/serialization.py of PyTorch.
 """
 
+import contextlib
 import io
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,19 @@ def read_archive(data: bytes) -> dict[str, np.ndarray]:
     Raises:
       ValueError: for what is not one, is damaged, or holds more than weights.
     """
+    with opened(data) as archive:
+        return _read_archive(archive, len(data))
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[zipfile.ZipFile]:
+    """A zip archive in memory, whose errors are ValueErrors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _read_archive(archive, len(data))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
-        raise ValueError(f"the zip archive is damaged ({e}); load it again") from e
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError) as e:
+        reason = str(e)[:200]  # zipfile quotes the file at any length
+        raise ValueError(f"the zip archive is damaged or encrypted ({reason})") from e
 
 
 def check_entries(entries: list[zipfile.ZipInfo], size: int, *, stored: bool) -> None:
@@ -102,11 +111,13 @@ def check_entries(entries: list[zipfile.ZipInfo], size: int, *, stored: bool) ->
     Args:
       entries: what the archive lists.
       size: bytes of the file.
-      stored: whether entries must be uncompressed.
+      stored: whether entries must be uncompressed, as those of torch; those of NumPy may be
+        deflated.
 
     Raises:
       ValueError: naming the entry.
     """
+    methods = (zipfile.ZIP_STORED,) if stored else (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     names: set[str] = set()
     for entry in entries:
         name = entry.filename
@@ -115,8 +126,11 @@ def check_entries(entries: list[zipfile.ZipInfo], size: int, *, stored: bool) ->
         names.add(name)
         if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
             raise ValueError(f"the zip archive has an entry {short(name)}, a path out of it")
-        if stored and entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"entry {short(name)} is compressed, which torch.save never does")
+        if entry.compress_type not in methods:
+            raise ValueError(
+                f"entry {short(name)} is compressed (method {entry.compress_type}), expected as "
+                f"torch.save and numpy.savez write it (methods {methods})"
+            )
     total = sum(entry.file_size for entry in entries)
     limit = size if stored else MAX_EXPANSION * size + 2**20
     if total > limit:

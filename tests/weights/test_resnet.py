@@ -1,0 +1,336 @@
+"""ImageNet weights in the backbone: every array, PyTorch's features, and what does not fit."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.reference.convert import flatten
+from tests.weights import build, trunk
+from vireid_jax import weights
+from vireid_jax.methods.smcl import build as smcl
+from vireid_jax.nets.resnet import ResNet
+from vireid_jax.types import INFRARED, VISIBLE
+from vireid_jax.weights.resnet import fill
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+KEY = jax.random.key(0)
+SIZE = (64, 32)
+
+
+@functools.cache
+def abstract(depth, width=64, specific=0):
+    """The variables of a backbone alone, as shapes and dtypes."""
+    net = ResNet(depth=depth, width=width, specific=specific)
+    image = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+
+    def init(a, b):
+        return net.init(KEY, [a, b], stems=[VISIBLE, INFRARED], train=True)
+
+    variables = jax.eval_shape(init, image, image)
+    return {c: {"backbone": tree} for c, tree in variables.items()}
+
+
+def features(variables, depth, width, *, specific=0, stem=VISIBLE):
+    net = ResNet(depth=depth, width=width, specific=specific)
+    inner = {c: tree["backbone"] for c, tree in variables.items()}
+    maps = jax.jit(lambda v, x: net.apply(v, [x], stems=[stem], train=False))(
+        inner, trunk.images(size=SIZE)
+    )
+    return np.asarray(maps.mean((1, 2)))
+
+
+def stored():
+    with np.load(FIXTURES / "features.npz") as file:
+        return file["features"]
+
+
+# --- Features ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["archive.pth", "stream.pth", "checkpoint.pth", "plain.safetensors"]
+)
+def test_stored_features_of_pytorch(name):
+    variables, report = weights.init_from(FIXTURES / name, abstract(10, 2))
+    expected = stored()
+    assert np.abs(expected).max() > 0.3 and expected.std() > 0.1
+    np.testing.assert_allclose(features(variables, 10, 2), expected, rtol=0, atol=1e-5)
+    assert len(report.matched) == len(flatten(abstract(10, 2)))
+
+
+@pytest.mark.parametrize("stem", [VISIBLE, INFRARED])
+@pytest.mark.parametrize("specific", [1, 3, 5])
+def test_every_stem_gives_the_same_features(specific, stem):
+    variables, _ = weights.init_from(FIXTURES / "archive.pth", abstract(10, 2, specific))
+    actual = features(variables, 10, 2, specific=specific, stem=stem)
+    np.testing.assert_allclose(actual, stored(), rtol=0, atol=1e-5)
+
+
+def test_half_precision_is_near():
+    variables, _ = weights.init_from(FIXTURES / "bfloat16.pth", abstract(10, 2))
+    difference = np.abs(features(variables, 10, 2) - stored()).max()
+    assert 1e-5 < difference < 0.05
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("depth, form", [(18, "stream"), (34, "safetensors"), (50, "archive")])
+def test_features_of_pytorch(tmp_path, depth, form):
+    torch = pytest.importorskip("torch")
+    import safetensors.torch
+
+    from tests.weights.make_fixtures import features as expected_features
+    from tests.weights.make_fixtures import tensors
+
+    arrays = trunk.draw(depth)
+    path = tmp_path / f"resnet.{form}"
+    if form == "safetensors":
+        safetensors.torch.save_file(dict(tensors(arrays)), path)
+    else:
+        options = dict(_use_new_zipfile_serialization=form == "archive")
+        torch.save(tensors(arrays), path, **options)
+    variables, report = weights.init_from(path, abstract(depth))
+    assert {"fc.weight", "fc.bias"} < set(report.unused)
+    expected = expected_features(arrays, depth, 64, trunk.images(size=SIZE))
+    assert 0.1 < expected.std() < 10
+    np.testing.assert_allclose(features(variables, depth, 64), expected, rtol=0, atol=1e-4)
+
+
+def test_swapped_arrays_change_the_features(tmp_path):
+    """Two arrays of one shape, exchanged in the file: shapes alone would not tell."""
+    pairs = [
+        ("layer1.0.conv1.weight", "layer1.0.conv2.weight"),
+        ("bn1.weight", "bn1.bias"),
+        ("layer4.0.bn2.running_mean", "layer4.0.bn1.running_mean"),
+        ("layer3.0.bn1.running_var", "layer3.0.downsample.1.running_var"),
+    ]
+    for a, b in pairs:
+        arrays = trunk.draw(10, 2)
+        arrays[a], arrays[b] = arrays[b], arrays[a]
+        path = tmp_path / "swapped.pth"
+        path.write_bytes(build.archive_of(arrays))
+        variables, _ = weights.init_from(path, abstract(10, 2))
+        assert np.abs(features(variables, 10, 2) - stored()).max() > 1e-3, (a, b)
+
+
+# --- Trees and the report ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("specific", [0, 1, 2])
+def test_every_array_is_placed_once_by_name(depth, specific):
+    """Constant arrays, each with its own value: what is where, by an independent renaming."""
+    shapes = trunk.shapes(depth)
+    arrays = {k: np.full(s, n + 1, np.float32) for n, (k, s) in enumerate(shapes.items())}
+    filled, report = fill(arrays, abstract(depth, specific=specific))
+    leaves = flatten(filled)
+    used = set()
+    for path, x in leaves.items():
+        _, _, stage, part, leaf = path.split("/")
+        stage = stage.removesuffix("_visible").removesuffix("_infrared")
+        stage = "" if stage == "stem" else stage.replace("_", ".") + "."
+        torch_leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean",
+                      "var": "running_var"}.get(leaf, leaf)  # fmt: skip
+        name = f"{stage}{part.replace('_', '.')}.{torch_leaf}"
+        used.add(name)
+        assert report.matched[path] == name
+        assert (x == arrays[name].flat[0]).all(), path
+    trunk_names = {k for k in shapes if "num_batches" not in k and not k.startswith("fc.")}
+    assert used == trunk_names
+    assert set(report.unused) == set(shapes) - trunk_names
+    suffixed = [p for p in leaves if "_visible" in p]
+    assert len(suffixed) == len([p for p in leaves if "_infrared" in p])
+    assert bool(suffixed) == bool(specific)
+
+
+def test_kernels_are_transposed():
+    arrays = trunk.draw(10, 2)
+    filled, _ = fill(arrays, abstract(10, 2))
+    kernel = filled["params"]["backbone"]["layer2_0"]["conv1"]["kernel"]
+    source = arrays["layer2.0.conv1.weight"]
+    for o, i, h, w in np.ndindex(source.shape):
+        assert kernel[h, w, i, o] == source[o, i, h, w]
+
+
+def test_the_report_in_words():
+    _, report = weights.init_from(FIXTURES / "archive.pth", abstract(10, 2))
+    count = len(flatten(abstract(10, 2)))
+    assert str(report) == (
+        f"{count}/{count} arrays of the backbone from {FIXTURES / 'archive.pth'}; unused in the "
+        "file: fc.weight, fc.bias, 12 num_batches_tracked"
+    )
+
+
+def method(**options):
+    return smcl(num_classes=5, image_size=SIZE, steps_per_epoch=1, depth=10, width=2, **options)
+
+
+@pytest.mark.parametrize("specific", [0, 2])
+def test_a_method_starts_from_the_file(specific):
+    model = method(specific=specific)
+    start = model.init(KEY)
+    before = jax.tree.map(np.array, start)
+    filled, report = weights.init_from(FIXTURES / "archive.pth", start)
+    jax.tree.map(np.testing.assert_array_equal, start, before)  # arguments are not modified
+    assert jax.tree.structure(filled) == jax.tree.structure(start)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), filled, start)
+    assert all(jax.tree.leaves(same))
+    old, new = flatten(start), flatten(filled)
+    assert set(report.matched) == {p for p in old if p.split("/")[1] == "backbone"}
+    assert set(report.untouched) == set(old) - set(report.matched)
+    assert all(new[p] is old[p] for p in report.untouched)
+    assert str(report).endswith("not from the file: neck, classifier, smgm")
+    images = trunk.images(size=SIZE)
+    for modality in (VISIBLE, INFRARED):
+        pooled = jax.jit(model.embed, static_argnums=2)(filled, images, modality)["pool"]
+        np.testing.assert_allclose(pooled, stored(), rtol=0, atol=1e-5)
+
+
+def test_init_stays_traceable():
+    model = method()
+
+    def init(key):
+        return weights.init_from(FIXTURES / "archive.pth", model.init(key))[0]
+
+    shapes = jax.eval_shape(init, KEY)
+    expected = jax.eval_shape(model.init, KEY)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
+    filled, report = weights.init_from(FIXTURES / "archive.pth", expected)
+    leaves = flatten(filled)
+    assert all(isinstance(leaves[p], np.ndarray) for p in report.matched)
+    assert all(isinstance(leaves[p], jax.ShapeDtypeStruct) for p in report.untouched)
+    values = jax.jit(init)(KEY)
+    np.testing.assert_array_equal(
+        values["batch_stats"]["backbone"]["stem"]["bn1"]["var"],
+        trunk.draw(10, 2)["bn1.running_var"],
+    )
+
+
+def test_the_dtypes_of_the_model_are_kept():
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract(10, 2))
+    arrays = {k: v.astype(np.float64) for k, v in trunk.draw(10, 2).items()}
+    filled, _ = fill(arrays, like)
+    assert {x.dtype for x in jax.tree.leaves(filled)} == {np.dtype(jnp.bfloat16)}
+    filled, _ = fill(arrays, abstract(10, 2))
+    assert {x.dtype for x in jax.tree.leaves(filled)} == {np.dtype(np.float32)}
+    first = filled["params"]["backbone"]["stem"]["conv1"]["kernel"]
+    first[:] = 0  # a copy: the next model is not changed by it
+    assert fill(arrays, abstract(10, 2))[0]["params"]["backbone"]["stem"]["conv1"]["kernel"].any()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "base.", "module.model.encoder_q."])
+def test_prefixes(prefix):
+    arrays = {f"{prefix}{k}": v for k, v in trunk.draw(10, 2).items()}
+    arrays["queue"] = np.zeros((2, 2), np.float32)
+    filled, report = fill(arrays, abstract(10, 2))
+    assert {f"{prefix}fc.weight", "queue"} <= set(report.unused)
+    np.testing.assert_allclose(features(filled, 10, 2), stored(), rtol=0, atol=1e-5)
+
+
+# --- What does not fit ------------------------------------------------------------------
+
+
+def fails(arrays, match, variables=None, **options):
+    with pytest.raises(ValueError, match=match):
+        fill(arrays, variables or abstract(10, 2), source="FILE", **options)
+
+
+def test_another_depth_is_named():
+    fails(
+        trunk.draw(34, 2),
+        r"FILE holds a ResNet-34 \(3, 4, 6, 3 basic blocks\) of width 2, the model's backbone is a "
+        r"ResNet-50 \(3, 4, 6, 3 bottlenecks\) of width 2; take weights of a ResNet-50 .* or "
+        r"--config.method.depth=34$",
+        abstract(50, 2),
+    )
+    fails(trunk.draw(18, 2), "holds a ResNet-18 .* backbone is a ResNet-10")
+    with pytest.raises(ValueError, match=r"ResNet-101 .*take weights of a ResNet-50") as error:
+        fill(trunk.draw(101, 2), abstract(50, 2))
+    assert "--config" not in str(error.value)  # there is no ResNet-101 here
+
+
+def test_another_width_is_named():
+    fails(trunk.draw(10, 4), "of width 4, .* of width 2; .* or --config.method.width=4$")
+    fails(
+        trunk.draw(18, 4),
+        r"ResNet-18.*--config.method.depth=18 --config.method.width=4",
+        abstract(10),
+    )
+
+
+def test_a_wide_resnet_is_refused_by_shape():
+    arrays = trunk.draw(50, 2)
+    arrays["layer1.0.conv1.weight"] = np.zeros((4, 2, 1, 1), np.float32)
+    arrays["layer1.0.conv2.weight"] = np.zeros((4, 4, 3, 3), np.float32)
+    fails(
+        arrays,
+        r"layer1\.0\.conv1\.weight is \[4, 2, 1, 1\], expected \[2, 2, 1, 1\] for params/layer1_0",
+        abstract(50, 2),
+    )
+
+
+def test_a_deep_stem_is_refused():
+    arrays = trunk.draw(10, 2)
+    kernel = arrays.pop("conv1.weight")
+    arrays |= {f"conv1.{n}.weight": kernel for n in (0, 3, 6)}
+    fails(
+        arrays,
+        r"lacks conv1\.weight \(for .*stem/conv1/kernel\); it has conv1\.0\.weight, .* no place.*"
+        "resnet50d",
+    )
+
+
+def test_more_of_a_trunk_than_the_model_has():
+    for name in ("layer1.0.se.fc1.weight", "layer1.0.conv1.bias", "conv2.weight"):
+        fails({**trunk.draw(10, 2), name: np.zeros(2, np.float32)}, f"has {name}, .* no place")
+
+
+def test_every_missing_array_is_an_error():
+    arrays = trunk.draw(10, 2)
+    for name in arrays:
+        if name.startswith("fc.") or "num_batches" in name:
+            continue
+        with pytest.raises(ValueError, match=r"there is no|lacks|holds a ResNet"):
+            fill({k: v for k, v in arrays.items() if k != name}, abstract(10, 2))
+
+
+def test_gray_images_and_other_shapes():
+    arrays = {**trunk.draw(10, 2), "conv1.weight": np.zeros((2, 1, 7, 7), np.float32)}
+    fails(arrays, r"FILE: conv1\.weight is \[2, 1, 7, 7\], expected \[2, 3, 7, 7\]")
+    arrays = {**trunk.draw(10, 2), "bn1.weight": np.ones(3, np.float32)}
+    fails(arrays, r"FILE: bn1\.weight is \[3\], expected \[2\] for params/stem/bn1/scale")
+
+
+def test_values_that_no_network_has():
+    for bad in (np.nan, np.inf):
+        arrays = trunk.draw(10, 2)
+        arrays["layer1.0.bn1.bias"] = np.array([0, bad], np.float32)
+        fails(arrays, r"layer1\.0\.bn1\.bias has values that are not finite")
+    arrays = {**trunk.draw(10, 2), "bn1.running_var": np.array([1, -1], np.float32)}
+    fails(arrays, r"bn1\.running_var has negative values")
+    arrays = {**trunk.draw(10, 2), "bn1.weight": np.array([1, 1])}
+    fails(arrays, r"bn1\.weight has the type int64")
+
+
+def test_two_networks_and_none():
+    arrays = trunk.draw(10, 2)
+    both = {f"{p}.{k}": v for p in ("q", "k") for k, v in arrays.items()}
+    fails(both, r"holds 2 ResNets, under the prefixes 'q\.', 'k\.'")
+    fails({"embedder.weight": arrays["bn1.bias"]}, r"no layer1.*it has embedder\.weight")
+    fails({}, "holds no ResNet")
+
+
+def test_a_module_that_is_not_there():
+    fails(trunk.draw(10, 2), "no part 'trunk' to fill; it has backbone", module="trunk")
+
+
+def test_an_array_of_the_module_that_no_resnet_has():
+    variables = jax.tree.map(lambda x: x, abstract(10, 2))
+    extra = jax.ShapeDtypeStruct((2,), np.float32)
+    variables["params"]["backbone"] = {**variables["params"]["backbone"], "attention": {"w": extra}}
+    fails(trunk.draw(10, 2), "lacks params/attention/w", variables)
