@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.pictures import encode, smooth
+from tests.data.loading import encode, smooth
 from vireid_jax.data import arrays
 
 SIZE = (20, 12)
