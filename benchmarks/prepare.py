@@ -1,0 +1,230 @@
+"""Preparing a full-size data set: seconds, peak memory and size on disk.
+
+  python -m benchmarks.prepare                       a tree of SYSU-MM01's size, a Markdown table
+  python -m benchmarks.prepare --images 2000         a small one
+  python -m benchmarks.prepare --folder /data/tmp    where there is room (13 GB at full size)
+
+The tree is a stand-in: 500 distinct textured crops of 200 x 80 to 400 x 160 pixels, written as
+JPEG again and again under the names of SYSU-MM01, in its numbers of images for each camera and
+person where the table of those is at hand (sysu_images_per_camera_and_id.npy in the folder
+$VIREID_SHARED/data), else in equal numbers. The identity lists divide its persons arbitrarily.
+
+Every stage runs in a process of its own, so that its peak of resident memory is its own; it
+includes the interpreter and the libraries. Files that were just written are in the operating
+system's cache, as far as they fit. "open" is what a later run does that finds all of it ready.
+"""
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vireid_jax.data.disk import size_text
+
+IMAGES = 45_863  # of SYSU-MM01, all persons
+SIZES = ((288, 144), (384, 128))  # AGW's and MPANet's
+DISTINCT = 500
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+# --- The tree ---------------------------------------------------------------------------
+
+
+def counts(images: int) -> np.ndarray:
+    """Numbers of images, int [6, persons], that add up to `images`."""
+    shared = pathlib.Path(os.environ.get("VIREID_SHARED", SHARED))
+    table = shared / "data" / "sysu_images_per_camera_and_id.npy"
+    if table.exists():
+        full = np.load(table).astype(int)
+    else:
+        full = np.full((6, 491), 16)
+    # As many of each, up to one: cutting the running total keeps the sum exact.
+    total = np.cumsum(full.ravel()) * images // full.sum()
+    return np.diff(total, prepend=0).reshape(full.shape)
+
+
+def crops(count: int) -> list[bytes]:
+    """JPEGs of random texture with the spectrum of photographs, amplitude 1 / frequency."""
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    encoded = []
+    for _ in range(count):
+        height = int(rng.integers(200, 401))
+        width = int(height * rng.uniform(0.4, 0.42))
+        picture = np.zeros((height, width, 3), np.float32)
+        for octave in range(2, 8):
+            noise = rng.uniform(-1, 1, (2**octave, 2 ** (octave - 1), 3)) * 128
+            scaled = Image.fromarray((128 + noise).clip(0, 255).astype(np.uint8))
+            scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
+            picture += (np.asarray(scaled, np.float32) - 128) * (4 / 2**octave)
+        buffer = io.BytesIO()
+        pixels = (128 + 0.6 * picture).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=92)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def write_tree(root: pathlib.Path, images: int) -> None:
+    """Writes cam1 .. cam6/<person>/<index>.jpg and the identity lists."""
+    table, files = counts(images), crops(min(DISTINCT, images))
+    n = 0
+    for camera, person in np.argwhere(table).tolist():
+        folder = root / f"cam{camera + 1}" / f"{person + 1:04d}"
+        folder.mkdir(parents=True)
+        for index in range(table[camera, person]):
+            (folder / f"{index + 1:04d}.jpg").write_bytes(files[n % len(files)])
+            n += 1
+    for camera in range(1, 7):
+        (root / f"cam{camera}").mkdir(exist_ok=True)
+    persons = (np.flatnonzero(table.any(0)) + 1).tolist()
+    third = max(len(persons) // 5, 1)
+    parts = {
+        "test": persons[:third],
+        "val": persons[third : 2 * third],
+        "train": persons[2 * third :],
+    }
+    (root / "exp").mkdir()
+    for part, ids in parts.items():
+        (root / "exp" / f"{part}_id.txt").write_text(",".join(map(str, ids)))
+
+
+# --- Stages, each in a process of its own ----------------------------------------------------
+
+
+def scan(folder: pathlib.Path) -> int:
+    """Lists the tree: names only."""
+    from vireid_jax.data.readers import get_reader
+
+    return len(get_reader("sysu").scan(folder / "tree", strict=False).records)
+
+
+def prepare(folder: pathlib.Path) -> int:
+    """Lists the tree, checks every image and writes the prepared set."""
+    from vireid_jax.data import builders
+    from vireid_jax.data.readers import get_reader
+
+    listing = get_reader("sysu").scan(folder / "tree", strict=False)
+    return len(builders.prepare(listing, out=folder / "prepared").records)
+
+
+def decode(folder: pathlib.Path, size: tuple[int, int]) -> int:
+    """Decodes the prepared set into the pixel cache."""
+    from vireid_jax.data import builders, cache
+
+    listing = builders.find("sysu", out=folder / "prepared")
+    if listing is None:
+        raise FileNotFoundError(f"{folder / 'prepared'} has no prepared set; run all stages")
+    cached = cache.decode_once(listing, image_size=size, folder=folder / "pixels")
+    return len(cached.records)
+
+
+def stages() -> dict[str, tuple[Callable[[pathlib.Path], int], str, str]]:
+    """By name: what to run, what it is called, and the part of the folder that it writes."""
+
+    def decoding(size: tuple[int, int]) -> Callable[[pathlib.Path], int]:
+        return lambda folder: decode(folder, size)
+
+    named: dict[str, tuple[Callable[[pathlib.Path], int], str, str]] = {
+        "scan": (scan, "scan the tree", ""),
+        "prepare": (prepare, "prepare: check and store every image", "prepared"),
+        "reopen": (prepare, "prepare again, nothing has changed", ""),
+    }
+    for height, width in SIZES:
+        key, title = f"{height}x{width}", f"{height} x {width}"
+        run = decoding((height, width))
+        named[f"decode-{key}"] = (run, f"decode once to {title}", "pixels")
+        named[f"open-{key}"] = (run, f"open the pixels, {title}", "")
+    return named
+
+
+def measure(stage: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Runs one stage here."""
+    begin = time.perf_counter()
+    images = stages()[stage][0](folder)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return {"images": images, "seconds": seconds, "peak": peak}
+
+
+def in_child(stage: str, folder: pathlib.Path) -> dict[str, Any]:
+    """Runs one stage in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.prepare", "--stage", stage]
+    run = subprocess.run(
+        [*command, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def size_of(folder: pathlib.Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+# --- Report -------------------------------------------------------------------------------
+
+
+def report(folder: pathlib.Path, images: int) -> str:
+    """Writes the tree, runs all stages, and returns the table."""
+    begin = time.perf_counter()
+    write_tree(folder / "tree", images)
+    tree = size_of(folder / "tree")
+    print(f"wrote the tree in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+    rows = []
+    for stage, (_, title, written) in stages().items():
+        before = size_of(folder / written) if written else 0
+        result = in_child(stage, folder)
+        added = size_text(size_of(folder / written) - before) if written else ""
+        rate = f"{result['images'] / result['seconds']:,.0f}"
+        rows.append(
+            f"| {title} | {result['seconds']:.1f} | {rate} | {size_text(result['peak'])} "
+            f"| {added} |"
+        )
+        print(f"{title}: {result['seconds']:.1f} s", file=sys.stderr)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return "\n".join(
+        [
+            f"{images:,} JPEG files, {size_text(tree)} ({tree // images:,} bytes each); "
+            f"{platform.machine()}, {cores} cores, Python {platform.python_version()}.",
+            "",
+            "| stage | seconds | images/s | peak memory | written |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--folder", type=pathlib.Path, help="an empty or new folder to work in")
+    parser.add_argument("--stage", choices=list(stages()), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.images < 1:
+        parser.error(f"--images is {args.images}, expected at least 1")
+    if args.stage:
+        print(json.dumps(measure(args.stage, args.folder)))
+        return
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        if any(args.folder.iterdir()):
+            parser.error(f"{args.folder} is not empty")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        print(report(pathlib.Path(folder), args.images))
+
+
+if __name__ == "__main__":
+    main()
