@@ -11,8 +11,8 @@ from . import trees
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    root = trees.llcm(tmp_path_factory.mktemp("cam2 vis") / "nir cam9" / "LLCM")
+def full(big_folder):
+    root = trees.llcm(big_folder / "cam2 vis" / "nir cam9" / "LLCM")
     trees.stub(root / "test_vis" / "cam1" / "Thumbs.db")
     (root / "test_vis" / "cam1_old" / "0001").mkdir(parents=True)
     return root

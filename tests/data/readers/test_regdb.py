@@ -15,8 +15,8 @@ from . import trees
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    return trees.regdb(tmp_path_factory.mktemp("Visible camera") / "Reg DB" / "x")
+def full(big_folder):
+    return trees.regdb(big_folder / "Visible camera" / "Reg DB" / "x")
 
 
 @pytest.fixture(scope="module")

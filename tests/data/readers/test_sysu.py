@@ -39,9 +39,9 @@ def lists(table):
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory, table, lists):
+def full(big_folder, table, lists):
     # Everything that a reader who splits paths at "cam", or looks too deep, trips over.
-    root = tmp_path_factory.mktemp("cam1 camille") / "SYSU cam3" / "SYSU-MM01"
+    root = big_folder / "cam1 camille" / "SYSU cam3" / "SYSU-MM01"
     root.mkdir(parents=True)
     trees.sysu(root, table, lists)
     trees.stub(root / "cam1" / "0006" / "Thumbs.db")

@@ -1,4 +1,4 @@
-"""Stand-in trees: the right names and lists, files of one byte."""
+"""Stand-in trees: the right names and lists, empty files."""
 
 import os
 import pathlib
@@ -16,9 +16,8 @@ SYSU_TEST = [
 
 
 def stub(path):
-    """A file of one byte; returns its path."""
-    with open(path, "wb") as file:
-        file.write(b".")
+    """An empty file; returns its path."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
     return path
 
 
