@@ -141,7 +141,7 @@ def test_features_that_are_not_finite_are_named(protocol, value):
     for side, row in (("query", 2), ("gallery", 3)):
         broken = problem(query, gallery)
         broken[f"{side}_features"][row, 5] = value
-        with pytest.raises(ValueError, match=rf"{side} features row \d \(.*{side}000{row}\)"):
+        with pytest.raises(ValueError, match=rf"{side} features row {row} \({side}000{row}\)"):
             evaluate(**broken, protocol=protocol)
 
 

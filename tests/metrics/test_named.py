@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.metrics import reference
-from vireid_jax.metrics import PROTOCOLS, evaluate, get_protocol, sampled_rows
+from vireid_jax.metrics import PROTOCOLS, evaluate, get_protocol, rank_metrics, sampled_rows
+from vireid_jax.metrics.rerank import k_reciprocal
 
 LLCM = ("llcm/i2v", "llcm/v2i", "llcm/v2i_released")
 EVERYTHING = ("regdb/v2t", "regdb/t2v", "llcm/idkl_i2v", "llcm/idkl_v2i")
@@ -359,3 +360,35 @@ def test_ties_enclose_the_stable_order(protocol):
         assert low["metrics"]["mAP"] <= high["metrics"]["mAP"]
         assert low["metrics"]["R1"] <= high["metrics"]["R1"]
     assert found["pessimistic"]["metrics"]["mAP"] < found["optimistic"]["metrics"]["mAP"]
+
+
+@pytest.mark.parametrize("protocol", ["llcm/i2v", "llcm/v2i_released", "llcm/idkl_v2i"])
+@pytest.mark.parametrize("scope", ["all", "queries"])
+def test_reranking_takes_each_trials_own_images(protocol, scope):
+    query, gallery = problem(protocol, 11, ties=False)
+    rule = get_protocol(protocol)
+    trials = 2 if rule.drawn else 1
+    result = evaluate(
+        **arguments(query, gallery), protocol=protocol, trials=trials, rerank=scope, block_bytes=1
+    )
+    assert result["rerank"] == scope
+    for t, trial in enumerate(result["trials"]):
+        rows, columns = range(len(query["person"])), range(len(gallery["person"]))
+        if rule.drawn == "query":
+            rows = draw_by_hand(query, t)
+        elif rule.drawn:
+            columns = draw_by_hand(gallery, t)
+        rows, columns = list(rows), list(columns)
+        distance = k_reciprocal(query["features"][rows], gallery["features"][columns], scope=scope)
+        person, camera = np.array(query["person"])[rows], np.array(query["camera"])[rows]
+        others = np.array(gallery["person"])[columns]
+        excluded = person[:, None] == others
+        excluded &= camera[:, None] == np.array(gallery["camera"])[columns]
+        if protocol == "llcm/idkl_v2i":
+            excluded[:] = False
+        expected = rank_metrics(distance, person, others, excluded=excluded)
+        assert trial["mAP"] == pytest.approx(expected.mAP, abs=1e-6)
+        assert trial["R1"] == pytest.approx(expected.cmc_id[0])
+        assert trial["valid_queries"] == expected.counts["valid_queries"]
+    plain = evaluate(**arguments(query, gallery), protocol=protocol, trials=trials)
+    assert plain["rerank"] is None and plain["metrics"]["mAP"] != result["metrics"]["mAP"]

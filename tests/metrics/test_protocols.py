@@ -243,7 +243,10 @@ def set_row(row, value):
             replace("query_features", set_row(4, np.nan)),
             r"query features row 4 \(cam\d/000\d/000\d\)",
         ),
-        (replace("gallery_features", lambda f: np.full_like(f, np.inf)), r"pool row \d+, cam\d"),
+        (
+            replace("gallery_features", lambda f: np.full_like(f, np.inf)),
+            r"gallery features row \d+ \(cam\d/\d{4}/",
+        ),
         (replace("query_features", set_row(0, 0.0)), "row 0 .* is all zeros"),
         (replace("query_features", lambda f: f[:, :5]), "5 columns, gallery features 12"),
         (replace("query_person", lambda p: p[:-1]), "query_person is int64"),

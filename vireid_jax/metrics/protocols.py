@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.metrics.keys import check_ties
+from vireid_jax.metrics.counting import check_ties
 from vireid_jax.metrics.official import Permutations
 from vireid_jax.metrics.plan import Protocol, make_labels, make_plan
 from vireid_jax.metrics.ranking import BLOCK_BYTES

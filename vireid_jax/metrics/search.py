@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vireid_jax.metrics.blocks import index_gallery
 from vireid_jax.metrics.distance import check_widths, unit_rows
 from vireid_jax.metrics.plan import Exclude, Labels, Plan
-from vireid_jax.metrics.ranking import Ranking, Rows, index_gallery, rank_blocks, summarize
+from vireid_jax.metrics.ranking import Ranking, Rows, rank_blocks, summarize
 
 MAX_WORKERS = 8  # threads; beyond it a block is too small to be worth one
 
@@ -64,18 +65,21 @@ def rank_plan(
         gallery_features = gallery_features[plan.gallery]
     drawn = [columns for _, columns in plan.trials if columns is not None]
     unit_bytes = 4 * (query_features.size + gallery_features.size)
-    # Normalizing takes as much again as its result does.
+    # Half of the memory for normalized features, half for distances and ranks.
     if not drawn and rerank is None and 2 * unit_bytes > search.block_bytes:
-        whole = _rank_streamed(query_features, gallery_features, search)
+        whole = _rank_streamed(query_features, gallery_features, plan, search)
     else:
-        labels = search.labels
         query = unit_rows(
-            query_features, what="query features", name=_places(labels.query_name, plan.query)
+            query_features,
+            what="query features",
+            name=search.labels.query_name,
+            number=plan.query,
         )
         gallery = unit_rows(
             gallery_features,
             what="gallery features",
-            name=_places(labels.gallery_name, plan.gallery),
+            name=search.labels.gallery_name,
+            number=plan.gallery,
         )
         check_widths(query, gallery)
         if rerank is not None:
@@ -88,14 +92,6 @@ def rank_plan(
         whole if places is None else _some_queries(whole, places, search)
         for places, _ in plan.trials
     ]
-
-
-def _places(name: Sequence[str] | None, rows: np.ndarray | None) -> Sequence[str] | None:
-    """What an error calls each row; rows that were picked are also known by their number."""
-    if rows is None:
-        return name
-    numbers = [f"pool row {row}" for row in rows.tolist()]
-    return numbers if name is None else [f"{a}, {b}" for a, b in zip(numbers, name, strict=True)]
 
 
 def _rank_blocks(
@@ -149,23 +145,45 @@ def _rank_blocks(
     ]
 
 
-def _rank_streamed(query: np.ndarray, gallery: np.ndarray, search: Search) -> Ranking:
+def _rank_streamed(query: np.ndarray, gallery: np.ndarray, plan: Plan, search: Search) -> Ranking:
     """Ranks every query in the whole gallery without a normalized copy of the features."""
     from vireid_jax.metrics.streaming import rank_features
 
     labels = search.labels
-    return rank_features(
-        query,
-        gallery,
-        labels.query_person,
-        labels.gallery_person,
-        query_camera=labels.query_camera,
-        gallery_camera=labels.gallery_camera,
-        exclude=search.exclude,
-        max_rank=search.max_rank,
-        ties=search.ties,
-        block_bytes=search.block_bytes,
-    ).ranking
+    try:
+        return rank_features(
+            query,
+            gallery,
+            labels.query_person,
+            labels.gallery_person,
+            query_camera=labels.query_camera,
+            gallery_camera=labels.gallery_camera,
+            exclude=search.exclude,
+            max_rank=search.max_rank,
+            ties=search.ties,
+            block_bytes=search.block_bytes,
+        ).ranking
+    except ValueError:
+        # It knows rows by number alone; if one is broken, say which file it is of.
+        _name_broken_row("query", query, labels.query_name, plan.query)
+        _name_broken_row("gallery", gallery, labels.gallery_name, plan.gallery)
+        raise
+
+
+def _name_broken_row(
+    side: str, features: np.ndarray, name: Sequence[str] | None, rows: np.ndarray | None
+) -> None:
+    """Raises ValueError with the name of the first row that cannot be normalized."""
+    number = np.arange(len(features)) if rows is None else rows
+    step = max(1, (1 << 22) // max(1, features.shape[1]))
+    for at in range(0, len(features), step):
+        part = slice(at, at + step)
+        unit_rows(
+            features[part],
+            what=f"{side} features",
+            name=None if name is None else name[part],
+            number=number[part],
+        )
 
 
 def _rank_reranked(
