@@ -167,6 +167,14 @@ def test_the_reader_of_records_agrees_with_protocol_buffers():
 def test_an_unchanged_tree_is_not_prepared_again(source, out):
     ready = builders.prepare(source, out=out, progress=never)
     assert len(ready.records) == 24 and builders.is_current(ready, source)
+    with pytest.raises(ValueError, match="expected those of a prepared set"):
+        builders.is_current(source, source)
+
+
+def test_a_ready_set_needs_no_writing(source, out, monkeypatch):
+    for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
+        monkeypatch.setattr(disk, forbidden, None)
+    assert len(builders.prepare(source, out=out, progress=never).records) == 24
 
 
 def test_a_changed_tree_is(tmp_path):

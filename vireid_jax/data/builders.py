@@ -55,7 +55,8 @@ def prepare(
     Every image is decoded once to see that it can be. JPEG and PNG files are stored byte for
     byte, other formats and pixels as PNG with the same pixels. A set that was prepared from
     other names, sizes or labels is replaced once the new one is complete; one that is up to
-    date is returned as it is. An interrupted call leaves nothing that is taken for a data set,
+    date is returned as it is. A folder has one set of a name: give trees of your own that
+    share a name an `out` each. An interrupted call leaves nothing that is taken for a data set,
     and the next call removes it. Processes of one machine wait for each other.
 
     Args:
@@ -97,9 +98,10 @@ def prepare(
         )
         builder.write(listing, digest, shards, unreadable, progress)
 
+    # Before any lock: a set that is ready may be where nothing can be written.
+    if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
+        return ready
     if disk.is_remote(target):
-        if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
-            return ready
         if target.exists():
             target.rmtree()
         write(target.parent.parent)
@@ -111,7 +113,8 @@ def prepare(
     what = f"preparing {listing.name}"
     with disk.locked(folder / f"{prepared.VERSION}.lock"):
         disk.clear_temporaries(folder, prepared.VERSION)
-        if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
+        # Another process may have prepared it while this one waited; the reasons are told.
+        if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
             return ready
         disk.check_space(folder, size or 0, what=what, hint=hint)
         stage = folder / disk.temporary_name(prepared.VERSION)
@@ -143,7 +146,16 @@ def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | N
 
 
 def is_current(ready: Listing, source: Listing) -> bool:
-    """Whether a prepared set was made from what `source` lists now: names, sizes and labels."""
+    """Whether a prepared set was made from what `source` lists now: names, sizes and labels.
+
+    Raises:
+      ValueError: `ready` is no prepared set.
+    """
+    if not isinstance(ready.records.images, prepared.Stored):
+        raise ValueError(
+            f"the images are a {type(ready.records.images).__name__}, expected those of a "
+            "prepared set, from builders.find, open or prepare"
+        )
     return ready.records.images.fingerprint == stored.fingerprint(source)
 
 
@@ -153,17 +165,25 @@ def check_name(name: str) -> None:
         raise ValueError(f"no builder for {name!r}; expected one of {', '.join(DESCRIPTIONS)}")
 
 
-def _up_to_date(folder: Any, listing: Listing, digest: str, unreadable: str) -> Listing | None:
-    """The set in `folder` if it is what `prepare` would write again."""
+def _up_to_date(
+    folder: Any, listing: Listing, digest: str, unreadable: str, *, quiet: bool = False
+) -> Listing | None:
+    """The set in `folder` if it is what `prepare` would write again; else logs why not."""
+    level = logging.DEBUG if quiet else logging.WARNING
     try:
         ready = prepared.open(folder)
     except FileNotFoundError:
         return None
     except TreeError as error:
-        _log.warning("%s; preparing it anew", error)
+        _log.log(level, "%s; preparing it anew", error)
         return None
     if ready.records.images.fingerprint != digest:
-        _log.info("%s has changed since it was prepared; preparing it anew", listing.name)
+        _log.log(
+            level,
+            "%s holds other images or labels than are listed now; preparing %s anew",
+            folder,
+            listing.name,
+        )
         return None
     left_out = prepared.read_metadata(folder)["unreadable"]
     if left_out and unreadable == "refuse":

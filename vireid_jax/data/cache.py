@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays, disk, stored
+from vireid_jax.data import arrays, decoding, disk, stored
 from vireid_jax.data.listing import Listing
 from vireid_jax.types import Pixels, is_decoded
 
@@ -331,6 +331,6 @@ def _bad_blocks(array: np.ndarray, sums: list[int], blocks: Iterable[int]) -> li
         block = np.ascontiguousarray(array[n * _BLOCK : (n + 1) * _BLOCK])
         return zlib.crc32(block.data) != sums[n]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib lets go of the interpreter lock
+    with ThreadPoolExecutor(decoding.cores()) as pool:  # zlib lets go of the interpreter lock
         blocks = list(blocks)
         return [n for n, bad in zip(blocks, pool.map(one, blocks), strict=True) if bad]

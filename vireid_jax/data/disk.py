@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
+_log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,6 +43,9 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("waiting for the process that holds %s", path)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:
             break

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays
+from vireid_jax.data import arrays, decoding
 from vireid_jax.data.listing import Listing, TreeError
 from vireid_jax.types import is_decoded
 
@@ -85,7 +85,7 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
     else:
         if is_decoded(images):
             put(images.shape)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(decoding.cores()) as pool:
             put(pool.map(mark, range(len(records))))
     return digest.hexdigest()[:32]
 
@@ -142,7 +142,7 @@ def source_bytes(images: Any) -> int | None:
         return int(np.prod(images.shape))
     if hasattr(images, "fingerprint"):
         return None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(decoding.cores()) as pool:
         return sum(pool.map(_stored_size, images))
 
 
@@ -164,7 +164,7 @@ def encoded(listing: Listing) -> tuple[list[bytes], np.ndarray, list[str]]:
       problems: a line for every image that cannot be decoded.
     """
     images = listing.records.images
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(decoding.cores()) as pool:
         read = list(pool.map(lambda n: _read(images[n]), range(len(images))))
         names = list(listing.records.name)
         if not is_decoded(images) and isinstance(images[0], str | os.PathLike):
