@@ -1,7 +1,7 @@
 """Files of weights, whatever their format, as arrays by name."""
 
 import hashlib
-import io
+import math
 import os
 import pathlib
 import re
@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from vireid_jax.weights import safetensors_file, torch_file
+from vireid_jax.weights.pickled import MAX_DIMENSIONS, short
 
 # What else is found under such names, by its first bytes.
 _OTHERS = (
@@ -16,6 +17,12 @@ _OTHERS = (
     (b"\x89HDF", "an HDF5 file (Keras); expected PyTorch weights"),
     (b"\x80", "a pickle that torch.save did not write; nothing of it was executed"),
     (b"\x93NUMPY", "a single array; expected a named one for each weight (numpy.savez)"),
+)
+_NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][fiubcO][0-9]{0,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n\Z",
+    re.DOTALL,
 )
 # torchvision and timm end the name of a file with the start of its SHA-256.
 _HASHED = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8})\.[a-z]+$")
@@ -40,7 +47,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       ValueError: the file is of another format, damaged, or holds more than weights; the
         message names the file and what was found.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         if path.exists():
             raise ValueError(f"{path} is a folder, expected a .pth, .safetensors or .npz file")
@@ -92,23 +99,20 @@ def _read_npz(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_npy(data: bytes) -> np.ndarray:
-    """One array; its header is checked before NumPy allocates what it claims."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
+    """One array of numbers in NumPy's format 1.0; NumPy's own reader evaluates the header."""
+    header = _NPY.match(data[: 10 + int.from_bytes(data[8:10], "little")])
     if header is None:
-        raise ValueError(f"an array has the .npy version {version}, expected 1.0 or 2.0")
-    shape, columns_first, dtype = header(file)
-    if dtype.kind not in "fiub":
-        raise ValueError(f"an array has the type {dtype}, expected numbers; nothing was executed")
-    left = len(data) - file.tell()
-    count = 1
-    for extent in shape:
-        count *= extent
-    if min(shape, default=0) < 0 or count * dtype.itemsize != left:
-        raise ValueError(f"an array of shape {list(shape)} and type {dtype} has {left} bytes")
-    x = np.frombuffer(data, dtype, count, file.tell())
-    return torch_file.widen(x.reshape(shape, order="F" if columns_first else "C"))
+        raise ValueError(f"an array begins with {short(data)}, expected the header of numpy.save")
+    code, columns_first, extents = (part.decode() for part in header.groups())
+    if code[1:] not in _NUMBERS:
+        raise ValueError(
+            f"an array has the type {code!r}, expected one of {', '.join(_NUMBERS)}; nothing of it "
+            "was executed"
+        )
+    dtype = np.dtype(code)
+    shape = tuple(int(extent) for extent in extents.replace(",", " ").split())
+    count, left = math.prod(shape), len(data) - header.end()
+    if len(shape) > MAX_DIMENSIONS or count * dtype.itemsize != left:
+        raise ValueError(f"an array of shape {list(shape)[:10]} and type {dtype} has {left} bytes")
+    x = np.frombuffer(data, dtype, count, header.end())
+    return torch_file.widen(x.reshape(shape, order="F" if columns_first == "True" else "C"))
