@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, blur, ops
 
@@ -87,7 +88,7 @@ def test_smear_reads_where_the_kernel_says():
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_motion_blur_keeps_light_and_angle(severity):
-    angles = []
+    angles, lengths = [], []
     for seed in range(40):
         out = response("motion_blur", severity, seed)
         assert out.sum() == pytest.approx(1, abs=1e-4)
@@ -96,7 +97,11 @@ def test_motion_blur_keeps_light_and_angle(severity):
         assert columns.max() == MIDDLE and columns.min() < MIDDLE - 4
         y = (out * (np.arange(SIZE)[:, None] - MIDDLE)).sum()
         x = (out * (np.arange(SIZE) - MIDDLE)).sum()
+        lengths.append(MIDDLE - columns.min())
         angles.append(math.degrees(math.atan2(-y, -x)))
+    # Where it is level: 2 r steps, or as many as a narrow Gaussian leaves visible.
+    radius, sigma = [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)][severity - 1]
+    assert max(lengths) == pytest.approx(min(2 * radius, 4.4 * sigma), abs=1.5)
     assert -47 < min(angles) < -25 and 25 < max(angles) < 47
 
 
@@ -138,6 +143,33 @@ def test_glass_blur_shuffles_as_the_loop_does(reach):
             dy, dx = shift[:, y - reach - 1, x - reach - 1]
             colors[y, x] = colors[y + dy, x + dx]
     np.testing.assert_array_equal(blur.shuffle_source(shift, reach), colors.ravel())
+
+
+@pytest.mark.parametrize(
+    ("severity", "sigma", "reach", "times"),
+    [(1, 0.7, 1, 2), (2, 0.9, 2, 1), (3, 1, 2, 3), (4, 1.1, 3, 2), (5, 1.5, 4, 2)],
+)
+def test_glass_blur_is_blur_shuffle_blur(severity, sigma, reach, times):
+    image = picture(5, (40, 24))
+    rng = np.random.default_rng(0)
+    out = np.stack([ndimage.gaussian_filter(c / 255, sigma, mode="nearest")
+                    for c in image.transpose(2, 0, 1)], 2)  # fmt: skip
+    for _ in range(times):
+        shift = rng.integers(-reach, reach, (2, 40 - 2 * reach, 24 - 2 * reach))
+        for y in range(40 - reach, reach, -1):
+            for x in range(24 - reach, reach, -1):
+                dy, dx = shift[:, y - reach - 1, x - reach - 1]
+                out[y, x] = out[y + dy, x + dx]
+    expected = ndimage.gaussian_filter(out, (sigma, sigma, 0), mode="nearest")
+    found = blur.glass_blur(image, severity, np.random.default_rng(0))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_stretch_keeps_corners():
+    layer = np.random.default_rng(0).random((5, 4), np.float32)
+    rows = np.stack([np.interp(np.linspace(0, 4, 23), range(5), c) for c in layer.T], 1)
+    expected = np.stack([np.interp(np.linspace(0, 3, 17), range(4), r) for r in rows])
+    np.testing.assert_allclose(ops.stretch(layer, (23, 17)), expected, atol=1e-5)
 
 
 def test_glass_blur_only_moves_colors():

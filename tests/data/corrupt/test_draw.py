@@ -49,7 +49,7 @@ def test_draws_never_change(where, kind, severity, words):
 
 
 def philox(key, counter):
-    """One block of Philox4x64-10 (Salmon et al., SC 2011), four 64-bit words, by Python integers."""
+    """One block of Philox4x64-10 (Salmon et al., SC 2011): four words, by Python integers."""
     low = (1 << 64) - 1
     x, k = [counter, 0, 0, 0], [key & low, key >> 64]
     for _ in range(10):
@@ -203,6 +203,17 @@ def test_bad_options(options, message):
 def test_bad_images(image, kind, severity, error, message):
     with pytest.raises(error, match=message):
         corrupt(image, kind, severity, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_views_of_images(kind):
+    """Mirrored and turned views, as cropping and reading code hands them on."""
+    turned = IMAGES[1].transpose(1, 0, 2)[:, ::-1]
+    two = [
+        corrupt(image, kind, 3, rng=np.random.default_rng(0))
+        for image in (turned, np.ascontiguousarray(turned))
+    ]
+    np.testing.assert_array_equal(*two)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)

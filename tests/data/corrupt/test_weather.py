@@ -68,6 +68,9 @@ def test_fog_adds_cloud_and_dims(severity, strength):
     low, high = image * scale, (image + strength) * scale
     assert (out >= low - 1e-6).all() and (out <= np.minimum(high, 1) + 1e-6).all()
     np.testing.assert_array_equal(out[..., 0], out[..., 2])
+    decay = [2, 2, 1.7, 1.5, 1.4][severity - 1]
+    cloud = ops.plasma(128, decay, np.random.default_rng(0))[:, :64]
+    np.testing.assert_allclose(out[..., 1], low[..., 1] + strength * scale * cloud, atol=1e-5)
     # The cloud is the same for another image as bright.
     other = flat(0.5)
     other[:10] = 0.8
@@ -85,6 +88,41 @@ def test_snow_falls_alike_when_turned_by_180_degrees(severity):
     assert out.min() >= 0.2 * mix + 0.8 * (1 - mix) - 1e-5
     assert out.min() == pytest.approx(0.2 * mix + 0.8 * (1 - mix), abs=0.05)
     assert out.max() > out.min() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("severity", "mean", "std", "zoom", "threshold", "radius", "sigma", "mix"),
+    [
+        (1, 0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (2, 0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (3, 0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (4, 0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (5, 0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ],
+)
+def test_snow_lies_as_thick_as_its_constants_say(
+    severity, mean, std, zoom, threshold, radius, sigma, mix
+):
+    """The mean amount of flakes against that of an own simulation with other random numbers."""
+    dark = flat(0.0, (160, 160))
+    outs = [run("snow", dark, severity, seed)[20:-20, 20:-20, 0] for seed in range(30)]
+    # What is between flakes is 0.5 (1 - mix); what exceeds 1 is cut in both.
+    rng, own = np.random.default_rng(99), []
+    for _ in range(60):
+        few = math.ceil(160 / zoom)
+        nodes = mean + std * rng.standard_normal((few + 1, few + 1))
+        grid = np.arange(160) * (few - 1) / 159
+        low, part = grid.astype(int), grid % 1
+        rows = nodes[low] * (1 - part[:, None]) + nodes[low + 1] * part[:, None]
+        flakes = rows[:, low] * (1 - part) + rows[:, low + 1] * part
+        flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
+        weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
+        fallen = sum(w * np.roll(flakes, k, 0) for k, w in enumerate(weights / weights.sum()))
+        layer = fallen + fallen[::-1, ::-1]
+        own.append(np.minimum(0.5 * (1 - mix) + layer, 1)[30:-30, 30:-30])
+    expected = np.mean(own) - 0.5 * (1 - mix)
+    assert np.mean(outs) - 0.5 * (1 - mix) == pytest.approx(expected, rel=0.12)
+    assert np.std(outs) == pytest.approx(np.std(own), rel=0.15)
 
 
 def test_snow_streaks_are_steep():
@@ -107,7 +145,7 @@ def test_frost_mixes_image_and_ice(severity, share, weight):
 
 def test_ice_is_made_once_and_cannot_be_changed():
     texture = ice(0, 40, 20)
-    assert texture.shape == (80, 40, 3) and texture.dtype == np.float32
+    assert texture.shape == (80, 40, 3) and texture.dtype == np.uint8
     assert ice(0, 40, 20) is texture
     with pytest.raises(ValueError, match="read-only"):
         texture[0, 0] = 0
@@ -116,11 +154,11 @@ def test_ice_is_made_once_and_cannot_be_changed():
     others = [ice(n, 40, 20) for n in range(TEXTURES)]
     assert len({t.tobytes() for t in others}) == TEXTURES
     for t in others:
-        assert t.min() >= 0 and t.max() <= 1 and t.std() > 0.1
+        assert t.std() > 25
 
 
 def test_ice_is_neither_dark_nor_white():
-    means = [ice(n, 144, 72).mean() for n in range(TEXTURES)]
+    means = [ice(n, 144, 72).mean() / 255 for n in range(TEXTURES)]
     assert 0.4 < np.mean(means) < 0.6 and min(means) > 0.3 and max(means) < 0.7
 
 

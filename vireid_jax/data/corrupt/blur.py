@@ -90,5 +90,5 @@ def zoom_blur(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     clean = ops.unit(image)
     total, factors = clean.copy(), zoom_factors(severity)
     for factor in factors.tolist():
-        total += ops.magnify(clean, factor, clean.shape[:2])
+        total += ops.zoom(clean, factor)
     return ops.clip(total / np.float32(len(factors) + 1))

@@ -50,7 +50,7 @@ def _feathers(rng: np.random.Generator, size: tuple[int, int], scale: float) -> 
     return np.concatenate(found)
 
 
-@functools.lru_cache(maxsize=4 * TEXTURES)
+@functools.lru_cache(maxsize=2 * TEXTURES)
 def ice(index: int, height: int, width: int) -> np.ndarray:
     """One of the textures for images of a size; lengths grow with the image's height.
 
@@ -60,7 +60,7 @@ def ice(index: int, height: int, width: int) -> np.ndarray:
       width: of the image in pixels.
 
     Returns:
-      float32 [2 * height, 2 * width, 3] in [0, 1]; shared, so read-only.
+      uint8 [2 * height, 2 * width, 3]; shared, so read-only.
     """
     rng = np.random.default_rng([6, index])
     size = 2 * height, 2 * width
@@ -75,6 +75,6 @@ def ice(index: int, height: int, width: int) -> np.ndarray:
     near, far = ops.gaussian(sharp, 1.2 * scale + 0.3), ops.gaussian(sharp, 8 * scale + 0.3)
     amount = 0.06 + 0.6 * film + 0.9 * sharp + 0.8 * near + 0.5 * far
     # Light is absorbed and scattered along its way, so ice upon ice adds ever less.
-    out = ops.clip(1 - np.exp(-amount[..., None] * _TINT))
+    out = ops.to_bytes(1 - np.exp(-amount[..., None] * _TINT))
     out.flags.writeable = False
     return out

@@ -157,17 +157,31 @@ def _magnifier(n: int, factor: float, size: int) -> sparse.csr_array:
     return sparse.csr_array((weights, columns, np.arange(0, 2 * size + 1, 2)), shape=(size, n))
 
 
-def magnify(image: np.ndarray, factor: float, size: tuple[int, int]) -> np.ndarray:
-    """The middle of an image or layer, magnified `factor` times to (height, width), bilinear.
+def _resize(image: np.ndarray, factors: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    for axis in range(2):
+        matrix = _magnifier(image.shape[0], factors[axis], size[axis])
+        lines = np.ascontiguousarray(image).reshape(image.shape[0], -1)
+        image = (matrix @ lines).reshape(size[axis], *image.shape[1:]).swapaxes(0, 1)
+    return image
+
+
+def zoom(image: np.ndarray, factor: float) -> np.ndarray:
+    """The middle of an image or layer, magnified `factor` times to its own size, bilinear.
 
     The benchmark cuts a whole number of pixels out first, so its steps of 1 % in zoom_blur are
     jerky on small images; this zooms about the exact center.
     """
-    for axis in range(2):
-        matrix = _magnifier(image.shape[0], factor, size[axis])
-        lines = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-        image = (matrix @ lines).reshape(size[axis], *image.shape[1:]).swapaxes(0, 1)
-    return image
+    return _resize(image, (factor, factor), image.shape[:2])
+
+
+def stretch(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A layer enlarged to (height, width), bilinear; corners fall on corners.
+
+    Pixels then lie at all distances from the nodes. If no pixel came near a node, as happens
+    with a whole factor about the center, enlarged noise would lose its peaks.
+    """
+    factors = [(n - 1) / (m - 1) for n, m in zip(size, layer.shape, strict=True)]
+    return _resize(layer, (factors[0], factors[1]), size)
 
 
 def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:

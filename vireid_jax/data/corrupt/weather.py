@@ -50,9 +50,9 @@ def snow(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     clean = ops.unit(image)
     height, width = clean.shape[:2]
     # Only the middle survives the magnification, so only the middle is drawn.
-    few = tuple(max(int(np.ceil(n / zoom)) + 1, 2) for n in (height, width))
+    few = tuple(int(np.ceil(n / zoom)) for n in (height, width))
     noise = np.float32(mean) + np.float32(std) * rng.standard_normal(few, np.float32)
-    flakes = ops.magnify(noise, zoom, (height, width))
+    flakes = ops.stretch(noise, (height, width))
     flakes[flakes < threshold] = 0
     flakes = ops.smear(ops.clip(flakes), ops.streak(radius, sigma, rng.uniform(-135, -45)))
     white = np.maximum(clean, (ops.gray(clean) * np.float32(1.5) + np.float32(0.5))[..., None])
@@ -70,7 +70,7 @@ def frost(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
     height, width = image.shape[:2]
     texture = ice(int(rng.integers(TEXTURES)), height, width)
     top, left = rng.integers(texture.shape[0] - height), rng.integers(texture.shape[1] - width)
-    crop = texture[top : top + height, left : left + width]
+    crop = ops.unit(texture[top : top + height, left : left + width])
     return ops.clip(ops.unit(image) * np.float32(share) + crop * np.float32(weight))
 
 
