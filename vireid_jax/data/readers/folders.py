@@ -130,9 +130,10 @@ def _unusable(images: list[Image], label: dict[int, str]) -> tuple[list[str], in
         if min(counts) >= MIN_IMAGES:
             continue
         few = counts.index(min(counts))
+        noun = "image" if min(counts) == 1 else "images"
         why = "" if min(counts) == 0 else f" (fewer than {MIN_IMAGES})"
         lines.append(
-            f"person {label[person]} has {min(counts)} {MODALITIES[few]} images{why}: not usable "
+            f"person {label[person]} has {min(counts)} {MODALITIES[few]} {noun}{why}: not usable "
             "for training, kept for search"
         )
     if len(lines) > _FIRST:
