@@ -1,4 +1,4 @@
-"""How many entries of a row come before a given one, and which come first; in NumPy alone."""
+"""How many entries of a row are less than a given one; in NumPy alone."""
 
 import numpy as np
 
@@ -66,24 +66,3 @@ def _count_below(rows: np.ndarray, value: np.ndarray) -> np.ndarray:
         low = np.where(below, middle + 1, low)
         high = np.where(below, high, middle)
     return low
-
-
-def nearest(value: np.ndarray, k: int) -> np.ndarray:
-    """Int64 [q, k] columns of each row's k least values, in order; ties by column.
-
-    Args:
-      value: float [q, G], no NaN.
-      k: 1 to G.
-    """
-    if k >= value.shape[1]:
-        return np.argsort(value, axis=1, kind="stable")[:, :k]
-    column = np.argpartition(value, k - 1, axis=1)[:, :k]
-    column.sort(axis=1)  # then a stable order of the values has ties by column
-    found = np.take_along_axis(value, column, axis=1)
-    # Where the k-th value occurs beyond the k chosen, a lower column may have been left out.
-    level = np.count_nonzero(value <= found.max(axis=1, keepdims=True), axis=1) > k
-    order = np.argsort(found, axis=1, kind="stable")
-    column = np.take_along_axis(column, order, axis=1)
-    if level.any():
-        column[level] = np.argsort(value[level], axis=1, kind="stable")[:, :k]
-    return column

@@ -279,9 +279,23 @@ def summarize(
     Raises:
       ValueError: no query is valid; the message names the likely cause.
     """
+    return summarize_people(
+        blocks, query_person, index.person, len(index.column), max_rank=max_rank
+    )
+
+
+def summarize_people(
+    blocks: Sequence[Rows],
+    query_person: np.ndarray,
+    people: np.ndarray,
+    num_images: int,
+    *,
+    max_rank: int,
+) -> Ranking:
+    """`summarize`, for a gallery known by its distinct people and its number of images."""
     rows = Rows(*(np.concatenate(field) for field in zip(*blocks, strict=True))) if blocks else None
     if rows is None or not rows.valid.any():
-        raise ValueError(_no_valid_query(query_person, index))
+        raise ValueError(no_valid_query(query_person, people))
     valid = rows.valid
     ranks = np.arange(1, max_rank + 1)
     return Ranking(
@@ -293,19 +307,20 @@ def summarize(
         counts={
             "queries": len(valid),
             "valid_queries": int(valid.sum()),
-            "gallery_images": len(index.column),
-            "gallery_ids": len(index.person),
+            "gallery_images": num_images,
+            "gallery_ids": len(people),
             "tied_true_images": int(rows.num_tied.sum()),
         },
     )
 
 
-def _no_valid_query(query_person: np.ndarray, index: GalleryIndex) -> str:
+def no_valid_query(query_person: np.ndarray, people: np.ndarray) -> str:
+    """The message for queries of whom none has a true image among a gallery's people."""
     asked = np.unique(query_person)
-    if not len(asked) or not len(index.person):
+    if not len(asked) or not len(people):
         side = "queries" if not len(asked) else "gallery images"
         return f"there are no {side}, expected at least one; check which images were selected"
-    shared = len(np.intersect1d(asked, index.person))
+    shared = len(np.intersect1d(asked, people))
     found = f"none of the {len(query_person)} queries has a true image in the gallery: "
     if shared:
         return (
@@ -314,6 +329,6 @@ def _no_valid_query(query_person: np.ndarray, index: GalleryIndex) -> str:
         )
     return (
         f"{found}queries show {len(asked)} people ({asked[0]}..{asked[-1]}), the gallery "
-        f"{len(index.person)} others ({index.person[0]}..{index.person[-1]}); check that both "
+        f"{len(people)} others ({people[0]}..{people[-1]}); check that both "
         "come from one split and number people alike"
     )

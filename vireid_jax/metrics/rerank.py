@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.counting import nearest
 from vireid_jax.metrics.distance import check_widths, unit_rows
+from vireid_jax.metrics.nearest import nearest_columns
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
@@ -134,7 +134,7 @@ def _neighbors(
             _push_back(distance, excluded, at)
         if scope == "queries":
             distance[:, q:] = np.inf
-        rank[rows] = nearest(distance, k)
+        rank[rows] = nearest_columns(distance, k)
     return rank, farthest
 
 
