@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.metrics.test_ranking import peak_bytes
 from vireid_jax.metrics import evaluate
 
 
@@ -200,3 +201,49 @@ print(sorted(heavy & set(sys.modules)))
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+@pytest.mark.parametrize("protocol", ["folders/i2v", "regdb/t2v", "llcm/v2i_released"])
+def test_a_whole_gallery_needs_no_copy(protocol, tmp_path):
+    """Beyond the features, `block_bytes` of memory; the same numbers whatever it is."""
+    rng = np.random.default_rng(0)
+    people, width, size = 300, 64, 20000
+    person = rng.integers(0, people, size)
+    center = rng.normal(size=(people, width))
+    query_person = np.arange(people)
+    path = tmp_path / "gallery.npy"
+    np.save(path, (center[person] + 1.5 * rng.normal(size=(size, width))).astype(np.float32))
+    query = center + 1.5 * rng.normal(size=(people, width))
+    gallery = np.load(path, mmap_mode="r")
+
+    def score(block_bytes):
+        return evaluate(
+            query,
+            gallery,
+            query_person=query_person,
+            gallery_person=person,
+            query_camera=[1] * people,
+            gallery_camera=[2] * size,
+            query_name=[str(n) for n in range(people)],
+            protocol=protocol,
+            block_bytes=block_bytes,
+        )
+
+    expected = score(1 << 30)
+    assert 0.05 < expected["metrics"]["mAP"] < 0.95
+    block_bytes = 4 << 20
+    assert gallery.nbytes > block_bytes and 4 * people * size > 4 * block_bytes
+    found = []
+    labels = 8 * 12 * size  # a few integers for each image
+    assert peak_bytes(lambda: found.append(score(block_bytes))) < block_bytes + labels
+    for name, value in expected["metrics"].items():
+        assert found[0]["metrics"][name] == pytest.approx(value, abs=1e-6)
+    assert found[0]["counts"] == expected["counts"]
+
+
+def test_broken_features_of_a_streamed_gallery_are_named():
+    complete = problem([(p, 6) for p in range(8)], EVERYONE, noise=0.1)
+    for side, row in (("gallery", 37), ("query", 5)):
+        complete[f"{side}_features"][row, 3] = np.nan
+        with pytest.raises(ValueError, match=rf"{side} features row {row} \({side}00{row:02d}\)"):
+            evaluate(**complete, protocol="folders/i2v", block_bytes=1 << 10)
