@@ -116,7 +116,7 @@ def test_names_of_globals_must_be_text(tmp_path):
     "opcodes, match",
     [
         (b"(S'touch x'\nios\nsystem\n", "STRING|INST"),
-        (b"(X\x01\x00\x00\x00aios\nsystem\n", "INST 'os system'"),
+        (b"(X\x01\x00\x00\x00aios\nsystem\n", "INST 'os.system'"),
         (b"(ccollections\nOrderedDict\no", "OBJ"),
         (b"ccollections\nOrderedDict\n)\x81", "NEWOBJ"),
         (b"ccollections\nOrderedDict\n)}\x92", "NEWOBJ_EX"),
@@ -129,6 +129,7 @@ def test_names_of_globals_must_be_text(tmp_path):
         (b"(1", "POP_MARK"),
         (b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a", "BYTEARRAY8"),
         (b"\x97", "NEXT_BUFFER"),
+        (b"\x8e\x01\x00\x00\x00\x00\x00\x00\x00a", "BINBYTES8"),
         (b"(\x91", "FROZENSET"),
         (b"\x8f", "EMPTY_SET"),
         (b"I1\n", "INT"),
@@ -231,11 +232,16 @@ def test_lengths_beyond_the_file(tmp_path, opcode):
         quickly(tmp_path, data, "pickle is damaged or truncated")
 
 
-@pytest.mark.parametrize("opcode", [b"\x8d", b"\x8e"])
-def test_lengths_of_eight_bytes(tmp_path, opcode):
+def test_lengths_of_eight_bytes(tmp_path):
     for length in (2**40, 2**63 - 1, 2**64 - 1):
-        data = build.archive(b"\x80\x04" + opcode + struct.pack("<Q", length) + b"abc.")
+        data = build.archive(b"\x80\x04\x8d" + struct.pack("<Q", length) + b"abc.")
         quickly(tmp_path, data, "pickle is damaged or truncated")
+
+
+def test_names_without_an_end(tmp_path):
+    for data in (b"cos", b"cos\nsystem", b"c" + b"o" * 10**6, b"cos\n" + b"s" * 10**6 + b"\n"):
+        quickly(tmp_path, build.archive(b"\x80\x02" + data), "GLOBAL at byte 2: a name without")
+    refuse(tmp_path, build.archive(b"\x80\x02c\xff\xfe\nx\n."), "GLOBAL at byte 2: .*decode")
 
 
 def test_too_many_opcodes(tmp_path, monkeypatch):

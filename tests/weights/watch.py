@@ -28,8 +28,7 @@ def watched():
     if not _state["hooked"]:  # hooks cannot be removed; off, this one does nothing
         sys.addaudithook(_hook)
         _state["hooked"] = True
-    for codec in ("cp437", "raw_unicode_escape"):  # zipfile and pickletools load them on first use
-        codecs.lookup(codec)
+    codecs.lookup("cp437")  # zipfile loads it on first use
     _state.update(on=True, events=[])
     try:
         yield

@@ -9,9 +9,10 @@ a short list is accepted, so a file cannot do more than describe arrays badly.
 import dataclasses
 import io
 import math
-import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from vireid_jax.weights import opcodes
 
 # The storages of torch by the NumPy type of their elements; bfloat16 has none.
 BFLOAT16 = "bfloat16"
@@ -81,28 +82,20 @@ def load(file: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
       ValueError: naming what the pickle holds that weights do not need, or what is damaged.
     """
     machine = _Machine()
-    for count, (opcode, argument, position) in enumerate(_opcodes(file)):
+    for count, (name, argument, position) in enumerate(opcodes.decode(file)):
         if count == MAX_OPCODES:
             raise ValueError(f"the pickle has more than {MAX_OPCODES} opcodes: no file of weights")
-        if opcode.name == "STOP":
+        if name == "STOP":
             return machine.pop(), machine.storages
-        act = _OPCODES.get(opcode.name)
+        act = _OPCODES.get(name)
         if act is None:
             what = "" if argument is None else f" {short(argument)}"
             raise ValueError(
-                f"the pickle has the opcode {opcode.name}{what} at byte {position}, which no file "
+                f"the pickle has the opcode {name}{what} at byte {position}, which no file "
                 "of weights needs; nothing of it was executed"
             )
         act(machine, argument)
-    raise ValueError("the pickle has no end: the file is truncated")
-
-
-def _opcodes(file: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
-    """The opcodes with their arguments and positions; only text and numbers are decoded."""
-    try:
-        yield from pickletools.genops(file)
-    except ValueError as e:
-        raise ValueError(f"the pickle is damaged or truncated ({str(e)[:200]})") from e
+    raise ValueError("the pickle has no end")
 
 
 def short(value: object) -> str:
@@ -343,7 +336,7 @@ _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     "BINGET": lambda machine, index: machine.get(index),
     "LONG_BINGET": lambda machine, index: machine.get(index),
-    "GLOBAL": lambda machine, name: machine.find(name.replace(" ", ".", 1)),
+    "GLOBAL": lambda machine, name: machine.find(name),
     "STACK_GLOBAL": lambda machine, _: machine.stack_global(),
     "REDUCE": lambda machine, _: machine.reduce(),
     "BUILD": lambda machine, _: machine.build(),
