@@ -161,6 +161,17 @@ def test_the_reader_of_records_agrees_with_protocol_buffers():
         prepared.image_of(b"\x0a")
 
 
+def test_the_reader_of_records_passes_over_other_fields():
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    value = field(2, field(1, field(9, b"no") + field(1, b"yes")))
+    entry = field(1, b"image") + field(5, b"") + value
+    other = field(1, b"name") + field(2, field(1, field(1, b"image")))
+    record = field(3, field(1, b"")) + field(1, field(7, entry[:4]) + field(1, other))
+    assert prepared.image_of(record + field(1, field(1, entry))) == b"yes"
+
+
 # --- When it is written again ---------------------------------------------------------------
 
 
@@ -216,14 +227,21 @@ def test_a_record_that_rotted_is_an_error(out, tmp_path):
         stored.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
 
 
-@pytest.mark.parametrize("what", ["shard", "listing.npz", "metadata.json", "dataset_info.json"])
+DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.json"]
+
+
+@pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
     folder = copy_of(out, tmp_path)
     version = folder / "regdb" / "1.0.0"
-    path = next(version.glob("*00001-of-*")) if what == "shard" else version / what
-    # A shard keeps its size, and loses its index.
+    path = next(version.glob("*00001-of-*")) if "shard" in what else version / what
     content = path.read_bytes()
-    path.write_bytes(content[:-70] if what != "shard" else content[:-65536] + bytes(65536))
+    if what == "no shard":
+        path.unlink()
+    elif what == "shard":  # it keeps its size, and loses its index
+        path.write_bytes(content[:-65536] + bytes(65536))
+    else:
+        path.write_bytes(content[:-70])
     with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
         builders.find("regdb", out=folder)
     with caplog.at_level(logging.WARNING, "vireid_jax"):

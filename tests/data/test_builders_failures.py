@@ -49,6 +49,15 @@ def test_unreadable_images_are_named_and_refused(tmp_path):
     assert builders.find("regdb", out=tmp_path) is None
 
 
+def test_one_unreadable_image_at_the_end_is_refused(tmp_path):
+    listing = tree(tmp_path / "tree", 8)
+    with open(listing.records.images[-1], "w") as file:
+        file.write("no image")
+    with pytest.raises(stored.UnreadableError, match="1 of 8 images"):
+        builders.prepare(listing, out=tmp_path, shards=4)
+    assert files_of(tmp_path / "regdb") == []
+
+
 def test_unreadable_images_are_named_and_skipped(tmp_path):
     listing, rows = broken_tree(tmp_path / "tree")
     ready = builders.prepare(listing, out=tmp_path, shards=20, unreadable="skip")

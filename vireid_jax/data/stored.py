@@ -114,13 +114,12 @@ def decodable(
     except (ValueError, FileNotFoundError):
         pass  # which ones?
     pixels, rows, problems = [], [], []
+    # A record of a prepared set that cannot be read is no broken image: `zip` raises for it.
     for n, (image, name) in enumerate(zip(images, names, strict=True)):
         try:
             pixels.append(arrays.decode([image], size, filter=filter))
             rows.append(n)
         except (ValueError, FileNotFoundError) as error:
-            if isinstance(error.__cause__, TreeError):
-                raise error.__cause__  # noqa: B904  the store is damaged, not the image
             # A path may still be a message's best name; the row number here means nothing.
             where = name if isinstance(image, bytes) else f"{name} ({os.fspath(image)})"
             problems.append(f"{where}: {_reason(error)}")
