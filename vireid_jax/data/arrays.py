@@ -90,8 +90,17 @@ def check_options(
 
 
 def array_of(images: np.ndarray | Pixels) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array behind decoded images, and which of its rows they are (None: all, in order)."""
+    """The array behind decoded images, and which of its rows they are (None: all, in order).
+
+    Raises:
+      ValueError: if a row is not in the array.
+    """
     if isinstance(images, Pixels):
+        if len(images.rows) and not 0 <= images.rows.min() <= images.rows.max() < len(images.array):
+            raise ValueError(
+                f"the images are rows {images.rows.min()} .. {images.rows.max()} of an array of "
+                f"{len(images.array)}; was it made for other records?"
+            )
         return np.asarray(images.array), images.rows
     return np.asarray(images), None  # a plain view: np.memmap itself is slower to index
 
@@ -100,7 +109,11 @@ def _gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch
     array, at = array_of(images)
 
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
-        return pool.submit(array.__getitem__, index if at is None else at[index]).result
+        # Made here, because what a thread allocates goes back to the system with each batch.
+        pixels = np.empty((*index.shape, *array.shape[1:]), np.uint8)
+        rows = index if at is None else at[index]
+        # The rows are in range, and "raise" would gather into a buffer first.
+        return pool.submit(array.take, rows, axis=0, out=pixels, mode="clip").result
 
     # The memory is the limit, not the cores; one thread for each batch that is kept ready
     # lets the reads of a file that is not in memory yet overlap.

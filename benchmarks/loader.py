@@ -1,0 +1,246 @@
+"""Loading at 288 x 144 beside PyTorch's DataLoader: images per second and host core.
+
+  python -m benchmarks.loader                          Markdown tables and a JSON file
+  python -m benchmarks.loader --json FILE --seconds 10
+  python -m benchmarks.loader --quick                  little data, no meaning
+
+Cached: decoded images. Ours come from a memory-mapped .npy file as uint8 and are augmented and
+standardized on the device, which is timed beside; PyTorch's come from an array in memory,
+augmented and normalized by its workers, as AGW and its descendants do it. Encoded: JPEGs of
+200 x 80 to 400 x 160 pixels, quality 95, read one by one from a file, decoded and resized with
+Lanczos, uint8, on both sides with Pillow; first batches must be identical.
+
+Every contender runs in a process of its own, with P = 8 and K = 4 and the same plan. "Per core"
+is images per second of CPU time, workers included: wall times depend on what else the machine
+does. Ours are measured in the steady state of a training run, the file in the page cache. Needs
+PyTorch and Linux.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from benchmarks.loader_data import IMAGES, SIZE, Packed, records_of, write_data
+from benchmarks.step import machine
+from vireid_jax.data import arrays, decoding
+
+CORES = decoding.cores()
+
+CONTENDERS = {
+    "cached/arrays": "vireid_jax, arrays",
+    "cached/tfdata": "vireid_jax, tfdata",
+    "cached/torch_0": "PyTorch, no workers",
+    "cached/torch_n": f"PyTorch, {CORES} workers",
+    "encoded/arrays": f"vireid_jax, {CORES} threads",
+    "encoded/torch_0": "PyTorch, no workers",
+    "encoded/torch_n": f"PyTorch, {CORES} workers",
+    "encoded/torch_once": f"PyTorch, {CORES} workers, one call of resize",
+}
+TITLES = {"cached": "From decoded images", "encoded": "From JPEGs"}
+
+
+# --- Contenders -------------------------------------------------------------------------
+
+
+def start(contender: str, folder: pathlib.Path) -> Iterator[Any]:
+    """The batches of a contender, as many as are asked for."""
+    kind, who = contender.split("/")
+    images: Any
+    if kind == "encoded":
+        images = Packed(folder)
+    else:
+        images = np.load(folder / "images.npy", mmap_mode=None if "torch" in who else "r")
+        images.sum(dtype=np.int64)  # every page has been touched, as after the first epoch
+    records, label, plan = records_of(images)
+    if who.startswith("torch"):
+        import torch
+
+        from benchmarks import loader_torch
+
+        torch.set_num_threads(1)  # more of them cost time here, not only cores
+        if kind == "cached":
+            dataset: Any = loader_torch.CachedPairs(images, label)
+        else:
+            dataset = loader_torch.EncodedPairs(images, label, SIZE, one_call=who == "torch_once")
+        return loader_torch.batches(dataset, plan, 0 if who == "torch_0" else CORES)
+    if who == "tfdata":
+        from vireid_jax.data import tfdata
+
+        load: Any = tfdata.batches
+    else:
+        load = arrays.batches
+    return load(records, label, plan, start=0, stop=10**9, image_size=SIZE)
+
+
+def cpu_s() -> float:
+    """CPU seconds so far of this process and its live children."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def measure(contender: str, folder: pathlib.Path, seconds: float) -> dict[str, Any]:
+    """Runs one contender in this process: about `seconds` after a quarter of that to warm up."""
+    batches = start(contender, folder)
+    digest = hashlib.sha256()
+    for _ in range(2):
+        batch = next(batches)
+        for key in ("visible", "infrared", "label"):
+            # Labels are int32 here and int64 in PyTorch.
+            values = np.asarray(batch[key])
+            digest.update(values.astype(np.int64 if values.ndim == 1 else values.dtype).tobytes())
+    end = time.perf_counter() + seconds / 4
+    while time.perf_counter() < end:
+        next(batches)
+    steps, wall, cpu = 0, time.perf_counter(), cpu_s()
+    while (elapsed := time.perf_counter() - wall) < seconds or steps < 2:
+        next(batches)
+        steps += 1
+    used = cpu_s() - cpu
+    return {
+        "contender": contender,
+        "steps": steps,
+        "wall_s": elapsed,
+        "cpu_s": used,
+        "images_per_s": steps * IMAGES / elapsed,
+        "images_per_core_s": steps * IMAGES / used,
+        "first_batches": digest.hexdigest()[:16],
+    }
+
+
+# --- Comparison -------------------------------------------------------------------------
+
+
+def run(contender: str, folder: pathlib.Path, seconds: float) -> dict[str, Any]:
+    """Runs one contender, or "parts", in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loader", "--contender", contender,
+         "--folder", str(folder), "--seconds", str(seconds)],
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row from the rounds of a contender: images, wall and CPU time of all together."""
+    total = {k: sum(r[k] for r in rounds) for k in ("steps", "wall_s", "cpu_s")}
+    images = total["steps"] * IMAGES
+    return {
+        **rounds[0],
+        **total,
+        "images_per_s": images / total["wall_s"],
+        "images_per_core_s": images / total["cpu_s"],
+        "rounds": [r["images_per_core_s"] for r in rounds],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of one kind; the last column is the first row over the row, per core."""
+    lines = [
+        "| | images/s | images/s and core | CPU ms an image | ours to it, per core |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        ratio = rows[0]["images_per_core_s"] / r["images_per_core_s"]
+        lines.append(
+            f"| {CONTENDERS[r['contender']]} | {r['images_per_s']:,.0f} "
+            f"| {r['images_per_core_s']:,.0f} | {1e3 / r['images_per_core_s']:.3f} "
+            f"| {'' if r is rows[0] else f'{ratio:.2f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def check_identical(rows: list[dict[str, Any]]) -> None:
+    """Refuses contenders that do the same work but whose first batches differ."""
+    for same in (
+        ["cached/arrays", "cached/tfdata"],
+        ["encoded/arrays", "encoded/torch_0", "encoded/torch_n"],
+    ):
+        found = {r["contender"]: r["first_batches"] for r in rows if r["contender"] in same}
+        if len(set(found.values())) > 1:
+            raise RuntimeError(f"not the same batches: {found}")
+
+
+def main() -> None:
+    """Parses the command line and measures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/loader.json"))
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each contender")
+    parser.add_argument("--rounds", type=int, default=1, help="processes of each contender")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--quick", action="store_true", help="little data, a moment for each")
+    parser.add_argument("--contender", choices=[*CONTENDERS, "parts"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.contender == "parts":
+        from benchmarks import loader_parts
+
+        print(json.dumps(loader_parts.measure(flags.folder, flags.seconds)))
+        return
+    if flags.contender:
+        print(json.dumps(measure(flags.contender, flags.folder, flags.seconds)))
+        return
+    seconds = 0.2 if flags.quick else flags.seconds
+    names = ("Pillow", "tensorflow-cpu")
+    report: dict[str, Any] = {"machine": machine() | {n: metadata.version(n) for n in names}}
+    print(json.dumps(report["machine"]), flush=True)
+    with tempfile.TemporaryDirectory(prefix="vireid-loader-") as name:
+        folder = pathlib.Path(name)
+        sizes = (160, 160, 8) if flags.quick else (2000, 1000, 64)
+        write_data(folder, **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)))
+        report["data"] = {
+            **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)),
+            "jpeg_kb": (folder / "images.bin").stat().st_size / sizes[1] / 1000,
+            "image_size": SIZE,
+            "cores": CORES,
+        }
+        results: dict[str, list[dict[str, Any]]] = {c: [] for c in flags.only}
+        for _ in range(flags.rounds):
+            for contender in flags.only:
+                results[contender].append(run(contender, folder, seconds))
+        report["rows"] = rows = [merge(r) for r in results.values()]
+        check_identical(rows)
+        report["parts"] = run("parts", folder, seconds)
+    print_report(report)
+    flags.json.parent.mkdir(parents=True, exist_ok=True)
+    flags.json.write_text(json.dumps(report, indent=1))
+    print(f"\nwritten to {flags.json}")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints the tables."""
+    from benchmarks import loader_parts
+
+    for kind, title in TITLES.items():
+        if rows := [r for r in report["rows"] if r["contender"].startswith(kind)]:
+            size = f", {report['data']['jpeg_kb']:.0f} KB each" if kind == "encoded" else ""
+            print(f"\n{title}{size}, {IMAGES} images of {SIZE[0]} x {SIZE[1]} a step\n")
+            print(table(rows))
+    on_device = report["parts"]["device_us"]["augmentation"]
+    print(
+        f"\nAugmentation on the device ({report['parts']['device']}): "
+        f"{on_device * IMAGES / 1000:.1f} ms a step, {1e6 / on_device:,.0f} images/s\n"
+    )
+    print(loader_parts.table(report["parts"]))
+
+
+if __name__ == "__main__":
+    main()
