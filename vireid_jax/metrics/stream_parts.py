@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,13 @@ class Options(NamedTuple):
     tick: Callable[[], None]  # called after each block
     pool: concurrent.futures.ThreadPoolExecutor
     workers: int
+
+    def each(self, act: Callable[[Any], None], parts: Sequence[Any]) -> None:
+        """Acts on all parts, side by side: NumPy works outside the interpreter lock."""
+        if len(parts) == 1:
+            act(parts[0])
+        else:
+            list(self.pool.map(act, parts))  # the list passes errors on
 
 
 class Workspace:
@@ -146,7 +153,7 @@ def make_block(
             gallery.features[part], what="gallery features", number=part
         )
 
-    list(options.pool.map(normalize, range(0, g, ROWS_AT_ONCE)))
+    options.each(normalize, range(0, g, ROWS_AT_ONCE))
     slot = number if number < space.kept else 0
     distance = space.distance[slot, : q * g].reshape(q, g)
     np.matmul(queries.features, features.T, out=distance)
@@ -164,7 +171,7 @@ def make_block(
 
     if options.exclude is not None:
         drop = functools.partial(leave_out, options.exclude)
-        list(options.pool.map(drop, row_parts(q, g, options)))
+        options.each(drop, row_parts(q, g, options))
 
     # Queries whose person has images here, and which of them.
     end = queries.start + queries.size
@@ -234,7 +241,7 @@ class Tally:
             options.ties,
         )
         self.num_kept += block.num_kept
-        list(options.pool.map(add_rows, row_parts(len(own), len(layout.order), options)))
+        options.each(add_rows, row_parts(len(own), len(layout.order), options))
         self.last_person = block.last_person
 
     def _add_rows(

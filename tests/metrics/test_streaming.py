@@ -1,0 +1,268 @@
+"""The blockwise ranking against sorted lists and against the ranking of the whole matrix."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.metrics import reference
+from vireid_jax.metrics import cosine_distance, rank_metrics
+from vireid_jax.metrics.streaming import rank_features
+
+TIES = ["stable", "pessimistic", "optimistic"]
+
+
+def same_camera(query_person, query_camera, gallery_person, gallery_camera):
+    """An exclusion that depends on all four."""
+    same = query_person[:, None] == gallery_person
+    return (same & (query_camera[:, None] == gallery_camera)) | (
+        (query_camera[:, None] == 3) & (gallery_camera == 2)
+    )
+
+
+def sign_features(rng, rows):
+    """Entries of -1 and 1 in 16 columns: exact products of 17 levels, so there are many ties."""
+    return rng.choice([-1.0, 1.0], (rows, 16))
+
+
+def random_problem(seed):
+    """Features, people and cameras; ties or none; few or many images of a person."""
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(1, 25), rng.integers(1, 70)
+    people = rng.choice([2, 10, 60])
+    if seed % 3:
+        query, gallery = sign_features(rng, q), sign_features(rng, g)
+    else:
+        query, gallery = rng.normal(size=(q, 16)), rng.normal(size=(g, 16))
+    dtype = rng.choice([np.float16, np.float32, np.float64])
+    return {
+        "query": query.astype(dtype),
+        "gallery": gallery.astype(dtype),
+        "query_person": rng.integers(0, people + 2, q),
+        "gallery_person": rng.integers(-1, people, g),
+        "query_camera": rng.integers(1, 5, q),
+        "gallery_camera": rng.integers(1, 5, g),
+    }
+
+
+def whole_matrix(problem, exclude):
+    """The same by the matrix: distances (exact to the last bit for signs) and exclusion."""
+    people_and_cameras = [
+        problem[key] for key in ("query_person", "query_camera", "gallery_person", "gallery_camera")
+    ]
+    distance = cosine_distance(problem["query"], problem["gallery"])
+    return distance, exclude(*people_and_cameras) if exclude else np.zeros(distance.shape, bool)
+
+
+def clear(problem):
+    """Whether rounding cannot change an order: signs, or distances that lie far apart."""
+    query, gallery = (problem[key].astype(np.float64) for key in ("query", "gallery"))
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    gaps = np.diff(np.sort(query @ gallery.T, axis=1), axis=1)
+    return bool((np.abs(problem["query"]) == 1).all() or (gaps > 3e-6).all())
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("seed", range(45))
+def test_equals_the_slow_reference(seed, ties):
+    problem = random_problem(seed)
+    if not clear(problem):
+        pytest.skip("distances too close to tell")
+    exclude = same_camera if seed % 2 else None
+    distance, excluded = whole_matrix(problem, exclude)
+    people = problem["query_person"], problem["gallery_person"]
+    found, mean = reference.rank_all(distance, *people, excluded, ties=ties)
+    k = 5
+    for block_bytes in (1 if seed % 10 == 0 else 10_000, 50_000, 1 << 24):
+        options = {"exclude": exclude, "top_k": k, "ties": ties, "block_bytes": block_bytes}
+        if mean is None:
+            with pytest.raises(ValueError, match="true image"):
+                rank_features(**problem, **options)
+            continue
+        result = rank_features(**problem, **options)
+        for row, expected in enumerate(found):
+            got = result.ranking.rows
+            assert got.valid[row] == (expected is not None)
+            if expected is not None:
+                for key in ("rank_image", "rank_id", "num_true", "num_kept", "num_tied"):
+                    assert getattr(got, key)[row] == expected[key], key
+                assert got.ap[row] == pytest.approx(expected["ap"], abs=1e-12)
+                assert got.inp[row] == pytest.approx(expected["inp"], abs=1e-12)
+                top = expected["order"][:k]
+                assert result.top_index[row].tolist() == top + [-1] * (k - len(top))
+        assert result.ranking.mAP == pytest.approx(mean["ap"], abs=1e-12)
+        np.testing.assert_allclose(result.ranking.cmc_id, mean["cmc_id"], atol=1e-12)
+        np.testing.assert_allclose(result.ranking.cmc_image, mean["cmc_image"], atol=1e-12)
+        at = np.maximum(result.top_index, 0)
+        near = np.take_along_axis(distance, at, axis=1)
+        near[result.top_index < 0] = np.inf
+        np.testing.assert_allclose(result.top_distance, near, atol=1e-6)
+
+
+def test_few_random_problems_are_skipped():
+    problems = [random_problem(seed) for seed in range(45)]
+    assert sum(map(clear, problems)) > 38
+    assert sum(not (np.abs(p["query"]) == 1).all() for p in problems if clear(p)) > 10
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(TIES),
+    st.integers(5000, 100_000),
+    st.sampled_from([0, 1, 9]),
+)
+def test_bit_equal_to_the_ranking_of_the_matrix(seed, ties, block_bytes, top_k):
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(1, 40), rng.integers(1, 120)
+    query, gallery = sign_features(rng, q), sign_features(rng, g)
+    people = rng.integers(0, 8, q), rng.integers(0, rng.choice([8, 100]), g)
+    people[0][0] = people[1][0]
+    streamed = rank_features(
+        query, gallery, *people, ties=ties, block_bytes=block_bytes, top_k=top_k
+    )
+    distance = cosine_distance(query, gallery)
+    sorted_ = rank_metrics(distance, *people, ties=ties)
+    for a, b in zip(streamed.ranking.rows, sorted_.rows, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert streamed.ranking.counts == sorted_.counts
+    assert (streamed.ranking.mAP, streamed.ranking.mINP) == (sorted_.mAP, sorted_.mINP)
+    np.testing.assert_array_equal(streamed.ranking.cmc_id, sorted_.cmc_id)
+    # The top by a stable sort of (distance, whether the rule puts it last).
+    last = np.zeros(distance.shape, bool)
+    if ties != "stable":
+        last = (people[0][:, None] == people[1]) == (ties == "pessimistic")
+    order = np.lexsort((last, distance), axis=1)[:, :top_k]
+    k = order.shape[1]
+    np.testing.assert_array_equal(streamed.top_index[:, :k], order)
+    np.testing.assert_array_equal(
+        streamed.top_distance[:, :k], np.take_along_axis(distance, order, axis=1)
+    )
+    assert (streamed.top_index[:, k:] == -1).all()
+    assert np.isposinf(streamed.top_distance[:, k:]).all()
+
+
+@pytest.mark.parametrize("images", [1, 40, 300])
+def test_many_images_of_one_person(images):
+    # More than are laid out side by side, and more than are compared one by one.
+    rng = np.random.default_rng(images)
+    query, gallery = sign_features(rng, 20), sign_features(rng, 400)
+    people = rng.integers(0, 3, 20), np.where(np.arange(400) < images, 1, rng.integers(0, 5, 400))
+    for block_bytes in (1 << 16, 1 << 26):
+        for ties in TIES:
+            streamed = rank_features(query, gallery, *people, ties=ties, block_bytes=block_bytes)
+            sorted_ = rank_metrics(cosine_distance(query, gallery), *people, ties=ties)
+            for a, b in zip(streamed.ranking.rows, sorted_.rows, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_memory_maps_are_read_and_not_written(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(30, 32)).astype(dtype), rng.normal(size=(500, 32))
+    path = tmp_path / "gallery.npy"
+    np.save(path, gallery.astype(dtype))
+    people = rng.integers(0, 40, 30), rng.integers(0, 40, 500)
+    for array in (query, *people):
+        array.flags.writeable = False  # a write would raise
+    mapped = np.load(path, mmap_mode="r")
+    before = path.read_bytes()
+    result = rank_features(query, mapped, *people, top_k=3, block_bytes=50_000)
+    known = rank_features(query, gallery.astype(dtype), *people, top_k=3)
+    assert path.read_bytes() == before
+    np.testing.assert_array_equal(result.top_index, known.top_index)
+    np.testing.assert_array_equal(result.ranking.rows.rank_image, known.ranking.rows.rank_image)
+    expected = np.argsort(cosine_distance(query, mapped), axis=1, kind="stable")[:, :3]
+    np.testing.assert_array_equal(result.top_index, expected)
+
+
+@pytest.mark.parametrize("asked", [10, 500])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_memory_stays_in_the_block(asked, dtype):
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(300, 64)).astype(np.float32)
+    gallery = rng.normal(size=(6000, 64)).astype(dtype)  # the matrix alone is 7.2 MB
+    people = rng.integers(0, asked, 300), rng.integers(0, 500, 6000)
+    block_bytes = 3 << 19
+    rank_features(query[:9], gallery, people[0][:9], people[1])  # imports, threads
+    tracemalloc.start()
+    rank_features(query, gallery, *people, top_k=10, block_bytes=block_bytes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    index = 64 * len(gallery)
+    results = 300 * (10 * 12 + 200)
+    assert peak < block_bytes + index + results
+
+
+def test_progress_and_threads():
+    rng = np.random.default_rng(0)
+    calls = []
+    rank_features(
+        rng.normal(size=(50, 8)),
+        rng.normal(size=(200, 8)),
+        rng.integers(0, 9, 50),
+        rng.integers(0, 9, 200),
+        block_bytes=20_000,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    total = calls[0][1]
+    assert total > 4
+    assert calls == [(done, total) for done in range(1, total + 1)]
+
+
+PROBLEM = {
+    "query": np.eye(4)[:2],
+    "gallery": np.eye(4)[:3],
+    "query_person": [1, 2],
+    "gallery_person": [1, 2, 3],
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query": np.ones(3)}, r"query features are float64 \[3\]"),
+        ({"gallery": np.ones(3)}, r"gallery features are float64 \[3\]"),
+        ({"gallery": np.ones((3, 5))}, "4 columns, gallery features 5"),
+        ({"query_person": [1]}, r"query_person .* expected integers \[2\]"),
+        ({"gallery_person": [1.0, 2.0, 3.0]}, "gallery_person is float64"),
+        ({"exclude": same_camera}, "exclude is given but no cameras"),
+        (
+            {"exclude": same_camera, "query_camera": [1], "gallery_camera": [1, 1, 1]},
+            r"query_camera .* expected integers \[2\]",
+        ),
+        (
+            {"exclude": same_camera, "query_camera": [1, 1], "gallery_camera": [1, 1, 1]},
+            "every true image is excluded",
+        ),
+        ({"query_person": [7, 8]}, r"people \(7..8\).*others \(1..3\)"),
+        ({"query": np.ones((0, 4)), "query_person": []}, "no queries"),
+        ({"gallery": np.ones((0, 4)), "gallery_person": []}, "no gallery images"),
+        ({"ties": "random"}, "unknown ties 'random'"),
+        ({"max_rank": 0}, "max_rank is 0"),
+        ({"block_bytes": 0}, "block_bytes 0"),
+        ({"top_k": -1}, "top_k -1"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        rank_features(**(PROBLEM | options))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_bad_features_name_their_row(block_bytes):
+    query, gallery = np.eye(4)[:2].copy(), np.tile(np.eye(4), (20, 1))
+    people = [1, 2], np.arange(80)[::-1] % 9
+    gallery[57, 1] = np.nan
+    with pytest.raises(ValueError, match="gallery features row 57 holds a NaN"):
+        rank_features(query, gallery, *people, block_bytes=block_bytes)
+    gallery[57] = 0
+    with pytest.raises(ValueError, match="gallery features row 57 is all zeros"):
+        rank_features(query, gallery, *people, block_bytes=block_bytes)
+    gallery[57] = query[1, 3] = 1
+    query[1, 0] = np.inf
+    with pytest.raises(ValueError, match="query features row 1 holds"):
+        rank_features(query, gallery, *people, block_bytes=block_bytes)
