@@ -3,15 +3,17 @@
 import importlib
 import json
 import pathlib
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import common
 from tests.test_configs import RECIPES
-from vireid_jax import run
+from vireid_jax import checkpoint, parts, run, weights
 from vireid_jax.data.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
@@ -193,3 +195,41 @@ def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
     (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
     assert run.run(c, workdir=workdir) == 1
     assert "was trained on 3 people" in capsys.readouterr().err
+
+
+# Starting from a file of weights ------------------------------------------------------------------
+
+FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"  # a ResNet-10
+
+
+def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
+    c = small("smcl", "synthetic", tmp_path)
+    c.method.width = 2
+    c.init["from"] = str(FIXTURE)
+    c.optim.lr = 1e-30  # the last state is the first one
+    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    out = capsys.readouterr().out
+    assert "arrays of the backbone" in out and "unused in the file: fc.weight" in out
+    assert "weights of the file alone" in out, "the baseline is named after what it is"
+    shapes = jax.eval_shape(parts.build(c).method.init, jax.random.key(0))
+    variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
+    stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
+    file = weights.read(FIXTURE)
+    np.testing.assert_array_equal(stem, file["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("path", "depth", "message"),
+    [
+        ("absent.pth", 10, "absent.pth"),
+        (FIXTURE, 18, "ResNet-10.*depth"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
+    path, depth, message, tmp_path, capsys
+):
+    c = small("smcl", "synthetic", tmp_path)
+    c.init["from"], c.method.depth, c.method.width = str(path), depth, 2
+    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert not (tmp_path / "run").exists()

@@ -21,7 +21,8 @@ from vireid_jax.metrics.distance import unit_rows
 from vireid_jax.types import Records, Retrieval, Stopped
 
 RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
-BASELINES = (RAW_PIXELS, UNTRAINED)
+FILE_ALONE = "weights of the file alone"  # the untrained network where init.from names a file
+BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE)
 
 
 Sides = tuple[Features, Features]  # of the queries and the gallery of a Retrieval
@@ -88,7 +89,8 @@ class Scorer:
             if fresh is not None:
                 untrained = self._features(fresh(), retrieval)
                 first = next(iter(untrained[0]))
-                renamed = _each(lambda side: {UNTRAINED: side[first]}, untrained)
+                label = UNTRAINED if self.config["init"]["from"] is None else FILE_ALONE
+                renamed = _each(lambda side: {label: side[first]}, untrained)
                 results += self._plain(renamed, retrieval, names[:1])
         return results
 
