@@ -8,11 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 
+from vireid_jax.data import sampler
 from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import common, sysu
 from vireid_jax.metrics.draws import draw_gallery
 from vireid_jax.metrics.official import GOLDEN, draw_digest
-from vireid_jax.types import INFRARED, VISIBLE, Pixels
+from vireid_jax.types import INFRARED, VISIBLE, Pixels, train_labels
 
 from . import trees
 
@@ -280,3 +281,21 @@ def test_tables_are_aligned(listing):
         "ok": len(listing.checks)
     }
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+def test_agws_own_batches_are_made_of_the_images_that_agw_drew(listing):
+    """The released sampler's stream depends on the order of a person's images, too."""
+    train = sysu.split(listing).train
+    label, persons = train_labels(train)
+    plan = sampler.plan(
+        label, train.modality, num_ids=8, num_instances=4, seed=0, epoch=0, rule="agw_legacy"
+    )
+    names = np.array(train.name)
+    order = {  # AGW's arrays: by person, then camera, then file
+        m: sorted(names[train.modality == m], key=lambda n: (n.split("/")[1], n))
+        for m in (VISIBLE, INFRARED)
+    }
+    first = [names[plan[0, m, :5]].tolist() for m in (VISIBLE, INFRARED)]
+    assert first[0] == [order[VISIBLE][n] for n in (20927, 20945, 20945, 20933, 20710)]
+    assert first[1] == [order[INFRARED][n] for n in (10597, 10605, 10597, 10588, 10348)]
+    assert len(persons) == 395
