@@ -88,10 +88,14 @@ def test_smear_reads_where_the_kernel_says():
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_motion_blur_keeps_light_and_angle(severity):
+    radius, sigma = [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)][severity - 1]
     angles, lengths = [], []
     for seed in range(40):
         out = response("motion_blur", severity, seed)
         assert out.sum() == pytest.approx(1, abs=1e-4)
+        kernel = ops.streak(radius, sigma, np.random.default_rng(seed).uniform(-45, 45))
+        for (row, column), weight in kernel.items():
+            assert out[MIDDLE - row, MIDDLE - column] == pytest.approx(weight, abs=1e-6)
         columns = np.nonzero(out > 1e-5)[1]
         # The image is read to the right, so light spreads to the left.
         assert columns.max() == MIDDLE and columns.min() < MIDDLE - 4
@@ -100,7 +104,6 @@ def test_motion_blur_keeps_light_and_angle(severity):
         lengths.append(MIDDLE - columns.min())
         angles.append(math.degrees(math.atan2(-y, -x)))
     # Where it is level: 2 r steps, or as many as a narrow Gaussian leaves visible.
-    radius, sigma = [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)][severity - 1]
     assert max(lengths) == pytest.approx(min(2 * radius, 4.4 * sigma), abs=1.5)
     assert -47 < min(angles) < -25 and 25 < max(angles) < 47
 

@@ -141,6 +141,11 @@ def test_frost_mixes_image_and_ice(severity, share, weight):
     np.testing.assert_allclose(run("frost", flat(0.1), severity), dark + 0.1 * share, atol=1e-6)
     assert 0.3 * weight < dark.mean() < 0.7 * weight and dark.std() > 0.05
     assert dark[..., 2].mean() > dark[..., 0].mean()  # bluish
+    rng = np.random.default_rng(0)
+    texture = ice(int(rng.integers(TEXTURES)), 128, 64)
+    top, left = (int(rng.integers(n)) for n in (128, 64))
+    crop = texture[top : top + 128, left : left + 64] / 255
+    np.testing.assert_allclose(dark, np.minimum(crop * weight, 1), atol=1e-6)
 
 
 def test_ice_is_made_once_and_cannot_be_changed():
