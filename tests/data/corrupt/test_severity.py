@@ -15,7 +15,7 @@ PAPER = (
     "jpeg_compression pixelate elastic_transform"
 ).split()
 # Constants of these do not order the error: see the tests that name them.
-OTHERWISE = {"glass_blur", "frost", "fog", "spatter", "saturate"}
+OTHERWISE = {"glass_blur", "snow", "frost", "fog", "spatter", "saturate"}
 WITHOUT_CHANCE = {
     "gaussian_blur", "defocus_blur", "zoom_blur", "brightness", "contrast", "saturate",
     "jpeg_compression", "pixelate",
@@ -81,6 +81,13 @@ def test_fog_thickens_by_strength():
     """From severity 3 to 4 only the roughness of the cloud changes, the rest is chance."""
     values = mean_psnr("fog")
     assert falls(values[:3]) and min(values[:2]) > max(values[2:]), values
+
+
+def test_snow_thickens():
+    """From 2 to 3 flakes are larger and rarer above a higher threshold: about as much in all."""
+    values = mean_psnr("snow")
+    assert falls([values[n] for n in (0, 1, 3, 4)]) and falls(values[2:]), values
+    assert values[2] == pytest.approx(values[1], abs=1), values
 
 
 def test_frost_hides_ever_more():
