@@ -204,7 +204,7 @@ def main() -> None:
     print(json.dumps(report["machine"]), flush=True)
     with tempfile.TemporaryDirectory(prefix="vireid-loader-") as name:
         folder = pathlib.Path(name)
-        sizes = (160, 160, 8) if flags.quick else (2000, 1000, 64)
+        sizes = (640, 640, 8) if flags.quick else (2000, 1000, 64)
         write_data(folder, **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)))
         report["data"] = {
             **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)),

@@ -15,7 +15,7 @@ from vireid_jax.types import INFRARED, VISIBLE, Records, train_labels
 SIZE = (288, 144)
 NUM_IDS, NUM_INSTANCES = 8, 4
 IMAGES = 2 * NUM_IDS * NUM_INSTANCES  # in a step
-PER_ID = 20  # images of a person, half of them infrared
+PER_ID = 80  # images of a person, half of them infrared; about as in SYSU-MM01
 
 
 class Packed:

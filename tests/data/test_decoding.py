@@ -49,6 +49,25 @@ def test_jpeg_is_decoded_in_full_however_small_it_gets():
     np.testing.assert_array_equal(arrays.decode([data], SIZE), arrays.decode([full], SIZE))
 
 
+@pytest.mark.parametrize("filter", arrays.FILTERS)
+@pytest.mark.parametrize("size", [(53, 31), (9, 11), SIZE])
+def test_gray_images_are_resized_as_color_ones(filter, size):
+    # Stored in one channel, in three equal ones, and equal but for one pixel.
+    gray = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    color = np.dstack([gray] * 3)
+    touched = color.copy()
+    touched[0, 0, 1] ^= 255
+    resample = getattr(Image.Resampling, filter.upper())
+    want = []
+    for image in (color, touched):
+        wide = Image.fromarray(image).resize((SIZE[1], size[0]), resample)
+        want.append(np.asarray(wide.resize(SIZE[::-1], resample)))
+    assert (want[0] != want[1]).any()
+    stored = [encode(image, "PNG") for image in (gray, color, touched)]
+    got = arrays.decode(stored, SIZE, filter=filter)
+    np.testing.assert_array_equal(got, np.stack([want[0], want[0], want[1]]))
+
+
 def naive_resize(line, size, filter):
     """Resamples float64 [n, ...] to [size, ...] by the definition of an antialiased filter."""
     support = {"lanczos": 3.0, "bilinear": 1.0}[filter]

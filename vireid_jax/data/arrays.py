@@ -124,18 +124,23 @@ def _decoded(
     records: Records, steps: Iterator[np.ndarray], size: tuple[int, ...], filter: str, prefetch: int
 ) -> Loaded:
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
-        at: list[int] = index.ravel().tolist()
-        pixels = np.empty((len(at), *size, 3), np.uint8)
+        # An identity with few images has some of them twice in a batch; one is decoded.
+        rows, first, again = np.unique(index, return_index=True, return_inverse=True)
+        source = first[again.ravel()]  # where in the batch each image is decoded
+        pixels = np.empty((index.size, *size, 3), np.uint8)
 
-        def fill(first: int) -> None:
-            for n in range(first, min(first + UNIT, len(at))):
-                pixels[n] = load(records.images, at[n], size, filter, records.name)
+        def fill(begin: int) -> None:
+            part = slice(begin, begin + UNIT)
+            for n, place in zip(rows[part].tolist(), first[part].tolist(), strict=True):
+                pixels[place] = load(records.images, n, size, filter, records.name)
 
-        parts = [pool.submit(fill, first) for first in range(0, len(at), UNIT)]
+        parts = [pool.submit(fill, begin) for begin in range(0, len(rows), UNIT)]
 
         def wait() -> np.ndarray:
             for part in parts:
                 part.result()  # raises what the thread raised
+            for place in np.flatnonzero(source != np.arange(index.size)).tolist():
+                pixels[place] = pixels[source[place]]
             return pixels.reshape(2, -1, *size, 3)
 
         return wait

@@ -77,7 +77,7 @@ def load(
     try:
         image = images[n]
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as stored:
-            picture = _three_channels(stored)
+            picture = _channels(stored)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{_what(image, n, names)} does not exist") from error
     # Pillow raises SyntaxError and struct.error too, depending on the format.
@@ -88,12 +88,14 @@ def load(
         ) from error
     if picture.size != (size[1], size[0]):
         resample = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
+        if picture.mode == "RGB" and _is_gray(picture):
+            picture = picture.getchannel(0)  # channels are resized alike: one takes half the time
         # Rows first, then columns, each rounded to 8 bits: what Pillow always did. From 13.0
         # on it takes columns first for tall images, and a third of the pixels would change
         # with Pillow's version; one direction at a time leaves it no choice.
         picture = picture.resize((size[1], picture.height), resample[filter])
         picture = picture.resize((size[1], size[0]), resample[filter])
-    return np.asarray(picture)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def _what(image: Any, n: int, names: Sequence[str] | None) -> str:
@@ -105,19 +107,29 @@ def _what(image: Any, n: int, names: Sequence[str] | None) -> str:
     return f"image {n}{size}" if names is None else f"{names[n]} (image {n}{size})"
 
 
-def _three_channels(picture: Any) -> Any:
-    """The Pillow picture in RGB, loaded."""
-    if picture.mode == "RGB":
+def _channels(picture: Any) -> Any:
+    """The Pillow picture, loaded, in RGB or, if that is how it is stored, in one channel."""
+    if picture.mode in ("RGB", "L"):
         picture.load()  # `convert` would copy it
         return picture
     if picture.mode.startswith("I;16"):
         from PIL import Image
 
         # Pillow would clip at 255; the upper byte is what libpng keeps when it strips 16 bits.
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {picture.mode}), expected 8 or 16")
     return picture.convert("RGB")
+
+
+def _is_gray(picture: Any) -> bool:
+    """Whether the channels of an RGB picture are equal, as an infrared camera's are."""
+    middle = picture.height // 2
+    for part in (picture.crop((0, middle, picture.width, middle + 1)), picture):
+        pixels = np.asarray(part)  # a line first: it tells what has color
+        if (pixels[..., :2] != pixels[..., 1:]).any():
+            return False
+    return True
 
 
 def cores() -> int:
