@@ -112,7 +112,7 @@ def _rank_blocks(
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     parts = -(-workers // len(trials))
     blocks: list[list[Rows]] = [[] for _ in trials]
-    pairs = 5 * len(gallery)  # bytes of a query's distances and mask; then comes its ranking
+    pairs = 6 * len(gallery)  # bytes of a query's distances and masks; then comes its ranking
     step = max(1, search.block_bytes // 2 // max(1, pairs))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for at in range(0, len(query), step):
