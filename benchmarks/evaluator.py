@@ -1,0 +1,337 @@
+"""The evaluator beside the loops of the open codes, and a gallery of a million vectors.
+
+  python -m benchmarks.evaluator                     SYSU-MM01 and RegDB sizes, Markdown rows
+  python -m benchmarks.evaluator --million           also a gallery of 1,000,000 x 2048
+  python -m benchmarks.evaluator --million --images 100000 --quick
+
+Features are drawn at random around one center for each person, with the numbers of people,
+cameras and images of the test sets. Both sides start from the same float32 features in memory
+and end at the metrics of all trials; products of features are part of both. The loops are in
+`benchmarks.open_evaluators`. Metrics must agree to 1e-8.
+
+The million vectors are written to a temporary file as float16 and read back as a memory map.
+Peak memory is the resident memory of the process beyond that of its start, without the pages of
+the file itself, which the operating system can drop at any time.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.open_evaluators import score_regdb, score_sysu
+from vireid_jax.metrics import evaluate, sampled_rows
+from vireid_jax.metrics.streaming import rank_features
+
+WIDTH = 2048
+AGREE = 1e-8
+# Test images and people before each camera, SYSU-MM01: 6,775 visible and 3,803 infrared.
+SYSU_CAMERAS = {
+    1: (1374, 56), 2: (1565, 56), 3: (1883, 93), 4: (1918, 94), 5: (1918, 95), 6: (1920, 96)
+}  # fmt: skip
+SYSU = [f"sysu/{place}/{shots}" for place in ("all", "indoor") for shots in ("single", "multi")]
+
+
+def draw_features(
+    rng: np.random.Generator, person: np.ndarray, spread: float = 4.0, center_seed: int = 0
+) -> np.ndarray:
+    """Float32 unit rows [N, WIDTH] around a center for each person."""
+    centers = np.random.default_rng(center_seed).standard_normal(
+        (int(person.max()) + 1, WIDTH), np.float32
+    )
+    features = rng.standard_normal((len(person), WIDTH), np.float32)
+    features *= np.float32(spread)
+    features += centers[person]
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features
+
+
+def sysu_problem(seed: int = 0) -> dict[str, Any]:
+    """Arguments of `evaluate` with the test set's numbers of people and images."""
+    person, camera, name = [], [], []
+    for number, (images, people) in SYSU_CAMERAS.items():
+        for who, shots in enumerate(np.bincount(np.arange(images) % people)):
+            person += [who + 1] * shots
+            camera += [number] * shots
+            name += [f"cam{number}/{who + 1:04d}/{i + 1:04d}" for i in range(shots)]
+    people_of, cameras, names = np.array(person), np.array(camera), np.array(name)
+    infrared = np.isin(cameras, (3, 6))
+    rng = np.random.default_rng(seed)
+    return {
+        "query_features": draw_features(rng, people_of[infrared]),
+        "gallery_features": draw_features(rng, people_of[~infrared]),
+        "query_person": people_of[infrared],
+        "gallery_person": people_of[~infrared],
+        "query_camera": cameras[infrared],
+        "gallery_camera": cameras[~infrared],
+        "query_name": names[infrared].tolist(),
+        "gallery_name": names[~infrared].tolist(),
+    }
+
+
+def regdb_problem(seed: int = 0) -> dict[str, Any]:
+    """206 people with ten visible and ten infrared images each."""
+    rng = np.random.default_rng(seed)
+    person = np.repeat(np.arange(206), 10)
+    return {
+        "query_features": draw_features(rng, person),
+        "gallery_features": draw_features(rng, person),
+        "query_person": person,
+        "gallery_person": person,
+    }
+
+
+def loop_sysu(problem: dict[str, Any], trials: int) -> list[dict[str, float]]:
+    """All-search, single-shot, as the open codes do it: a matrix and a loop for each trial."""
+    known = {key: value for key, value in problem.items() if not key.endswith("_features")}
+    results = []
+    for trial in range(trials):
+        _, rows = sampled_rows("sysu/all/single", trial=trial, **known)
+        distance = -np.matmul(problem["query_features"], problem["gallery_features"][rows].T)
+        results.append(
+            score_sysu(
+                distance,
+                problem["query_person"],
+                problem["gallery_person"][rows],
+                problem["query_camera"],
+                problem["gallery_camera"][rows],
+            )
+        )
+    return results
+
+
+def loop_regdb(problem: dict[str, Any]) -> list[dict[str, float]]:
+    """One direction of one split."""
+    distance = -np.matmul(problem["query_features"], problem["gallery_features"].T)
+    return [score_regdb(distance, problem["query_person"], problem["gallery_person"])]
+
+
+def timed(act: Callable[[], Any], times: int = 1) -> tuple[float, Any]:
+    """The least seconds of several runs, and a result."""
+    best, result = float("inf"), None
+    for _ in range(times):
+        start = time.perf_counter()
+        result = act()
+        best = min(best, time.perf_counter() - start)
+    return best, result
+
+
+def compare(name: str, ours: Callable[[], dict], theirs: Callable[[], list]) -> dict[str, Any]:
+    """One row of the comparison; raises if the metrics differ."""
+    timed(ours)  # threads and libraries start
+    seconds, result = timed(ours, 5)
+    loop_seconds, trials = timed(theirs)
+    mean = {key: float(np.mean([trial[key] for trial in trials])) for key in trials[0]}
+    difference = max(abs(mean[key] - result["metrics"][key]) for key in mean)
+    row = {
+        "problem": name,
+        "seconds": seconds,
+        "loop_seconds": loop_seconds,
+        "ratio": loop_seconds / seconds,
+        "difference": difference,
+        "mAP": mean["mAP"],
+        "tied_true_images": result["counts"]["tied_true_images"],
+    }
+    print(
+        f"| {name} | {loop_seconds:.2f} | {seconds:.3f} | {row['ratio']:.0f} x | "
+        f"{difference:.1e} | {100 * mean['mAP']:.2f} |",
+        flush=True,
+    )
+    if difference > AGREE:
+        raise RuntimeError(f"{name}: metrics differ by {difference:.1e}, at most {AGREE:.0e} may")
+    return row
+
+
+def compare_all(quick: bool) -> list[dict[str, Any]]:
+    """The evaluator beside the loops."""
+    trials = 2 if quick else 10
+    sysu, regdb = sysu_problem(), regdb_problem()
+    print("\n| problem | loops, s | vireid_jax, s | faster | max difference | mAP |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    return [
+        compare(
+            f"SYSU-MM01 all-search single-shot, 3803 x 301, {trials} trials",
+            lambda: evaluate(**sysu, protocol="sysu/all/single", trials=trials),
+            lambda: loop_sysu(sysu, trials),
+        ),
+        compare(
+            "RegDB one direction, 2060 x 2060",
+            lambda: evaluate(**regdb, protocol="regdb/v2t"),
+            lambda: loop_regdb(regdb),
+        ),
+    ]
+
+
+def all_protocols(quick: bool) -> dict[str, float]:
+    """Seconds of each SYSU-MM01 protocol from features in memory."""
+    trials = 2 if quick else 10
+    problem = sysu_problem()
+    print(f"\n| SYSU-MM01 protocol, {trials} trials | s |\n| --- | ---: |", flush=True)
+    seconds = {}
+    for protocol in SYSU:
+        score = functools.partial(evaluate, **problem, protocol=protocol, trials=trials)
+        seconds[protocol], _ = timed(score)
+        print(f"| {protocol} | {seconds[protocol]:.2f} |", flush=True)
+    seconds["all four"] = sum(seconds.values())
+    print(f"| all four | {seconds['all four']:.2f} |", flush=True)
+    return seconds
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """Samples the resident memory that is not the pages of a file, in bytes.
+
+    "start" and "peak" are filled in at the end; without /proc they are NaN.
+    """
+    status = pathlib.Path("/proc/self/status")
+
+    def resident() -> float:
+        if not status.exists():
+            return float("nan")
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return 1024.0 * int(lines["RssAnon"].split()[0])
+
+    found = {"start": resident(), "peak": resident()}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            found["peak"] = max(found["peak"], resident())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def write_gallery(path: pathlib.Path, person: np.ndarray, known: int, part: int) -> np.ndarray:
+    """A float16 memory map [G, WIDTH], `part` rows at a time.
+
+    People below `known` gather around the centers that queries have; the others, of whom nobody
+    asks, are noise around nothing, which is no closer and no farther than another person.
+    """
+    gallery = np.lib.format.open_memmap(path, "w+", np.float16, (len(person), WIDTH))
+    for number, at in enumerate(range(0, len(person), part)):
+        rng = np.random.default_rng([1, number])
+        rows = person[at : at + part]
+        features = rng.standard_normal((len(rows), WIDTH), np.float32)
+        inside = np.flatnonzero(rows < known)
+        features[inside] = draw_features(rng, rows[inside]) if len(inside) else 0
+        gallery[at : at + part] = features
+    gallery.flush()
+    del gallery
+    return np.load(path, mmap_mode="r")
+
+
+def million(images: int, queries: int, top_k: int, block_bytes: int) -> dict[str, Any]:
+    """Exact top-k and AP of a gallery in a file, checked against whole rows of distances."""
+    people = images // 10
+    person = np.random.default_rng(2).permutation(np.arange(images) % people)
+    asked = np.arange(queries) % min(queries, people)
+    query = draw_features(np.random.default_rng(3), asked)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "gallery.npy"
+        gallery = write_gallery(path, person, int(asked.max()) + 1, 20_000)
+        with peak_memory() as memory:
+            seconds, found = timed(
+                lambda: rank_features(
+                    query, gallery, asked, person, top_k=top_k, block_bytes=block_bytes
+                )
+            )
+        difference = check_queries(found, query, gallery, asked, person, range(0, queries, 50))
+    row = {
+        "images": images,
+        "queries": queries,
+        "top_k": top_k,
+        "block_bytes": block_bytes,
+        "seconds": seconds,
+        "queries_per_second": queries / seconds,
+        "peak_beyond_features": memory["peak"] - memory["start"],
+        "mAP": found.ranking.mAP,
+        "difference": difference,
+    }
+    print("\n| gallery | queries | top | s | queries/s | peak beyond features | max difference |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"| {images:,} x {WIDTH} float16 | {queries:,} | {top_k} | {seconds:.1f} | "
+        f"{queries / seconds:.1f} | {row['peak_beyond_features'] / 1e9:.2f} GB | {difference:.1e} |"
+    )
+    return row
+
+
+def check_queries(
+    found: Any,
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_person: np.ndarray,
+    gallery_person: np.ndarray,
+    rows: range,
+) -> float:
+    """Compares some queries with a sort of all their distances, in float64 where it matters.
+
+    Ranks may differ only where the distances do by less than float32 can tell; the result is
+    the largest difference of an AP.
+
+    Raises:
+      RuntimeError: an image at the top that is farther than it may be, or another AP.
+    """
+    distance = np.empty((len(rows), len(gallery)), np.float32)
+    for at in range(0, len(gallery), 20_000):
+        part = gallery[at : at + 20_000].astype(np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+        distance[:, at : at + 20_000] = 1 - query[list(rows)] @ part.T
+    worst = 0.0
+    for row, known in zip(rows, distance, strict=True):
+        order = np.argsort(known, kind="stable")
+        top = found.top_index[row]
+        if np.abs(known[order[: len(top)]] - known[top]).max() > 1e-6:
+            raise RuntimeError(f"query {row}: the closest images are not those of a sort")
+        ranks = np.flatnonzero(gallery_person[order] == query_person[row]) + 1
+        ap = np.mean(np.arange(1, len(ranks) + 1) / ranks)
+        worst = max(worst, abs(float(ap - found.ranking.rows.ap[row])))
+    if worst > 1e-4:
+        raise RuntimeError(f"an AP differs by {worst:.1e} from that of a sort")
+    return worst
+
+
+def main() -> None:
+    """Parses the command line and measures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="2 trials, 200 queries")
+    parser.add_argument("--million", action="store_true", help="also the large gallery")
+    parser.add_argument("--only-million", action="store_true", help="the large gallery alone")
+    parser.add_argument("--images", type=int, default=1_000_000, help="of the large gallery")
+    parser.add_argument("--block-mb", type=int, default=512, help="working memory, large gallery")
+    parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
+    flags = parser.parse_args()
+    report: dict[str, Any] = {
+        "numpy": np.__version__,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+    }
+    print(json.dumps(report))
+    if not flags.only_million:
+        report["loops"] = compare_all(flags.quick)
+        report["protocols"] = all_protocols(flags.quick)
+    if flags.million or flags.only_million:
+        queries = 200 if flags.quick else 1000
+        report["million"] = million(flags.images, queries, 100, flags.block_mb << 20)
+    if flags.json:
+        flags.json.parent.mkdir(parents=True, exist_ok=True)
+        flags.json.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
