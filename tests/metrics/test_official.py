@@ -12,6 +12,7 @@ from tests.metrics.test_draws import SYSU_TEST, sysu_counts, tree
 from tests.metrics.test_protocols import world
 from vireid_jax.metrics import (
     check_permutations,
+    draw_gallery,
     draw_official,
     evaluate,
     read_permutations,
@@ -172,6 +173,15 @@ def test_digests_that_agree_pass(monkeypatch):
         digest = hashlib.sha1("\n".join(lines).encode()).hexdigest()[:12]
         monkeypatch.setitem(GOLDEN, key, digest)
     check_permutations(permutations, [30, 7, 2])
+
+
+def test_golden_draws_of_agw():
+    person, camera, name = tree(sysu_counts())
+    for draw, cameras, shots, trial in GOLDEN:
+        if draw == "agw":
+            rows = draw_gallery(person, camera, name, cameras=cameras, shots=shots, trial=trial)
+            digest = draw_digest(f"{name[row]}.jpg" for row in rows)
+            assert digest == GOLDEN[draw, cameras, shots, trial]
 
 
 def test_full_size_counts():
