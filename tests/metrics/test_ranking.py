@@ -130,6 +130,25 @@ def test_equals_the_slow_reference(seed, ties):
                 assert getattr(result.rows, key)[row] == expected[key], key
 
 
+@pytest.mark.parametrize("ties", ["stable", "pessimistic", "optimistic"])
+@pytest.mark.parametrize("images", [15, 17, 49, 200])
+def test_many_images_of_one_person(images, ties):
+    # Beyond what is laid out side by side, and beyond what is compared one by one.
+    rng = np.random.default_rng(images)
+    person = rng.permutation(np.r_[np.full(images, 1), np.full(20, 2), rng.integers(3, 9, 30)])
+    distance = rng.integers(0, 60, (8, len(person))).astype(np.float32)
+    asked = rng.integers(1, 5, 8)
+    asked[0] = 1
+    excluded = rng.random(distance.shape) < 0.1
+    found, _ = reference.rank_all(distance, asked, person, excluded, ties=ties)
+    rows = rank_metrics(distance, asked, person, excluded=excluded, ties=ties).rows
+    for row, expected in enumerate(found):
+        assert rows.ap[row] == pytest.approx(expected["ap"], abs=1e-12)
+        assert rows.inp[row] == pytest.approx(expected["inp"], abs=1e-12)
+        for key in ("rank_image", "rank_id", "num_true", "num_kept", "num_tied"):
+            assert getattr(rows, key)[row] == expected[key], key
+
+
 def test_the_random_problems_are_hard():
     problems = [random_problem(seed) for seed in range(100)]
     assert sum(len(np.unique(p[2])) < 20 for p in problems) > 25
