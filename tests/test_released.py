@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from configs import common
@@ -167,6 +168,42 @@ def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):
     c.method.depth = 18
     assert run.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
     assert "method.depth is 10 in the run in" in capsys.readouterr().err
+
+
+def test_protocols_of_another_data_set_are_refused_before_training(trees, tmp_path, capsys):
+    c = small("smcl", "regdb", tmp_path, trees["regdb"])
+    c.eval.protocols = ("regdb/v2t", "sysu/all/single")
+    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert "images of camera [2], expected only [3, 6]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_official_gallery(trees, trained, tmp_path, capsys):
+    """Permutations made for this tree; those of the release do not fit it, and are refused."""
+    cells = np.empty((6, 1), object)
+    rng = np.random.default_rng(0)
+    for camera in range(6):
+        cells[camera, 0] = people = np.empty((40, 1), object)
+        for person in range(40):
+            folder = trees["sysu"] / f"cam{camera + 1}" / f"{person + 1:04d}"
+            n = len(list(folder.iterdir())) if folder.exists() else 0
+            rows = [rng.permutation(n) + 1 for _ in range(10)] if n else np.zeros((10, 0))
+            people[person, 0] = np.array(rows, np.uint8)
+    file = tmp_path / "rand_perm_cam.mat"
+    scipy.io.savemat(file, {"rand_perm_cam": cells})
+    changes = {"eval__gallery": "official", "eval__rand_perm": str(file)}
+    rows = scored(trained, tmp_path / "a", **changes)
+    assert {r["gallery"] for r in rows} == {"official"}
+    assert {r["counts"]["gallery_images"] for r in rows} == {24}
+    assert "sysu/all/single, official" in capsys.readouterr().out
+    c = trained[1].copy_and_resolve_references()
+    c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
+    c.data.root = None  # what is prepared, which is not compared with the release
+    assert run.run(c, workdir=trained[0], mode="eval") == 1
+    assert "no file" in capsys.readouterr().err
+    c.eval.rand_perm = str(file)
+    assert run.run(c, workdir=trained[0], mode="eval") == 1
+    assert "this is not SYSU-MM01's rand_perm_cam.mat" in capsys.readouterr().err
 
 
 def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):

@@ -153,7 +153,7 @@ def score(
         search the other way swap the two here.
       retrieval: who and where the images are.
       protocol_names: keys of `metrics.PROTOCOLS`.
-      trials: draws to average over; None for the protocol's number.
+      trials: draws to average over, where the protocol draws; None for its own number.
       gallery_draw: "agw", or "official" where a protocol has fixed permutations.
       permutations: from `metrics.read_permutations`, for "official".
       rerank: None, "all" or "queries", see `metrics.evaluate`.
@@ -187,7 +187,7 @@ def score(
                 gallery=gallery_draw,
                 permutations=permutations,
                 rerank=rerank,
-                trials=trials,
+                trials=trials if protocol.drawn else None,
                 block_bytes=block_bytes,
             )
             yield {"feature": feature, **result}

@@ -32,7 +32,6 @@ from vireid_jax.parts import Parts, build, build_to_score
 from vireid_jax.scoring import Scorer
 from vireid_jax.types import Stopped
 
-
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
 
 
@@ -113,6 +112,9 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     # Tracing finds what is wrong with any option before the folder says that a run has begun.
     jax.eval_shape(step_fn, train.abstract_state(parts.method, transform), parts.batch)
+    embed = evaluate.make_embed(parts.method, parts.mesh)
+    scorer = _scorer(config, parts, embed)
+    scorer.check(parts.split.test, parts.split.val)
     runinfo.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
     runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
     runinfo.save_classes(workdir, parts.split, parts.persons)
@@ -121,7 +123,6 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
         (workdir / "parameters.txt").write_text(overview + "\n")
         print(_summary(config, parts, shapes, workdir), flush=True)
 
-    embed = evaluate.make_embed(parts.method, parts.mesh)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep)
     with contextlib.closing(checkpoints):
         state, start = train.restore_or_init(
@@ -143,11 +144,11 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
                 mesh=parts.mesh,
                 writer=log,
                 checkpoints=checkpoints,
-                evaluate=_validation(config, parts, embed),
+                evaluate=_validation(scorer, parts),
                 should_stop=preemption.requested,
                 **options,
             )
-    return _score(config, parts, embed, state.variables, workdir, int(state.step))
+    return _score(config, parts, scorer, state.variables, workdir, int(state.step))
 
 
 def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step: str) -> list[dict]:
@@ -160,12 +161,13 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     # Before any data is loaded: a wrong folder is told at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
     parts = build_to_score(config, runinfo.load_classes(workdir))
+    scorer = _scorer(config, parts, evaluate.make_embed(parts.method, parts.mesh))
+    scorer.check(parts.split.test, None)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     variables, at = checkpoint.restore_variables(
         workdir / "checkpoints", sharding.abstract(dict(shapes), parts.mesh), chosen
     )
-    embed = evaluate.make_embed(parts.method, parts.mesh)
-    return _score(config, parts, embed, variables, workdir, at)
+    return _score(config, parts, scorer, variables, workdir, at)
 
 
 def _scorer(config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Embed) -> Scorer:
@@ -178,19 +180,17 @@ def _scorer(config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Emb
     )
 
 
-def _validation(
-    config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Embed
-) -> Callable[[Any], dict[str, float]] | None:
+def _validation(scorer: Scorer, parts: Parts) -> Callable[[Any], dict[str, float]] | None:
     """Variables -> scores on the held-out identities, None where there are none."""
     if parts.split.val is None:
         return None
-    return partial(_scorer(config, parts, embed).validate, retrieval=parts.split.val)
+    return partial(scorer.validate, retrieval=parts.split.val)
 
 
 def _score(
     config: ml_collections.ConfigDict,
     parts: Parts,
-    embed: evaluate.Embed,
+    scorer: Scorer,
     variables: Any,
     workdir: pathlib.Path,
     step: int,
@@ -200,7 +200,7 @@ def _score(
     def fresh() -> Any:
         return scoring.fresh_variables(parts.method.init, config.seed, parts.mesh)
 
-    results = _scorer(config, parts, embed).test(variables, parts.split.test, fresh)
+    results = scorer.test(variables, parts.split.test, fresh)
     split = {"trial": config.data.trial} if "trial" in config.data else {}
     for result in results:
         result |= {"step": step, "dataset": parts.split.name, "seed": config.seed, **split}

@@ -15,7 +15,7 @@ import numpy as np
 from vireid_jax import evaluate, sharding
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
-from vireid_jax.metrics import get_protocol, read_permutations, sampled_rows
+from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
 from vireid_jax.metrics.combine import combine
 from vireid_jax.metrics.distance import unit_rows
 from vireid_jax.types import Records, Retrieval, Stopped
@@ -52,10 +52,30 @@ class Scorer:
         self.embed, self.should_stop = embed, should_stop
         self._permutations: Any = None
 
+    def check(self, test: Retrieval, val: Retrieval | None) -> None:
+        """Refuses protocols that do not fit the data set, before anything long is begun.
+
+        Raises:
+          ValueError: cameras of another data set, an image of the official gallery that is
+            missing, or a file that does not hold the official permutations.
+          FileNotFoundError: that file does not exist.
+        """
+        section = self.config.eval
+        if section.gallery == "official":
+            permutations = read_permutations(section.rand_perm)
+            if self.config.data.name == "sysu" and self.config.data.strict:
+                check_permutations(permutations, np.unique(test.query.person).tolist())
+            self._permutations = permutations
+        for name in section.protocols:
+            self._rows(name, test, section.gallery)
+        if val is not None:
+            self._rows(section.validation, val, "agw")
+
     def validate(self, variables: Any, retrieval: Retrieval) -> dict[str, float]:
         """mAP, R1 and mINP of the headline feature under the validation protocol."""
         features = self._features(variables, retrieval)
-        result = next(self._plain(features, retrieval, [self.config.eval.validation]))
+        names = [self.config.eval.validation]
+        result = next(self._plain(features, retrieval, names, gallery="agw"))
         scores = {name: result["metrics"][name] for name in ("mAP", "R1", "mINP")}
         return scores | {"chance_mAP": result["chance"]["mAP"]}
 
@@ -119,6 +139,7 @@ class Scorer:
         *,
         rerank: str | None = None,
         trials: int | None = None,
+        gallery: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         section = self.config.eval
         return evaluate.score(
@@ -126,17 +147,12 @@ class Scorer:
             retrieval,
             protocol_names=names,
             trials=section.trials if trials is None else trials,
-            gallery_draw=section.gallery,
-            permutations=self._fixed(),
+            gallery_draw=gallery or section.gallery,
+            permutations=self._permutations,
             rerank=rerank,
             block_bytes=section.memory_mb << 20,
             should_stop=self.should_stop,
         )
-
-    def _fixed(self) -> Any:
-        if self.config.eval.gallery == "official" and self._permutations is None:
-            self._permutations = read_permutations(self.config.eval.rand_perm)
-        return self._permutations
 
     def _corrupted(self, variables: Any, retrieval: Retrieval) -> Iterator[dict[str, Any]]:
         """Mean over repeats with new corruptions, as CIL-ReID (NeurIPS 2021) and MUN, table 5.
@@ -169,7 +185,14 @@ class Scorer:
         """The images that the first trial uses: no other needs corrupting."""
         protocol = get_protocol(name)
         sides = evaluate.directed(protocol, retrieval)
-        rows = sampled_rows(
+        rows = self._rows(name, retrieval, self.config.eval.gallery)
+        some = Retrieval(*(side.take(r) for side, r in zip(sides, rows, strict=True)))
+        return evaluate.directed(protocol, some)
+
+    def _rows(self, name: str, retrieval: Retrieval, gallery: str) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of its queries and gallery the first trial of a protocol uses."""
+        sides = evaluate.directed(get_protocol(name), retrieval)
+        return sampled_rows(
             name,
             query_person=sides.query.person,
             query_camera=sides.query.camera,
@@ -177,12 +200,10 @@ class Scorer:
             gallery_person=sides.gallery.person,
             gallery_camera=sides.gallery.camera,
             gallery_name=sides.gallery.name,
-            gallery=self.config.eval.gallery,
-            permutations=self._fixed(),
+            gallery=gallery,
+            permutations=self._permutations,
             trial=0,
         )
-        some = Retrieval(*(side.take(r) for side, r in zip(sides, rows, strict=True)))
-        return evaluate.directed(protocol, some)
 
     def _damage(self, records: Records, asked: corrupt.Spec, repeat: int) -> Records:
         """The records with the modalities that are asked for corrupted; the same if none is."""

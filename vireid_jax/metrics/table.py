@@ -53,7 +53,7 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
         come last in their group and are not flagged for being near chance.
 
     Returns:
-      The table in percent, a line per group on what was ranked, and a warning for every
+      The table in percent, a line per group on what was ranked, and a warning that names every
       row whose mAP is within 3 sigma of chance. No newline at the end.
 
     Raises:
@@ -211,11 +211,16 @@ def _notes(
             searched, found = f"{some} {query} queries", f"{images} {gallery} images"
         ranks = ", ranks count images" if heading.cmc == "image" else ""
         notes.append(f"{heading}: {searched}, {found} of {people} people, {what}{ranks}")
-    for key, result in rows.items():
-        if key[1] not in baselines and near_chance(result):
-            notes.append(
-                f"! WARNING: {key[0]} {_label(key[1], result)}: MAP IS AT THE CHANCE LEVEL (within "
-                f"{SIGMAS:.0f} sigma);\n  are the trained weights loaded, and the identity "
-                "numbers those of the images?"
-            )
+    low: dict[str, list[str]] = {}
+    for heading, keys in groups.items():
+        for key in keys:
+            if key[1] not in baselines and near_chance(rows[key]):
+                low.setdefault(str(heading), []).append(_label(key[1], rows[key]))
+    if low:
+        notes += [
+            f"! WARNING: MAP IS AT THE CHANCE LEVEL (within {SIGMAS:.0f} sigma); are the trained "
+            "weights loaded,",
+            "  and the identity numbers those of the images? It is so for",
+            *(f"  {heading}: {'; '.join(labels)}" for heading, labels in low.items()),
+        ]
     return notes
