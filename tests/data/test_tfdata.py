@@ -1,7 +1,9 @@
 """What is tf.data's own: the batches themselves are compared in test_loaders.py."""
 
+import gc
 import os
 import pathlib
+import time
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ def test_tfdata_keeps_tensorflow_off_accelerators(mapped):
     assert tf.config.get_visible_devices("GPU") == []
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_tfdata_gathers_mapped_images_itself_and_copies_no_others(tmp_path, monkeypatch):
     # A file of 400 MB, most of it a hole: a copy of it would show.
     size, count = (200, 100), 6720
@@ -51,6 +54,22 @@ def test_tfdata_gathers_mapped_images_itself_and_copies_no_others(tmp_path, monk
         np.testing.assert_array_equal(got["visible"][:, -1, -1], want["visible"][:, 0, 0])
         np.testing.assert_array_equal(got["infrared"][:, 7, 9], want["infrared"][:, 0, 0])
     assert grown < 200 * 2**20
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_a_dropped_iterator_lets_go_of_the_file(mapped, tmp_path):
+    path = str(tmp_path / "images.npy")
+    batches = tf_loader(mapped, stop=10**6)
+    next(batches)
+    del mapped.images.array  # what is left is TensorFlow's
+    gc.collect()
+    assert path in pathlib.Path("/proc/self/maps").read_text()
+    del batches
+    end = time.monotonic() + 20
+    while path in pathlib.Path("/proc/self/maps").read_text():
+        gc.collect()
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def resident():
