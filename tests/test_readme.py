@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from configs import common
 from vireid_jax.methods import smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -164,15 +165,31 @@ def config_keys():
 
 
 def test_every_config_key_in_the_texts_is_a_key():
-    configs = [importlib.import_module(f"configs.{p.stem}").get_config() for p in RECIPES]
     mentioned = config_keys()
-    assert {"README.md", "fidelity.md", "smcl.py"} <= {where for where, _ in mentioned}
-    for where, key in mentioned - {("main.py", "key")}:
-        for config in configs:
-            node = config
-            for part in key.split("."):
-                assert part in node, f"{where} mentions --config.{key}"
-                node = node[part]
+    assert {"README.md", "data.md", "fidelity.md", "smcl.py"} <= {where for where, _ in mentioned}
+    for recipe in (importlib.import_module(f"configs.{p.stem}") for p in RECIPES):
+        # Some keys belong to some data sets only.
+        configs = [recipe.get_config(dataset).to_dict() for dataset in common.DATASETS]
+        for where, key in mentioned - {("main.py", "key")}:
+            assert any(_has(config, key.split(".")) for config in configs), (
+                f"{where} mentions --config.{key}"
+            )
+
+
+def _has(config, parts):
+    return not parts or (parts[0] in config and _has(config[parts[0]], parts[1:]))
+
+
+def test_every_option_in_the_tables_of_the_data_sets_is_a_key():
+    """The first cells of docs/data.md: `data.images`, `loader.name`, ..."""
+    text = (ROOT / "docs/data.md").read_text()
+    keys = set(re.findall(r"`((?:data|loader|sampler|eval|init)\.[a-z_.]+)`", text))
+    assert {"data.images", "data.trial", "data.test_share", "sampler.rule"} <= keys
+    configs = [
+        importlib.import_module("configs.smcl").get_config(d).to_dict() for d in common.DATASETS
+    ]
+    for key in keys:
+        assert any(_has(config, key.split(".")) for config in configs), key
 
 
 def method_options():
