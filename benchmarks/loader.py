@@ -49,7 +49,7 @@ CONTENDERS = {
     "encoded/torch_n": f"PyTorch, {CORES} workers",
     "encoded/torch_once": f"PyTorch, {CORES} workers, one call of resize",
 }
-# Cores that work at the same time are slower each, so one is compared with one.
+# Cores that work at the same time are slower each, so one, held to its core, is compared with one.
 BESIDE = {"encoded/torch_0": "encoded/arrays_1"}
 TITLES = {"cached": "From decoded images", "encoded": "From JPEGs"}
 
@@ -60,7 +60,7 @@ TITLES = {"cached": "From decoded images", "encoded": "From JPEGs"}
 def start(contender: str, folder: pathlib.Path) -> Iterator[Any]:
     """The batches of a contender, as many as are asked for."""
     kind, who = contender.split("/")
-    if who.endswith("_1"):
+    if who in ("arrays_1", "torch_0"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     images: Any
     if kind == "encoded":
@@ -190,13 +190,14 @@ def main() -> None:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/loader.json"))
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each contender")
-    parser.add_argument("--rounds", type=int, default=1, help="processes of each contender")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each contender")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each contender")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="little data, a moment for each")
     parser.add_argument("--contender", choices=[*CONTENDERS, "parts"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
+    flags.rounds = 1 if flags.quick else flags.rounds
     if flags.contender == "parts":
         from benchmarks import loader_parts
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
+def same_threads_and_cores():
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     yield
     torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
 
 
 def test_pytorchs_transforms_are_those_of_the_papers():
