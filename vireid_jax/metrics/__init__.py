@@ -7,6 +7,8 @@ from vireid_jax.metrics.official import check_permutations, read_permutations
 from vireid_jax.metrics.plan import Protocol
 from vireid_jax.metrics.protocols import PROTOCOLS, evaluate, get_protocol, sampled_rows
 from vireid_jax.metrics.ranking import Ranking, Rows, rank_metrics
+from vireid_jax.metrics.rerank import k_reciprocal
+from vireid_jax.metrics.streaming import Streamed, rank_features
 from vireid_jax.metrics.table import format_table, near_chance, to_markdown
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "Protocol",
     "Ranking",
     "Rows",
+    "Streamed",
     "chance_map",
     "check_permutations",
     "cosine_distance",
@@ -23,7 +26,9 @@ __all__ = [
     "evaluate",
     "format_table",
     "get_protocol",
+    "k_reciprocal",
     "near_chance",
+    "rank_features",
     "rank_metrics",
     "read_permutations",
     "sampled_rows",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.metrics.chance import chance_map
+from vireid_jax.metrics.chance import Chance, chance_map
 from vireid_jax.metrics.ranking import Ranking, Rows
 
 REPORTED_RANKS = (1, 5, 10, 20)
@@ -38,12 +38,7 @@ def report(
             }
         )
     names = [*(f"R{rank}" for rank in REPORTED_RANKS), "mAP", "mINP"]
-    chances = np.array(
-        [
-            chance_map(r.rows.num_true, r.rows.num_kept, query_person=query_person[some])
-            for r, some in zip(rankings, queries, strict=True)
-        ]
-    ).mean(axis=0)
+    chances = np.mean(_chances([r.rows for r in rankings], queries, query_person), axis=0)
     return {
         "metrics": {name: float(np.mean([t[name] for t in trials])) for name in names},
         "std": {name: float(np.std([t[name] for t in trials])) for name in names},
@@ -64,6 +59,21 @@ def report(
             ]
         ),
     }
+
+
+def _chances(
+    trials: Sequence[Rows], queries: Sequence[np.ndarray], query_person: np.ndarray
+) -> list[Chance]:
+    """The chance level of each trial; most draws offer as many true images as the first."""
+    known: dict[tuple[bytes, ...], Chance] = {}
+    out = []
+    for rows, some in zip(trials, queries, strict=True):
+        key = tuple(x.tobytes() for x in (rows.num_true, rows.num_kept, some))
+        if key not in known:
+            person = query_person[some]
+            known[key] = chance_map(rows.num_true, rows.num_kept, query_person=person)
+        out.append(known[key])
+    return out
 
 
 def _spread(rows: Rows, queries: np.ndarray, total: int) -> Rows:

@@ -119,8 +119,7 @@ def _rank_blocks(
             block = slice(at, at + step)
             # Minus the cosine orders as the cosine distance does, without its rounding: 1 - s
             # would make similarities near 0 equal that are not.
-            distance = query[block] @ gallery.T
-            np.negative(distance, out=distance)
+            distance = -query[block] @ gallery.T
             dropped = search.excluded(block)
             people = person[block]
             cuts = np.linspace(0, len(distance), min(parts, len(distance)) + 1).astype(int)
