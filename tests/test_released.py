@@ -248,6 +248,10 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "arrays of the backbone" in out and "unused in the file: fc.weight" in out
     assert "weights of the file alone" in out, "the baseline is named after what it is"
+    lines = (tmp_path / "run" / "weights.txt").read_text().splitlines()
+    assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
+    assert "unused in the file: fc.bias" in lines
+    assert "not from the file: params/classifier/kernel" in lines
     shapes = jax.eval_shape(parts.build(c).method.init, jax.random.key(0))
     variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])

@@ -13,6 +13,7 @@ from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
 from vireid_jax.types import Batch, Method, Split, Variables, check_batch, train_labels
+from vireid_jax.weights import Report
 
 
 class Parts(NamedTuple):
@@ -26,7 +27,7 @@ class Parts(NamedTuple):
     image_size: tuple[int, int]
     mesh: jax.sharding.Mesh
     persons: np.ndarray  # int32 [C], the person behind each class
-    weights: str = ""  # what was taken from the file of config.init
+    weights: Report | None = None  # what was taken from the file of config.init
 
 
 def build(config: ml_collections.ConfigDict) -> Parts:
@@ -133,7 +134,7 @@ def check_eval(config: ml_collections.ConfigDict) -> None:
 
 def _method(
     config: ml_collections.ConfigDict, num_classes: int, steps_per_epoch: int
-) -> tuple[Method, str]:
+) -> tuple[Method, Report | None]:
     """The method, starting from the weights of the recipe's init section if it names a file."""
     options = config.method.to_dict()
     method = get_build(options.pop("name"))(
@@ -144,9 +145,9 @@ def _method(
     )
     path = config["init"]["from"]
     if path is None:
-        return method, ""
+        return method, None
     shapes = jax.eval_shape(method.init, jax.random.key(config.seed))
-    report = str(weights.init_from(path, shapes)[1])  # refuses what does not fit
+    report = weights.init_from(path, shapes)[1]  # refuses what does not fit
 
     def init(key: Any) -> Variables:
         return weights.init_from(path, method.init(key))[0]

@@ -121,6 +121,8 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(shapes["params"], include_stats=False)
         (workdir / "parameters.txt").write_text(overview + "\n")
+        if parts.weights is not None:
+            (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
         print(_summary(config, parts, shapes, workdir), flush=True)
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep)

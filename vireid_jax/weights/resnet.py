@@ -79,6 +79,14 @@ class Report:
             text += f"; not from the file: {_some(parts)}"
         return text
 
+    def details(self) -> str:
+        """Every array by name: a line for each, for a file."""
+        lines = [str(self)]
+        lines += [f"{path} <- {name}" for path, name in self.matched.items()]
+        lines += [f"not from the file: {path}" for path in self.untouched]
+        lines += [f"unused in the file: {name}" for name in self.unused]
+        return "\n".join(lines)
+
 
 def init_from(
     path: str | os.PathLike[str], variables: Variables, *, module: str = "backbone"
