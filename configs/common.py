@@ -83,9 +83,9 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.sampler.replacement = True
 
     c.loader = ml_collections.ConfigDict()
-    # "arrays" needs decoded images in memory and no TensorFlow; the batches are the same.
+    # "arrays" does without TensorFlow; the batches are the same.
     c.loader.name = "arrays" if laptop else "tfdata"
-    c.loader.prefetch = 2  # batches; tf.data only
+    c.loader.prefetch = 2  # batches
 
     c.augment = ml_collections.ConfigDict()
     c.augment.flip = 0.5  # probability

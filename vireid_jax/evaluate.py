@@ -112,7 +112,8 @@ def pixels(
     images = records.images
     if is_decoded(images):
         return images[rows]
-    return arrays.decode([images[r] for r in rows], image_size, filter=filter)
+    names = [records.name[r] for r in rows]
+    return arrays.decode([images[r] for r in rows], image_size, filter=filter, names=names)
 
 
 def pixel_features(records: Records, image_size: tuple[int, int]) -> Features:

@@ -18,15 +18,16 @@ from vireid_jax.types import INFRARED, VISIBLE, Pixels, train_labels
 from . import trees
 
 TABLE = "sysu_images_per_camera_and_id.npy"
-SHARED = pathlib.Path(
-    os.environ.get("VIREID_SHARED", pathlib.Path(__file__).parents[4] / "shared" / "data")
+SHARED = (
+    pathlib.Path(os.environ.get("VIREID_SHARED", pathlib.Path(__file__).parents[4] / "shared"))
+    / "data"
 )
 
 
 @pytest.fixture(scope="module")
 def table():
     if not (SHARED / TABLE).is_file():
-        pytest.skip(f"no {TABLE} in {SHARED}; name its folder with VIREID_SHARED")
+        pytest.skip(f"no {TABLE} in {SHARED}; name the folder of data/ with VIREID_SHARED")
     return np.load(SHARED / TABLE).astype(int)
 
 
