@@ -274,3 +274,50 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
     assert run.run(c, workdir=tmp_path / "run") == 1
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A finished run that began with a file, which is gone."""
+    tmp_path = tmp_path_factory.mktemp("begun")
+    c = small("smcl", "synthetic", tmp_path)
+    c.method.width, c.eval.protocols = 2, ("sysu/all/single",)
+    c.init["from"] = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
+    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    (tmp_path / "weights.pth").unlink()
+    return tmp_path / "run", c
+
+
+def test_a_run_is_resumed_although_its_file_of_weights_is_gone(begun, tmp_path, capsys):
+    workdir, c = begun
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    assert "weights   the run's checkpoint" in capsys.readouterr().out
+    rows = {r["feature"]: r for r in saved(tmp_path / "run")}
+    assert set(rows) == {"bn", "pool", "raw pixels"}, "nobody knows what the file alone would give"
+    before = {r["feature"]: r for r in saved(workdir)}
+    assert set(before) == {*rows, "weights of the file alone"}
+    assert rows["bn"]["metrics"] == before["bn"]["metrics"]
+    listed = (tmp_path / "run" / "weights.txt").read_text()
+    assert listed == (workdir / "weights.txt").read_text()
+
+
+def test_random_weights_are_not_called_those_of_a_file(begun, tmp_path):
+    workdir, c = begun
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    assert run.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
+    assert {r["feature"] for r in saved(tmp_path / "run")} == {"bn", "pool", "raw pixels"}
+
+
+def test_a_run_without_a_readable_checkpoint_does_not_go_on_without_its_file(
+    begun, tmp_path, capsys
+):
+    workdir, c = begun
+    shutil.copytree(workdir, tmp_path / "run")
+    for manifest in (tmp_path / "run" / "checkpoints").glob("*/manifest/metadata"):
+        manifest.write_text("{")
+    assert run.run(c, workdir=tmp_path / "run") == 1
+    err = capsys.readouterr().err
+    assert "weights.pth, is gone; bring it back" in err

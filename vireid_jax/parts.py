@@ -1,12 +1,13 @@
 """The parts that a recipe describes, built: data, method, batches, mesh."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from vireid_jax import sharding, weights
 from vireid_jax.data import arrays, corrupt, datasets, sampler
@@ -30,8 +31,14 @@ class Parts(NamedTuple):
     weights: Report | None = None  # what was taken from the file of config.init
 
 
-def build(config: ml_collections.ConfigDict) -> Parts:
-    """Builds what the recipe describes; cheap checks come before the data is loaded."""
+def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts:
+    """Builds what the recipe describes; cheap checks come before the data is loaded.
+
+    Args:
+      config: the recipe.
+      resuming: the run has a checkpoint, so that the file of config.init may have gone. Then
+        `Parts.weights` is None and `Parts.method` starts from random weights.
+    """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
     rows = sharding.process_rows(num_ids * num_instances)
     get_build(config.method.name)
@@ -39,8 +46,8 @@ def build(config: ml_collections.ConfigDict) -> Parts:
         raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
     check_eval(config)
     image_size = tuple(config.data.image_size)
-    if config["init"]["from"] is not None:
-        weights.read(config["init"]["from"])  # a wrong file is told before the data is loaded
+    # A wrong file is told before the data is loaded, and is read once.
+    pretrained = _read_weights(config["init"]["from"], resuming)
     split = datasets.load(**config.data)
     if not len(split.train):
         raise ValueError(
@@ -52,7 +59,7 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     steps = config.sampler.steps_per_epoch
     if steps is None:
         steps = sampler.steps_per_epoch(label, split.train.modality, rule=config.sampler.rule, **pk)
-    method, report = _method(config, len(persons), steps)
+    method, report = _method(config, len(persons), steps, pretrained)
 
     def plan(epoch: int) -> Any:
         return sampler.plan(
@@ -98,8 +105,6 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
     split = datasets.load(**config.data)
     if persons is None:
         persons = train_labels(split.train)[1]
-    config = config.copy_and_resolve_references()
-    config["init"]["from"] = None
     method, _ = _method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
@@ -111,7 +116,13 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
 
 def check_eval(config: ml_collections.ConfigDict) -> None:
     """Refuses an eval section that could not be carried out, before anything is loaded."""
-    for name in (*config.eval.protocols, config.eval.validation):
+    protocols = config.eval.protocols
+    if isinstance(protocols, str) or not protocols or len(set(protocols)) < len(protocols):
+        raise ValueError(
+            f"eval.protocols is {protocols!r}, expected names without repetition in a tuple, as in "
+            "--config.eval.protocols=\"('sysu/all/single', 'sysu/indoor/single')\""
+        )
+    for name in (*protocols, config.eval.validation):
         get_protocol(name)
     for name in ("trials", "batch_size", "corrupt_repeats", "memory_mb"):
         if config.eval[name] is not None and config.eval[name] < 1:
@@ -130,12 +141,34 @@ def check_eval(config: ml_collections.ConfigDict) -> None:
         )
     if config.eval.corrupt is not None:
         corrupt.parse(config.eval.corrupt)
+        if config.eval.flip or config.eval.rerank != "none":
+            raise ValueError(
+                f"eval.corrupt is {config.eval.corrupt!r} with eval.flip={config.eval.flip} and "
+                f"eval.rerank={config.eval.rerank}, expected flip=False and rerank=none: corrupted "
+                "images are scored by plain features; score flip and re-ranking by another command"
+            )
+
+
+def _read_weights(path: str | None, resuming: bool) -> tuple[str, Mapping[str, np.ndarray]] | None:
+    """The file that the recipe's init section names, and its arrays."""
+    if path is None:
+        return None
+    try:
+        return path, weights.read(path)
+    except FileNotFoundError as error:
+        if not resuming:
+            raise
+        logging.warning("%s; going on without it, from the run's checkpoint", error)
+        return None
 
 
 def _method(
-    config: ml_collections.ConfigDict, num_classes: int, steps_per_epoch: int
+    config: ml_collections.ConfigDict,
+    num_classes: int,
+    steps_per_epoch: int,
+    pretrained: tuple[str, Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[Method, Report | None]:
-    """The method, starting from the weights of the recipe's init section if it names a file."""
+    """The method, starting from the arrays of a file if there are some: (path, arrays)."""
     options = config.method.to_dict()
     method = get_build(options.pop("name"))(
         num_classes=num_classes,
@@ -143,14 +176,14 @@ def _method(
         steps_per_epoch=steps_per_epoch,
         **options,
     )
-    path = config["init"]["from"]
-    if path is None:
+    if pretrained is None:
         return method, None
+    path, content = pretrained
     shapes = jax.eval_shape(method.init, jax.random.key(config.seed))
-    report = weights.init_from(path, shapes)[1]  # refuses what does not fit
+    report = weights.fill(content, shapes, source=path)[1]  # refuses what does not fit
 
     def init(key: Any) -> Variables:
-        return weights.init_from(path, method.init(key))[0]
+        return weights.fill(content, method.init(key), source=path)[0]
 
     return method._replace(init=init), report
 

@@ -95,7 +95,7 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     """
     _check_durations(**config.train)
     runinfo.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
-    parts = build(config)
+    parts = build(config, resuming=_has_checkpoint(workdir))
     transform, learning_rate = optim.make(
         steps_per_epoch=parts.steps_per_epoch, epochs=config.train.epochs, **config.optim
     )
@@ -130,6 +130,11 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
         state, start = train.restore_or_init(
             parts.method, transform, checkpoints, mesh=parts.mesh, seed=config.seed
         )
+        if not start and _file_is_gone(config, parts):
+            raise FileNotFoundError(
+                f"no checkpoint in {checkpoints.directory} can be read, and the file of weights "
+                f"that the run began with, {config['init']['from']}, is gone; bring it back"
+            )
         log = writer.Writer(
             workdir,
             tensorboard=tensorboard,
@@ -172,6 +177,19 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     return _score(config, parts, scorer, variables, workdir, at)
 
 
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    try:
+        checkpoint.find_step(workdir / "checkpoints")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _file_is_gone(config: ml_collections.ConfigDict, parts: Parts) -> bool:
+    """Whether the run began with weights of a file that `parts` were built without."""
+    return config["init"]["from"] is not None and parts.weights is None
+
+
 def _scorer(config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Embed) -> Scorer:
     return Scorer(
         config,
@@ -202,7 +220,9 @@ def _score(
     def fresh() -> Any:
         return scoring.fresh_variables(parts.method.init, config.seed, parts.mesh)
 
-    results = scorer.test(variables, parts.split.test, fresh)
+    # Without the file, "fresh" would be something else than what the run began with.
+    baseline = None if _file_is_gone(config, parts) else fresh
+    results = scorer.test(variables, parts.split.test, baseline)
     split = {"trial": config.data.trial} if "trial" in config.data else {}
     for result in results:
         result |= {"step": step, "dataset": parts.split.name, "seed": config.seed, **split}
@@ -304,11 +324,12 @@ def _summary(
     count = parameter_overview.count_parameters(shapes["params"])
     pk = f"{config.sampler.num_ids} identities x {config.sampler.num_instances} images"
     devices = jax.devices()
+    origin = "the run's checkpoint" if _file_is_gone(config, parts) else "random"
     return "\n".join(
         [
             datasets.records_summary(parts.split),
             f"method    {config.method.name}, {count / 1e6:.2f} M parameters",
-            f"weights   {parts.weights or 'random'}",
+            f"weights   {parts.weights or origin}",
             f"batch     {pk} per modality, {parts.image_size[0]} x {parts.image_size[1]} pixels",
             f"schedule  {parts.steps_per_epoch} steps/epoch x {config.train.epochs:g} epochs",
             f"devices   {len(devices)} x {devices[0].device_kind}, "
