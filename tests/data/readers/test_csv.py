@@ -123,3 +123,34 @@ def test_two_csv_files(tmp_path):
     table(tmp_path / "x", rows(), name="other.csv")
     with pytest.raises(TreeError, match=r"2 CSV files; name one of other.csv, people.csv"):
         folders.scan(tmp_path / "x")
+
+
+def test_row_numbers_of_pandas_are_no_column(tmp_path):
+    lines = [f"{n},{line}" for n, line in enumerate(rows())]
+    file = table(tmp_path / "x", rows())
+    want = folders.scan(file)
+    file.write_text("\n".join([",path,person,modality", *lines]))
+    listing = folders.scan(file)
+    assert listing.records.name == want.records.name and set(listing.part) == {"all"}
+    assert not listing.records.camera.any() and not listing.problems
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_refused(tmp_path, encoding):
+    """Read with marks for what is unknown, Müller and Möller would be one person."""
+    lines = [*rows(), "a.jpg,Müller,rgb", "b.jpg,Möller,rgb"]
+    file = table(tmp_path / "x", lines)
+    assert {"Müller", "Möller"} <= set(folders.scan(file, strict=False).persons)
+    file.write_bytes(file.read_text("utf-8").encode(encoding))
+    line = 34 if encoding == "latin-1" else 1
+    with pytest.raises(TreeError, match=f"line {line} of .*people.csv is not in UTF-8"):
+        folders.scan(file)
+
+
+def test_one_file_by_two_paths(tmp_path):
+    file = table(tmp_path / "x", rows())
+    for other in (tmp_path / "x" / "rgb_anna_0.jpg", "../x/./rgb_anna_0.jpg"):
+        table(tmp_path / "x", [*rows(), f"{other},bob,rgb"], make=False)
+        with pytest.raises(TreeError, match=r"(?s)images listed twice.*anna_0.jpg \(line 34\)"):
+            folders.scan(file)
+        assert len(folders.scan(file, strict=False).records) == 32

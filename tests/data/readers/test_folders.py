@@ -1,6 +1,7 @@
 """One's own images: folders, CSV files, and who is divided into what."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -126,6 +127,40 @@ def test_files_that_are_no_images(tmp_path):
     assert "visible/anna/older/" in line and "visible/anna/Thumbs.db" in line
 
 
+def test_hidden_folders_are_no_people(tmp_path):
+    root = trees.people(tmp_path / "p", both(PEOPLE[:2]) | both((".ipynb_checkpoints",)))
+    listing = folders.scan(root)
+    assert listing.persons == PEOPLE[:2]
+    assert "skipped 2 files or folders" in listing.problems[0]
+    assert "visible/.ipynb_checkpoints/" in listing.problems[0]
+
+
+def test_one_name_in_two_spellings_of_unicode(tmp_path):
+    """macOS writes an umlaut as letter and mark; a copy of one side keeps it so."""
+    root = trees.people(tmp_path / "p", {"visible/Mu\u0308ller": 2, "infrared/M\u00fcller": 2})
+    if len({p.name for p in root.glob("*/*")}) == 1:
+        pytest.skip("this file system spells them alike")
+    listing = folders.scan(root)
+    assert listing.persons == ("Müller",) and not listing.problems
+    assert all(os.path.exists(path) for path in listing.records.images)
+
+
+def test_names_that_are_no_text(tmp_path):
+    root = trees.people(tmp_path / "p", both(PEOPLE[:2]))
+    folder = os.fsencode(root) + b"/visible/m\xfcller"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    trees.stub(folder + b"/\xe4.jpg")
+    trees.stub(folder + b"/\xe4.txt")
+    listing = folders.scan(root)
+    row = listing.records.name.index(r"visible/m\xfcller/\xe4.jpg")
+    assert os.fsencode(listing.records.images[row]) == folder + b"/\xe4.jpg"
+    assert listing.persons[listing.records.person[row]] == r"m\xfcller"
+    "\n".join([*listing.records.name, *listing.persons, *listing.problems]).encode()
+
+
 def test_different_names_in_the_two_modalities(tmp_path):
     root = trees.people(tmp_path / "p", {"visible/a1": 3, "visible/a2": 3, "infrared/b1": 3})
     with pytest.raises(TreeError, match=r"(?s)persons with both modalities +some +0.*same name"):
@@ -236,6 +271,18 @@ def test_the_lot_depends_on_the_seed():
     # printf "0:$p" | sha256sum for p in 0 .. 39, sorted, the first ten.
     golden = [4, 7, 9, 15, 18, 20, 25, 33, 36, 37]
     assert sorted(set(folders.split(listing, seed=0).test.query.person.tolist())) == golden
+
+
+def test_the_lot_of_named_people_does_not_change_with_a_newcomer(tmp_path):
+    def tested(names):
+        listing = folders.scan(trees.people(tmp_path / "p", both(names)))
+        split = folders.split(listing, test_share=0.5)
+        return {listing.persons[p] for p in split.test.query.person}
+
+    before = tested(PEOPLE)
+    after = tested(("aaron", *PEOPLE))  # whose number is 0: all others move up
+    assert len(before) == len(after) == 4
+    assert after - before <= {"aaron"}
 
 
 def test_everybody_is_tested_on():

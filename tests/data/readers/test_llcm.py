@@ -152,9 +152,10 @@ def test_persons_outside_the_list_and_other_files(small):
     trees.stub(small / "test_vis" / "cam1" / "9999" / "9999_c01_s1_f1_vis.jpg")
     person = next((small / "test_vis").glob("cam?/????"))
     trees.stub(person / "Thumbs.db")
+    trees.stub(person / "._0001_c01_s1_f1_vis.jpg")
     listing = llcm.scan(small, strict=False)
     assert listing.records.name == want
-    assert any("skipped 1 other files in test_vis and test_nir" in p for p in listing.problems)
+    assert any("skipped 2 other files in test_vis and test_nir" in p for p in listing.problems)
 
 
 def test_labels_that_differ(small):

@@ -6,7 +6,7 @@
 
 Persons have any names. Names that are all numbers are kept as those numbers; otherwise persons
 are numbered 0, 1, ... by their sorted names (`Listing.persons`). Folders know no cameras: all
-are 0 then, and a search leaves out no image for being of the query's camera.
+are 0 then. The protocols folders/i2v and folders/v2i do not go by cameras anyway.
 
 A person with images in one modality only, or with fewer than `MIN_IMAGES` in one, is not
 trained on. Unless people are divided already, such a person is among those who are searched
@@ -164,10 +164,10 @@ def split(
 ) -> Split:
     """Divides the people as the folders or the CSV file say, or by lot.
 
-    The lot: people who can be trained on are put in the order of SHA-256 of "<seed>:<number>";
-    the first round(test_share n) are tested on, at least 1, and the last val_ids of the others
-    are validated on. So a person's place depends on nobody else, and another machine, NumPy
-    or order of files draws the same. All who cannot be trained on are in the test.
+    The lot: people who can be trained on are put in the order of SHA-256 of "<seed>:<name>" (or
+    number, where all names are numbers); the first round(test_share n) are tested on, at
+    least 1, and the last val_ids of the others are validated on. So a person's place depends on
+    nobody else, and another machine, NumPy or order of files draws the same. All who cannot be trained on are in the test.
 
     Args:
       listing: from `scan`, its images in any form.
@@ -189,9 +189,9 @@ def split(
     usable = _trainable(records, min_images)
     notes: tuple[str, ...] = ()
     if not records.camera.any():
-        notes += ("no camera numbers: a search compares a query with every image",)
+        notes += ("no camera numbers: protocols that go by cameras do not apply",)
     if (listing.part == "all").all():
-        train, val, test = _draw(records, usable, test_share, seed, val_ids)
+        train, val, test = _draw(listing, usable, test_share, seed, val_ids)
         tested, n = len(np.unique(records.person[test])), len(np.unique(records.person))
         notes += (f"{tested} of {n} persons are tested on (share {test_share}, seed {seed})",)
     else:
@@ -222,10 +222,16 @@ def _trainable(records: Records, min_images: int) -> np.ndarray:
 
 
 def _draw(
-    records: Records, usable: np.ndarray, test_share: float, seed: int, val_ids: int
+    listing: Listing, usable: np.ndarray, test_share: float, seed: int, val_ids: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, bool [N] each, of training, validation and test."""
-    lot = sorted(usable.tolist(), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).hexdigest())
+
+    def place(person: int) -> str:
+        # Numbers of named people change with every newcomer, and the lot must not.
+        name = listing.persons[person] if listing.persons else person
+        return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+
+    lot = sorted(usable.tolist(), key=place)
     tests = min(len(lot), max(1, round(test_share * len(lot))))
     rest = lot[tests:]
     if val_ids and val_ids > len(rest) - 2:
@@ -234,6 +240,6 @@ def _draw(
             f"tested on, and two are to be left; give 0 to {max(0, len(rest) - 2)}, or a smaller "
             "test_share"
         )
-    val = np.isin(records.person, rest[len(rest) - val_ids :])
-    train = np.isin(records.person, rest[: len(rest) - val_ids])
+    val = np.isin(listing.records.person, rest[len(rest) - val_ids :])
+    train = np.isin(listing.records.person, rest[: len(rest) - val_ids])
     return train, val, ~train & ~val

@@ -131,7 +131,8 @@ def _test(root: str, top: str, ids: set[int], modality: int) -> tuple[list[Image
             for file in common.entries(os.path.join(folder, camera, person))[1]:
                 name = f"{top}/{camera}/{person}/{file}"
                 stem, ending = posixpath.splitext(name)
-                if ending.lower() not in _ENDINGS:
+                # "._a.jpg" is a note of another file system, not an image.
+                if ending.lower() not in _ENDINGS or file.startswith("."):
                     others.append(name)
                     continue
                 path = os.path.join(folder, camera, person, file)

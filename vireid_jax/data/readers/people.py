@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import os
 import posixpath
+import unicodedata
 
 from vireid_jax.data.listing import Check, TreeError
 from vireid_jax.data.readers import common
@@ -42,6 +44,17 @@ def modality_of(name: str) -> int | None:
     if lower in VISIBLE_NAMES:
         return VISIBLE
     return INFRARED if lower in INFRARED_NAMES else None
+
+
+def _readable(name: str) -> str:
+    r"""A file's name as text; bytes that are no UTF-8 are written such as \xfc."""
+    # Python has such bytes as lone surrogates, which can neither be printed nor hashed.
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _person(name: str) -> str:
+    """The name of a person, alike from every system: macOS writes an umlaut as two characters."""
+    return unicodedata.normalize("NFC", _readable(name))
 
 
 def walk(root: str) -> Found | None:
@@ -104,16 +117,19 @@ def _people(root: str, folder: str, modality: int, part: str) -> tuple[list[Row]
     """Rows of <folder>/<person>/<image>, and whatever else lies there."""
     rows = []
     people, others = common.entries(os.path.join(root, *folder.split("/")))
-    others = [f"{folder}/{file}" for file in others]
+    others = [f"{folder}/{_readable(file)}" for file in others]
     for person in people:
+        if person.startswith("."):  # .ipynb_checkpoints and its like hold copies of images
+            others.append(f"{folder}/{_readable(person)}/")
+            continue
         inner, files = common.entries(os.path.join(root, *folder.split("/"), person))
-        others += [f"{folder}/{person}/{name}/" for name in inner]
+        others += [_readable(f"{folder}/{person}/{name}/") for name in inner]
         for file in files:
-            name = f"{folder}/{person}/{file}"
+            name = _readable(f"{folder}/{person}/{file}")
             # "._a.jpg" is a note of another file system, not an image.
             if file.lower().endswith(ENDINGS) and not file.startswith("."):
-                path = os.path.join(root, *name.split("/"))
-                rows.append(Row(path, name, person, modality, part=part))
+                path = os.path.join(root, *folder.split("/"), person, file)
+                rows.append(Row(path, name, _person(person), modality, part=part))
             else:
                 others.append(name)
     return rows, others
@@ -126,24 +142,38 @@ def read_csv(file: str) -> Found:
     or a tab. The modality is one of the names that folders may have.
 
     Raises:
-      TreeError: the header lacks a column, or the file is no text.
+      TreeError: the header lacks a column, or the file is no text in UTF-8.
     """
-    with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
+    with open(file, "rb") as stored:
+        data = stored.read()
+    try:
+        # Guessing at another encoding could make two people one, or lose their images.
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise TreeError(
+            f"line {line} of {file} is not in UTF-8, expected a "
+            "CSV file in UTF-8; save it so (in Excel: as 'CSV UTF-8'), or convert it with iconv"
+        ) from error
+    with io.StringIO(text, newline="") as lines:
         header = lines.readline()
         lines.seek(0)
         reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), strict=False)
-        columns = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
+        # pandas writes its row numbers into a column without a name.
+        columns = {n.strip().lower(): n for n in reader.fieldnames or [] if n and n.strip()}
         if lacking := [c for c in _COLUMNS if c not in columns]:
             raise TreeError(
                 f"the first line of {file} is {header.strip()[:80]!r} and lacks "
                 f"{', '.join(lacking)}; expected a header with {', '.join(_COLUMNS)} and, if you "
                 f"have them, {', '.join(_OPTIONAL)}"
             )
+        known = _COLUMNS + _OPTIONAL
         cells = []
         try:
             for row in reader:
-                values = {c: row.get(columns.get(c, "")) or "" for c in _COLUMNS + _OPTIONAL}
-                cells.append((reader.line_num, {c: v.strip() for c, v in values.items()}))
+                values = {c: row.get(name) or "" for c, name in columns.items() if c in known}
+                stripped = {c: values.get(c, "").strip() for c in known}
+                cells.append((reader.line_num, stripped))
         except csv.Error as error:
             raise TreeError(
                 f"line {reader.line_num + 1} of {file}: {error}; is it text?"
@@ -159,6 +189,7 @@ def _rows(root: str, cells: list[tuple[int, dict[str, str]]]) -> Found:
     divided = any(row["split"] for _, row in cells)
     for line, row in cells:
         name = posixpath.normpath(row["path"].replace("\\", "/"))
+        path = os.path.normpath(os.path.join(root, name))  # or the name itself, if it is absolute
         modality, part = modality_of(row["modality"]), row["split"].lower()
         if not row["path"] or not row["person"]:
             wrong.append(f"line {line} lacks a path or a person")
@@ -168,12 +199,12 @@ def _rows(root: str, cells: list[tuple[int, dict[str, str]]]) -> Found:
             wrong.append(f"line {line} has the split {row['split'][:20]!r}")
         elif not name.lower().endswith(ENDINGS):
             wrong.append(f"line {line} names {name!r}, no image")
-        elif name in seen:
+        elif path in seen:
             twice.append(f"{name} (line {line})")
         else:
-            seen.add(name)
-            path = os.path.join(root, name)  # or the name itself, if it is absolute
-            rows.append(Row(path, name, row["person"], modality, row["camera"], part))
+            seen.add(path)
+            person = _person(row["person"])
+            rows.append(Row(path, name, person, modality, row["camera"], part))
     absent = set(common.missing(root, [r.name for r in rows]))
     checks = [
         common.none("listed images that are not there", sorted(absent)),
