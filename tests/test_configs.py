@@ -121,6 +121,8 @@ def test_eval(recipe):
         ("batch_size", 0, "eval.batch_size is 0"),
         ("corrupt_repeats", 0, "eval.corrupt_repeats is 0"),
         ("memory_mb", 0, "eval.memory_mb is 0"),
+        ("protocols", (), r"eval.protocols is \(\), expected names without repetition in a tuple"),
+        ("protocols", ("sysu/all/single",) * 2, "expected names without repetition in a tuple"),
         ("gallery", "random", "eval.gallery is 'random', expected one of agw, official"),
         ("gallery", "official", "rand_perm_cam.mat.*--config.eval.rand_perm=FILE"),
         ("rerank", "yes", "eval.rerank is 'yes', expected one of none, all, queries"),
@@ -131,6 +133,16 @@ def test_an_eval_section_that_cannot_be_carried_out_is_refused(key, value, messa
     c = recipe_of("smcl", "sysu")
     c.eval[key] = value
     with pytest.raises(ValueError, match=message):
+        parts.check_eval(c)
+
+
+@pytest.mark.parametrize("also", [{"flip": True}, {"rerank": "queries"}], ids=str)
+def test_corruption_is_not_combined_with_work_at_test_time(also):
+    c = recipe_of("smcl", "sysu")
+    c.eval.corrupt = "visible"
+    parts.check_eval(c)
+    c.eval.update(also)
+    with pytest.raises(ValueError, match="eval.corrupt is 'visible' with .*by another command"):
         parts.check_eval(c)
 
 

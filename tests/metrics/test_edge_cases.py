@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.metrics.test_ranking import peak_bytes
-from vireid_jax.metrics import evaluate
+from vireid_jax.metrics import evaluate, rank_features
 
 
 def problem(query, gallery, *, width=40, noise=0.0):
@@ -168,6 +168,28 @@ def test_other_kinds_of_arguments():
         other = evaluate(**{key: change(key, value) for key, value in complete.items()})
         assert other["metrics"] == pytest.approx(expected["metrics"], abs=1e-12)
         assert other["per_query"]["name"] == expected["per_query"]["name"]
+
+
+def test_tensors_of_pytorch():
+    """As a model leaves them: with a gradient, in half precision; and labels."""
+    torch = pytest.importorskip("torch")
+    complete = problem([(p, 6) for p in range(8)], EVERYONE[:20], noise=0.4)
+    features = [k for k in complete if k.endswith("features")]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        tensors = {k: torch.tensor(complete[k]).to(dtype).requires_grad_() for k in features}
+        labels = {k: torch.tensor(v) for k, v in complete.items() if "name" not in k}
+        names = {k: v for k, v in complete.items() if "name" in k}
+        kept = {k: v.detach().clone() for k, v in tensors.items()}
+        same = {k: v.detach().float().numpy() for k, v in tensors.items()}
+        for protocol in PROTOCOLS:
+            found = evaluate(**labels | names | tensors, protocol=protocol)
+            assert found == evaluate(**complete | same, protocol=protocol)
+        assert all(torch.equal(kept[k], v) and v.requires_grad for k, v in tensors.items())
+        sides = (tensors["query_features"], tensors["gallery_features"])
+        people = (labels["query_person"], labels["gallery_person"])
+        assert rank_features(*sides, *people).ranking.mAP == pytest.approx(
+            found["metrics"]["mAP"], abs=1e-6
+        )
 
 
 def test_memory_mapped_features(tmp_path):

@@ -9,6 +9,19 @@ CACHED = 1 << 17  # entries that are normalized at a time, so that they stay in 
 UNIT = 5e-7  # how far from 1 the length of a row normalized in float32 may be
 
 
+def as_array(values: Any) -> np.ndarray:
+    """The values as an array, without a copy where that can be.
+
+    A PyTorch tensor may need a gradient, lie on an accelerator, or be bfloat16 (which NumPy lacks:
+    float32 then); it is known by its methods, since nothing here imports PyTorch.
+    """
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        values = values.detach().cpu()
+        if str(values.dtype) == "torch.bfloat16":
+            values = values.float()
+    return np.asarray(values)
+
+
 def unit_rows(
     features: Any,
     *,
@@ -31,7 +44,7 @@ def unit_rows(
     Raises:
       ValueError: not a real matrix, an entry that is not finite, or a row of zeros.
     """
-    features = np.asarray(features)
+    features = as_array(features)
     check_matrix(features, what)
     n, width = features.shape
     if features.dtype == np.float32 and features.flags.c_contiguous:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from vireid_jax.metrics.counting import check_ties
+from vireid_jax.metrics.distance import as_array
 from vireid_jax.metrics.official import Permutations
 from vireid_jax.metrics.plan import Protocol, make_labels, make_plan
 from vireid_jax.metrics.ranking import BLOCK_BYTES
@@ -195,7 +196,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores features under a protocol: by cosine, mean over trials.
 
-    No argument is modified. Features may be memory-mapped, of any real dtype and scale.
+    No argument is modified. Features may be memory-mapped, of any real dtype and scale, and
+    PyTorch's tensors.
 
     Args:
       query_features: [Q, D], every image of the modality that searches (`Protocol.query`), also
@@ -307,7 +309,7 @@ def _check_options(
 
 
 def _matrix(features: Any, what: str) -> np.ndarray:
-    features = np.asarray(features)
+    features = as_array(features)
     if features.ndim != 2:
         raise ValueError(
             f"{what} are {features.dtype} {list(features.shape)}, expected a real matrix "

@@ -37,6 +37,7 @@ from vireid_jax.metrics.blocks import (
     true_images,
 )
 from vireid_jax.metrics.counting import check_ties
+from vireid_jax.metrics.distance import as_array
 
 BLOCK_BYTES = 128 << 20  # working memory
 CACHED_PAIRS = 1 << 18  # of a block, so that passing over it many times stays in the cache
@@ -101,7 +102,7 @@ def rank_metrics(
       ValueError: wrong shapes or dtypes, a distance that is not finite (naming its row), or
         no valid query (naming the likely cause).
     """
-    distance = np.asarray(distance)
+    distance = as_array(distance)
     if distance.ndim != 2 or not np.issubdtype(distance.dtype, np.floating):
         raise ValueError(
             f"distance is {distance.dtype} {list(distance.shape)}, expected a float matrix "
@@ -130,7 +131,7 @@ def rank_metrics(
 
 def check_ids(ids: Any, length: int, what: str) -> np.ndarray:
     """`ids` as an integer array [length], or a ValueError that says what is wrong."""
-    ids = np.asarray(ids)
+    ids = as_array(ids)
     if ids.shape != (length,) or (length and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(
             f"{what} is {ids.dtype} {list(ids.shape)}, expected integers [{length}], one per row"

@@ -25,7 +25,7 @@ import numpy as np
 
 from vireid_jax.metrics.blocks import Truth, sort_truth
 from vireid_jax.metrics.counting import check_ties
-from vireid_jax.metrics.distance import check_matrix, check_widths, unit_rows
+from vireid_jax.metrics.distance import as_array, check_matrix, check_widths, unit_rows
 from vireid_jax.metrics.ranking import (
     BLOCK_BYTES,
     Ranking,
@@ -104,7 +104,7 @@ def rank_features(
             f"max_rank is {max_rank}, block_bytes {block_bytes} and top_k {top_k}, expected at "
             "least 1, 1 and 0"
         )
-    query, gallery = np.asarray(query), np.asanyarray(gallery)
+    query, gallery = as_array(query), as_array(gallery)
     check_matrix(query, "query features")
     check_matrix(gallery, "gallery features")
     check_widths(query, gallery)
