@@ -91,8 +91,9 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.augment.flip = 0.5  # probability
     c.augment.pad = 10  # pixels on each side before the random crop
     c.augment.pad_value = 0
-    c.augment.grayscale = 0.0
-    c.augment.erase = 0.0  # probability of random erasing
+    # Probabilities (visible, infrared); a single number holds for both.
+    c.augment.grayscale = (0.0, 0.0)
+    c.augment.erase = (0.0, 0.0)  # random erasing
     c.augment.erase_area = (0.02, 0.4)
     c.augment.erase_aspect = (0.3, 1 / 0.3)
     c.augment.erase_form = "uniform"  # of the aspect ratio; torchvision's erasing: log_uniform

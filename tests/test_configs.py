@@ -65,7 +65,19 @@ def test_sampler_and_loader(recipe):
     accepts(parts.LOADERS[loader.pop("name")], loader | image)
 
 
-def test_augment(recipe):
+# The chains at the top of data/augment.py that ask for most.
+CHAINS = {
+    "own": {},
+    "CAJ+": dict(erase=(0.6, 0.5), luma=0.6, infrared_channel="adapt_gray", grayscale=(0.1, 0.0)),
+    "IDKL": dict(
+        pad_value=127, erase_form="log_uniform", erase_attempts=10, erase_aspect=(0.3, 3.3)
+    ),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_augment(recipe, chain):
+    recipe.augment.update(CHAINS[chain])
     rows = recipe.sampler.num_ids * recipe.sampler.num_instances
     image = jax.ShapeDtypeStruct((rows, *recipe.data.image_size, 3), jnp.uint8)
     batch = {

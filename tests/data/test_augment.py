@@ -398,6 +398,13 @@ def test_bad_options_are_refused_at_trace_time(options, message):
         jax.eval_shape(functools.partial(augment, **options), KEY, noise())
 
 
+def test_one_probability_in_a_tuple_holds_for_both_modalities():
+    """So a number given on the command line arrives where the recipe has a pair."""
+    one, both = (run(noise(), erase=p, grayscale=p) for p in ((0.5,), 0.5))
+    for name in ("visible", "infrared"):
+        np.testing.assert_array_equal(one[name], both[name])
+
+
 @pytest.mark.parametrize("modality", ["visible", "infrared"])
 def test_images_must_be_a_uint8_host_batch(modality):
     for wrong in (np.zeros((6, 10, 6, 3), np.float32), np.zeros((6, 10, 6), np.uint8)):

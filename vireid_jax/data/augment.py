@@ -249,14 +249,16 @@ def _copy_channel(images: jax.Array, outcome: jax.Array) -> jax.Array:
 
 
 def _pair(name: str, value: float | Sequence[float]) -> tuple[float, float]:
-    pair = (value, value) if isinstance(value, (int, float)) else tuple(value)
+    numbers = (value,) if isinstance(value, (int, float)) else tuple(value)
+    # A single number on the command line, where the recipe has a pair, arrives as a tuple of one.
+    pair = numbers * 2 if len(numbers) == 1 else numbers
     if len(pair) != 2:
         raise ValueError(
             f"{name} is {value}, expected one probability or a pair (visible, infrared)"
         )
     for probability in pair:
         _check_probability(name, probability)
-    return pair
+    return pair[0], pair[1]
 
 
 def _check_probability(name: str, value: float) -> None:
