@@ -1,6 +1,7 @@
 """Files of weights of every format, and what is refused with which words."""
 
 import hashlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -175,6 +176,7 @@ def test_other_files_are_named(tmp_path):
     cases = {
         b"": "empty",
         b"\n<!DOCTYPE html><html>": "web page",
+        b'{"error": "Repository not found"}': "JSON, perhaps the answer of a server",
         b"version https://git-lfs.github.com/spec/v1\noid": "Git LFS",
         b"\x89HDF\r\n\x1a\n": "HDF5",
         build.pickle_of({"a": 1}): "pickle that torch.save did not write",
@@ -187,6 +189,21 @@ def test_other_files_are_named(tmp_path):
         weights.read(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="folder"):
         weights.read(tmp_path)
+
+
+def test_a_failed_download_under_the_name_of_the_file_is_told_for_what_it_is(tmp_path):
+    for data, what in ((b"<html>404</html>", "web page"), (b"", "empty")):
+        with pytest.raises(ValueError, match=f"0676ba61.pth: the file is (a )?{what}"):
+            weights.read(write(tmp_path, data, "resnet50-0676ba61.pth"))
+
+
+@pytest.mark.parametrize("first", [0x3C, 0x7B, 0x80, 0x93], ids=chr)
+def test_the_size_that_begins_a_safetensors_file_may_be_any_character(first, tmp_path):
+    tensors = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    header = tensors.ljust(256 + first).encode()
+    data = len(header).to_bytes(8, "little") + header + np.float32(3).tobytes()
+    assert data[0] == first
+    same(weights.read(write(tmp_path, data)), {"a": np.array([3], np.float32)})
 
 
 def test_what_holds_no_tensors_by_name(tmp_path):

@@ -18,6 +18,7 @@ _OTHERS = (
     (b"\x80", "a pickle that torch.save did not write; nothing of it was executed"),
     (b"\x93NUMPY", "a single array; expected a named one for each weight (numpy.savez)"),
 )
+_FORMATS = "expected torch.save, safetensors or numpy.savez"
 _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<>|][fiubcO][0-9]{0,2})', 'fortran_order': (True|False), "
@@ -52,10 +53,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if path.exists():
             raise ValueError(f"{path} is a folder, expected a .pth, .safetensors or .npz file")
         raise FileNotFoundError(
-            f"there is no file of weights at {path}; weights are never downloaded, see the README "
-            "for where to get them"
+            f"there is no file of weights at {path}; weights are never downloaded, see "
+            "docs/data.md for where to get them"
         )
     data = path.read_bytes()
+    if what := _other(data):
+        raise ValueError(f"{path}: the file is {what} ({_FORMATS})")
     if named := _HASHED.search(path.name):
         actual = hashlib.sha256(data).hexdigest()[:8]
         if actual != named[1]:
@@ -76,12 +79,21 @@ def _parse(data: bytes) -> dict[str, np.ndarray]:
         return torch_file.read_stream(data)
     if safetensors_file.is_safetensors(data):
         return safetensors_file.read(data)
-    what = next((text for start, text in _OTHERS if data.startswith(start)), None)
-    if what is None and data[:512].lstrip()[:1] == b"<":
-        what = "a web page: the download failed"
-    if what is None:
-        what = f"{len(data)} bytes of an unknown format" if data else "empty"
-    raise ValueError(f"the file is {what} (expected torch.save, safetensors or numpy.savez)")
+    raise ValueError(f"the file is {len(data)} bytes of an unknown format ({_FORMATS})")
+
+
+def _other(data: bytes) -> str | None:
+    """What a file is, where it is known to hold no weights: no checksum says it so well."""
+    if not data:
+        return "empty"
+    # First, since the size that safetensors begin with may look like any of the others.
+    if safetensors_file.is_safetensors(data) or torch_file.is_stream(data):
+        return None
+    if data[:512].lstrip()[:1] == b"<":
+        return "a web page: the download failed"
+    if data[:1] == b"{":
+        return "JSON, perhaps the answer of a server: the download failed"
+    return next((text for start, text in _OTHERS if data.startswith(start)), None)
 
 
 def _is_npz(data: bytes) -> bool:
