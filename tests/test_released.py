@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import common
 from tests.test_configs import RECIPES
-from vireid_jax import checkpoint, parts, run, weights
+from vireid_jax import checkpoint, parts, run, runinfo, weights
 from vireid_jax.data.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
@@ -168,6 +168,14 @@ def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):
     c.method.depth = 18
     assert run.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
     assert "method.depth is 10 in the run in" in capsys.readouterr().err
+    c = own.copy_and_resolve_references()
+    c.seed = 7
+    assert run.run(c, workdir=workdir, mode="eval", overrides={"seed": 7}) == 1
+    assert "seed is 0 in the run in" in capsys.readouterr().err
+    c.seed, c.eval.corrupt, c.eval.flip = 0, "visible", True
+    overrides = {"seed": 0, "eval.corrupt": "visible", "eval.flip": True}
+    assert run.run(c, workdir=workdir, mode="eval", overrides=overrides) == 1
+    assert "score flip and re-ranking by another command" in capsys.readouterr().err
 
 
 def test_protocols_of_another_data_set_are_refused_before_training(trees, tmp_path, capsys):
@@ -210,12 +218,29 @@ def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):
     c = small("smcl", "regdb", tmp_path, trees["regdb"])
     workdir = tmp_path / "run"
     pathlib.Path(workdir).mkdir()
-    from vireid_jax import runinfo
-
     runinfo.save_run_info(workdir, c.to_dict(), ["x"])
     c.data.trial = 2
     assert run.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
     assert "trained on trial 1 of RegDB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"test_share": 1.0}], ids=str)
+def test_a_model_is_not_tested_on_people_it_was_trained_on(
+    change, trees, tmp_path, capsys, monkeypatch
+):
+    """One's own images, divided another way than for the training."""
+    monkeypatch.setattr(checkpoint, "find_step", lambda *_, **__: 2)
+    c = small("smcl", "folders", tmp_path, trees["folders"])
+    workdir = tmp_path / "run"
+    runinfo.save_run_info(workdir, c.to_dict(), ["x"])
+    built = parts.build(c)
+    runinfo.save_classes(workdir, built.split, built.persons)
+    c.data.update(change)
+    assert run.run(c, workdir=workdir, mode="eval") == 1
+    assert re.search(r"trained on \d people that it would be tested on", capsys.readouterr().err)
+    c.data.root = str(shutil.copytree(trees["folders"], tmp_path / "others"))
+    assert run.run(c, workdir=workdir, mode="eval") == 1
+    assert "checkpoint" in capsys.readouterr().err, "others may have the same numbers"
 
 
 def test_training_on_people_that_are_all_for_testing_is_refused(trees, tmp_path, capsys):

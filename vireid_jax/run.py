@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 from clu import parameter_overview
 
@@ -168,6 +169,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     # Before any data is loaded: a wrong folder is told at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
     parts = build_to_score(config, runinfo.load_classes(workdir))
+    _check_unseen(config, parts, runinfo.load_config(workdir), workdir)
     scorer = _scorer(config, parts, evaluate.make_embed(parts.method, parts.mesh))
     scorer.check(parts.split.test, None)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
@@ -254,9 +256,11 @@ def _config_to_score(
     given = config.copy_and_resolve_references()
     for key in overrides:
         section, _, name = key.partition(".")
-        if section in SCORED or not name:
+        if section in SCORED or key in ("allow_changes", "run_name"):
             continue
-        was, asked = own.get(section, {}).get(name), given[section][name]
+        was, asked = own.get(section), given[section]
+        if name:
+            was, asked = was.get(name) if was is not None else None, asked[name]
         if was != asked:
             raise ValueError(
                 f"{key} is {was!r} in the run in {folder}, whose model --mode=eval scores, and "
@@ -273,6 +277,29 @@ def _config_to_score(
             f"--config.data.trial={own.data.trial}, or score a run of trial {given.data.trial}"
         )
     return mixed.lock()
+
+
+def _check_unseen(
+    config: ml_collections.ConfigDict,
+    parts: Parts,
+    own: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+) -> None:
+    """Refuses to test a model on people of its own data set that it was trained on.
+
+    RegDB's trials are told apart earlier; this is for one's own images, divided another way.
+    """
+    given = config.data
+    if given.name == "synthetic" or any(own.data.get(k) != given.get(k) for k in ("name", "root")):
+        return  # other people, whatever their numbers
+    seen = np.intersect1d(parts.split.test.query.person, parts.persons)
+    if len(seen):
+        raise ValueError(
+            f"the model in {workdir} was trained on {len(seen)} people that it would be tested on "
+            f"{seen[:5].tolist()}; give the options that divide the people (data.test_share, "
+            "data.seed, data.val_ids) the values they have in its config.json, or name the "
+            "folder of other people with --config.data.root"
+        )
 
 
 def _folder(
