@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from vireid_jax import evaluate, optim, sharding, train
+from configs import smcl as smcl_recipe
+from vireid_jax import evaluate, optim, parts, sharding, train
 from vireid_jax.data import augment
 from vireid_jax.methods import smcl
 from vireid_jax.nets.resnet import interleave
@@ -227,6 +228,14 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch, rows, devices, siz
     assert f"a batch of {rows} rows" in message and f"over {devices} devices" in message
     assert "sampler.num_ids x sampler.num_instances" in message
     assert message.endswith(f"choose a product of {sizes}")
+
+
+def test_an_identity_is_not_cut_between_processes(monkeypatch):
+    _pretend(monkeypatch, devices=2, processes=2, index=0)
+    config = smcl_recipe.get_config()
+    config.sampler.num_ids, config.sampler.num_instances = 3, 4  # 6 rows each
+    with pytest.raises(ValueError, match=r"num_ids is 3, .* over 2 processes; choose 2 or 4"):
+        parts.build(config)
 
 
 def test_arrays_to_the_mesh_and_back():

@@ -13,6 +13,7 @@ from vireid_jax import sharding, weights
 from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
+from vireid_jax.scoring import check_protocols
 from vireid_jax.types import Batch, Method, Split, Variables, check_batch, train_labels
 from vireid_jax.weights import Report
 
@@ -41,6 +42,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts
     """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
     rows = sharding.process_rows(num_ids * num_instances)
+    _check_share(rows.stop - rows.start, num_ids, num_instances)
     get_build(config.method.name)
     if config.loader.name not in LOADERS:
         raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
@@ -48,12 +50,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts
     image_size = tuple(config.data.image_size)
     # A wrong file is told before the data is loaded, and is read once.
     pretrained = _read_weights(config["init"]["from"], resuming)
-    split = datasets.load(**config.data)
-    if not len(split.train):
-        raise ValueError(
-            f"{split.name} has no images to train on (data.test_share is 1?); expected some; to "
-            "score a trained model on all of them, use --mode=eval with the --workdir of its run"
-        )
+    split = datasets.load(**config.data, check=partial(_check_split, config))
     label, persons = train_labels(split.train)
     pk = dict(num_ids=num_ids, num_instances=num_instances)
     steps = config.sampler.steps_per_epoch
@@ -72,8 +69,6 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts
             replacement=config.sampler.replacement,
             **pk,
         )
-
-    plan(0)  # refuses what cannot be sampled, before anything is traced
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
         load = LOADERS[config.loader.name](image_size, _filter(config), config.loader.prefetch)
@@ -102,7 +97,11 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
     """
     check_eval(config)
     get_build(config.method.name)
-    split = datasets.load(**config.data)
+
+    def check(split: Split) -> None:
+        check_protocols(config, split.test, None)
+
+    split = datasets.load(**config.data, check=check)
     if persons is None:
         persons = train_labels(split.train)[1]
     method, _ = _method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
@@ -147,6 +146,32 @@ def check_eval(config: ml_collections.ConfigDict) -> None:
                 f"eval.rerank={config.eval.rerank}, expected flip=False and rerank=none: corrupted "
                 "images are scored by plain features; score flip and re-ranking by another command"
             )
+
+
+def _check_split(config: ml_collections.ConfigDict, split: Split) -> None:
+    """Refuses a data set that the recipe cannot be trained or scored on; looks at no image."""
+    if not len(split.train):
+        raise ValueError(
+            f"{split.name} has no images to train on: whoever has images of both modalities is "
+            "tested on (data.test_share is 1?) or has too few (python -m vireid_jax.data show "
+            "names them); to score a trained model on all of them, use --mode=eval with the "
+            "--workdir of its run"
+        )
+    label, _ = train_labels(split.train)
+    # A whole epoch: what cannot be sampled is refused before anything is traced.
+    sampler.plan(label, split.train.modality, seed=config.seed, epoch=0, **config.sampler)
+    check_protocols(config, split.test, split.val)
+
+
+def _check_share(rows: int, num_ids: int, num_instances: int) -> None:
+    """Refuses to cut an identity between processes: a process loads whole ones."""
+    processes = jax.process_count()
+    if rows % num_instances:
+        low = max(num_ids // processes, 1) * processes
+        raise ValueError(
+            f"sampler.num_ids is {num_ids}, which does not divide over {processes} processes; "
+            f"choose {low} or {low + processes}"
+        )
 
 
 def _read_weights(path: str | None, resuming: bool) -> tuple[str, Mapping[str, np.ndarray]] | None:
