@@ -154,7 +154,7 @@ def test_corruption_is_not_combined_with_work_at_test_time(also):
     c.eval.corrupt = "visible"
     parts.check_eval(c)
     c.eval.update(also)
-    with pytest.raises(ValueError, match="eval.corrupt is 'visible' with .*by another command"):
+    with pytest.raises(ValueError, match=r"eval.corrupt is 'visible' with .*by another command"):
         parts.check_eval(c)
 
 

@@ -259,6 +259,18 @@ def test_a_result_that_is_not_finite_is_refused_and_the_old_file_stays(tmp_path)
     assert json.loads(path.read_text())["metrics"] == {"mAP": 0.5}
 
 
+def test_rows_of_other_galleries_and_test_images_do_not_replace_each_other(tmp_path):
+    result = {"protocol": "a/b", "feature": "x", "gallery": "agw", "test_set": "0123456789ab"}
+    others = [{"gallery": "official"}, {"test_set": "ba9876543210"}, {"flip": True}]
+    evaluate.save_results([result | change for change in ({}, *others)], tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a-b-official-x-01234567.json",
+        "a-b-x- flip-01234567.json",
+        "a-b-x-01234567.json",
+        "a-b-x-ba987654.json",
+    ]
+
+
 # --- A folder without a run -----------------------------------------------------------------
 
 

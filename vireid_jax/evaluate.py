@@ -195,11 +195,17 @@ def score(
 
 
 def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[str]) -> None:
-    """Writes one JSON file for each result, per-query results included."""
+    """Writes one JSON file for each result, per-query results included.
+
+    A file is replaced by the same row scored again. Rows of another gallery draw or of other test
+    images ("test_set") have names of their own.
+    """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
-        label = f"{result['protocol']}-{row_label(result)}"
+        official = ["official"] * (result.get("gallery") == "official")
+        test_set = [result["test_set"][:8]] if "test_set" in result else []
+        label = "-".join([result["protocol"], *official, row_label(result), *test_set])
         name = "".join(c if c.isalnum() or c in " ._-" else "-" for c in label) + ".json"
         temporary = folder / f".{name}.tmp"
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

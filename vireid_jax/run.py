@@ -156,7 +156,7 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
                 should_stop=preemption.requested,
                 **options,
             )
-    return _score(config, parts, scorer, state.variables, workdir, int(state.step))
+    return _score(config, parts, scorer, state.variables, workdir, int(state.step), "last")
 
 
 def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step: str) -> list[dict]:
@@ -176,7 +176,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     variables, at = checkpoint.restore_variables(
         workdir / "checkpoints", sharding.abstract(dict(shapes), parts.mesh), chosen
     )
-    return _score(config, parts, scorer, variables, workdir, at)
+    return _score(config, parts, scorer, variables, workdir, at, step)
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
@@ -216,6 +216,7 @@ def _score(
     variables: Any,
     workdir: pathlib.Path,
     step: int,
+    chosen: str,
 ) -> list[dict]:
     """Scores the test set, prints the table, saves it with per-query results."""
 
@@ -225,9 +226,16 @@ def _score(
     # Without the file, "fresh" would be something else than what the run began with.
     baseline = None if _file_is_gone(config, parts) else fresh
     results = scorer.test(variables, parts.split.test, baseline)
-    split = {"trial": config.data.trial} if "trial" in config.data else {}
+    about = {
+        "step": step,
+        "checkpoint": chosen,  # "last", "best", or the number that was asked for
+        "dataset": parts.split.name,
+        "test_set": runinfo.name_test_set(parts.split),
+        "seed": config.seed,
+        **({"trial": config.data.trial} if "trial" in config.data else {}),
+    }
     for result in results:
-        result |= {"step": step, "dataset": parts.split.name, "seed": config.seed, **split}
+        result |= about
     if jax.process_index() == 0:
         folder = workdir / "eval" / str(step)
         evaluate.save_results(results, folder)

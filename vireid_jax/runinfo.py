@@ -167,12 +167,20 @@ def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray)
         _write_json(pathlib.Path(workdir) / CLASSES, _classes(split, persons))
 
 
+def name_test_set(split: Split) -> str:
+    """Twelve hexadecimal digits that tell the test images of a data set from others, by name."""
+    return _digest([split.name, *split.test.query.name, "", *split.test.gallery.name])[:12]
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _classes(split: Split, persons: np.ndarray) -> dict[str, Any]:
-    names = "\n".join(split.train.name).encode()
     return {
         "dataset": split.name,
         "images": len(split.train),
-        "names_sha256": hashlib.sha256(names).hexdigest(),
+        "names_sha256": _digest(split.train.name),
         "persons": [int(p) for p in persons],
     }
 

@@ -28,6 +28,80 @@ BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE)
 Sides = tuple[Features, Features]  # of the queries and the gallery of a Retrieval
 
 
+def check_protocols(
+    config: ml_collections.ConfigDict, test: Retrieval, val: Retrieval | None
+) -> Any:
+    """Refuses protocols that do not fit the data set, before anything long is begun.
+
+    Needs to know who and where the images are, and looks at none.
+
+    Returns:
+      The fixed permutations if the recipe asks for them, otherwise None.
+
+    Raises:
+      ValueError: no images to search with or among, no query with a match, cameras of another
+        data set, an image of the official gallery that is missing, or a file that does not hold
+        the official permutations.
+      FileNotFoundError: that file does not exist.
+    """
+    section = config.eval
+    permutations = None
+    if section.gallery == "official":
+        permutations = read_permutations(section.rand_perm)
+        if config.data.name == "sysu" and config.data.strict:
+            check_permutations(permutations, np.unique(test.query.person).tolist())
+    for name in section.protocols:
+        _check_protocol(name, "test", test, section.gallery, permutations)
+    if val is not None:
+        _check_protocol(section.validation, "validation", val, "agw", None)
+    return permutations
+
+
+def _check_protocol(
+    name: str, part: str, retrieval: Retrieval, gallery: str, permutations: Any
+) -> None:
+    protocol = get_protocol(name)
+    sides = evaluate.directed(protocol, retrieval)
+    modalities = (protocol.query, protocol.gallery)
+    for what, modality, side in zip(("searches with", "searches"), modalities, sides, strict=True):
+        if not len(side):
+            raise ValueError(
+                f"{name} {what} {modality} images, and the {part} people have none; check how the "
+                "data set is divided"
+            )
+    query, found = map(Records.take, sides, _rows(name, sides, gallery, permutations))
+    for person in np.intersect1d(query.person, found.person):
+        q, g = query.person == person, found.person == person
+        if protocol.exclude is None or not np.all(
+            protocol.exclude(query.person[q], query.camera[q], found.person[g], found.camera[g])
+        ):
+            return
+    rule = f" ({protocol.explain})" if protocol.exclude is not None else ""
+    raise ValueError(
+        f"{name}: none of the {len(query):,} {protocol.query} images of the {part} people that it "
+        f"searches with has its person among the {len(found):,} {protocol.gallery} ones that it "
+        f"searches{rule}; leave it out of eval.protocols, or complete the data set"
+    )
+
+
+def _rows(
+    name: str, sides: Retrieval, gallery: str, permutations: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of the queries and of the gallery the first trial of a protocol uses."""
+    return sampled_rows(
+        name,
+        query_person=sides.query.person,
+        query_camera=sides.query.camera,
+        query_name=sides.query.name,
+        gallery_person=sides.gallery.person,
+        gallery_camera=sides.gallery.camera,
+        gallery_name=sides.gallery.name,
+        gallery=gallery,
+        permutations=permutations,
+        trial=0,
+    )
+
+
 class Scorer:
     """What is needed to score variables: a recipe, its data, the mesh, and when to stop.
 
@@ -53,23 +127,8 @@ class Scorer:
         self._permutations: Any = None
 
     def check(self, test: Retrieval, val: Retrieval | None) -> None:
-        """Refuses protocols that do not fit the data set, before anything long is begun.
-
-        Raises:
-          ValueError: cameras of another data set, an image of the official gallery that is
-            missing, or a file that does not hold the official permutations.
-          FileNotFoundError: that file does not exist.
-        """
-        section = self.config.eval
-        if section.gallery == "official":
-            permutations = read_permutations(section.rand_perm)
-            if self.config.data.name == "sysu" and self.config.data.strict:
-                check_permutations(permutations, np.unique(test.query.person).tolist())
-            self._permutations = permutations
-        for name in section.protocols:
-            self._rows(name, test, section.gallery)
-        if val is not None:
-            self._rows(section.validation, val, "agw")
+        """Refuses protocols that do not fit the data set: see `check_protocols`."""
+        self._permutations = check_protocols(self.config, test, val)
 
     def validate(self, variables: Any, retrieval: Retrieval) -> dict[str, float]:
         """mAP, R1 and mINP of the headline feature under the validation protocol."""
@@ -174,7 +233,8 @@ class Scorer:
                     else:
                         sides.append(self._one_side(variables, after))
                 found = self._plain((sides[0], sides[1]), damaged, [name], trials=1)
-                repeats.append([r | {"corrupt": section.corrupt} for r in found])
+                asked_for = {"corrupt": section.corrupt, "corrupt_seed": section.corrupt_seed}
+                repeats.append([r | asked_for for r in found])
             for results in zip(*repeats, strict=True):
                 yield combine(results, over="repeats")
 
@@ -185,25 +245,9 @@ class Scorer:
         """The images that the first trial uses: no other needs corrupting."""
         protocol = get_protocol(name)
         sides = evaluate.directed(protocol, retrieval)
-        rows = self._rows(name, retrieval, self.config.eval.gallery)
+        rows = _rows(name, sides, self.config.eval.gallery, self._permutations)
         some = Retrieval(*(side.take(r) for side, r in zip(sides, rows, strict=True)))
         return evaluate.directed(protocol, some)
-
-    def _rows(self, name: str, retrieval: Retrieval, gallery: str) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows of its queries and gallery the first trial of a protocol uses."""
-        sides = evaluate.directed(get_protocol(name), retrieval)
-        return sampled_rows(
-            name,
-            query_person=sides.query.person,
-            query_camera=sides.query.camera,
-            query_name=sides.query.name,
-            gallery_person=sides.gallery.person,
-            gallery_camera=sides.gallery.camera,
-            gallery_name=sides.gallery.name,
-            gallery=gallery,
-            permutations=self._permutations,
-            trial=0,
-        )
 
     def _damage(self, records: Records, asked: corrupt.Spec, repeat: int) -> Records:
         """The records with the modalities that are asked for corrupted; the same if none is."""

@@ -65,6 +65,8 @@ def test_one_result_has_no_spread():
         {"rerank": "all"},
         {"corrupt": "visible"},
         {"dataset": "other"},
+        {"corrupt_seed": 1},
+        {"test_set": "0123"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -121,15 +123,74 @@ def test_the_command_prints_the_mean_over_runs(tmp_path, capsys):
     assert "| --- |" in capsys.readouterr().out
 
 
-def test_the_command_refuses_what_cannot_be_averaged(tmp_path, capsys):
+def test_the_command_leaves_out_what_a_run_lacks_and_says_so(tmp_path, capsys):
     runs = [tmp_path / name for name in ("a", "b")]
     save(runs[0], [result(0), result(1, feature="pool")])
     save(runs[1], [result(1)])
+    assert command.main([*map(str, runs)]) == 0
+    out, err = capsys.readouterr()
+    assert "bn" in out and "pool" not in out
+    assert "pool (gallery agw) was scored in 1 of 2 runs" in err and str(runs[1]) in err
+    save(runs[1], [result(1, feature="fc")])
+    save(runs[0], [result(1, feature="pool"), result(1, feature="pool", gallery="official")])
     assert command.main([*map(str, runs)]) == 1
-    assert "pool was scored in 1 of 2 runs" in capsys.readouterr().err
-    save(runs[1], [result(1), result(2, feature="pool", dataset="other")])
+    assert "no row was scored in all runs" in capsys.readouterr().err
+
+
+def test_rows_of_other_galleries_and_data_sets_have_tables_of_their_own(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("a", "b")]
+    for seed, run in enumerate(runs):
+        rows = [
+            result(seed),
+            result(seed + 10, gallery="official"),
+            result(seed + 20, dataset="other"),
+        ]
+        save(run, rows)
+    out = tmp_path / "out.json"
+    assert command.main([*map(str, runs), "--json", str(out)]) == 0
+    text = capsys.readouterr().out
+    titles = [line for line in text.splitlines() if line.startswith(("mine", "other"))]
+    assert titles == ["mine", "mine, official gallery", "other"]
+    for n, row in enumerate(json.loads(out.read_text())):
+        mean = np.mean([result(seed + 10 * n)["metrics"]["mAP"] for seed in (0, 1)])
+        assert row["metrics"]["mAP"] == pytest.approx(mean), row["dataset"]
+        assert f"{100 * mean:.1f}" in text
+
+
+def test_splits_may_be_spread_over_runs_or_lie_in_one(tmp_path, capsys):
+    """A model of another data set, say, that was scored on several of RegDB's trials."""
+    rows = [result(t, trial=t, test_set=f"set{t}") for t in range(3)]
+    save(tmp_path / "a", rows)
+    assert command.main([str(tmp_path / "a"), "--over", "splits"]) == 0
+    assert "mean over 3 splits" in capsys.readouterr().out
+    assert command.main([str(tmp_path / "a")]) == 1
+    assert "differ in 'test_set': set0, set1, set2" in capsys.readouterr().err
+    save(tmp_path / "a", [*rows, result(0, trial=0, test_set="set9")])
+    assert command.main([str(tmp_path / "a"), "--over", "splits"]) == 1
+    assert "on two sets of test images" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_step_is_a_run_too(tmp_path, capsys):
+    """The best checkpoints of several runs lie at different steps."""
+    for n, step in enumerate((4, 12)):
+        save(tmp_path / str(n), [result(n, feature="best")], step=step)
+        save(tmp_path / str(n), [result(n)], step=20)
+    folders = [str(tmp_path / "0" / "eval" / "4"), str(tmp_path / "1" / "eval" / "12")]
+    assert command.main(folders) == 0
+    assert "best" in capsys.readouterr().out
+    assert command.main([folders[0], folders[0] + "/"]) == 1
+    assert "a run is named twice" in capsys.readouterr().err
+
+
+def test_the_command_refuses_what_cannot_be_averaged(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("a", "b")]
+    save(runs[0], [result(0)])
+    save(runs[1], [result(1, trials=result(1)["trials"][:1])])
     assert command.main([*map(str, runs)]) == 1
-    assert "differ in 'dataset'" in capsys.readouterr().err
+    assert "differ in 'trials': 1, 2" in capsys.readouterr().err
+    save(runs[1], [result(1, ties="pessimistic")])
+    assert command.main([*map(str, runs)]) == 1
+    assert "differ in 'ties'" in capsys.readouterr().err
     assert command.main([str(tmp_path / "c")]) == 1
     assert "no step" in capsys.readouterr().err
     assert command.main([str(runs[0]), "--step", "9"]) == 1

@@ -15,31 +15,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Print the mean and the spread over runs that were measured alike, from the "
         "results that they saved: the ten splits of RegDB, or seeds.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or of a step (RUN/eval/400)"
+    )
     parser.add_argument("--step", help="which of a run's scored steps (default: the last)")
     parser.add_argument("--over", default="runs", help="what the runs differ in (default: runs)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--json", metavar="FILE", help="write the combined results as JSON, too")
     args = parser.parse_args(argv)
 
-    from vireid_jax.metrics.combine import combine, row_label
+    from vireid_jax.metrics.combine import combine
     from vireid_jax.metrics.table import format_table, to_markdown
 
     try:
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for run in args.runs:
-            for result in read_results(pathlib.Path(run), args.step):
-                groups.setdefault((result["protocol"], row_label(result)), []).append(result)
-        for (protocol, feature), results in groups.items():
-            if len(results) != len(args.runs):
-                raise ValueError(
-                    f"{protocol} {feature} was scored in {len(results)} of {len(args.runs)} runs, "
-                    "expected in all; score the others with --mode=eval, or leave them out"
-                )
-        rows = {key: combine(results, over=args.over) for key, results in groups.items()}
-        print((to_markdown if args.markdown else format_table)(rows))
+        groups = _groups([pathlib.Path(run) for run in args.runs], args.step)
+        combined = [combine(results, over=args.over) for results in groups.values()]
+        show = to_markdown if args.markdown else format_table
+        for number, (title, rows) in enumerate(_tables(combined)):
+            print("\n" * bool(number) + f"{title}\n\n{show(rows)}")
         if args.json:
-            text = json.dumps(list(rows.values()), indent=1, allow_nan=False)
+            text = json.dumps(combined, indent=1, allow_nan=False)
             pathlib.Path(args.json).write_text(text + "\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,12 +42,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _groups(
+    runs: Sequence[pathlib.Path], step: str | None
+) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """The results that make one row each, of all runs; a row that a run lacks is left out.
+
+    Raises:
+      ValueError: no row is left, a run has one of two test sets, or a run is named twice.
+    """
+    from vireid_jax.metrics.combine import row_label
+
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise ValueError("a run is named twice, expected each once: it would count double")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    sources: dict[tuple[str, ...], list[tuple[pathlib.Path, Any]]] = {}
+    for run in runs:
+        for result in read_results(run, step):
+            about = [str(result.get(k, "")) for k in ("dataset", "protocol", "gallery", "cmc")]
+            key = (*about, row_label(result))
+            source = (run, result.get("trial"))
+            if source in sources.setdefault(key, []):
+                raise ValueError(
+                    f"{run} holds results of {' '.join(key[1:])} on two sets of test images of "
+                    f"{key[0]!r}, expected one; delete those that are not meant from its eval "
+                    "folder"
+                )
+            sources[key].append(source)
+            groups.setdefault(key, []).append(result)
+    for key, found in sources.items():
+        each = [sum(source[0] == run for source in found) for run in runs]
+        if len(set(each)) > 1:
+            lacking = [str(run) for run, n in zip(runs, each, strict=True) if n < max(each)]
+            print(
+                f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
+                f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
+                f"--mode=eval: {', '.join(lacking)}",
+                file=sys.stderr,
+            )
+            del groups[key]
+    if not groups:
+        raise ValueError("no row was scored in all runs, expected one at least")
+    return groups
+
+
+def _tables(
+    results: Sequence[dict[str, Any]],
+) -> list[tuple[str, dict[tuple[str, str], dict[str, Any]]]]:
+    """(title, rows) of a table for each data set, and for each way to draw the gallery."""
+    from vireid_jax.metrics.combine import row_label
+
+    tables: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for result in results:
+        title = str(result.get("dataset", "results"))
+        if result["gallery"] == "official":
+            title += ", official gallery"
+        tables.setdefault(title, {})[result["protocol"], row_label(result)] = result
+    return list(tables.items())
+
+
 def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, Any]]:
     """The results that a run saved at a step (None: the last that was scored).
+
+    Args:
+      run: its folder, or the folder of a step in it, RUN/eval/STEP.
+      step: which; of no effect where `run` says it.
 
     Raises:
       FileNotFoundError: the run has none; the message says what there is.
     """
+    if run.parent.name == "eval" and run.name.isdigit():
+        run, step = run.parent.parent, run.name
     folder = run / "eval"
     steps = sorted(
         (p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else (), key=int

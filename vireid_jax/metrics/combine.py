@@ -12,7 +12,8 @@ import numpy as np
 
 # What must be equal for a mean to mean something.
 MEASURED = (
-    "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "dataset",
+    "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "corrupt_seed",
+    "dataset", "test_set", "direction",
 )  # fmt: skip
 
 
@@ -21,12 +22,14 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
 
     Args:
       results: dicts of `evaluate`, with or without the keys that a run adds (dataset, ...).
-      over: what the results differ in, for the table: "splits", "seeds", "repeats", ...
+      over: what the results differ in, for the table: "splits", "seeds", "repeats", ... Only
+        "splits" may have been scored on different test images.
 
     Returns:
       A dict like theirs: "metrics", "chance" and "curves" are means over the results, "std" their
       standard deviation (divided by their number), "trials" the metrics of each result, "over"
-      and "results" (how many). Results per query are left out.
+      and "results" (how many); "counts" are the first result's, ties those of all. Results per
+      query are left out.
 
     Raises:
       ValueError: no results, or results that were not measured alike; the message names the key.
@@ -34,21 +37,22 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
     if not results:
         raise ValueError("there are no results to combine, expected at least one")
     first = results[0]
-    for key in MEASURED:
-        values = {str(result.get(key)) for result in results}
+    kept = {key: first[key] for key in MEASURED if key in first}
+    if over == "splits":
+        kept.pop("test_set", None)  # the splits' own
+    for key in (*MEASURED, "trials"):
+        if key == "test_set" and over == "splits":
+            continue
+        values = {str(len(r[key]) if key == "trials" else r.get(key)) for r in results}
         if len(values) > 1:
             raise ValueError(
                 f"results differ in {key!r}: {', '.join(sorted(values))}; a mean over them would "
                 "say nothing, combine those that were measured alike"
+                + (" (of RegDB's trials: over 'splits')" if key == "test_set" else "")
             )
     names = list(first["metrics"])
     table = {name: np.array([result["metrics"][name] for result in results]) for name in names}
-    counts = {
-        key: value
-        for key, value in first["counts"].items()
-        if all(result["counts"].get(key) == value for result in results)
-    }
-    kept = {key: first[key] for key in MEASURED if key in first}
+    tied = sum(result["counts"]["tied_true_images"] for result in results)
     return {
         **kept,
         "metrics": {name: float(values.mean()) for name, values in table.items()},
@@ -59,7 +63,7 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
             key: np.mean([result["curves"][key] for result in results], axis=0).tolist()
             for key in first["curves"]
         },
-        "counts": {**first["counts"], **counts},
+        "counts": {**first["counts"], "tied_true_images": tied},
         "over": over,
         "results": len(results),
     }
