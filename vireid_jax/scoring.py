@@ -15,9 +15,16 @@ import numpy as np
 from vireid_jax import evaluate, sharding
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
-from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
+from vireid_jax.metrics import (
+    Protocol,
+    check_permutations,
+    get_protocol,
+    read_permutations,
+    sampled_rows,
+)
 from vireid_jax.metrics.combine import combine
 from vireid_jax.metrics.distance import unit_rows
+from vireid_jax.metrics.ranking import no_valid_query
 from vireid_jax.types import Records, Retrieval, Stopped
 
 RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
@@ -25,6 +32,7 @@ FILE_ALONE = "weights of the file alone"  # the untrained network where init.fro
 BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE)
 
 
+Labels = tuple[np.ndarray, np.ndarray]  # person and camera, int [N]
 Sides = tuple[Features, Features]  # of the queries and the gallery of a Retrieval
 
 
@@ -254,23 +262,37 @@ class Scorer:
         rows = np.flatnonzero(np.isin(records.modality, asked.modalities))
         if not len(rows):
             return records
-        if self.should_stop():
-            raise Stopped
-        images = evaluate.pixels(
-            records,
-            np.arange(len(records)),
-            self.image_size,
-            self.config.data.get("filter", "lanczos"),
-        ).copy()
-        images[rows] = corrupt.corrupt_images(
-            images[rows],
-            [records.name[r] for r in rows.tolist()],
-            seed=self.config.eval.corrupt_seed,
-            repeat=repeat,
-            kinds=asked.kinds,
-            severities=asked.severities,
-        )
+        images = np.empty((len(records), *self.image_size, 3), np.uint8)
+        step = self.config.eval.batch_size
+        for at in range(0, len(records), step):
+            if self.should_stop():
+                raise Stopped
+            some = np.arange(at, min(at + step, len(records)))
+            part = evaluate.pixels(
+                records, some, self.image_size, self.config.data.get("filter", "lanczos")
+            )
+            hit = np.flatnonzero(np.isin(some, rows))
+            part[hit] = corrupt.corrupt_images(
+                part[hit],
+                [records.name[r] for r in some[hit].tolist()],
+                seed=self.config.eval.corrupt_seed,
+                repeat=repeat,
+                kinds=asked.kinds,
+                severities=asked.severities,
+            )
+            images[some] = part
         return dataclasses.replace(records, images=images)
+
+
+def _any_match(protocol: Protocol, query: Labels, gallery: Labels) -> bool:
+    """Whether any query has an image of its person that it may be compared with."""
+    for person in np.intersect1d(query[0], gallery[0]):
+        mine, theirs = (
+            [values[side[0] == person] for values in side] for side in (query, gallery)
+        )
+        if protocol.exclude is None or not protocol.exclude(*mine, *theirs).all():
+            return True
+    return False
 
 
 def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Mesh) -> Any:

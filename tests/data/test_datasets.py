@@ -3,10 +3,11 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vireid_jax.data import arrays, datasets, synthetic, trees
 from vireid_jax.data.synthetic.layouts import write_tree
-from vireid_jax.types import Records, Retrieval, Split
+from vireid_jax.types import Records, Retrieval, Split, is_decoded
 
 TINY = dict(
     image_size=(16, 8),
@@ -101,6 +102,30 @@ def test_where_images_are_kept_changes_no_pixel(tmp_path):
     again = datasets.load(name="regdb", image_size=(32, 16), **places)
     np.testing.assert_array_equal(again.train.images[np.arange(8)], want)
     assert any("1" in note for note in splits["cached"].notes), "what a partial tree lacks is said"
+
+
+def test_own_images_that_cannot_be_decoded(tmp_path):
+    """Whichever way images are brought, the same ones are left out, and refused."""
+    for side in ("visible", "infrared"):
+        for person in "abcd":
+            (tmp_path / "own" / side / person).mkdir(parents=True)
+            for n in range(3):
+                pixels = np.full((8, 4, 3), n, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "own" / side / person / f"{n}.png")
+    (tmp_path / "own" / "visible" / "b" / "1.png").write_text("<html>404</html>")
+    common = dict(name="folders", root=tmp_path / "own", image_size=(8, 4), cache=tmp_path / "c")
+    splits = []
+    for images in trees.IMAGES:
+        with pytest.raises(ValueError, match=r"1 of 24 .*: visible/b/1\.png"):
+            datasets.load(images=images, **common)
+        splits.append(datasets.load(images=images, unreadable="skip", **common))
+    for split in splits:
+        assert sum("visible/b/1.png" in note for note in split.notes) == 1
+        assert len(split.train) + len(split.test.query) + len(split.test.gallery) == 23
+        assert split.train.name == splits[0].train.name
+        pixels = np.stack(list(split.train.images)) if is_decoded(split.train.images) else (
+            arrays.decode(split.train.images, (8, 4)))  # fmt: skip
+        np.testing.assert_array_equal(pixels[:, 0, 0, 0], [int(n[-5]) for n in split.train.name])
 
 
 def test_unknown_names_and_dead_options_are_refused():

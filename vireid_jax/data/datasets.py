@@ -40,6 +40,7 @@ def load(
     test_visible: int | None = None,
     test_infrared: int | None = None,
     cache: bool | str | os.PathLike[str] | None = None,
+    check: Callable[[Split], None] | None = None,
 ) -> Split:
     """Loads the data set `name`; None leaves an option at that data set's own default.
 
@@ -66,6 +67,8 @@ def load(
       test_visible: "synthetic" only.
       test_infrared: "synthetic" only.
       cache: folder in which rendered or decoded images are kept.
+      check: raises for a split that is of no use. Called with what is returned and, before that,
+        with the split of paths of a data set on disk: the images take long to decode.
 
     Returns:
       A `types.Split`.
@@ -76,6 +79,7 @@ def load(
       FileNotFoundError: there is no data set where it should be.
     """
     given = dict(locals())  # every argument, before there is anything else
+    del given["check"]
     if given.pop("name") not in DATASETS:
         raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(DATASETS))}")
     builder = DATASETS[name]
@@ -84,11 +88,17 @@ def load(
     options = {key: value for key, value in given.items() if value is not None}
     known = list(inspect.signature(builder).parameters)
     if unknown := [key for key in options if key not in known]:
+        named = ", ".join(key for key in known if key != "check")
         raise DataError(
             f"{', '.join(unknown)} would have no effect on the data set {name!r}, whose options "
-            f"are {', '.join(known)}; leave it at None"
+            f"are {named}; leave it at None"
         )
-    return builder(**options)
+    if check is not None and "check" in known:
+        options["check"] = check
+    split = builder(**options)
+    if check is not None:
+        check(split)
+    return split
 
 
 def _sysu(
@@ -102,6 +112,7 @@ def _sysu(
     prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     val_ids: int = 0,
+    check: Callable[[Split], None] | None = None,
 ) -> Split:
     options = locals()
     return _stored("sysu", options, "val_ids")
@@ -119,6 +130,7 @@ def _regdb(
     cache: str | os.PathLike[str] | None = None,
     trial: int = 1,
     val_ids: int = 0,
+    check: Callable[[Split], None] | None = None,
 ) -> Split:
     options = locals()
     return _stored("regdb", options, "trial", "val_ids")
@@ -135,6 +147,7 @@ def _llcm(
     prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     val_ids: int = 0,
+    check: Callable[[Split], None] | None = None,
 ) -> Split:
     options = locals()
     return _stored("llcm", options, "val_ids")
@@ -152,6 +165,7 @@ def _folders(
     test_share: float = 0.25,
     seed: int = 0,
     val_ids: int = 0,
+    check: Callable[[Split], None] | None = None,
 ) -> Split:
     options = locals()
     return _stored("folders", options, "test_share", "seed", "val_ids")

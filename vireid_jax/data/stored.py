@@ -1,5 +1,6 @@
 """Images as they are stored, in files or encoded: which can be decoded, which have changed."""
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -18,6 +19,7 @@ from vireid_jax.types import is_decoded
 Progress = Callable[[int, int], None]  # images done, images in all
 
 UNREADABLE = ("refuse", "skip")
+_CHUNK = 256  # images that are looked at at once
 _NAMED = 5  # unreadable images that an error message names
 _VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
@@ -125,6 +127,37 @@ def decodable(
             problems.append(f"{where}: {_reason(error)}")
     empty = np.empty((0, *size, 3), np.uint8)
     return np.concatenate([empty, *pixels]), np.array(rows, int), problems
+
+
+def readable(
+    listing: Listing, *, unreadable: str = "refuse", progress: Progress | None = None
+) -> Listing:
+    """The listing without the images that cannot be decoded; opens all and keeps none.
+
+    Args:
+      listing: of paths or encoded images.
+      unreadable: "refuse" raises if there is any such image, "skip" leaves those out and names
+        each in the listing's `problems`.
+      progress: called with (images done, images in all).
+
+    Raises:
+      UnreadableError: (a ValueError) naming the images that cannot be decoded.
+    """
+    check_unreadable(unreadable)
+    total, kept, problems = len(listing.records), [], []
+    for first in range(0, total, _CHUNK):
+        part = listing.records.take(np.arange(first, min(first + _CHUNK, total)))
+        _, rows, bad = decodable(part.images, part.name, (8, 8), "bilinear")
+        kept.append(first + rows)
+        problems += bad
+        if progress is not None:
+            progress(first + len(part), total)
+    if not problems:
+        return listing
+    if unreadable == "refuse" or len(problems) == total:
+        raise UnreadableError(listing.name, problems, total)
+    left = listing.take(np.concatenate(kept))
+    return dataclasses.replace(left, problems=(*listing.problems, *problems))
 
 
 def _reason(error: Exception) -> str:

@@ -34,6 +34,7 @@ def load(
     unreadable: str = "refuse",
     prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    check: Callable[[Split], None] | None = None,
     options: Mapping[str, Any],
 ) -> Split:
     """Loads a data set of `readers.READERS`.
@@ -49,6 +50,7 @@ def load(
       unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
       prepared: folder of prepared data sets; None for the default of `builders`.
       cache: folder of decoded images; None for the default of `cache`.
+      check: called with the split before any image is decoded; may raise.
       options: of the reader's `split`.
 
     Raises:
@@ -64,9 +66,14 @@ def load(
         if value not in known:
             raise ValueError(f"data.{what} is {value!r}, expected one of {', '.join(known)}")
     reader = readers.get_reader(name)
-    # An option out of range is told before an hour of decoding.
+    # What is of no use is told before an hour of decoding.
     reader.check_options(**options)
-    listing = _encoded(name, reader, root, prepared, strict=strict, unreadable=unreadable)
+    listing = _listed(name, reader, root, prepared, strict=strict)
+    early = reader.split(listing, **options)
+    if check is not None:
+        check(early)
+    if root is not None:
+        listing = _encoded(listing, prepared, images=images, unreadable=unreadable)
     if images != "encoded":
         from vireid_jax.data import cache as pixels
 
@@ -80,10 +87,8 @@ def load(
     return split._replace(notes=(*listing.problems, *split.notes))
 
 
-def _encoded(
-    name: str, reader: Any, root: Any, prepared: Any, *, strict: bool, unreadable: str
-) -> Listing:
-    """The listing with encoded images (or, for "folders", paths)."""
+def _listed(name: str, reader: Any, root: Any, prepared: Any, *, strict: bool) -> Listing:
+    """The listing of the tree, of paths, or without a root that of the prepared set."""
     from vireid_jax.data import builders
     from vireid_jax.data.prepared import folder_of
 
@@ -102,9 +107,19 @@ def _encoded(
                 "--config.data.prepared=DIR"
             )
         return found
-    scanned = reader.scan(root, strict=strict)
+    return reader.scan(root, strict=strict)
+
+
+def _encoded(scanned: Listing, prepared: Any, *, images: str, unreadable: str) -> Listing:
+    """The listing with encoded images (or, for "folders", paths)."""
+    from vireid_jax.data import builders, stored
+
+    name = scanned.name
     if name == "folders":  # a user's own images are read where they are
-        return scanned
+        if images != "encoded":
+            return scanned  # decoding tells which of them cannot be decoded
+        told = progress(f"looking at the images of {name}")
+        return stored.readable(scanned, unreadable=unreadable, progress=told)
     found = builders.prepare(
         scanned, out=prepared, unreadable=unreadable, progress=progress(f"preparing {name}")
     )

@@ -167,8 +167,8 @@ def split(
     The lot: people who can be trained on are put in the order of SHA-256 of "<seed>:<name>" (or
     number, where all names are numbers); the first round(test_share n) are tested on, at
     least 1, and the last val_ids of the others are validated on. So a person's place depends on
-    nobody else, and another machine, NumPy or order of files draws the same. All who cannot be trained on are in the
-    test.
+    nobody else, and another machine, NumPy or order of files draws the same. All who cannot be
+    trained on are in the test.
 
     Args:
       listing: from `scan`, its images in any form.

@@ -1,0 +1,96 @@
+"""What a data set cannot be used for is told before an image is opened: here, none could be."""
+
+import os
+
+import pytest
+
+from tests.data.readers import trees
+from tests.test_released import small
+from vireid_jax import parts, run
+from vireid_jax.data import datasets
+
+PEOPLE = [f"p{n}" for n in range(8)]
+
+
+def both(names, images=2, top=""):
+    return {f"{top}{side}/{name}": images for side in ("visible", "infrared") for name in names}
+
+
+def refusal(dataset, root, tmp_path, capsys, **changes):
+    """What a start says; nothing has been decoded or written."""
+    c = small("smcl", dataset, tmp_path, root)
+    c.eval.trials = None
+    for key, value in changes.items():
+        section, name = key.split("__")
+        c[section][name] = value
+    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    assert not (tmp_path / "prepared").exists()
+    return capsys.readouterr().err
+
+
+def test_fewer_people_than_in_a_batch(tmp_path, capsys):
+    root = trees.people(tmp_path / "own", both(PEOPLE[:4]))
+    said = refusal("folders", root, tmp_path, capsys)
+    assert "num_ids is 4, but only 2 identities have images in both modalities" in said
+
+
+def test_one_image_of_everybody(tmp_path, capsys):
+    root = trees.people(tmp_path / "own", both(PEOPLE, images=1))
+    assert "has too few" in refusal("folders", root, tmp_path, capsys)
+
+
+def test_more_people_held_out_than_there_are(tmp_path, capsys):
+    root = trees.people(tmp_path / "own", both(PEOPLE))
+    assert "give 0 to 3" in refusal("folders", root, tmp_path, capsys, data__val_ids=5)
+
+
+def test_nobody_to_test_on(tmp_path, capsys):
+    """A run of it would end, after training, with nothing to show."""
+    root = tmp_path / "own"
+    trees.people(root, both(PEOPLE))
+    lines = [f"{p.relative_to(root)},{p.parent.name},{p.parts[-3]},train" for p in
+             sorted(root.glob("*/*/*"))]  # fmt: skip
+    (root / "a.csv").write_text("\n".join(["path,person,modality,split", *lines]))
+    said = refusal("folders", root / "a.csv", tmp_path, capsys)
+    assert "folders/i2v searches with infrared images, and the test people have none" in said
+
+
+def test_nobody_to_find(tmp_path, capsys):
+    layout = both(PEOPLE, top="train/") | {"test/visible/a": 2, "test/infrared/b": 2}
+    said = refusal("folders", trees.people(tmp_path / "own", layout), tmp_path, capsys)
+    assert "folders/i2v: none of the 2 infrared images of the test people" in said
+
+
+def test_indoor_search_without_indoor_cameras(tmp_path, capsys):
+    root = trees.small_sysu(tmp_path / "sysu", train=(1, 2, 3, 4), val=(5, 6), test=(7, 8))
+    for camera in (1, 2):
+        for folder in (root / f"cam{camera}").iterdir():
+            for image in folder.iterdir():
+                image.unlink()
+    said = refusal("sysu", root, tmp_path, capsys)
+    assert "sysu/indoor/single" in said and "sysu/all" not in said
+    # Only camera 2 is left of the visible ones, and camera 3 does not search it.
+    for camera in (4, 5, 6):
+        os.rename(root / f"cam{camera}", root / f"was{camera}")
+    for folder in (root / "cam2").iterdir():
+        trees.stub(folder / "0001.jpg")
+    said = refusal("sysu", root, tmp_path, capsys)
+    assert "sysu/all/single: none of the 4 infrared images" in said and "one room" in said
+
+
+def test_scoring_is_refused_as_early(tmp_path):
+    root = trees.people(tmp_path / "own", {"visible/a": 2, "infrared/b": 2})
+    c = small("smcl", "folders", tmp_path, root)
+    c.data.test_share = 1.0
+    with pytest.raises(ValueError, match="none of the 2 infrared images"):
+        parts.build_to_score(c, None)
+
+
+def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
+    seen = []
+    split = datasets.load(
+        name="synthetic", image_size=(16, 8), cache=False, train_ids=2, val_ids=0, test_ids=2,
+        check=seen.append,
+    )  # fmt: skip
+    assert seen == [split]
