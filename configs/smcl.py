@@ -4,6 +4,7 @@
   python -m vireid_jax.main --config configs/smcl.py:sysu      the paper's recipe, SYSU-MM01
   python -m vireid_jax.main --config configs/smcl.py:regdb     the paper's recipe, RegDB
   python -m vireid_jax.main --config configs/smcl.py:llcm      the SYSU-MM01 recipe on LLCM
+  python -m vireid_jax.main --config configs/smcl.py:folders   the same on your own images
 
 The paper reports 67.39 R1 / 61.78 mAP (SYSU-MM01 all-search single-shot) and 83.93 / 79.83
 (RegDB visible to thermal); 417,600 steps on SYSU-MM01, 25,800 on RegDB.
@@ -18,7 +19,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    """The recipe for a data set: synthetic (default), sysu, regdb or llcm."""
+    """The recipe for a data set: synthetic (default), sysu, regdb, llcm or folders."""
     dataset = common.dataset_of(arg)
     c = common.base("smcl", dataset)
 
@@ -57,7 +58,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         m.id_margin = 1.0  # sec. 4.2
         m.metric_from_epoch = 120.0
         c.train.epochs = 200.0
-    # The paper does not use LLCM; there the recipe for SYSU-MM01 is a starting point.
+    # The paper does not use LLCM; there, and for your own images, the recipe for SYSU-MM01 is a
+    # starting point.
     if dataset == "synthetic":
         _laptop(c)
     return c
