@@ -62,7 +62,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
         c.data.unreadable = "refuse"  # images that cannot be decoded; or skip
         c.data.val_ids = 0  # people held out from training to choose the best checkpoint on
         c.data.cache = config_dict.placeholder(str)  # folder of decoded images; None: the default
-    if dataset in ("sysu", "regdb", "llcm"):
+    if not laptop:
         c.data.prepared = config_dict.placeholder(str)  # folder, or gs:// address
     if dataset == "regdb":
         c.data.trial = 1  # which of the ten released splits

@@ -111,10 +111,19 @@ def _prepare(args: argparse.Namespace) -> int:
 
     listing = get_reader(args.name).scan(args.root, strict=args.strict)
     _print_problems([*listing.problems, *content.exchanged(listing)])
-    prepared = builders.prepare(
-        listing, out=args.out, unreadable=args.unreadable, progress=_progress("preparing")
-    )
-    print(f"prepared {len(prepared.records):,} images in {prepared.records.images.folder}")
+    prepared = listing
+    # Training reads one's own images where they are, unless it is given a prepared set.
+    if args.name != "folders" or args.out or not args.size:
+        prepared = builders.prepare(
+            listing, out=args.out, unreadable=args.unreadable, progress=_progress("preparing")
+        )
+        folder = prepared.records.images.folder
+        print(f"prepared {len(prepared.records):,} images in {folder}")
+        if args.name == "folders":
+            out = args.out or disk.user_folder("VIREID_DATA")
+            print(
+                f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)"
+            )
     said = set(listing.problems)
     if args.size:
         decoded = cache.decode_once(

@@ -161,6 +161,7 @@ def _folders(
     filter: str = "lanczos",
     strict: bool = True,
     unreadable: str = "refuse",
+    prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     test_share: float = 0.25,
     seed: int = 0,

@@ -48,7 +48,8 @@ def load(
       filter: of resizing: "lanczos" (AGW and its descendants) or "bilinear" (MPANet, IDKL).
       strict: refuse a tree that lacks anything of the release; otherwise say so and go on.
       unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
-      prepared: folder of prepared data sets; None for the default of `builders`.
+      prepared: folder of prepared data sets; None for the default of `builders`, except that
+        "folders" are then read where they are.
       cache: folder of decoded images; None for the default of `cache`.
       check: called with the split before any image is decoded; may raise.
       options: of the reader's `split`.
@@ -93,10 +94,10 @@ def _listed(name: str, reader: Any, root: Any, prepared: Any, *, strict: bool) -
     from vireid_jax.data.prepared import folder_of
 
     if root is None:
-        if name == "folders":
+        if name == "folders" and prepared is None:  # several people's may have been prepared
             raise FileNotFoundError(
                 "data.root is not set; name your images with --config.data.root=DIR: "
-                f"{reader.LAYOUT}"
+                f"{reader.LAYOUT}; or, once prepared, their folder with --config.data.prepared=DIR"
             )
         found = builders.find(name, out=prepared)
         if found is None:
@@ -111,11 +112,11 @@ def _listed(name: str, reader: Any, root: Any, prepared: Any, *, strict: bool) -
 
 
 def _encoded(scanned: Listing, prepared: Any, *, images: str, unreadable: str) -> Listing:
-    """The listing with encoded images (or, for "folders", paths)."""
+    """The listing with encoded images (or, for "folders" read where they are, paths)."""
     from vireid_jax.data import builders, stored
 
     name = scanned.name
-    if name == "folders":  # a user's own images are read where they are
+    if name == "folders" and prepared is None:
         if images != "encoded":
             return scanned  # decoding tells which of them cannot be decoded
         told = progress(f"looking at the images of {name}")

@@ -12,7 +12,7 @@ import scipy.io
 from PIL import Image
 
 from vireid_jax.data import __main__ as command
-from vireid_jax.data import builders, cache, contact
+from vireid_jax.data import builders, cache, contact, datasets
 from vireid_jax.data.readers import READERS, content, get_reader, sysu
 from vireid_jax.data.synthetic.layouts import write_tree
 
@@ -206,7 +206,7 @@ def test_prepare_then_split(released, tmp_path, capsys, name):
     """What is prepared and decoded divides as the tree itself does."""
     status, out, err = run(
         capsys, "prepare", name, "--root", released[name], "--no-strict", "--size", "24x12",
-        "--filter", "bilinear",
+        "--filter", "bilinear", "--out", tmp_path / "data",
     )  # fmt: skip
     assert status == 0, err
     assert "prepared " in out and str(tmp_path / "data") in out and "decoded to 24 x 12" in out
@@ -239,6 +239,25 @@ def test_prepare_with_an_unreadable_image(released, tmp_path, capsys):
     assert status == 0 and "prepared 23 images" in out and path.name in out
     listing = builders.find("folders", out=tmp_path / "elsewhere")
     assert len(READERS["folders"].split(listing).train) + 1 < 24
+
+
+def test_own_folders_are_decoded_where_training_looks(released, tmp_path, capsys):
+    arguments = ("prepare", "folders", "--root", released["folders"], "--size", "24x12")
+    status, out, err = run(capsys, *arguments)
+    assert status == 0 and "decoded to 24 x 12" in out, err
+    assert "prepared" not in out and not (tmp_path / "data").exists()
+    made = sorted((tmp_path / "cache").iterdir())
+    common = dict(name="folders", image_size=(24, 12))
+    split = datasets.load(root=released["folders"], **common)
+    assert sorted((tmp_path / "cache").iterdir()) == made
+    # Prepared, they need no tree any more, and the same people are tested on.
+    status, out, err = run(capsys, *arguments, "--out", tmp_path / "data")
+    assert status == 0 and f"--config.data.prepared={tmp_path / 'data'} " in out, err
+    again = datasets.load(prepared=tmp_path / "data", **common)
+    assert len(sorted((tmp_path / "cache").iterdir())) == len(made) + 2
+    assert again.train.name == split.train.name
+    rows = np.arange(len(split.train))
+    assert (again.train.images[rows] == split.train.images[rows]).all()
 
 
 def test_prepare_options(capsys):
