@@ -1,6 +1,7 @@
 """Features of a data set on the mesh, and their scores under the protocols."""
 
 import json
+import math
 import os
 import pathlib
 from collections import OrderedDict
@@ -32,6 +33,7 @@ Embed = Callable[[Variables, Any, int], dict[str, Any]]
 Features = dict[str, np.ndarray]
 
 RAW_PIXELS = "raw pixels"
+BASELINE_PIXELS = 96 * 48
 
 
 def make_embed(method: Method, mesh: jax.sharding.Mesh) -> Embed:
@@ -116,11 +118,25 @@ def pixels(
     return arrays.decode([images[r] for r in rows], image_size, filter=filter, names=names)
 
 
-def pixel_features(records: Records, image_size: tuple[int, int]) -> Features:
-    """The raw-pixel baseline: each image as a vector, less its mean, {RAW_PIXELS: [N, H*W*3]}."""
-    rows = np.arange(len(records))
-    flat = pixels(records, rows, image_size).reshape(len(rows), -1).astype(np.float32)
-    return {RAW_PIXELS: flat - flat.mean(1, keepdims=True)}
+def pixel_features(
+    records: Records, image_size: tuple[int, int], filter: str = "lanczos"
+) -> Features:
+    """The raw-pixel baseline: each image as a vector, less its mean, {RAW_PIXELS: [N, h*w*3]}.
+
+    Images of more than `BASELINE_PIXELS` pixels are reduced by means over squares of 2 x 2, 3 x 3,
+    ... pixels, the fewest that bring them near it: a whole test set has to fit into memory. What
+    is left over at the right and the lower edge is dropped.
+    """
+    side = max(1, math.isqrt(image_size[0] * image_size[1] // BASELINE_PIXELS))
+    height, width = image_size[0] // side, image_size[1] // side
+    out = np.empty((len(records), height * width * 3), np.float32)
+    for at in range(0, len(records), 256):
+        rows = np.arange(at, min(at + 256, len(records)))
+        images = pixels(records, rows, image_size, filter)[:, : height * side, : width * side]
+        squares = images.reshape(len(rows), height, side, width, side, 3)
+        flat = squares.mean(axis=(2, 4), dtype=np.float32).reshape(len(rows), -1)
+        out[rows] = flat - flat.mean(1, keepdims=True)
+    return {RAW_PIXELS: out}
 
 
 def directed(protocol: protocols.Protocol, retrieval: Retrieval) -> Retrieval:

@@ -15,16 +15,9 @@ import numpy as np
 from vireid_jax import evaluate, sharding
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
-from vireid_jax.metrics import (
-    Protocol,
-    check_permutations,
-    get_protocol,
-    read_permutations,
-    sampled_rows,
-)
+from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
 from vireid_jax.metrics.combine import combine
 from vireid_jax.metrics.distance import unit_rows
-from vireid_jax.metrics.ranking import no_valid_query
 from vireid_jax.types import Records, Retrieval, Stopped
 
 RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
@@ -32,7 +25,6 @@ FILE_ALONE = "weights of the file alone"  # the untrained network where init.fro
 BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE)
 
 
-Labels = tuple[np.ndarray, np.ndarray]  # person and camera, int [N]
 Sides = tuple[Features, Features]  # of the queries and the gallery of a Retrieval
 
 
@@ -48,8 +40,8 @@ def check_protocols(
 
     Raises:
       ValueError: no images to search with or among, no query with a match, cameras of another
-        data set, an image of the official gallery that is missing, or a file that does not hold
-        the official permutations.
+        data set, an image of the official gallery that is missing, more trials than it has, or a
+        file that does not hold the official permutations.
       FileNotFoundError: that file does not exist.
     """
     section = config.eval
@@ -60,6 +52,10 @@ def check_protocols(
             check_permutations(permutations, np.unique(test.query.person).tolist())
     for name in section.protocols:
         _check_protocol(name, "test", test, section.gallery, permutations)
+        protocol = get_protocol(name)
+        if protocol.drawn:  # the last trial needs images, or a row of the file, that others do not
+            last = (section.trials or protocol.trials) - 1
+            _rows(name, evaluate.directed(protocol, test), section.gallery, permutations, last)
     if val is not None:
         _check_protocol(section.validation, "validation", val, "agw", None)
     return permutations
@@ -88,14 +84,16 @@ def _check_protocol(
     raise ValueError(
         f"{name}: none of the {len(query):,} {protocol.query} images of the {part} people that it "
         f"searches with has its person among the {len(found):,} {protocol.gallery} ones that it "
-        f"searches{rule}; leave it out of eval.protocols, or complete the data set"
+        f"searches{rule}; "
+        + ("leave it out of eval.protocols" if part == "test" else "choose another eval.validation")
+        + ", or complete the data set"
     )
 
 
 def _rows(
-    name: str, sides: Retrieval, gallery: str, permutations: Any
+    name: str, sides: Retrieval, gallery: str, permutations: Any, trial: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of the queries and of the gallery the first trial of a protocol uses."""
+    """Which rows of the queries and of the gallery a trial of a protocol uses."""
     return sampled_rows(
         name,
         query_person=sides.query.person,
@@ -106,7 +104,7 @@ def _rows(
         gallery_name=sides.gallery.name,
         gallery=gallery,
         permutations=permutations,
-        trial=0,
+        trial=trial,
     )
 
 
@@ -133,6 +131,10 @@ class Scorer:
         self.config, self.image_size, self.mesh = config, image_size, mesh
         self.embed, self.should_stop = embed, should_stop
         self._permutations: Any = None
+
+    @property
+    def _filter(self) -> str:
+        return self.config.data.get("filter", "lanczos")  # embedded data is rendered at its size
 
     def check(self, test: Retrieval, val: Retrieval | None) -> None:
         """Refuses protocols that do not fit the data set: see `check_protocols`."""
@@ -171,7 +173,9 @@ class Scorer:
             headline = _each(lambda side: {name: side[name] for name in list(side)[:1]}, features)
             results += self._plain(headline, retrieval, names, rerank=self.config.eval.rerank)
         if self.config.eval.baselines:
-            pixels = _each(lambda r: evaluate.pixel_features(r, self.image_size), retrieval)
+            pixels = _each(
+                lambda r: evaluate.pixel_features(r, self.image_size, self._filter), retrieval
+            )
             results += self._plain(pixels, retrieval, names[:1])
             if fresh is not None:
                 untrained = self._features(fresh(), retrieval)
@@ -189,7 +193,7 @@ class Scorer:
                 records,
                 mesh=self.mesh,
                 image_size=self.image_size,
-                filter=self.config.data.get("filter", "lanczos"),
+                filter=self._filter,
                 batch_size=self.config.eval.batch_size,
                 mirror=mirror,
                 should_stop=self.should_stop,
@@ -268,11 +272,10 @@ class Scorer:
             if self.should_stop():
                 raise Stopped
             some = np.arange(at, min(at + step, len(records)))
-            part = evaluate.pixels(
-                records, some, self.image_size, self.config.data.get("filter", "lanczos")
-            )
-            hit = np.flatnonzero(np.isin(some, rows))
-            part[hit] = corrupt.corrupt_images(
+            part = evaluate.pixels(records, some, self.image_size, self._filter)
+            images[some] = part
+            hit = np.isin(some, rows)
+            images[some[hit]] = corrupt.corrupt_images(
                 part[hit],
                 [records.name[r] for r in some[hit].tolist()],
                 seed=self.config.eval.corrupt_seed,
@@ -280,19 +283,7 @@ class Scorer:
                 kinds=asked.kinds,
                 severities=asked.severities,
             )
-            images[some] = part
         return dataclasses.replace(records, images=images)
-
-
-def _any_match(protocol: Protocol, query: Labels, gallery: Labels) -> bool:
-    """Whether any query has an image of its person that it may be compared with."""
-    for person in np.intersect1d(query[0], gallery[0]):
-        mine, theirs = (
-            [values[side[0] == person] for values in side] for side in (query, gallery)
-        )
-        if protocol.exclude is None or not protocol.exclude(*mine, *theirs).all():
-            return True
-    return False
 
 
 def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Mesh) -> Any:
