@@ -2,6 +2,7 @@
 
   python -m benchmarks.prepare                       a tree of SYSU-MM01's size, a Markdown table
   python -m benchmarks.prepare --images 2000         a small one
+  python -m benchmarks.prepare --quick               a tiny one, of no meaning
   python -m benchmarks.prepare --folder /data/tmp    where there is room (13 GB at full size)
 
 The tree is a stand-in: 500 distinct textured crops of 200 x 80 to 400 x 160 pixels, written as
@@ -210,9 +211,11 @@ def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--quick", action="store_true", help="600 images, of no meaning")
     parser.add_argument("--folder", type=pathlib.Path, help="an empty or new folder to work in")
     parser.add_argument("--stage", choices=list(stages()), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.images = min(args.images, 600) if args.quick else args.images
     if args.images < 1:
         parser.error(f"--images is {args.images}, expected at least 1")
     if args.stage:
