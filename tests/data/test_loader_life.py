@@ -17,9 +17,11 @@ from tests.data.loading import (
     SIZE,
     Lazy,
     array_loader,
+    assert_same,
     encode,
     make_records,
     mapped_records,
+    naive,
     plan,
 )
 from vireid_jax.data import arrays
@@ -85,6 +87,23 @@ def settle():
     while names := [t.name for t in threading.enumerate() if t.name.startswith("vireid-loader")]:
         assert time.monotonic() < end, f"still there: {names}"
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use cannot be removed there")
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("what", ["removed", "made anew"])
+def test_a_cache_that_goes_away_is_no_matter_to_a_run_that_has_it(loader, mapped, tmp_path, what):
+    """As `cache.decode_once` makes a cache anew: another file gets its name."""
+    batches = loader(mapped, prefetch=1)
+    first = next(batches)
+    file = tmp_path / "images.npy"
+    if what == "removed":
+        file.unlink()
+    else:
+        np.save(tmp_path / "other.npy", np.zeros((3, *SIZE, 3), np.uint8))
+        (tmp_path / "other.npy").replace(file)
+    assert_same([first, *batches], naive())
+    assert_same(loader(mapped, start=2), naive(start=2))
 
 
 @pytest.mark.parametrize("loader", LOADERS)
