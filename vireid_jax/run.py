@@ -26,7 +26,7 @@ from vireid_jax import (
     train,
     writer,
 )
-from vireid_jax.data import augment, datasets
+from vireid_jax.data import augment, datasets, disk
 from vireid_jax.metrics import format_table
 from vireid_jax.metrics.combine import row_label
 from vireid_jax.parts import Parts, build, build_to_score
@@ -346,8 +346,10 @@ def _check_durations(
 
 def _use_compilation_cache() -> None:
     """Compiled programs outlive the process: a repeated command starts in seconds."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(home, "vireid_jax", "xla")
+    try:
+        folder = disk.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
+    except FileNotFoundError:  # no home: every start compiles
+        return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

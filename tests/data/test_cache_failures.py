@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.data.mixed_tree import broken_tree, never, python, tree
-from vireid_jax.data import arrays, cache, disk, stored
+from vireid_jax.data import arrays, builders, cache, disk, stored
 
 SIZE = (16, 8)
 
@@ -274,3 +274,28 @@ def test_other_errors_of_a_disk_are_not_called_full(source, tmp_path, monkeypatc
         cache.decode_once(source, image_size=SIZE, folder=tmp_path)
     assert caught.value.errno == errno.EIO
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_with_what_to_do(source, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"decoded images of \w+ cannot be kept in .*data\.cache"):
+            cache.decode_once(source, image_size=SIZE, folder=folder, progress=never)
+        with pytest.raises(OSError, match=r"prepared \w+ cannot be kept in .*data\.prepared"):
+            builders.prepare(source, out=folder, progress=never)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="VIREID_CACHE"):
+        cache.decode_once(source, image_size=SIZE, folder=tmp_path / "new", progress=never)
+
+
+def test_no_home_folder(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", home)
+    for name in ("VIREID_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(FileNotFoundError, match="set VIREID_CACHE to a folder"):
+        disk.user_folder("VIREID_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert disk.user_folder("VIREID_CACHE", "x") == "/c/vireid_jax/x"

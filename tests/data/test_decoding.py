@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -135,3 +136,14 @@ def test_bad_options_are_refused():
     for options, message in (({"size": (0, 3)}, "size is"), ({"filter": "box"}, "filter is")):
         with pytest.raises(ValueError, match=message):
             arrays.decode(stored, **{"size": SIZE} | options)
+
+
+def test_a_file_that_is_no_image_is_told_by_how_it_begins(tmp_path):
+    """The same words from a path and from memory, run after run."""
+    for content, said in ((b"<html>404</html>", r"no image, it begins b'<html>404</html>'"),
+                          (b"", "it is empty")):  # fmt: skip
+        (tmp_path / "a.jpg").write_bytes(content)
+        for image in (content, str(tmp_path / "a.jpg")):
+            with pytest.raises(ValueError, match=said) as error:
+                arrays.decode([image], (8, 4))
+            assert re.search(said, str(error.value.__cause__))

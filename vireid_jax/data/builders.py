@@ -108,8 +108,9 @@ def prepare(
         return prepared.open(target)
 
     folder = target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    hint = "set VIREID_DATA (or out=) to a folder on a larger disk"
+    hint = "name another folder (data.prepared, --out or $VIREID_DATA)"
+    disk.make_folder(folder, what=f"the prepared {listing.name}", hint=hint)
+    hint += " on a larger disk"
     what = f"preparing {listing.name}"
     with disk.locked(folder / f"{prepared.VERSION}.lock"):
         disk.clear_temporaries(folder, prepared.VERSION)

@@ -87,7 +87,8 @@ def decode_once(
     stem = _stem(listing, size, filter)
     path = root / f"{stem}.npy"
     if (found := _read(path)) is None:
-        root.mkdir(parents=True, exist_ok=True)
+        hint = "name another folder (data.cache, --cache or $VIREID_CACHE)"
+        disk.make_folder(root, what=f"the decoded images of {listing.name}", hint=hint)
         with disk.locked(root / f"{stem}.lock"):
             disk.clear_temporaries(root, stem)
             if (found := _read(path)) is None:
@@ -259,7 +260,7 @@ def _write(
     folder, total = path.parent, len(listing.records)
     header = _header(total, size)
     what = f"the pixel cache of {listing.name} at {size[0]} x {size[1]}"
-    hint = "set VIREID_CACHE (or folder=) to a folder on a larger disk"
+    hint = "name another folder (data.cache, --cache or $VIREID_CACHE) on a larger disk"
     disk.check_space(folder, len(header) + total * size[0] * size[1] * 3, what=what, hint=hint)
     _log.info("decoding %d images to %s", total, path)
     part = folder / disk.temporary_name(path.stem)

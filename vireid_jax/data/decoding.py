@@ -82,6 +82,8 @@ def load(
         raise FileNotFoundError(f"{_what(image, n, names)} does not exist") from error
     # Pillow raises SyntaxError and struct.error too, depending on the format.
     except Exception as error:
+        if isinstance(error, Image.UnidentifiedImageError):
+            error = ValueError(_no_image(image))  # Pillow's names an object in memory
         raise ValueError(
             f"cannot {'read' if image is None else 'decode'} {_what(image, n, names)}: {error}; "
             "replace the file, or leave it out of the records"
@@ -97,6 +99,16 @@ def load(
         picture = picture.resize((size[1], picture.height), resample[filter])
         picture = picture.resize((size[1], size[0]), resample[filter])
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _no_image(image: Any) -> str:
+    """What is in a file that is no image, whatever its name says."""
+    if isinstance(image, bytes):
+        start = image[:16]
+    else:
+        with open(image, "rb") as file:
+            start = file.read(16)
+    return f"it is no image, it begins {start!r}" if start else "it is empty"
 
 
 def _what(image: Any, n: int, names: Sequence[str] | None) -> str:

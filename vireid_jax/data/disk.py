@@ -16,11 +16,40 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def user_folder(variable: str, part: str = "") -> str:
-    """$variable, else `part` of the project's folder in the user's cache folder."""
+    """$variable, else `part` of the project's folder in the user's cache folder.
+
+    Raises:
+      FileNotFoundError: there is neither, nor a home folder.
+    """
     if own := os.environ.get(variable):
         return own
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = str(pathlib.Path.home() / ".cache")
+        except RuntimeError as error:  # a user that the system does not know
+            raise FileNotFoundError(
+                f"there is no home folder to keep files in; set {variable} to a folder that can "
+                "be written to"
+            ) from error
     return str(pathlib.Path(base) / "vireid_jax" / part)
+
+
+def make_folder(folder: pathlib.Path, *, what: str, hint: str) -> None:
+    """Makes a folder with its parents, unless it is there, and sees that it can be written to.
+
+    Raises:
+      OSError: (PermissionError, FileExistsError, ...) saying for what, and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{what} cannot be kept in {folder}: {error.strerror} ({error.filename}); {hint}",
+        ) from error
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
