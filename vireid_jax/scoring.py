@@ -73,7 +73,15 @@ def _check_protocol(
                 f"{name} {what} {modality} images, and the {part} people have none; check how the "
                 "data set is divided"
             )
-    query, found = map(Records.take, sides, _rows(name, sides, gallery, permutations))
+    try:
+        rows = _rows(name, sides, gallery, permutations)
+    except ValueError as error:
+        if permutations is not None:  # it may be the file that does not fit
+            raise
+        raise ValueError(
+            f"{error}; leave {name} out of eval.protocols, or complete the data set"
+        ) from error
+    query, found = map(Records.take, sides, rows)
     for person in np.intersect1d(query.person, found.person):
         q, g = query.person == person, found.person == person
         if protocol.exclude is None or not np.all(
