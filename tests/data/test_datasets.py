@@ -66,6 +66,10 @@ def test_a_data_set_that_is_nowhere_says_where_to_get_it(name, title, tmp_path):
 def test_own_folders_need_a_root():
     with pytest.raises(FileNotFoundError, match=r"data.root is not set.*visible"):
         datasets.load(name="folders")
+    with pytest.raises(
+        FileNotFoundError, match=r"prepared in /none/folders.* data.root is not set"
+    ):
+        datasets.load(name="folders", prepared="/none")
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,17 @@ def _listed(name: str, reader: Any, root: Any, prepared: Any, *, strict: bool) -
     from vireid_jax.data.prepared import folder_of
 
     if root is None:
-        if name == "folders" and prepared is None:  # several people's may have been prepared
+        # Several sets of one's own may have been prepared: none of them is meant by itself.
+        own = name == "folders"
+        found = None if own and prepared is None else builders.find(name, out=prepared)
+        if found is None and own:
+            what = (
+                f"no such set is prepared in {folder_of(name, prepared)} and " if prepared else ""
+            )
             raise FileNotFoundError(
-                "data.root is not set; name your images with --config.data.root=DIR: "
+                f"{what}data.root is not set; name your images with --config.data.root=DIR: "
                 f"{reader.LAYOUT}; or, once prepared, their folder with --config.data.prepared=DIR"
             )
-        found = builders.find(name, out=prepared)
         if found is None:
             raise FileNotFoundError(
                 f"{reader.TITLE} is not prepared in {folder_of(name, prepared)} and data.root is "
