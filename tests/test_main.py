@@ -48,9 +48,10 @@ def command(*arguments, cwd):
         ([RECIPE + ":market"], "DATASET one of synthetic, sysu, regdb, llcm"),
         (["--config=configs/smlc.py"], "recipes here: configs/"),
         ([RECIPE, "--mode=score"], "value should be one of <train|eval>"),
+        ([RECIPE, "--config.init.from"], "Missing value for flag --config.init.from"),
         (["--mode=eval"], "--config is missing (or --mode=eval with --workdir of a run)"),
     ],
-    ids=["key", "section", "value", "data set", "recipe", "mode", "nothing"],
+    ids=["key", "section", "value", "data set", "recipe", "mode", "word", "nothing"],
 )
 def test_a_wrong_command_exits_with_2_and_one_line(arguments, message, tmp_path):
     code, out, err = command(*arguments, cwd=tmp_path)
@@ -91,6 +92,14 @@ def test_changed_values_reach_the_name_of_the_folder(tmp_path):
     assert code == 1 and "Traceback" not in err
     assert "runs/smcl_synthetic,optim.lr=0.001 is not the folder of a run" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [["--config.init.from=r.pth"], ["--config.init.from", "r.pth"]])
+def test_a_key_that_is_a_word_of_python_is_a_key(given, tmp_path):
+    code, out, err = command(RECIPE, *given, cwd=tmp_path)
+    assert (code, out) == (1, "") and err.startswith("error: there is no file of weights at r.pth")
+    code, _, err = command(RECIPE, *given, "--mode=eval", cwd=tmp_path)
+    assert code == 1 and "runs/smcl_synthetic,init.from=r.pth is not the folder of a run" in err
 
 
 @pytest.mark.parametrize(

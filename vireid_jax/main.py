@@ -5,7 +5,9 @@ SIGTERM with everything saved (run the same command again), 130 the same for Ctr
 """
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
+import keyword
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -14,12 +16,15 @@ from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
+_argv: list[str] = []  # the command line as the recipe's flag is to read it, see _parse
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Recipe: a file, with an optional data set: configs/smcl.py or configs/smcl.py:sysu. "
     "Single values: --config.optim.lr=1e-3.",
     lock_config=True,
+    sys_argv=_argv,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -52,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
         _refuse(f"--config is missing (or --mode=eval with --workdir of a run); {_known()}")
     from vireid_jax import run
 
-    overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
+    changed = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
+    overrides = {_dotted(key): value for key, value in changed.items()}
     sys.exit(
         run.run(
             config,
@@ -75,6 +81,24 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
+def _quoted(argument: str) -> str:
+    """--config.init.from=FILE as --config.init["from"]=FILE.
+
+    Keys are read as Python expressions, where a word of the language is no name.
+    """
+    key, equals, value = argument.partition("=")
+    if not re.fullmatch(r"--?(no)?config(\.\w+)+", key):
+        return argument
+    first, *names = key.split(".")
+    quoted = [f'["{name}"]' if keyword.iskeyword(name) else f".{name}" for name in names]
+    return "".join([first, *quoted, equals, value])
+
+
+def _dotted(text: str) -> str:
+    """Undoes `_quoted`, in a key or a message."""
+    return re.sub(r'\["(\w+)"\]', r".\1", text)
+
+
 def _with_stored_recipe(argv: list[str]) -> list[str]:
     """Names the run's own recipe where --mode=eval changes a value of it without naming one."""
     given = dict(zip(argv, [*argv[1:], ""], strict=True))  # --flag value
@@ -90,12 +114,13 @@ def _with_stored_recipe(argv: list[str]) -> list[str]:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; what is wrong with them becomes one line, not a traceback."""
     sys.path.append(str(ROOT))  # recipes import configs.common wherever they are run from
-    argv = _with_stored_recipe(list(argv))
+    argv = [_quoted(argument) for argument in _with_stored_recipe(list(argv))]
+    _argv[:] = argv
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         # A recipe that raises arrives with its traceback; its last line is the message.
-        _refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+        _refuse(_dotted(str(error)).strip().splitlines()[-1].removeprefix("ValueError: "))
     except (AttributeError, KeyError) as error:
         # A key that the locked config lacks: the text is "'lrr'\nDid you mean ...".
         text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
