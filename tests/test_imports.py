@@ -15,7 +15,7 @@ LAYERS = [
     ["nets", "losses", "metrics", "data", "weights", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
     ["methods", "evaluate", "visual", "stored_recipe"],
-    ["train", "parts", "scoring"],
+    ["train", "parts", "scoring", "scored_run"],
     ["run"],
     ["main"],
 ]

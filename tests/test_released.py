@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import common
 from tests.test_configs import RECIPES
-from vireid_jax import checkpoint, parts, run, runinfo, weights
+from vireid_jax import checkpoint, parts, run, runinfo, scores, weights
 from vireid_jax.data import corrupt
 from vireid_jax.data.synthetic.layouts import write_tree
 from vireid_jax.scoring import Scorer
@@ -79,9 +79,15 @@ def saved(workdir):
 @pytest.mark.parametrize("dataset", common.DATASETS)
 def test_every_recipe_trains_and_scores_on_every_data_set(recipe, dataset, trees, tmp_path, capsys):
     c = small(recipe, dataset, tmp_path, trees.get(dataset))
+    if dataset in ("regdb", "llcm", "folders"):
+        c.data.val_ids = 2
+    elif dataset == "sysu":
+        c.data.val_ids = 4
     workdir = tmp_path / "run"
     assert run.run(c, workdir=workdir, debug=True) == 0
     out = capsys.readouterr().out
+    validated = scores.read(workdir / "checkpoints")
+    assert validated.keys() == {2} and 0 < validated[2]["mAP"] <= 1, "to choose the best by"
     results = saved(workdir)
     assert {r["protocol"] for r in results} == set(c.eval.protocols)
     for result in results:
@@ -167,6 +173,19 @@ def test_a_model_is_scored_on_another_data_set(trained, trees, tmp_path):
     rows = saved(tmp_path / "run")
     assert {r["protocol"] for r in rows} == {"folders/i2v", "folders/v2i"}
     assert {r["counts"]["gallery_ids"] for r in rows} == {12}
+
+
+def test_a_run_without_a_list_of_its_people(trained, trees, tmp_path, capsys):
+    """As runs were before classes.json: its own data set tells; another one cannot."""
+    own = shutil.copytree(trained[0], tmp_path / "run")
+    (own / "classes.json").unlink()
+    shutil.rmtree(own / "eval")
+    assert run.run(None, workdir=own, mode="eval", debug=True) == 0
+    assert {r["checkpoint"] for r in saved(own)} == {"last"}
+    c = small("smcl", "folders", tmp_path, trees["folders"])
+    capsys.readouterr()
+    assert run.run(c, workdir=own, mode="eval") == 1
+    assert "holds no classes.json" in capsys.readouterr().err
 
 
 def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import logging
 from clu import parameter_overview
 
@@ -21,6 +20,7 @@ from vireid_jax import (
     optim,
     preemption,
     runinfo,
+    scored_run,
     scoring,
     sharding,
     train,
@@ -32,8 +32,6 @@ from vireid_jax.metrics.combine import row_label
 from vireid_jax.parts import Parts, build, build_to_score
 from vireid_jax.scoring import Scorer
 from vireid_jax.types import Stopped
-
-SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
 
 
 def run(
@@ -66,7 +64,7 @@ def run(
     try:
         folder = _folder(config, workdir, overrides or {})
         if mode == "eval":
-            config = _config_to_score(config, folder, overrides or {})
+            config = scored_run.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runinfo.load_config(folder)
         sharding.use_cpu_cores(config.sampler.num_ids * config.sampler.num_instances)
@@ -168,8 +166,10 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     chosen: str | int = int(step) if step.isdigit() else step
     # Before any data is loaded: a wrong folder is told at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
-    parts = build_to_score(config, runinfo.load_classes(workdir))
-    _check_unseen(config, parts, runinfo.load_config(workdir), workdir)
+    own, classes = runinfo.load_config(workdir), runinfo.load_classes(workdir)
+    scored_run.check_classes_known(config, own, classes, workdir)
+    parts = build_to_score(config, classes)
+    scored_run.check_unseen(config, own, parts.split.test, parts.persons, workdir)
     scorer = _scorer(config, parts, evaluate.make_embed(parts.method, parts.mesh))
     scorer.check(parts.split.test, None)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
@@ -244,70 +244,6 @@ def _score(
         print(format_table(rows, baselines=scoring.BASELINES), flush=True)
         print(f"per-query results: {folder}")
     return results
-
-
-def _config_to_score(
-    config: ml_collections.ConfigDict | None,
-    folder: pathlib.Path,
-    overrides: Mapping[str, Any],
-) -> ml_collections.ConfigDict:
-    """The run's own config; a recipe that is given replaces what is tested on, and how.
-
-    Raises:
-      FileNotFoundError: `folder` is not a run.
-      ValueError: an override of a section that the run decides, or a model of one RegDB split
-        that would be tested on another, half of whose people it was trained on.
-    """
-    own = runinfo.load_config(folder)
-    if config is None:
-        return own
-    given = config.copy_and_resolve_references()
-    for key in overrides:
-        section, _, name = key.partition(".")
-        if section in SCORED or key in ("allow_changes", "run_name"):
-            continue
-        was, asked = own.get(section), given[section]
-        if name:
-            was, asked = was.get(name) if was is not None else None, asked[name]
-        if was != asked:
-            raise ValueError(
-                f"{key} is {was!r} in the run in {folder}, whose model --mode=eval scores, and "
-                f"{asked!r} on the command line; only {', '.join(SCORED)} options can be changed"
-            )
-    mixed = own.copy_and_resolve_references().unlock()
-    for section in SCORED:
-        mixed[section] = given[section]
-    mixed.data.image_size = own.data.image_size  # that of the model
-    if own.data.name == given.data.name == "regdb" and own.data.trial != given.data.trial:
-        raise ValueError(
-            f"the model in {folder} was trained on trial {own.data.trial} of RegDB, and half of "
-            f"the test people of trial {given.data.trial} were among those it was trained on; add "
-            f"--config.data.trial={own.data.trial}, or score a run of trial {given.data.trial}"
-        )
-    return mixed.lock()
-
-
-def _check_unseen(
-    config: ml_collections.ConfigDict,
-    parts: Parts,
-    own: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-) -> None:
-    """Refuses to test a model on people of its own data set that it was trained on.
-
-    RegDB's trials are told apart earlier; this is for one's own images, divided another way.
-    """
-    given = config.data
-    if given.name == "synthetic" or any(own.data.get(k) != given.get(k) for k in ("name", "root")):
-        return  # other people, whatever their numbers
-    seen = np.intersect1d(parts.split.test.query.person, parts.persons)
-    if len(seen):
-        raise ValueError(
-            f"the model in {workdir} was trained on {len(seen)} people that it would be tested on "
-            f"{seen[:5].tolist()}; give the options that divide the people (data.test_share, "
-            "data.seed, data.val_ids) the values they have in its config.json, or name the "
-            "folder of other people with --config.data.root"
-        )
 
 
 def _folder(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.metrics.test_protocols import world
 from vireid_jax.metrics import evaluate, format_table, near_chance, to_markdown
-from vireid_jax.metrics.combine import combine
+from vireid_jax.metrics.combine import combine, row_label
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_what_was_measured_otherwise_has_a_heading_of_its_own(results):
         (name, "bn, official"): marked(plain, gallery="official"),
         (name, "bn, images"): marked(plain, cmc="image"),
         (name, "bn, pessimistic"): marked(plain, ties="pessimistic"),
-        (name, "bn, fog"): marked(plain, corrupt="visible:fog:3"),
+        (name, "bn, fog -C (vireid)"): marked(plain, corrupt="visible:fog:3"),
     }
     text = format_table(rows)
     assert shown(text) == [
@@ -147,11 +147,26 @@ def test_what_was_measured_otherwise_has_a_heading_of_its_own(results):
         (f"{name}, official", "bn, official"),
         (f"{name}, CMC by images", "bn, images"),
         (f"{name}, pessimistic ties", "bn, pessimistic"),
-        (f"{name}, corrupt", "bn, fog"),
+        (f"{name} -C (vireid)", "bn, fog"),
         ("sysu/indoor/multi", "bn"),
     ]
-    assert f"{name}, official: " in text and "4 official draws" in text
+    assert f"{name}, official: " in text and "people, 4 draws\n" in text
     assert "4 agw draws, ranks count images" in text
+
+
+def test_what_a_run_scores_fits_into_a_terminal(results):
+    plain = results["sysu/all/single", "bn"] | {"feature": "pool"}
+    corrupted = [plain | {"corrupt": "infrared"}] * 2
+    for kinds in (
+        [plain, plain | {"flip": True}, plain | {"rerank": "queries"}],
+        [plain | {"gallery": "official", **mark} for mark in ({}, {"flip": 1}, {"rerank": "all"})],
+        [combine(corrupted, over="repeats")],
+    ):
+        rows = {("sysu/indoor/single", row_label(row)): row for row in kinds}
+        text = format_table(rows)
+        assert max(map(len, text.splitlines())) <= 100
+    assert shown(text) == [("sysu/indoor/single -C (vireid)", "pool, infrared")]
+    assert "infrared queries" in text and "mean over 2 repeats" in text
 
 
 @pytest.mark.parametrize(

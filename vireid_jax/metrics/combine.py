@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+CORRUPTED = "-C (vireid)"  # images were corrupted, by code of ours: see `data.corrupt`
+
 # What must be equal for a mean to mean something.
 MEASURED = (
     "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "corrupt_seed",
@@ -82,5 +84,5 @@ def row_label(result: Mapping[str, Any]) -> str:
         scope = "" if result["rerank"] == "all" else f" ({result['rerank']})"
         marks.append(f"re-ranked{scope}")
     if result.get("corrupt"):
-        marks.append(f"{result['corrupt']} -C (vireid)")
+        marks.append(f"{result['corrupt']} {CORRUPTED}")
     return ", ".join(marks)

@@ -1,12 +1,15 @@
 """The one table that an evaluation prints."""
 
 import math
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from vireid_jax.metrics.combine import CORRUPTED
 from vireid_jax.metrics.protocols import PROTOCOLS
 
 SIGMAS = 3.0  # how far above a random ranking an mAP must lie to say anything
+WIDTH = 100  # of notes, in characters
 COLUMNS = ("R1", "R10", "R20", "mAP", "mINP")
 
 Key = tuple[str, str]  # (protocol, feature)
@@ -22,7 +25,7 @@ class _Heading(NamedTuple):
     corrupt: str | None
 
     def __str__(self) -> str:
-        marks = [self.protocol]
+        marks = [self.protocol if self.corrupt is None else f"{self.protocol} {CORRUPTED}"]
         rule = PROTOCOLS.get(self.protocol)
         if rule is not None and rule.cmc != self.cmc:
             marks.append(f"CMC by {'people' if self.cmc == 'id' else 'images'}")
@@ -30,8 +33,6 @@ class _Heading(NamedTuple):
             marks.append("official")
         if self.ties != "stable":
             marks.append(f"{self.ties} ties")
-        if self.corrupt is not None:
-            marks.append("corrupt")
         return ", ".join(marks)
 
 
@@ -76,7 +77,12 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
         for first, line in enumerate(lines[at : at + size]):
             out.append(text(line if not first else ["", *line[1:]]))
         at += size
-    return "\n".join([*out, rule, *_notes(rows, groups, baselines)])
+    out.append(rule)
+    for note in _notes(rows, groups, baselines):
+        out += textwrap.wrap(
+            note, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(out)
 
 
 def to_markdown(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection[str] = ()) -> str:
@@ -121,6 +127,7 @@ def _extras(result: Mapping[str, Any]) -> tuple[bool, bool]:
 
 def _label(feature: str, result: Mapping[str, Any]) -> str:
     """The feature with what was done at test time, where the caller has not said so."""
+    feature = feature.removesuffix(f" {CORRUPTED}")  # the heading says it
     reranked, flip = _extras(result)
     if flip and "flip" not in feature:
         feature += ", flip"
@@ -204,7 +211,8 @@ def _notes(
         elif heading.gallery == "all":
             what = "all images"
         else:
-            what = f"{trials} {heading.gallery} draw{'s' if trials > 1 else ''}"
+            draw = "" if heading.gallery == "official" else f"{heading.gallery} "  # said already
+            what = f"{trials} {draw}draw{'s' if trials > 1 else ''}"
         searched, found = f"{some} queries", f"{images} gallery images"
         if "direction" in result:
             query, gallery = result["direction"].split(" to ")
