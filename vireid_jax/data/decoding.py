@@ -22,9 +22,10 @@ def decode(
 ) -> np.ndarray:
     """Decodes stored images once, into an array for `batches`.
 
-    Always three channels: grayscale is repeated, alpha dropped, and 16-bit grayscale cut
-    to its upper 8 bits. An image is resized only if its size differs, so images stored at
-    their final size come out exactly as stored.
+    Always three channels: grayscale is repeated, alpha dropped, and 16-bit grayscale cut to its
+    upper 8 bits. An orientation in EXIF is not applied, as by the authors' code. An image is
+    resized only if its size differs, so images stored at their final size come out exactly as
+    stored.
 
     Args:
       images: N encoded images (bytes) or paths.

@@ -66,3 +66,10 @@ def test_a_listing_of_another_data_set(four):
     for name in ("sysu", "llcm", "folders"):
         with pytest.raises(ValueError, match="listing is of 'regdb'"):
             READERS[name].split(listing)
+
+
+def test_persons_with_the_modalities_inside(tmp_path):
+    layout = {f"{name}/{side}": 1 for name in "abc" for side in ("visible", "infrared")}
+    root = trees.people(tmp_path / "own", layout)
+    with pytest.raises(TreeError, match=r"3 folders there, such as a, .*not <person>/visible"):
+        READERS["folders"].scan(root)

@@ -76,6 +76,13 @@ def _suggestion(root: str, name: str, folders: list[str]) -> str:
     near = [os.path.join(root, f) for f in folders[:_MOST]]
     near += [os.path.dirname(root), os.path.dirname(os.path.dirname(root))]
     kinds = {path: layout_of(path) for path in near}
+    inside = [f for f, path in zip(folders, near, strict=False) if kinds[path] == "folders"]
+    if name == "folders" and len(inside) > 1:
+        return (
+            f"{len(inside)} folders there, such as {inside[0]}, hold both modalities: name one of "
+            "them as the root; or, if they are persons, exchange the levels (visible/<person>, not "
+            "<person>/visible) or list the images in a CSV file"
+        )
     for path, kind in kinds.items():
         if kind == name:
             return f"{path} looks like {_TITLES[name]}: name that folder as the root"

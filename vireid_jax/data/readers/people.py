@@ -92,7 +92,8 @@ def walk(root: str) -> Found | None:
     if others:
         problems.append(
             f"skipped {len(others):,} files or folders that are no images of a person (expected "
-            f"<person>/<image>, ending {', '.join(ENDINGS)}): {common.named(others)}"
+            f"<person>/<image>, ending {', '.join(ENDINGS)}; a CSV file may name images anywhere): "
+            f"{common.named(others)}"
         )
     return Found(rows, [], problems)
 
