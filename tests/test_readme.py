@@ -8,8 +8,11 @@ import shlex
 import tomllib
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import common
+from vireid_jax import main
 from vireid_jax.methods import smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -178,6 +181,34 @@ def test_every_config_key_in_the_texts_is_a_key():
 
 def _has(config, parts):
     return not parts or (parts[0] in config and _has(config[parts[0]], parts[1:]))
+
+
+def changes():
+    """Every --config.key=value in the texts, as the shell hands it over."""
+    texts = [path.read_text() for path in PAGES]
+    texts += [docstring(path) for path in [*RECIPES, ROOT / "vireid_jax/main.py"]]
+    found = re.findall(r"--config\.[\w.]+=(?:\"[^\"]*\"|[^\s`,]+)", "\n".join(texts))
+    return sorted({text.replace('"', "").replace("$t", "1") for text in found})
+
+
+@pytest.mark.parametrize("change", changes())
+def test_the_command_line_takes_every_change_in_the_texts(change):
+    if change.startswith("--config.key="):
+        return
+    refused = []
+    for dataset in common.DATASETS:  # some keys belong to some data sets only
+        argv = ["vireid", f"--config={ROOT / 'configs/smcl.py'}:{dataset}", main._quoted(change)]
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", lock_config=True, flag_values=values, sys_argv=argv
+        )
+        try:
+            values(argv)
+        except (flags.Error, AttributeError, KeyError, ValueError) as error:
+            refused.append(f"{dataset}: {error}")
+        else:
+            return
+    raise AssertionError("\n".join(refused))
 
 
 def test_every_option_in_the_tables_of_the_data_sets_is_a_key():
