@@ -47,11 +47,15 @@ def command(*arguments, cwd):
         ),
         ([RECIPE + ":market"], "DATASET one of synthetic, sysu, regdb, llcm"),
         (["--config=configs/smlc.py"], "recipes here: configs/"),
+        (
+            ["--config=configs/smlc.py", "--config.seed=1"],
+            "no recipe 'configs/smlc.py'; recipes here: configs/",
+        ),
         ([RECIPE, "--mode=score"], "value should be one of <train|eval>"),
         ([RECIPE, "--config.init.from"], "Missing value for flag --config.init.from"),
         (["--mode=eval"], "--config is missing (or --mode=eval with --workdir of a run)"),
     ],
-    ids=["key", "section", "value", "data set", "recipe", "mode", "word", "nothing"],
+    ids=["key", "section", "value", "data set", "recipe", "both", "mode", "word", "nothing"],
 )
 def test_a_wrong_command_exits_with_2_and_one_line(arguments, message, tmp_path):
     code, out, err = command(*arguments, cwd=tmp_path)
@@ -83,6 +87,11 @@ def test_eval_of_a_folder_without_a_run_lists_what_it_holds(tmp_path):
     assert (code, out) == (1, "")
     assert "is not the folder of a run; it holds ['notes.txt']" in err
     assert "Name the --workdir of a run, or give --config" in err and "Traceback" not in err
+    # The same where a value is changed, for which the recipe in the folder is read earlier.
+    change = "--config.eval.flip=True"
+    code, out, err = command("--mode=eval", "--workdir", tmp_path, change, cwd=tmp_path)
+    assert (code, out) == (1, "")
+    assert "is not the folder of a run; it holds ['notes.txt']" in err and "Traceback" not in err
 
 
 def test_changed_values_reach_the_name_of_the_folder(tmp_path):

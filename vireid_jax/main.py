@@ -121,6 +121,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         # A recipe that raises arrives with its traceback; its last line is the message.
         _refuse(_dotted(str(error)).strip().splitlines()[-1].removeprefix("ValueError: "))
+    except OSError as error:  # the recipe cannot be read, and a value of it is changed
+        if not any("stored_recipe.py:" in argument for argument in argv):
+            _refuse(
+                f"no recipe {config_flags.get_config_filename(flags.FLAGS['config'])!r}; {_known()}"
+            )
+        _, _, reason = str(error).partition("earlier failure to load: ")
+        print(f"error: {reason.strip() or error}", file=sys.stderr)
+        sys.exit(1)
     except (AttributeError, KeyError) as error:
         # A key that the locked config lacks: the text is "'lrr'\nDid you mean ...".
         text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
