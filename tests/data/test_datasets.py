@@ -185,3 +185,16 @@ def test_the_summary_has_validation_and_folds_many_cameras():
         "left out of training, for lack of a modality: 1 (1)",
     ]
     assert lines[4] == ["val", "visible", "0", "0"]
+
+
+def test_a_summary_of_many_notes_is_cut():
+    records = Records(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32),
+                      np.zeros(2, np.int32), np.array([0, 1], np.int8), ["a", "b"])  # fmt: skip
+    split = Split("sysu", records, Retrieval(records, records), None, ())
+    head = len(datasets.records_summary(split).splitlines())
+    for count, shown in ((30, 30), (31, 31), (1000, 31)):
+        notes = tuple(f"note {n}" for n in range(count))
+        lines = datasets.records_summary(split._replace(notes=notes)).splitlines()[head:]
+        assert len(lines) == shown and lines[0].strip() == "note 0"
+        assert lines[-1].strip() == f"note {count - 1}"
+    assert lines[25].strip().startswith("and 970 more notes")

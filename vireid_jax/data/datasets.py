@@ -11,6 +11,7 @@ from vireid_jax.data import synthetic, trees
 from vireid_jax.types import MODALITIES, Records, Split
 
 _MOST_CAMERAS = 12  # a summary line names no more
+_MOST_NOTES = 30  # lines of a summary
 
 
 class DataError(ValueError):
@@ -210,7 +211,12 @@ def records_summary(split: Split) -> str:
         lines.append(
             f"          left out of training, for lack of a modality: {len(lonely)} ({first})"
         )
-    lines += [f"          {note}" for note in split.notes]
+    notes = list(split.notes)
+    if len(notes) > _MOST_NOTES:  # of a tree with many broken files; the division's come last
+        more = len(notes) - _MOST_NOTES
+        told = "python -m vireid_jax.data check NAME --root DIR --decode"
+        notes[_MOST_NOTES - 5 : -5] = [f"and {more:,} more notes ({told} counts and names files)"]
+    lines += [f"          {note}" for note in notes]
     return "\n".join(lines)
 
 
