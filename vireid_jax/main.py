@@ -99,11 +99,16 @@ def _dotted(text: str) -> str:
     return re.sub(r'\["(\w+)"\]', r".\1", text)
 
 
-def _with_stored_recipe(argv: list[str]) -> list[str]:
-    """Names the run's own recipe where --mode=eval changes a value of it without naming one."""
+def _given(argv: list[str]) -> dict[str, str]:
+    """The values of flags, before they are parsed."""
     given = dict(zip(argv, [*argv[1:], ""], strict=True))  # --flag value
     given |= {a.partition("=")[0]: a.partition("=")[2] for a in argv if "=" in a}  # --flag=value
-    given = {key.lstrip("-"): value for key, value in given.items() if key.startswith("-")}
+    return {key.lstrip("-"): value for key, value in given.items() if key.startswith("-")}
+
+
+def _with_stored_recipe(argv: list[str]) -> list[str]:
+    """Names the run's own recipe where --mode=eval changes a value of it without naming one."""
+    given = _given(argv)
     changes = any(key.startswith("config.") for key in given)
     if given.get("mode") == "eval" and given.get("workdir") and changes and "config" not in given:
         recipe = ROOT / "vireid_jax" / "stored_recipe.py"
@@ -122,10 +127,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         # A recipe that raises arrives with its traceback; its last line is the message.
         _refuse(_dotted(str(error)).strip().splitlines()[-1].removeprefix("ValueError: "))
     except OSError as error:  # the recipe cannot be read, and a value of it is changed
-        if not any("stored_recipe.py:" in argument for argument in argv):
-            _refuse(
-                f"no recipe {config_flags.get_config_filename(flags.FLAGS['config'])!r}; {_known()}"
-            )
+        recipe = _given(argv).get("config", "").partition(":")[0]
+        if pathlib.Path(recipe).name != "stored_recipe.py":
+            _refuse(f"no recipe {recipe!r}; {_known()}")
         _, _, reason = str(error).partition("earlier failure to load: ")
         print(f"error: {reason.strip() or error}", file=sys.stderr)
         sys.exit(1)

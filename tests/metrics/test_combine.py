@@ -157,6 +157,20 @@ def test_rows_of_other_galleries_and_data_sets_have_tables_of_their_own(tmp_path
         assert f"{100 * mean:.1f}" in text
 
 
+def test_rows_of_other_numbers_of_draws_have_a_table_of_their_own(tmp_path, capsys):
+    """What an earlier evaluation left behind, when the plain row was scored again."""
+    once = {"trials": result(0)["trials"][:1]}
+    save(tmp_path, [result(0), result(1, flip=True, **once), result(2, feature="pool", **once)])
+    assert command.main([str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert [line for line in text.splitlines() if line.startswith("mine")] == [
+        "mine",
+        "mine (draws: 1)",
+    ]
+    assert text.index("mine (draws: 1)") < text.index("bn, flip")
+    assert text.index("mine (draws: 1)") < text.index("pool")
+
+
 def test_splits_may_be_spread_over_runs_or_lie_in_one(tmp_path, capsys):
     """A model of another data set, say, that was scored on several of RegDB's trials."""
     rows = [result(t, trial=t, test_set=f"set{t}") for t in range(3)]

@@ -88,16 +88,27 @@ def _groups(
 def _tables(
     results: Sequence[dict[str, Any]],
 ) -> list[tuple[str, dict[tuple[str, str], dict[str, Any]]]]:
-    """(title, rows) of a table for each data set, and for each way to draw the gallery."""
+    """(title, rows) of a table for each data set, and for each way to draw the gallery.
+
+    Results of one protocol are beside each other only if they are means over as many draws.
+    """
     from vireid_jax.metrics.combine import row_label
 
-    tables: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    tables: list[tuple[str, dict[tuple[str, str], dict[str, Any]]]] = []
     for result in results:
         title = str(result.get("dataset", "results"))
         if result["gallery"] == "official":
             title += ", official gallery"
-        tables.setdefault(title, {})[result["protocol"], row_label(result)] = result
-    return list(tables.items())
+        same = [rows for name, rows in tables if name.partition(" (")[0] == title]
+        for rows in same:
+            beside = [row for (protocol, _), row in rows.items() if protocol == result["protocol"]]
+            if all(row["draws"] == result["draws"] for row in beside):
+                break
+        else:
+            rows = {}
+            tables.append((title + f" (draws: {result['draws']})" * bool(same), rows))
+        rows[result["protocol"], row_label(result)] = result
+    return tables
 
 
 def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, Any]]:

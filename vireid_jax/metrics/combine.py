@@ -29,9 +29,9 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
 
     Returns:
       A dict like theirs: "metrics", "chance" and "curves" are means over the results, "std" their
-      standard deviation (divided by their number), "trials" the metrics of each result, "over"
-      and "results" (how many); "counts" are the first result's, ties those of all. Results per
-      query are left out.
+      standard deviation (divided by their number), "trials" the metrics of each result, "over",
+      "results" (how many) and "draws" (of each of them); "counts" are the first result's, ties
+      those of all. Results per query are left out.
 
     Raises:
       ValueError: no results, or results that were not measured alike; the message names the key.
@@ -68,6 +68,7 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
         "counts": {**first["counts"], "tied_true_images": tied},
         "over": over,
         "results": len(results),
+        "draws": first.get("draws", len(first["trials"])),
     }
 
 
