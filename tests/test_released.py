@@ -15,10 +15,7 @@ from PIL import Image
 from configs import common
 from tests.test_configs import RECIPES
 from vireid_jax import checkpoint, parts, run, runinfo, scores, weights
-from vireid_jax.data import corrupt
 from vireid_jax.data.synthetic.layouts import write_tree
-from vireid_jax.scoring import Scorer
-from vireid_jax.types import Records, Retrieval, Stopped
 
 SIZE = (48, 24)
 
@@ -210,52 +207,6 @@ def test_protocols_of_another_data_set_are_refused_before_training(trees, tmp_pa
     assert run.run(c, workdir=tmp_path / "run") == 1
     assert "images of camera [2], expected only [3, 6]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def people(rows, per=2):
-    """Records of (person, camera) rows, `per` images each, of a few pixels."""
-    rows = [row for row in rows for _ in range(per)]
-    person, camera = np.array(rows, np.int32).T
-    return Records(
-        np.zeros((len(rows), *SIZE, 3), np.uint8),
-        person,
-        camera,
-        np.isin(camera, (3, 6)).astype(np.int8),
-        [f"cam{c}/{p:04d}/{n:04d}" for n, (p, c) in enumerate(rows)],
-    )
-
-
-def scorer(tmp_path, *, should_stop=lambda: False, **changes):
-    c = small("smcl", "sysu", tmp_path)
-    c.eval.update(changes)
-    return Scorer(c, image_size=SIZE, mesh=None, embed=None, should_stop=should_stop)
-
-
-def test_a_protocol_under_which_nobody_can_be_found_is_refused_before_training(tmp_path):
-    """Validation people that no indoor camera has seen, or the forbidden one alone."""
-    everywhere = Retrieval(people([(1, 3), (2, 6)]), people([(1, 1), (2, 4)]))
-    outdoors = Retrieval(people([(1, 3), (2, 6)]), people([(2, 4), (1, 2)]))
-    s = scorer(tmp_path, protocols=("sysu/all/single",), validation="sysu/indoor/single")
-    s.check(everywhere, everywhere)
-    s.check(outdoors, None)
-    with pytest.raises(ValueError, match=r"sysu/indoor/single: none .*another eval.validation"):
-        s.check(everywhere, outdoors)
-    strangers = Retrieval(people([(1, 3), (2, 6)]), people([(3, 1), (4, 2)]))
-    with pytest.raises(ValueError, match=r"sysu/all/single: none .*out of eval.protocols"):
-        s.check(strangers, None)
-
-
-def test_a_stop_is_obeyed_between_corrupted_images(tmp_path):
-    polls = iter([False, False, True])
-    s = scorer(tmp_path, should_stop=lambda: next(polls), batch_size=4)
-    records = people([(p, 1) for p in range(6)])
-    with pytest.raises(Stopped):
-        s._damage(records, corrupt.parse("visible:fog:1"), 0)
-    whole = scorer(tmp_path, batch_size=99)._damage(records, corrupt.parse("visible"), 0)
-    parted = scorer(tmp_path, batch_size=5)._damage(records, corrupt.parse("visible"), 0)
-    np.testing.assert_array_equal(whole.images, parted.images)
-    assert whole.images.any() and not records.images.any()
-    assert s._damage(records, corrupt.parse("infrared"), 0) is records
 
 
 def test_the_official_gallery(trees, trained, tmp_path, capsys):
