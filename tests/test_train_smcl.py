@@ -92,6 +92,8 @@ def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
     for name in ("visible", "infrared", "syncretic"):
         assert rows[1][f"accuracy_{name}"] < 0.5
         assert np.mean([row[f"accuracy_{name}"] for row in last]) > 0.9, name
+    shown = list(rows[1])  # the line of progress ends where the terminal does
+    assert shown.index("loss") < shown.index("tri_center") < shown.index("accuracy_visible")
     assert last[-1]["loss"] < 0.5 * rows[1]["loss"]
     assert last[-1]["tri_center"] < rows[STEPS // 2]["tri_center"]
     # Adam's second moment is 0 where no batch gave a gradient.

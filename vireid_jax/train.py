@@ -7,6 +7,7 @@ killed and started again ends with the bits of a run that was not.
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -111,7 +112,8 @@ def make_train_step(
             )
         scalars["param_norm"] = optax.tree.norm(variables["params"])
         scalars["lr"] = learning_rate(state.step)
-        scalars = {k: jnp.asarray(v, jnp.float32) for k, v in scalars.items()}
+        # jit sorts the keys of a dict; the progress line shows the terms of the loss first.
+        scalars = OrderedDict((k, jnp.asarray(v, jnp.float32)) for k, v in scalars.items())
         return TrainState(state.step + 1, variables, optimizer), scalars
 
     everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
