@@ -280,9 +280,9 @@ def test_rows_of_other_galleries_and_test_images_do_not_replace_each_other(tmp_p
     evaluate.save_results([result | change for change in ({}, *others)], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a-b-official-x-01234567.json",
-        "a-b-x- flip-01234567.json",
         "a-b-x-01234567.json",
         "a-b-x-ba987654.json",
+        "a-b-x-flip-01234567.json",
     ]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -222,7 +223,7 @@ def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[st
         official = ["official"] * (result.get("gallery") == "official")
         test_set = [result["test_set"][:8]] if "test_set" in result else []
         label = "-".join([result["protocol"], *official, row_label(result), *test_set])
-        name = "".join(c if c.isalnum() or c in " ._-" else "-" for c in label) + ".json"
+        name = re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
         temporary = folder / f".{name}.tmp"
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         temporary.replace(folder / name)
