@@ -33,7 +33,7 @@ SETTINGS = {
     "train.eval_every": 0.0,
     "train.tensorboard": False,
 }
-RESULT = "sysu-all-single-bn.json"
+RESULT = "sysu-all-single-bn-????????.json"  # at its end, which test images it is of
 COLUMNS = ("R1", "R10", "mAP", "mINP")
 
 
