@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import textwrap
 import numpy as np
 from PIL import Image
 
+from vireid_jax.data import builders
 from vireid_jax.data.listing import Check, Listing
 from vireid_jax.types import Records
 
@@ -82,3 +84,23 @@ def python(code, *arguments, expected=0):
     )
     assert run.returncode == expected, run.stdout + run.stderr
     return run.stdout
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def suffixes(folder):
+    return sorted(p.suffix for p in folder.iterdir())
+
+
+def prepared_in(folder, source):
+    """The folder with the prepared set of `tree`; tests that change it take a `copy_of` it."""
+    calls = []
+    builders.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
+    assert calls == [(8, 24), (16, 24), (24, 24)]
+    return folder
+
+
+def copy_of(out, tmp_path):
+    return shutil.copytree(out, tmp_path / "copy")

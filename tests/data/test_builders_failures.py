@@ -7,12 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.mixed_tree import broken_tree, never, python, tree
+from tests.data.mixed_tree import broken_tree, copy_of, files_of, never, prepared_in, python, tree
 from vireid_jax.data import builders, stored
-
-
-def files_of(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +18,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(source, tmp_path_factory):
-    """A folder with the prepared set; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("out")
-    calls = []
-    builders.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
-    assert calls == [(8, 24), (16, 24), (24, 24)]
-    return folder
-
-
-def copy_of(out, tmp_path):
-    return shutil.copytree(out, tmp_path / "copy")
+    return prepared_in(tmp_path_factory.mktemp("out"), source)
 
 
 # --- Images that cannot be read -------------------------------------------------------------

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.data.mixed_tree import never, tree
+from tests.data.mixed_tree import never, suffixes, tree
 from vireid_jax.data import arrays, builders, cache
 from vireid_jax.types import Pixels
 
@@ -28,10 +28,6 @@ def pixels(source):
 def small_chunks(monkeypatch):
     """Chunks that divide neither the checksum blocks nor the images."""
     monkeypatch.setattr(cache, "_CHUNK", 7)
-
-
-def suffixes(folder):
-    return sorted(p.suffix for p in folder.iterdir())
 
 
 # --- Pixels ---------------------------------------------------------------------------------

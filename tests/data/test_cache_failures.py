@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.data.mixed_tree import broken_tree, never, python, tree
+from tests.data.mixed_tree import broken_tree, never, python, suffixes, tree
 from vireid_jax.data import arrays, builders, cache, disk, stored
 
 SIZE = (16, 8)
@@ -32,10 +32,6 @@ def pixels(source):
 def small_chunks(monkeypatch):
     """Chunks that divide neither the checksum blocks nor the images."""
     monkeypatch.setattr(cache, "_CHUNK", 7)
-
-
-def suffixes(folder):
-    return sorted(p.suffix for p in folder.iterdir())
 
 
 # --- Broken images --------------------------------------------------------------------------

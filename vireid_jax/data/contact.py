@@ -2,13 +2,12 @@
 
 import io
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 
 from vireid_jax.data.listing import Listing
+from vireid_jax.data.picture import picture_path, write_picture
 from vireid_jax.data.readers import select
 from vireid_jax.types import MODALITIES, Records
 
@@ -50,11 +49,7 @@ def contact_sheet(
     select.check_number("persons", persons, 1, 200)
     if shots is not None:
         select.check_number("shots", shots, 1, 20)
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{target} does not end like a picture, expected a name such as sheet.png")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} does not exist; make it first")
+    target = picture_path(path)
     records = listing.records
     chosen = select.paired(records, np.ones(len(records), bool))
     if not len(chosen):
@@ -101,7 +96,7 @@ def contact_sheet(
                     continue
                 at = x + (width - picture.width) // 2, top + (height - picture.height) // 2
                 sheet.paste(picture, at)
-    _write(sheet, target)
+    write_picture(sheet, target)
     return problems
 
 
@@ -130,16 +125,3 @@ def _opened(image: Any, width: int, height: int) -> Any:
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def _write(sheet: Any, target: pathlib.Path) -> None:
-    """Saves under another name first, so that a half-written picture is never there."""
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    try:
-        sheet.save(part)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise

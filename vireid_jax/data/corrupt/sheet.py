@@ -1,13 +1,12 @@
 """A contact sheet of the corruptions: every kind at every severity on one picture of a person."""
 
 import os
-import pathlib
-import tempfile
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vireid_jax.data.corrupt import CORRUPTIONS, MIN_SIDE, SEVERITIES, corrupt
+from vireid_jax.data.picture import picture_path, write_picture
 
 IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
 _SHOWN = (112, 56)  # reduced, so that the sheet stays small
@@ -61,11 +60,7 @@ def contact_sheet(
       ValueError: the ending is not that of a picture format, or see `corrupt`.
       OSError: the file cannot be written.
     """
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{target} does not end like a picture, expected a name such as sheet.png")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} does not exist; make it first")
+    target = picture_path(path)
     if min(shown) < MIN_SIDE:
         raise ValueError(f"shown is {shown}, expected sides of {MIN_SIDE} pixels or more")
     height, width = shown
@@ -87,12 +82,4 @@ def contact_sheet(
             sheet.paste(small, (left + _CAPTION + column * (width + _GAP), top))
     # Noise hardly compresses: without the two lowest bits the file is a quarter smaller.
     sheet = Image.fromarray(np.asarray(sheet) & np.uint8(0xFC))
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    try:
-        sheet.save(part, optimize=True)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
+    write_picture(sheet, target, optimize=True)

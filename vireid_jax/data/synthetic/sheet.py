@@ -1,11 +1,10 @@
 """A contact sheet of the embedded data set: rows are people, columns cameras."""
 
 import os
-import pathlib
-import tempfile
 
 import numpy as np
 
+from vireid_jax.data.picture import picture_path, write_picture
 from vireid_jax.data.synthetic.cameras import CAMERAS
 from vireid_jax.data.synthetic.dataset import FIRST_PERSON, check_count, render_images
 from vireid_jax.types import MODALITIES
@@ -42,9 +41,7 @@ def contact_sheet(
     check_count("shots", shots, 1, 20)
     if split not in FIRST_PERSON:
         raise ValueError(f"split {split!r} is unknown, expected one of {sorted(FIRST_PERSON)}")
-    target = pathlib.Path(path)
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"{target} does not end like a picture, expected a name such as sheet.png")
+    target = picture_path(path)
     height, width = image_size
     order = [c for m in (0, 1) for c in CAMERAS if c.modality == m]
     person, column, shot = (
@@ -68,14 +65,4 @@ def contact_sheet(
     for p, c, s, image in zip(person, column, shot, images, strict=True):
         at = _MARGIN + c * block + s * width, _HEAD + p * (height + _GAP)
         sheet.paste(Image.fromarray(image), (int(at[0]), int(at[1])))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} does not exist; make it first")
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    try:
-        sheet.save(part)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
+    write_picture(sheet, target)
