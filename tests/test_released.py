@@ -267,7 +267,7 @@ def test_a_model_is_not_tested_on_people_it_was_trained_on(
     c = small("smcl", "folders", tmp_path, trees["folders"])
     workdir = tmp_path / "run"
     runinfo.save_run_info(workdir, c.to_dict(), ["x"])
-    built = parts.build(c)
+    built, _ = parts.build(c)
     runinfo.save_classes(workdir, built.split, built.persons)
     c.data.update(change)
     assert run.run(c, workdir=workdir, mode="eval") == 1
@@ -311,7 +311,7 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
     assert "unused in the file: fc.bias" in lines
     assert "not from the file: params/classifier/kernel" in lines
-    shapes = jax.eval_shape(parts.build(c).method.init, jax.random.key(0))
+    shapes = jax.eval_shape(parts.build(c)[0].method.init, jax.random.key(0))
     variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
     file = weights.read(FIXTURE)

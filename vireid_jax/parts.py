@@ -19,20 +19,25 @@ from vireid_jax.weights import Report
 
 
 class Parts(NamedTuple):
-    """What a recipe describes, built."""
+    """What a recipe describes, built: all that scoring needs."""
 
     split: Split
     method: Method
-    batches: Callable[[int, int], Iterator[Batch]]
-    batch: Any  # shapes and dtypes of a global batch
-    steps_per_epoch: int
     image_size: tuple[int, int]
     mesh: jax.sharding.Mesh
     persons: np.ndarray  # int32 [C], the person behind each class
     weights: Report | None = None  # what was taken from the file of config.init
 
 
-def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts:
+class Feed(NamedTuple):
+    """What training needs besides."""
+
+    batches: Callable[[int, int], Iterator[Batch]]
+    batch: Any  # shapes and dtypes of a global batch
+    steps_per_epoch: int
+
+
+def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple[Parts, Feed]:
     """Builds what the recipe describes; cheap checks come before the data is loaded.
 
     Args:
@@ -84,8 +89,8 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> Parts
     image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
     label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
-    mesh = sharding.make_mesh()
-    return Parts(split, method, batches, batch, steps, image_size, mesh, persons, report)
+    parts = Parts(split, method, image_size, sharding.make_mesh(), persons, report)
+    return parts, Feed(batches, batch, steps)
 
 
 def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None) -> Parts:
@@ -106,11 +111,7 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
         persons = train_labels(split.train)[1]
     method, _ = _method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
 
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        raise NotImplementedError("these parts were built to score, not to train")
-
-    size = tuple(config.data.image_size)
-    return Parts(split, method, batches, None, 1, size, sharding.make_mesh(), persons)
+    return Parts(split, method, tuple(config.data.image_size), sharding.make_mesh(), persons)
 
 
 def check_eval(config: ml_collections.ConfigDict) -> None:

@@ -29,7 +29,7 @@ from vireid_jax import (
 from vireid_jax.data import augment, datasets, disk
 from vireid_jax.metrics import format_table
 from vireid_jax.metrics.combine import row_label
-from vireid_jax.parts import Parts, build, build_to_score
+from vireid_jax.parts import Feed, Parts, build, build_to_score
 from vireid_jax.scoring import Scorer
 from vireid_jax.types import Stopped
 
@@ -94,9 +94,9 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     """
     _check_durations(**config.train)
     runinfo.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
-    parts = build(config, resuming=_has_checkpoint(workdir))
+    parts, feed = build(config, resuming=_has_checkpoint(workdir))
     transform, learning_rate = optim.make(
-        steps_per_epoch=parts.steps_per_epoch, epochs=config.train.epochs, **config.optim
+        steps_per_epoch=feed.steps_per_epoch, epochs=config.train.epochs, **config.optim
     )
     step_fn = train.make_train_step(
         parts.method,
@@ -110,7 +110,7 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     keep, tensorboard = options.pop("keep"), options.pop("tensorboard")
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     # Tracing finds what is wrong with any option before the folder says that a run has begun.
-    jax.eval_shape(step_fn, train.abstract_state(parts.method, transform), parts.batch)
+    jax.eval_shape(step_fn, train.abstract_state(parts.method, transform), feed.batch)
     embed = evaluate.make_embed(parts.method, parts.mesh)
     scorer = _scorer(config, parts, embed)
     scorer.check(parts.split.test, parts.split.val)
@@ -122,7 +122,7 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
         (workdir / "parameters.txt").write_text(overview + "\n")
         if parts.weights is not None:
             (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
-        print(_summary(config, parts, shapes, workdir), flush=True)
+        print(_summary(config, parts, feed, shapes, workdir), flush=True)
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=keep)
     with contextlib.closing(checkpoints):
@@ -145,8 +145,8 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
                 state=state,
                 start=start,
                 step_fn=step_fn,
-                batches=parts.batches,
-                steps_per_epoch=parts.steps_per_epoch,
+                batches=feed.batches,
+                steps_per_epoch=feed.steps_per_epoch,
                 mesh=parts.mesh,
                 writer=log,
                 checkpoints=checkpoints,
@@ -291,7 +291,11 @@ def _use_compilation_cache() -> None:
 
 
 def _summary(
-    config: ml_collections.ConfigDict, parts: Parts, shapes: Any, workdir: pathlib.Path
+    config: ml_collections.ConfigDict,
+    parts: Parts,
+    feed: Feed,
+    shapes: Any,
+    workdir: pathlib.Path,
 ) -> str:
     """What is about to happen, before it takes long."""
     count = parameter_overview.count_parameters(shapes["params"])
@@ -304,7 +308,7 @@ def _summary(
             f"method    {config.method.name}, {count / 1e6:.2f} M parameters",
             f"weights   {parts.weights or origin}",
             f"batch     {pk} per modality, {parts.image_size[0]} x {parts.image_size[1]} pixels",
-            f"schedule  {parts.steps_per_epoch} steps/epoch x {config.train.epochs:g} epochs",
+            f"schedule  {feed.steps_per_epoch} steps/epoch x {config.train.epochs:g} epochs",
             f"devices   {len(devices)} x {devices[0].device_kind}, "
             f"{jax.process_count()} process(es)",
             f"run       {workdir}",
