@@ -82,8 +82,8 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     """A function that does one step and returns its loss, and the compiler's memory figures."""
     import jax
 
+    from tests.reference.case import fill
     from tests.reference.convert import flatten, nest
-    from tests.reference.inputs import fill
     from vireid_jax import optim, sharding
     from vireid_jax.data.augment import standardize
     from vireid_jax.methods import smcl
@@ -131,13 +131,13 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
     import torch
     from torch.nn import functional
 
-    from tests.reference import expected
+    from tests.reference import running
     from tests.reference.smcl import MEAN, SMCL, STD
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {k: v for k, v in s["method"].items() if k in inspect.signature(SMCL).parameters}
     model: Any = SMCL(num_classes=s["num_classes"], **options)
-    expected.load(model, "benchmark")
+    running.load(model, "benchmark")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     model = model.to(device).to(memory_format=memory_format).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, weight_decay=s["weight_decay"])

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.reference import store
+from tests.reference.case import Arrays, direction, fill
 from tests.reference.convert import flatten, nest
-from tests.reference.inputs import Arrays, case_inputs, direction, fill
+from tests.reference.inputs import case_inputs
 
 sources = pytest.mark.parametrize(
     "source", ["golden", pytest.param("torch", marks=pytest.mark.torch)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 Flat = dict[str, np.ndarray]
-STREAMS = ("visible", "infrared")
+STREAMS = ("visible", "infrared", "auxiliary")
 
 
 def _path(name: str, ndim: int) -> str:
@@ -25,7 +25,8 @@ def _path(name: str, ndim: int) -> str:
     if "shared" in parts:
         parts.remove("shared")
     for s in STREAMS:
-        if s in parts:
+        # The stream of a trunk; a generator may be called "auxiliary" too.
+        if s in parts and parts[parts.index(s) + 1].startswith(("stem", "layer")):
             parts.remove(s)
             stream = "_" + s
     modules: list[str] = []

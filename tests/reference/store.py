@@ -12,7 +12,8 @@ import zipfile
 
 import numpy as np
 
-from .inputs import CASES, Arrays, case_inputs
+from .case import Arrays
+from .inputs import CASES, case_inputs
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 WHOLE = 64
