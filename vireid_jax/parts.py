@@ -1,5 +1,6 @@
 """The parts that a recipe describes, built: data, method, batches, mesh."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,15 @@ from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
 from vireid_jax.scoring import check_protocols
-from vireid_jax.types import Batch, Method, Split, Variables, check_batch, train_labels
+from vireid_jax.types import (
+    Batch,
+    Method,
+    Split,
+    Variables,
+    check_batch,
+    epochs_to_steps,
+    train_labels,
+)
 from vireid_jax.weights import Report
 
 
@@ -196,12 +205,18 @@ def _method(
 ) -> tuple[Method, Report | None]:
     """The method, starting from the arrays of a file if there are some: (path, arrays)."""
     options = config.method.to_dict()
-    method = get_build(options.pop("name"))(
-        num_classes=num_classes,
-        image_size=tuple(config.data.image_size),
-        steps_per_epoch=steps_per_epoch,
-        **options,
-    )
+    build = get_build(options.pop("name"))
+    facts = {
+        "num_classes": num_classes,
+        "image_size": tuple(config.data.image_size),
+        "steps_per_epoch": steps_per_epoch,
+        "num_steps": epochs_to_steps(config.train.epochs, steps_per_epoch),
+        "num_ids": config.sampler.num_ids,
+        "num_instances": config.sampler.num_instances,
+    }
+    # A method has a parameter for each fact of the run that it depends on, and for no other.
+    wanted = inspect.signature(build).parameters
+    method = build(**{k: v for k, v in facts.items() if k in wanted}, **options)
     if pretrained is None:
         return method, None
     path, content = pretrained

@@ -90,6 +90,8 @@ def make_train_step(
         (total, aux), grads = jax.value_and_grad(of_params, has_aux=True)(params)
         updates, optimizer = transform.update(grads, optimizer, params)
         params = optim.apply(params, updates, learning_rate(step))
+        if method.project is not None:
+            params = method.project(params)
         scalars = {"loss": total, **aux.terms, **aux.metrics, "grad_norm": optax.tree.norm(grads)}
         return {**variables, **aux.updates, "params": params}, optimizer, scalars
 

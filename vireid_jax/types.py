@@ -10,12 +10,16 @@ Shape letters, used in every docstring:
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 VISIBLE, INFRARED = 0, 1
 MODALITIES = ("visible", "infrared")
+# The copies that leading stages of a network may have: one for each modality of a batch, and one
+# for the images of an auxiliary modality. They are suffixes of parameter names.
+AUXILIARY = 2
+STEMS = (*MODALITIES, "auxiliary")
 
 Variables = Mapping[str, Any]  # flax collections: {"params": tree, "batch_stats": tree, ...}
 
@@ -32,6 +36,8 @@ class Batch(TypedDict):
     infrared: Any  # uint8 [B, H, W, 3]
     label: Any  # int32 [B], 0 .. C-1
     camera: Any  # int32 [B, 2]: the camera of the visible and of the infrared image
+    # Made in the step, if asked for: another view of the visible images, as in CAJ.
+    visible_second: NotRequired[Any]  # float32 [B, H, W, 3]
 
 
 class Pixels:
@@ -152,12 +158,16 @@ class Method(NamedTuple):
     embed: (variables, images [N, H, W, 3] standardized float32, modality) ->
       {feature name: float32 [N, D]}; the first feature is the method's headline.
     later: losses minimized one after the other in the same step, after `loss`.
+    project: (params) -> params, applied after every update: keeps parameters within bounds.
+    second_view: whether `loss` reads the batch's "visible_second".
     """
 
     init: Callable[[Any], Variables]
     loss: LossFn
     embed: Callable[[Variables, Any, int], dict[str, Any]]
     later: tuple[LaterLoss, ...] = ()
+    project: Callable[[Any], Any] | None = None
+    second_view: bool = False
 
 
 class Stopped(Exception):

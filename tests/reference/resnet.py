@@ -2,10 +2,11 @@
 
 Below `shared.` the names are the usual ones of published ImageNet weights (stem.conv1,
 stem.bn1, layer1.0.conv1, ..., downsample.0, downsample.1). Leading stages can be kept once
-per modality; those live under `visible.` and `infrared.`.
+per modality; those live under `visible.` and `infrared.`,
+and under `auxiliary.` if images of a third modality have a copy too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ LAYOUTS = {  # depth: (bottleneck?, blocks in each stage)
     14: (True, (1, 1, 1, 1)),
     50: (True, (3, 4, 6, 3)),
 }
-STREAMS = ("visible", "infrared")
+STREAMS = ("visible", "infrared", "auxiliary")
 
 Kept = tuple[int, int] | None
 
@@ -145,6 +146,7 @@ class ResNet(nn.Module):
       specific: how many leading stages each modality owns (0 none, 1 the stem, 2 the stem
         and layer1, ...).
       kept: how many leading modalities move the running statistics; None for all.
+      copies: of the specific stages, the first of STREAMS.
     """
 
     def __init__(
@@ -154,12 +156,13 @@ class ResNet(nn.Module):
         last_stride: int = 1,
         specific: int = 0,
         kept: int | None = None,
+        copies: int = 2,
     ) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.specific = kept, specific
         self.streams = bool(specific)
         if specific:
-            for name in STREAMS:
+            for name in STREAMS[:copies]:
                 self.add_module(
                     name, nn.ModuleDict(_stages(depth, width, last_stride, 0, specific))
                 )
@@ -167,9 +170,16 @@ class ResNet(nn.Module):
         self.features = width * 8 * (4 if LAYOUTS[depth][0] else 1)
 
     def forward(
-        self, images: Sequence[torch.Tensor], stems: Sequence[int] | None = None
+        self,
+        images: Sequence[torch.Tensor],
+        stems: Sequence[int] | None = None,
+        generate: Callable[[list[torch.Tensor]], list[torch.Tensor]] | None = None,
+        after: int = 2,
     ) -> torch.Tensor:
-        """M arrays [B, 3, H, W] -> [B * M, F, h, w]; row b * M + m is modality m of slot b."""
+        """M arrays [B, 3, H, W] -> [B * M, F, h, w]; row b * M + m is modality m of slot b.
+
+        generate: after `after` stages, turns the M maps into those that go on.
+        """
         maps: list[torch.Tensor] = list(images)
         if self.streams:
             assert stems is not None and len(stems) == len(maps)
@@ -185,7 +195,12 @@ class ResNet(nn.Module):
                     x = stage(x, kept)
                 for m, y in zip(members, x.unflatten(0, (-1, len(members))).unbind(1), strict=True):
                     maps[m] = y
-        x = torch.stack(maps, 1).flatten(0, 1)
+        done = self.specific
         for stage in self.shared.values():
-            x = stage(x, None if self.kept is None else (len(maps), self.kept))
-        return x
+            if generate is not None and done == after:
+                maps = generate(maps)
+            x = torch.stack(maps, 1).flatten(0, 1)
+            x = stage(x, None if self.kept is None else (len(maps), min(self.kept, len(maps))))
+            maps = list(x.unflatten(0, (-1, len(maps))).unbind(1))
+            done += 1
+        return torch.stack(maps, 1).flatten(0, 1)

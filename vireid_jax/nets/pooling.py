@@ -12,6 +12,20 @@ def gap(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
 
 
+def gem(x: jax.Array, p: float = 3.0) -> jax.Array:
+    """Generalized-mean pooling with a fixed p, as in AGW's code: (mean(x^p) + 1e-12)^(1/p).
+
+    Args:
+      x: [N, h, w, F], not negative (after a ReLU), or p is an even number.
+      p: 1 is the mean.
+
+    Returns:
+      [N, F], float32 or wider.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return ((x**p).mean((1, 2)) + 1e-12) ** (1 / p)
+
+
 class GeM(nn.Module):
     """Generalized-mean pooling: (mean of max(x, eps)^p)^(1/p), p learned.
 

@@ -7,7 +7,7 @@ dots turned into nesting and list indices into suffixes (`layer1.0.conv1.weight`
 `layer1_0/conv1/kernel`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
-from vireid_jax.types import MODALITIES
+from vireid_jax.types import STEMS
 
 KERNELS = ("xla", "cpu")
 
@@ -80,46 +80,78 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Sequence[jax.Array], *, stems: Sequence[int] | None = None, train: bool
+        self,
+        images: Sequence[jax.Array],
+        *,
+        stems: Sequence[int] | None = None,
+        train: bool,
+        generate: Callable[[list[jax.Array]], list[jax.Array]] | None = None,
+        after: int = 2,
     ) -> jax.Array:
         """Embeds M images per slot.
 
         Args:
           images: M arrays [B, H, W, 3].
-          stems: for each array the modality (VISIBLE or INFRARED) whose specific stages
-            it passes; not needed when `specific` is 0.
+          stems: for each array whose specific stages it passes (VISIBLE, INFRARED or
+            AUXILIARY); not needed when `specific` is 0.
           train: normalize by batch statistics and update the running ones.
+          generate: turns the M maps [B, h, w, F] after some stages into those that pass the
+            others, such as the same and a generated one.
+          after: how many stages come before `generate`: 1 the stem, 2 the stem and layer1.
 
         Returns:
-          Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b.
+          Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b, with the M of
+          `generate` if it is given.
 
         Raises:
-          ValueError: for an unknown depth or an impossible set of stems.
+          ValueError: for an unknown depth, an impossible set of stems, or a `generate` amid
+            specific stages.
         """
         if not 0 <= self.specific <= 5:
             raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
+        if generate is not None and not max(self.specific, 1) <= after <= 5:
+            raise ValueError(
+                f"after is {after} with specific {self.specific}, expected "
+                f"{max(self.specific, 1)} to 5: maps are generated from the specific stages' output"
+            )
         if not self.specific:
             stems = (0,) * len(images)
         elif stems is None or len(stems) != len(images):
             raise ValueError(
                 f"{len(images)} modalities with stems {stems}: name the stem of each "
-                "(VISIBLE or INFRARED) when specific > 0"
+                "(VISIBLE, INFRARED or AUXILIARY) when specific > 0"
             )
-        streams: list[Any] = [None] * len(images)
-        shared = range(max(self.specific, 1), 5)  # stage 0 is the stem
+        x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
+        if generate is not None:
+            x = self._stages(x, range(done, after), self._kept(count), train)
+            x = deinterleave(x, count)
+            maps = generate([x[:, m] for m in range(count)])
+            x, count, done = interleave(maps), len(maps), after
+        return self._stages(x, range(done, 5), self._kept(count), train)
+
+    def _specific(
+        self, images: Sequence[jax.Array], stems: Sequence[int], train: bool
+    ) -> jax.Array:
+        """The stem, shared or not, and further specific stages: M images to [B * M, h, w, F]."""
+        maps: list[Any] = [None] * len(images)
         for stem in sorted(set(stems)):
             members = [m for m, s in enumerate(stems) if s == stem]
             kept = sum(m < self.running[1] for m in members) if self.running else 0
             running = (len(members), kept) if 0 < kept < len(members) else None
-            suffix = f"_{MODALITIES[stem]}" if self.specific else ""
+            suffix = f"_{STEMS[stem]}" if self.specific else ""
             x = self._stem([images[m] for m in members], suffix, running, train)
             for stage in range(1, max(self.specific, 1)):
                 x = self._stage(x, stage, suffix, running, train)
             if len(members) == len(images):
-                return self._stages(x, shared, running, train)
+                return x
             for at, m in enumerate(members):
-                streams[m] = deinterleave(x, len(members))[:, at]
-        return self._stages(interleave(streams), shared, self.running, train)
+                maps[m] = deinterleave(x, len(members))[:, at]
+        return interleave(maps)
+
+    def _kept(self, modalities: int) -> tuple[int, int] | None:
+        """`running` of a layer that sees this many modalities."""
+        kept = self.running[1] if self.running else modalities
+        return (modalities, kept) if kept < modalities else None
 
     def _stages(self, x: jax.Array, stages: range, running: Any, train: bool) -> jax.Array:
         for stage in stages:
