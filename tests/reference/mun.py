@@ -1,0 +1,365 @@
+"""The whole MUN model (Yu et al., ICCV 2023) and its training step in PyTorch.
+
+Written from the paper's equations with one loop for each of their symbols. Features come as
+Z [B, M, D] with the modalities in the order visible, infrared, auxiliary (v, r, a in the
+paper), rows identity by identity. The memory of the prototypes is an argument and a result,
+never a state of the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from . import losses
+from .mun_generator import Unifying
+from .mun_losses import (
+    alignment,
+    batch_hard_triplet,
+    beta,
+    modality_alignment,
+    rows_of,
+    weighted_regularized_triplet,
+)
+from .resnet import BatchNorm, ResNet
+from .smcl import SMGM
+
+Memory = dict[str, torch.Tensor]
+NAMES = ("visible", "infrared", "auxiliary")
+
+
+class GeM(nn.Module):
+    """Generalized mean over the map, (mean(x^p) + 1e-12)^(1/p); a learned p clamps x at 1e-6."""
+
+    def __init__(self, p: float, learned: bool) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([p])) if learned else None
+        self.fixed = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.p is not None:
+            return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)
+        return ((x**self.fixed).mean((2, 3)) + 1e-12) ** (1 / self.fixed)
+
+
+# --- Model ------------------------------------------------------------------------------
+
+
+class MUN(nn.Module):
+    """Generator, trunk, pooling, neck, classifiers and prototype maps.
+
+    Options have the names and defaults of `vireid_jax.methods.mun.build`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_ids: int,
+        num_instances: int,
+        num_steps: int,
+        image_size: Sequence[int],
+        depth: int = 50,
+        width: int = 64,
+        last_stride: int = 1,
+        specific: int = 2,
+        auxiliary: str = "mun",
+        aux_stem: str = "own",
+        smgm_width: int = 16,
+        smgm_shared: bool = True,
+        smgm_input: str = "standardized",
+        x_width: int = 1,
+        x_input: str = "unit",
+        generator: Mapping[str, Any] | None = None,
+        shared_input: str = "raw",
+        gem_p: float = 3.0,
+        gem_learned: bool = False,
+        neck: str = "shared",
+        tri: str = "vr",
+        tri_form: str = "hard",
+        tri_margin: float = 0.3,
+        idc_weight: float = 0.25,
+        ida_weight: float = 0.0,
+        ia_weight: float = 0.5,
+        ma_weight: float = 0.008,
+        ia_margin: float = 0.55,
+        ia_form: str = "hinge",
+        ia_normalize: bool = False,
+        prototypes: str = "slot",
+        prototype_map: str = "linear",
+        beta_schedule: str = "linear",
+        beta_role: str = "new",
+        beta_first: str = "full",
+        bridge: bool = True,
+        mmd_bandwidth: str = "adaptive",
+        mmd_sigma: float = 1.0,
+        bn_running: str = "all",
+    ) -> None:
+        super().__init__()
+        self.kind, self.specific = auxiliary, specific
+        self.refined = shared_input == "refined"
+        self.third_stem = 2 if aux_stem == "own" else 0
+        self.kept = 2 if bn_running == "vi" and auxiliary != "none" else None
+        own_copy = auxiliary not in ("none", "mun") and aux_stem == "own"
+        copies = 3 if own_copy else 2
+        self.backbone = ResNet(depth, width, last_stride, specific, self.kept, copies)
+        if auxiliary == "mun":
+            channels = width if specific == 1 or depth in (10, 18, 34) else 4 * width
+            size = tuple((side + 3) // 4 for side in image_size)  # of stage 1, rounded up twice
+            self.auxiliary = Unifying(channels, size, **(generator or {}))
+        elif auxiliary == "syncretic":
+            self.auxiliary = SMGM(smgm_width, smgm_shared, smgm_input)
+        elif auxiliary == "x":
+            from . import auxiliary as generators
+
+            self.auxiliary = generators.X(x_width, x_input)
+        elif auxiliary in ("gray", "mixed"):
+            from . import auxiliary as generators
+
+            self.auxiliary = {"gray": generators.Gray, "mixed": generators.Mixed}[auxiliary]()
+        d = self.backbone.features
+        self.pool = GeM(gem_p, gem_learned)
+        self.neck = BatchNorm(d, use_bias=False) if neck == "shared" else None
+        self.classifier_visible = nn.Linear(d, num_classes, bias=False)
+        self.classifier_infrared = nn.Linear(d, num_classes, bias=False)
+        if ida_weight:
+            self.classifier_auxiliary = nn.Linear(d, num_classes, bias=False)
+        if ma_weight and prototypes != "none" and prototype_map != "frozen":
+            side = num_ids * num_instances if prototype_map == "slot" else d
+            for name in ("shared",) if prototype_map == "shared" else NAMES:
+                self.add_module(f"prototype_{name}", nn.Linear(side, side, bias=False))
+        self.weights = {
+            "id_visible": 1.0,
+            "id_infrared": 1.0,
+            "tri": 1.0,
+            "idc": idc_weight,
+            "ida": ida_weight,
+            "ia": ia_weight,
+            "ma": ma_weight,
+        }
+        self.num_steps = num_steps
+        self.tri, self.tri_form, self.tri_margin = tri, tri_form, tri_margin
+        self.ia = dict(margin=ia_margin, form=ia_form, normalize=ia_normalize)
+        self.prototypes, self.prototype_map = prototypes, prototype_map
+        self.schedule, self.role, self.first = beta_schedule, beta_role, beta_first
+        self.ma = dict(bridge=bridge, bandwidth=mmd_bandwidth, sigma=mmd_sigma)
+
+    # --- From images to features ---
+
+    def features(self, visible: torch.Tensor, infrared: torch.Tensor) -> torch.Tensor:
+        """The training pass: [B, 3, H, W] twice -> Z [B, M, D]."""
+        images, stems = [visible, infrared], [0, 1]
+        if self.kind == "mun":
+            maps = self.backbone(images, stems, generate=self.generate, after=self.specific)
+            return self.pool(maps).unflatten(0, (-1, 3))
+        if self.kind != "none":
+            images.append(self.auxiliary(visible, infrared))
+            stems.append(self.third_stem)
+        return self.pool(self.backbone(images, stems)).unflatten(0, (-1, len(images)))
+
+    def generate(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """F^v, F^r -> what enters the shared stages: F^v, F^r (or refined ones) and F^a."""
+        visible, infrared = maps
+        made, refined_visible, refined_infrared = self.auxiliary(visible, infrared)
+        if self.refined:
+            return [refined_visible, refined_infrared, made]
+        return [visible, infrared, made]
+
+    def normalized(self, z: torch.Tensor) -> torch.Tensor:
+        """Z [B, M, D] after the neck, which all modalities pass together."""
+        if self.neck is None:
+            return z
+        kept = None if self.kept is None else (z.shape[1], self.kept)
+        return self.neck(z.flatten(0, 1), kept).unflatten(0, z.shape[:2])
+
+    @torch.no_grad()
+    def embed(self, images: torch.Tensor, modality: int) -> dict[str, torch.Tensor]:
+        """Test features of one modality: after the neck ("bn"), where there is one, and Z."""
+        training = self.training
+        self.eval()
+        learn = None
+        if self.kind == "mun" and self.refined:
+            intra = self.auxiliary.get_submodule(f"intra_{NAMES[modality]}")
+
+            def learn(maps: list[torch.Tensor]) -> list[torch.Tensor]:
+                return [intra(maps[0])]
+
+        z = self.pool(self.backbone([images], [modality], generate=learn, after=self.specific))
+        result = {"pool": z}
+        if self.neck is not None:
+            result = {"bn": self.neck(z), "pool": z}
+        self.train(training)
+        return result
+
+    # --- Prototypes ---
+
+    def mapped(self, z: torch.Tensor) -> torch.Tensor:
+        """W_p^m Z^m for every modality: [B, M, D] -> [B, M, D]."""
+        result = []
+        for m in range(z.shape[1]):
+            rows = z[:, m]
+            if self.prototype_map == "frozen":
+                result.append(rows)
+                continue
+            name = "shared" if self.prototype_map == "shared" else NAMES[m]
+            w = self.get_submodule(f"prototype_{name}").weight
+            if self.prototype_map == "slot":  # eq. (13) as typeset: W is B x B and mixes rows
+                result.append(w @ rows)
+            else:
+                result.append(torch.stack([w @ row for row in rows]))
+        return torch.stack(result, 1)
+
+    def new_memory(self, num_classes: int, num_ids: int, num_instances: int) -> Memory:
+        """What the memory is before the first step; nothing of it is used there."""
+        d = self.backbone.features
+        if self.prototypes == "slot":
+            return {"prototype": torch.zeros(num_ids * num_instances, 3, d).double()}
+        if self.prototypes == "identity":
+            return {
+                "prototype": torch.zeros(num_classes, num_instances, 3, d).double(),
+                "seen": torch.zeros(num_classes).double(),
+            }
+        return {}
+
+    def accumulate(
+        self, z: torch.Tensor, labels: torch.Tensor, step: int, memory: Memory
+    ) -> tuple[torch.Tensor, Memory]:
+        """Eqs. (13) and (14): T [B, 3, D] of this step, and the memory for the next."""
+        if self.prototypes == "none":
+            return z, {}
+        new = self.mapped(z)
+        weight = beta(step, self.num_steps, self.schedule)
+        if self.role == "memory":
+            weight = 1 - weight
+        if step == 0:  # eq. (13)
+            weight = 1.0
+            if self.first == "stop":
+                new = new.detach()
+        old = memory["prototype"].detach()
+        t: list[torch.Tensor] = [new[0]] * len(new)
+        later = {k: v.clone() for k, v in memory.items()}
+        for identity, rows in rows_of(labels).items():
+            for k, row in enumerate(rows):
+                if self.prototypes == "slot":
+                    own = weight
+                    previous = old[row]
+                else:
+                    own = weight if memory["seen"][identity] else 1.0
+                    previous = old[identity, k]
+                t[row] = own * new[row] + (1 - own) * previous
+                if self.prototypes == "slot":
+                    later["prototype"][row] = t[row].detach()
+                else:
+                    later["prototype"][identity, k] = t[row].detach()
+        if self.prototypes == "identity":
+            for identity in rows_of(labels):
+                later["seen"][identity] = 1
+        return torch.stack(t), later
+
+    # --- Objective ---
+
+    def terms(
+        self,
+        visible: torch.Tensor,
+        infrared: torch.Tensor,
+        labels: torch.Tensor,
+        step: int,
+        memory: Memory,
+    ) -> tuple[dict[str, torch.Tensor], Memory]:
+        """The unweighted terms of eq. (17) whose weight is not 0, and the new memory."""
+        z = self.features(visible, infrared)
+        f = self.normalized(z)
+        heads = (self.classifier_visible, self.classifier_infrared)
+
+        def classify(head: nn.Module, m: int) -> torch.Tensor:
+            return losses.cross_entropy(head(f[:, m]), labels)
+
+        terms = {
+            "id_visible": classify(heads[0], 0),
+            "id_infrared": classify(heads[1], 1),
+            "tri": self.triplet(z, labels),
+        }
+        if self.weights["idc"]:
+            terms["idc"] = classify(heads[0], 2) + classify(heads[1], 2)
+        if self.weights["ida"]:
+            terms["ida"] = classify(self.classifier_auxiliary, 2)
+        if self.weights["ia"]:
+            terms["ia"] = alignment(z, labels, **self.ia)
+        if self.weights["ma"]:
+            t, memory = self.accumulate(z, labels, step, memory)
+            terms["ma"] = modality_alignment(t, labels, **self.ma)
+        return terms, memory
+
+    def triplet(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """L_tri over the rows of Z^v and Z^r, or of all three."""
+        rows = z[:, :2] if self.tri == "vr" else z
+        if self.tri_form == "weighted":
+            return weighted_regularized_triplet(rows, labels)
+        return batch_hard_triplet(rows, labels, self.tri_margin)
+
+    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Eq. (17)."""
+        return torch.stack([self.weights[k] * v for k, v in terms.items()]).sum()
+
+
+# --- Training ---------------------------------------------------------------------------
+
+
+def make_optimizer(
+    model: MUN, options: Mapping[str, Any]
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a lower rate for the trunk, and MultiStepLR.
+
+    Normalization layers, biases and layer scales, all that is not a matrix or a kernel, do
+    not decay.
+
+    `options`: lr, weight_decay, backbone (factor of the rate), milestones in steps, gamma.
+    """
+    groups = []
+    for in_trunk in (True, False):
+        for decays in (True, False):
+            members = [
+                p
+                for name, p in model.named_parameters()
+                if name.startswith("backbone.") == in_trunk and (p.ndim > 1) == decays
+            ]
+            groups.append(
+                {
+                    "params": members,
+                    "lr": options["lr"] * (options["backbone"] if in_trunk else 1.0),
+                    "weight_decay": options["weight_decay"] if decays else 0.0,
+                }
+            )
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, options.get("milestones", ()), options.get("gamma", 0.1)
+    )
+    return optimizer, schedule
+
+
+@torch.no_grad()
+def project(model: MUN) -> None:
+    """Brings the layer scales back into (0, 1]."""
+    for name, p in model.named_parameters():
+        if name.endswith("layer_scale"):
+            p.copy_(functional.hardtanh(p, 1e-6, 1.0))
+
+
+def train_step(
+    model: MUN,
+    optimizer: torch.optim.Optimizer,
+    images: tuple[torch.Tensor, torch.Tensor],
+    labels: torch.Tensor,
+    step: int,
+    memory: Memory,
+) -> tuple[dict[str, torch.Tensor], Memory]:
+    """One step on eq. (17), then the projection; returns terms and total, and the memory."""
+    optimizer.zero_grad()
+    terms, memory = model.terms(*images, labels, step, memory)
+    total = model.total(terms)
+    total.backward()
+    optimizer.step()
+    project(model)
+    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}, memory
