@@ -101,6 +101,8 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.augment.erase_value = (0.0, 0.0, 0.0)  # in standardized units
     c.augment.visible_channel = "none"  # or exchange, exchange_luma, adapt, adapt_gray
     c.augment.infrared_channel = "none"
+    # CAJ: every visible image a second time, with this channel operator ("exchange"); "none": once.
+    c.augment.second_view = "none"
     c.augment.luma = 0.5
     c.augment.paired = False  # share flip and crop between row i of both modalities
 

@@ -30,22 +30,25 @@ The papers' chains, as options beside flip=0.5 and pad=10 (both modalities unles
   DEEN, PDM         grayscale=0.5, erase=0.5, erase_value=(0.485, 0.456, 0.406); on
                     SYSU-MM01 erase_area=(0.2, 0.8)
   CAJ               erase=0.5, erase_value=(0.4914, 0.4822, 0.4465), luma=0.5,
-                    infrared_channel="adapt_gray"; the second view of the visible images,
-                    drawn with another key, has visible_channel="exchange"
-  CAJ+, SYSU-MM01   as CAJ with erase=(0.6, 0.5), luma=0.6; grayscale=(0.1, 0.0) in the
-                    first view only
+                    infrared_channel="adapt_gray", second_view="exchange"
+  CAJ+, SYSU-MM01   as CAJ with erase=(0.6, 0.5), luma=0.6, grayscale=(0.1, 0.0)
   MPANet, IDKL      pad_value=127, erase=0.5, erase_form="log_uniform", erase_attempts=10,
                     erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
 
 Some of them flip before they pad and crop, or crop a gray image where others gray a crop: with
 padding of equal width on all sides and in gray these are the same distribution of images.
 
-Every draw is a function of (key, row of the global batch, modality, operator): it does not
-change with the number of devices, nor when another operator is switched on or off.
+CAJ shows the network every visible image twice, as it is and with its channels exchanged. The two
+views are separate runs of the chain on the same pixels, each with its own crop, flip and patch;
+the erasing is the same for both, but CAJ+ grays the first view only.
+
+Every draw is a function of (key, row of the global batch, modality, view, operator): it does not
+change with the number of devices, nor when another operator or the second view is switched on
+or off.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,13 +116,13 @@ def augment(
     erase_attempts: int = 100,
     visible_channel: str = "none",
     infrared_channel: str = "none",
+    second_view: str = "none",
     luma: float = 0.5,
     paired: bool = False,
 ) -> Batch:
     """Augments and standardizes both modalities of a batch, drawn independently.
 
-    For a second view of the same images call it again with another key. `grayscale` and
-    `erase` are one probability, or a pair (visible, infrared).
+    `grayscale` and `erase` are one probability, or a pair (visible, infrared).
 
     Args:
       key: a `jax.random.key`, e.g. folded with the step.
@@ -137,12 +140,16 @@ def augment(
       erase_attempts: patches tried until one fits into the image.
       visible_channel: the channel operator of visible images, one of `CHANNEL`.
       infrared_channel: the channel operator of infrared images, one of `CHANNEL`.
+      second_view: "none", or the channel operator of a second view of the visible images, one
+        of `CHANNEL`. The view has draws of its own, also with `paired`, and is never grayed.
       luma: in "adapt_gray", the probability that the fourth outcome is luma.
       paired: use the visible image's flip and crop for the infrared image of the same row
         (for aligned data such as RegDB when images are drawn in pairs).
 
     Returns:
-      The batch with float32 images, standardized; label and camera as they came.
+      The batch with float32 images, standardized; label and camera as they came. With a second
+      view it has the key "visible_second", float32 [B, H, W, 3]: row i shows the image of row i
+      of "visible".
 
     Raises:
       ValueError: naming the option that is out of range, or the image that is not uint8.
@@ -152,24 +159,32 @@ def augment(
     _check_pad(pad, pad_value)
     check_erasing(erase_area, erase_aspect, erase_value, erase_form, erase_attempts)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
-    for m, (name, operator) in enumerate(
-        (("visible_channel", visible_channel), ("infrared_channel", infrared_channel))
+    for name, operator in (
+        ("visible_channel", visible_channel),
+        ("infrared_channel", infrared_channel),
+        ("second_view", second_view),
     ):
         if operator not in CHANNEL:
             raise ValueError(f"{name} is {operator!r}, expected one of {', '.join(CHANNEL)}")
-        _check_images(MODALITIES[m], batch[MODALITIES[m]])  # type: ignore[literal-required]
+    for name in MODALITIES:
+        _check_images(name, batch[name])  # type: ignore[literal-required]
 
-    rows = batch["label"].shape[0]
-    keys = _row_keys(key, rows)
-    uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(k, (6,))))(keys)  # [2, B, 6]
-    views = []
-    for m, operator in ((VISIBLE, visible_channel), (INFRARED, infrared_channel)):
+    keys = _row_keys(key, batch["label"].shape[0])  # [2, B]
+    # name of the view: (modality, keys of its rows, probability of gray, channel operator)
+    views = {
+        "visible": (VISIBLE, keys[VISIBLE], grayscale[VISIBLE], visible_channel),
+        "infrared": (INFRARED, keys[INFRARED], grayscale[INFRARED], infrared_channel),
+    }
+    if second_view != "none":
+        views["visible_second"] = (VISIBLE, _second_keys(keys[VISIBLE]), 0.0, second_view)
+    out: dict[str, Any] = {"label": batch["label"], "camera": batch["camera"]}
+    for name, (m, own_keys, gray, operator) in views.items():
         x = batch[MODALITIES[m]]  # type: ignore[literal-required]
-        own = uniform[m]
-        place = uniform[VISIBLE] if paired else own
+        own = _uniform(own_keys)
+        place = _uniform(keys[VISIBLE]) if paired and name == "infrared" else own
         # Padding is gray, so the gray image of a crop is the crop of a gray image.
-        if grayscale[m] > 0:
-            x = _select(own[:, _GRAY] < grayscale[m], _gray(x), x)
+        if gray > 0:
+            x = _select(own[:, _GRAY] < gray, _gray(x), x)
         if pad > 0:
             x = _crop(x, pad, pad_value, _below(place[:, _TOP : _LEFT + 1], 2 * pad + 1))
         if flip > 0:
@@ -177,7 +192,7 @@ def augment(
         x = standardize(x)
         if erase[m] > 0:
             x = erase_patch(
-                keys[m],
+                own_keys,
                 x,
                 erase[m],
                 area=erase_area,
@@ -188,8 +203,8 @@ def augment(
             )
         if operator != "none":
             x = _copy_channel(x, _outcome(own[:, _CHANNEL], own[:, _LUMA], operator, luma))
-        views.append(x)
-    return Batch(visible=views[0], infrared=views[1], label=batch["label"], camera=batch["camera"])
+        out[name] = x
+    return cast(Batch, out)
 
 
 def _row_keys(key: jax.Array, rows: int) -> jax.Array:
@@ -198,6 +213,17 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(None, 0))(
         key, numbers
     )
+
+
+def _second_keys(keys: jax.Array) -> jax.Array:
+    """Keys [B] of the second view of images whose first view has keys [B]."""
+    # Erasing folds 1 into a key of a row, so 2 is a stream that nothing else has.
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
+
+
+def _uniform(keys: jax.Array) -> jax.Array:
+    """The uniform numbers of rows with these keys [B]: float32 [B, 6]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (6,)))(keys)
 
 
 def _below(uniform: jax.Array, n: int | jax.Array) -> jax.Array:
