@@ -156,8 +156,8 @@ def test_crop_and_flip_are_independent_of_both_other_views(paired):
     for other in places[:2]:
         for axis, kinds in enumerate((5, 5, 2)):
             both = np.bincount(kinds * other[:, axis] + places[2][:, axis], minlength=kinds**2)
-            # chi2(24) and chi2(3), p = 1e-3
-            assert chi2(both) < (51.2 if kinds == 5 else 16.3), (n, axis)
+            # chi2(24) and chi2(3), p = 1e-4, for there are a dozen of them
+            assert chi2(both) < (58.7 if kinds == 5 else 21.2), (n, axis)
     assert paired == np.array_equal(places[0], places[1])
 
 
