@@ -213,9 +213,15 @@ def _method(
         "num_steps": epochs_to_steps(config.train.epochs, steps_per_epoch),
         "num_ids": config.sampler.num_ids,
         "num_instances": config.sampler.num_instances,
+        "second_view": config.augment.second_view != "none",
     }
     # A method has a parameter for each fact of the run that it depends on, and for no other.
     wanted = inspect.signature(build).parameters
+    if facts["second_view"] and "second_view" not in wanted:
+        raise ValueError(
+            f"augment.second_view is {config.augment.second_view!r}, but {config.method.name} has "
+            "no use for a second view of the visible images; expected none"
+        )
     method = build(**{k: v for k, v in facts.items() if k in wanted}, **options)
     if pretrained is None:
         return method, None

@@ -159,7 +159,6 @@ class Method(NamedTuple):
       {feature name: float32 [N, D]}; the first feature is the method's headline.
     later: losses minimized one after the other in the same step, after `loss`.
     project: (params) -> params, applied after every update: keeps parameters within bounds.
-    second_view: whether `loss` reads the batch's "visible_second".
     """
 
     init: Callable[[Any], Variables]
@@ -167,7 +166,6 @@ class Method(NamedTuple):
     embed: Callable[[Variables, Any, int], dict[str, Any]]
     later: tuple[LaterLoss, ...] = ()
     project: Callable[[Any], Any] | None = None
-    second_view: bool = False
 
 
 class Stopped(Exception):

@@ -16,7 +16,7 @@ from vireid_jax.losses.mmd import mmd
 from vireid_jax.types import INFRARED, VISIBLE
 
 FIRST_BETA = 1e-8  # sec. 4.2; the last one is 1
-ALIGNMENTS = ("hinge", "literal", "softplus")
+FORMS = ("hinge", "literal", "softplus")
 
 
 def alignment_loss(
@@ -48,8 +48,8 @@ def alignment_loss(
     """
     if features.ndim != 3 or features.shape[1] != 3:
         raise ValueError(f"features {features.shape}, expected [B, 3, D]: v, r, auxiliary")
-    if form not in ALIGNMENTS:
-        raise ValueError(f"form is {form!r}, expected one of {ALIGNMENTS}")
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}, expected one of {FORMS}")
     if normalize:
         features = wide(features) / safe_norm(features)[..., None]
     centers, weight = row_centers(features, labels)
@@ -80,7 +80,7 @@ def new_weight(
     return jnp.where(jnp.asarray(step) == 0, 1.0, beta if role == "new" else 1 - beta)
 
 
-def prototypes_by_slot(
+def by_slot(
     memory: Mapping[str, jax.Array], mapped: jax.Array, labels: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Eqs. 13-14 as printed: T_i = beta W Z_i + (1 - beta) T_{i-1}, row by row of the batch.
@@ -102,7 +102,7 @@ def prototypes_by_slot(
     return new, {"prototype": jax.lax.stop_gradient(new).astype(old.dtype)}
 
 
-def prototypes_by_identity(
+def by_identity(
     memory: Mapping[str, jax.Array], mapped: jax.Array, labels: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Eq. 14 with a memory for each identity, a deliberate deviation from the paper.

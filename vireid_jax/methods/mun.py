@@ -24,158 +24,20 @@ modalities visible, infrared and auxiliary, in this order wherever features are 
 
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vireid_jax.losses import alignment, triplet
+from vireid_jax.losses import alignment, mmd, triplet
 from vireid_jax.losses.distance import safe_norm
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import init, options
-from vireid_jax.nets.norm import BatchNorm
-from vireid_jax.nets.pooling import GeM, gem
-from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width
-from vireid_jax.types import AUXILIARY, INFRARED, STEMS, VISIBLE, Aux, Batch, Method, Variables
-
-# --- Network ----------------------------------------------------------------------------
-
-
-class MUNNet(nn.Module):
-    """Two first stages, generator, shared stages, GeM, BN neck, one classifier a modality."""
-
-    num_classes: int
-    rows: int  # B
-    backbone_options: Mapping[str, Any]
-    auxiliary_kind: str
-    auxiliary_options: Mapping[str, Any]
-    auxiliary_stem: int
-    auxiliary_classifier: bool
-    refined: bool
-    gem_p: float
-    gem_learned: bool
-    with_neck: bool
-    neck_running: tuple[int, int] | None
-    prototype_map: str | None  # None: no prototypes are asked for
-
-    def setup(self) -> None:
-        """Names the parts; the names are those of the parameter tree."""
-        if self.auxiliary_kind != "none":
-            self.auxiliary = aux.make(self.auxiliary_kind, **self.auxiliary_options)
-        self.backbone = ResNet(**self.backbone_options)
-        if self.gem_learned:
-            self.pool = GeM(self.gem_p)
-        if self.with_neck:
-            self.neck = BatchNorm(use_bias=False, running=self.neck_running)
-        classifier = partial(
-            nn.Dense, self.num_classes, use_bias=False, kernel_init=init.normal(0.001)
-        )
-        self.classifier_visible, self.classifier_infrared = classifier(), classifier()
-        if self.auxiliary_classifier:
-            self.classifier_auxiliary = classifier()
-        options = self.backbone_options
-        width = feature_width(options["depth"], options["width"])
-        dense = partial(
-            nn.Dense,
-            self.rows if self.prototype_map == "slot" else width,
-            use_bias=False,
-            kernel_init=_identity,
-            precision=jax.lax.Precision.HIGHEST,  # the start is T = Z, also on a TPU
-        )
-        if self.prototype_map == "shared":
-            self.prototype_shared = dense()
-        elif self.prototype_map in ("linear", "slot"):
-            self.prototype_visible, self.prototype_infrared = dense(), dense()
-            self.prototype_auxiliary = dense()
-
-    def __call__(
-        self, visible: jax.Array, infrared: jax.Array, second: jax.Array | None = None
-    ) -> dict[str, Any]:
-        """The training pass on standardized images [B, H, W, 3].
-
-        Args:
-          visible, infrared: row b of both shows one identity.
-          second: another view of the visible images, or None.
-
-        Returns:
-          "pool": {modality: Z [B, D]} for "visible", "infrared", and as they are there
-          "second", "auxiliary"; "logits": {(classifier, modality): [B, C]};
-          "mapped": W Z [B, 3, D], if prototypes are asked for.
-        """
-        images, stems, names = [visible, infrared], [VISIBLE, INFRARED], ["visible", "infrared"]
-        if second is not None:
-            images, stems, names = [*images, second], [*stems, VISIBLE], [*names, "second"]
-        generate = None
-        if self.auxiliary_kind == "mun":
-            generate = self._generate
-        elif self.auxiliary_kind != "none":
-            images.append(self.auxiliary(visible, infrared))
-            stems.append(self.auxiliary_stem)
-        if self.auxiliary_kind != "none":
-            names.append("auxiliary")
-        after = self.backbone_options["specific"]
-        maps = self.backbone(images, stems=stems, train=True, generate=generate, after=after)
-        z = self._pool(maps)  # [B * M, D]
-        f = self.neck(z, train=True) if self.with_neck else z
-        pool, neck = (
-            {name: split[:, m] for m, name in enumerate(names)}
-            for split in (deinterleave(x, len(names)) for x in (z, f))
-        )
-        out: dict[str, Any] = {"pool": pool, "logits": self._logits(neck)}
-        if self.prototype_map is not None:
-            out["mapped"] = self._mapped(pool)
-        return out
-
-    def _generate(self, maps: list[jax.Array]) -> list[jax.Array]:
-        auxiliary, *refined = self.auxiliary(maps[VISIBLE], maps[INFRARED], train=True)
-        return [*(refined if self.refined else maps), auxiliary]
-
-    def _pool(self, maps: jax.Array) -> jax.Array:
-        return self.pool(maps) if self.gem_learned else gem(maps, self.gem_p)
-
-    def _logits(self, features: Mapping[str, jax.Array]) -> dict[tuple[str, str], jax.Array]:
-        """Each classifier on the modalities that it is trained with (eqs. 10 and 11)."""
-        pairs = [("visible", name) for name in features if name != "infrared"]
-        pairs += [("infrared", name) for name in features if name in ("infrared", "auxiliary")]
-        if self.auxiliary_classifier:
-            pairs.append(("auxiliary", "auxiliary"))
-        return {(c, m): getattr(self, f"classifier_{c}")(features[m]) for c, m in pairs}
-
-    def _mapped(self, pool: Mapping[str, jax.Array]) -> jax.Array:
-        """W_m Z_m of the three modalities (eq. 13), [B, 3, D]."""
-        if self.prototype_map == "frozen":
-            return jnp.stack([pool[m] for m in STEMS], 1)
-        if self.prototype_map == "shared":
-            return self.prototype_shared(jnp.stack([pool[m] for m in STEMS], 1))
-        maps = {m: getattr(self, f"prototype_{m}") for m in STEMS}
-        if self.prototype_map == "slot":
-            return jnp.stack([maps[m](pool[m].T).T for m in STEMS], 1)
-        return jnp.stack([maps[m](pool[m]) for m in STEMS], 1)
-
-    def embed(self, images: jax.Array, modality: int) -> dict[str, jax.Array]:
-        """Features of one modality, [N, D] float32 or wider: after the neck, and Z before it."""
-        generate = None
-        if self.refined:
-            generate = lambda maps: [self.auxiliary.refine(maps[0], modality)]  # noqa: E731
-        maps = self.backbone(
-            [images],
-            stems=[modality],
-            train=False,
-            generate=generate,
-            after=self.backbone_options["specific"],
-        )
-        z = self._pool(maps)
-        return {"bn": self.neck(z, train=False), "pool": z} if self.with_neck else {"pool": z}
-
-
-def _identity(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.asarray(np.eye(*shape, dtype=dtype))
-
-
-# --- Method -----------------------------------------------------------------------------
+from vireid_jax.nets import options
+from vireid_jax.nets.mun import MUNNet
+from vireid_jax.nets.resnet import feature_width
+from vireid_jax.types import AUXILIARY, STEMS, VISIBLE, Aux, Batch, Method, Variables
 
 
 def build(
@@ -185,6 +47,7 @@ def build(
     num_steps: int,
     num_ids: int,
     num_instances: int,
+    second_view: bool = False,
     depth: int = 50,
     width: int = 64,
     last_stride: int = 1,
@@ -224,7 +87,6 @@ def build(
     mmd_bandwidth: str = "adaptive",
     mmd_sigma: float = 1.0,
     bn_running: str = "all",
-    second_view: bool = False,
 ) -> Method:
     """MUN as a `Method`; the defaults are the paper's recipe.
 
@@ -233,6 +95,8 @@ def build(
       image_size: (height, width).
       num_steps: of the whole training; beta reaches 1 at the last one.
       num_ids, num_instances: P and K of a batch; the prototypes are tied to them.
+      second_view: batches have a second view of the visible images (`augment.second_view`, CAJ's
+        joint learning); it joins id_visible, tri and the visible centers of ia.
       depth, width, last_stride, kernels: see `ResNet`.
       specific: leading stages of each modality: 2 is the stem and layer1, 1 the stem alone.
         The paper says that the first stage is made of residual blocks.
@@ -263,8 +127,6 @@ def build(
       mmd_bandwidth, mmd_sigma: see `losses.mmd.mmd`.
       bn_running: "all" or "vi": running statistics of the shared stages from v, r and a, or from
         v and r, which alone occur at test time. Batches are normalized over all either way.
-      second_view: train on a second view of the visible images too, as in CAJ's joint learning;
-        it joins id_visible, tri and the visible centers of ia.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -299,3 +161,135 @@ def build(
         ),
         num_classes=num_classes,
     )
+    feature_width(depth, width)  # refuses an unknown depth before anything is traced
+    if num_ids < 2:
+        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
+    common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
+    auxiliary_options = dict(
+        smgm_width=smgm_width,
+        smgm_shared=smgm_shared,
+        smgm_init=smgm_init,
+        smgm_input=smgm_input,
+        x_width=x_width,
+        x_input=x_input,
+        mix=mix,
+        generator=dict(generator),
+    )
+    aux.check(auxiliary, image_size=image_size, **auxiliary_options)
+    with_auxiliary = auxiliary != "none"
+    if shared_input == "refined" and auxiliary != "mun":
+        raise ValueError("method.shared_input='refined' needs method.auxiliary='mun'")
+    # eq. 17; what has weight 0 is left out.
+    optional = dict(idc=idc_weight, ida=ida_weight, ia=ia_weight, ma=ma_weight)
+    weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)
+    weights |= {name: w for name, w in optional.items() if w and with_auxiliary}
+    remembers = "ma" in weights and prototypes != "none"
+    rows, features = num_ids * num_instances, feature_width(depth, width)
+    real = 3 if second_view else 2  # modalities that are not generated come first
+    running = (real + 1, real) if with_auxiliary and bn_running == "vi" else None
+    net = MUNNet(
+        num_classes=num_classes,
+        rows=rows,
+        backbone_options={
+            **dict(depth=depth, width=width, last_stride=last_stride, specific=specific),
+            **common,
+            "running": running,
+        },
+        auxiliary_kind=auxiliary,
+        auxiliary_options={**common, **auxiliary_options},
+        auxiliary_stem=AUXILIARY if aux_stem == "own" else VISIBLE,
+        auxiliary_classifier="ida" in weights,
+        refined=shared_input == "refined",
+        gem_p=gem_p,
+        gem_learned=gem_learned,
+        with_neck=neck == "shared",
+        neck_running=running,
+        prototype_map=prototype_map if remembers else None,
+    )
+    accumulate = {"slot": alignment.by_slot, "identity": alignment.by_identity}
+    kernel = dict(bandwidth=mmd_bandwidth, sigma=mmd_sigma)
+
+    def initialize(key: Any) -> Variables:
+        image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
+        variables = net.lazy_init(key, image, image)
+        if not remembers:
+            return variables
+        shape = (num_classes, num_instances, 3, features)
+        memory = {
+            "slot": {"prototype": jnp.zeros((rows, 3, features))},
+            "identity": {"prototype": jnp.zeros(shape), "seen": jnp.zeros(num_classes, bool)},
+        }
+        return {**variables, "memory": memory[prototypes]}
+
+    def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
+        state = dict(variables)
+        memory = state.pop("memory", {})
+        images = [batch["visible"], batch["infrared"]]
+        if second_view:
+            images.append(batch["visible_second"])
+        out, updates = net.apply(state, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
+        labels, pool, logits = batch["label"], out["pool"], out["logits"]
+        visible = [name for name in ("visible", "second") if name in pool]
+
+        def classified(classifier: str, *names: str) -> jax.Array:
+            each = [cross_entropy(logits[classifier, name], labels) for name in names]
+            return sum(each[1:], each[0]) / len(each)
+
+        terms = {
+            "id_visible": classified("visible", *visible),  # eq. 10
+            "id_infrared": classified("infrared", "infrared"),
+        }
+        compared = [*visible, "infrared"] + (
+            ["auxiliary"] if with_auxiliary and tri == "vra" else []
+        )
+        z = jnp.stack([pool[name] for name in compared], 1)
+        terms["tri"] = (
+            triplet.batch_hard_triplet(z, labels, margin=tri_margin)
+            if tri_form == "hard"
+            else triplet.weighted_regularized_triplet(z, labels)
+        )
+        if "idc" in weights:  # eq. 11
+            terms["idc"] = classified("visible", "auxiliary") + classified("infrared", "auxiliary")
+        if "ida" in weights:
+            terms["ida"] = classified("auxiliary", "auxiliary")
+        if "ia" in weights:
+            center = sum(pool[name] for name in visible) / len(visible)
+            terms["ia"] = alignment.alignment_loss(
+                jnp.stack([center, pool["infrared"], pool["auxiliary"]], 1),
+                labels,
+                margin=ia_margin,
+                form=ia_form,
+                normalize=ia_normalize,
+            )
+        scalars = {
+            "accuracy_visible": accuracy(logits["visible", "visible"], labels),
+            "accuracy_infrared": accuracy(logits["infrared", "infrared"], labels),
+            "feature_norm": safe_norm(z).mean(),  # a loss without hinge makes it grow
+        }
+        if "ma" in weights:
+            compare = partial(
+                alignment.prototype_loss, num_instances=num_instances, bridge=bridge, **kernel
+            )
+            plain = prototype = jnp.stack([pool[name] for name in STEMS], 1)
+            if remembers:
+                share = alignment.new_weight(
+                    step, num_steps, schedule=beta_schedule, role=beta_role
+                )
+                mapped = out["mapped"]
+                if beta_first == "stop":
+                    mapped = jnp.where(step == 0, jax.lax.stop_gradient(mapped), mapped)
+                prototype, memory = accumulate[prototypes](memory, mapped, labels, share)
+                # The maps can bring prototypes together while the features stay apart.
+                scalars |= {"beta": share, "ma_features": compare(plain)}
+            terms["ma"] = compare(prototype)
+        if auxiliary == "mun":
+            scalars |= aux.layer_scales(state["params"]["auxiliary"])
+        total = sum(weights[name] * term for name, term in terms.items())
+        kept = {"memory": memory} if remembers else {}
+        return total, Aux(terms, {**updates, **kept}, scalars)
+
+    def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
+        state = {k: v for k, v in variables.items() if k != "memory"}
+        return net.apply(state, images, modality, method="embed")  # type: ignore[return-value]
+
+    return Method(initialize, loss, embed, project=aux.project(auxiliary, generator))
