@@ -131,7 +131,12 @@ def by_identity(
 
 
 def prototype_loss(
-    prototypes: jax.Array, num_instances: int, *, bridge: bool = True, **kernel: Any
+    prototypes: jax.Array,
+    *,
+    num_instances: int,
+    bridge: bool = True,
+    bandwidth: str = "adaptive",
+    sigma: float = 1.0,
 ) -> jax.Array:
     """Modality alignment loss L_ma, eqs. 15-16: MMD of each identity's prototypes.
 
@@ -142,7 +147,7 @@ def prototype_loss(
       prototypes: [B, 3, D], identity-major.
       num_instances: K.
       bridge: compare v and r with the auxiliary modality rather than with each other.
-      **kernel: see `losses.mmd.mmd`.
+      bandwidth, sigma: see `losses.mmd.mmd`.
 
     Returns:
       Scalar, float32 or wider.
@@ -157,7 +162,7 @@ def prototype_loss(
         )
     sets = prototypes.reshape(-1, num_instances, *prototypes.shape[1:])
     visible, infrared, auxiliary = (sets[:, :, m] for m in range(3))
-    distance = partial(mmd, **kernel)
+    distance = partial(mmd, bandwidth=bandwidth, sigma=sigma)
     if not bridge:
         return distance(visible, infrared).mean()
     return (distance(visible, auxiliary) + distance(auxiliary, infrared)).mean()

@@ -133,7 +133,6 @@ def build(
     """
     options.check(
         choices={
-            "specific": (specific, (1, 2)),
             "dtype": (dtype, options.DTYPES),
             "kernels": (kernels, options.KERNELS),
             "auxiliary": (auxiliary, aux.KINDS),
@@ -162,6 +161,8 @@ def build(
         num_classes=num_classes,
     )
     feature_width(depth, width)  # refuses an unknown depth before anything is traced
+    if specific not in (1, 2):
+        raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
     if num_ids < 2:
         raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
     common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
@@ -207,7 +208,7 @@ def build(
         prototype_map=prototype_map if remembers else None,
     )
     accumulate = {"slot": alignment.by_slot, "identity": alignment.by_identity}
-    kernel = dict(bandwidth=mmd_bandwidth, sigma=mmd_sigma)
+    projects = auxiliary == "mun" and generator.get("scale_form", "project") == "project"
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
@@ -239,9 +240,8 @@ def build(
             "id_visible": classified("visible", *visible),  # eq. 10
             "id_infrared": classified("infrared", "infrared"),
         }
-        compared = [*visible, "infrared"] + (
-            ["auxiliary"] if with_auxiliary and tri == "vra" else []
-        )
+        third = ["auxiliary"] if with_auxiliary and tri == "vra" else []
+        compared = [*visible, "infrared", *third]
         z = jnp.stack([pool[name] for name in compared], 1)
         terms["tri"] = (
             triplet.batch_hard_triplet(z, labels, margin=tri_margin)
@@ -268,7 +268,11 @@ def build(
         }
         if "ma" in weights:
             compare = partial(
-                alignment.prototype_loss, num_instances=num_instances, bridge=bridge, **kernel
+                alignment.prototype_loss,
+                num_instances=num_instances,
+                bridge=bridge,
+                bandwidth=mmd_bandwidth,
+                sigma=mmd_sigma,
             )
             plain = prototype = jnp.stack([pool[name] for name in STEMS], 1)
             if remembers:
@@ -283,7 +287,8 @@ def build(
                 scalars |= {"beta": share, "ma_features": compare(plain)}
             terms["ma"] = compare(prototype)
         if auxiliary == "mun":
-            scalars |= aux.layer_scales(state["params"]["auxiliary"])
+            for name, part in state["params"]["auxiliary"].items():
+                scalars[f"scale_{name}"] = part["layer_scale"].mean()
         total = sum(weights[name] * term for name, term in terms.items())
         kept = {"memory": memory} if remembers else {}
         return total, Aux(terms, {**updates, **kept}, scalars)
@@ -292,4 +297,4 @@ def build(
         state = {k: v for k, v in variables.items() if k != "memory"}
         return net.apply(state, images, modality, method="embed")  # type: ignore[return-value]
 
-    return Method(initialize, loss, embed, project=aux.project(auxiliary, generator))
+    return Method(initialize, loss, embed, project=aux.project_scales if projects else None)
