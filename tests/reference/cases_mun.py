@@ -196,7 +196,7 @@ CASES = [
     Case(
         "mun_none",
         "mun",
-        {**_SMALL, "auxiliary": "none", "idc_weight": 0.0, "ia_weight": 0.0, "ma_weight": 0.0},
+        {**_SMALL, "auxiliary": "none"},
         _MODEL,
     ),
     Case(

@@ -99,6 +99,8 @@ class MUN(nn.Module):
     ) -> None:
         super().__init__()
         self.kind, self.specific = auxiliary, specific
+        if auxiliary == "none":  # the baseline
+            idc_weight = ida_weight = ia_weight = ma_weight = 0.0
         self.refined = shared_input == "refined"
         self.third_stem = 2 if aux_stem == "own" else 0
         self.kept = 2 if bn_running == "vi" and auxiliary != "none" else None

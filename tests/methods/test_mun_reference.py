@@ -1,0 +1,153 @@
+"""The whole MUN model against PyTorch with the same weights, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity import loss_outputs, precision, reference, sources, to_jax, to_numpy, weights
+from tests.reference import store
+from tests.reference.cases_mun import settled, start
+from tests.reference.convert import flatten, nest
+from tests.reference.inputs import CASES, case_inputs, cases
+from vireid_jax import optim
+from vireid_jax.losses.alignment import alignment_loss
+from vireid_jax.methods import mun
+
+KEY = jax.random.key(0)
+STEPS_PER_EPOCH = 5
+NOT_OF_THE_MODEL = ("step", "optimizer")
+
+
+def _method(name):
+    case = CASES[name]
+    options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
+    return mun.build(
+        image_size=case.shape["size"],
+        num_ids=case.shape["ids"],
+        num_instances=case.shape["instances"],
+        **options,
+    )
+
+
+def _variables(name, method):
+    """Seeded weights and statistics, and the memory as a training starts with it."""
+    variables = method.init(KEY)
+    filled = weights(lambda: {k: v for k, v in variables.items() if k != "memory"}, name, "float64")
+    memory = {k: to_jax(v, "float64") for k, v in variables.get("memory", {}).items()}
+    return {**filled, "memory": memory} if memory else filled
+
+
+def _batch(name, step):
+    data = case_inputs(name)
+    batch = {k: to_jax(data[k][step], "float64") for k in ("visible", "infrared", "label")}
+    return {**batch, "camera": jnp.zeros((len(batch["label"]), 2), jnp.int32)}
+
+
+def _embeddings(method, variables, batch):
+    return {
+        name: jax.jit(method.embed, static_argnums=2)(variables, batch[name], modality)
+        for modality, name in enumerate(("visible", "infrared"))
+    }
+
+
+@functools.cache
+def _model(name):
+    """Terms, total, gradients, statistics, memory and embeddings of one step."""
+    with precision("float64"):
+        method, data = _method(name), case_inputs(name)
+        variables = _variables(name, method)
+        given = {k: to_jax(data[k], "float64") for k in ("prototype", "seen") if k in data}
+        if "memory" in variables:
+            variables["memory"] = given
+        batch = _batch(name, 0)
+
+        def objective(params, rest, batch, step):
+            return method.loss({**rest, "params": params}, batch, KEY, step)
+
+        (total, aux), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(
+            variables["params"], variables, batch, jnp.asarray(CASES[name].options["step"])
+        )
+        return to_numpy(
+            {
+                "total": total,
+                "terms": aux.terms,
+                **settled(to_numpy({"grad": {"params": gradient}})),
+                **aux.updates,
+                "embed": _embeddings(method, variables, batch),
+            }
+        )
+
+
+@sources
+@pytest.mark.parametrize("name", cases("mun"))
+def test_model(name, source):
+    store.compare(_model(name), reference(name, source), rtol=1e-10)
+
+
+@functools.cache
+def _trajectory(name):
+    """Losses of every step, final weights, memory and embeddings of a short training."""
+    options = dict(CASES[name].options["optimizer"])
+    tx, learning_rate = optim.make(
+        steps_per_epoch=STEPS_PER_EPOCH,
+        epochs=2,
+        name="adam",
+        decay="decoupled",
+        no_decay=(r".*(scale|bias)$",),
+        multipliers=(("backbone/", options.pop("backbone")),),
+        milestones=[m / STEPS_PER_EPOCH for m in options.pop("milestones", ())],
+        **options,
+    )
+    with precision("float64"):
+        method = _method(name)
+        variables = _variables(name, method)
+        variables["params"] = nest(start(flatten(variables["params"])))
+        state = tx.init(variables["params"])
+
+        @jax.jit
+        def update(variables, state, batch, step):
+            def objective(params):
+                return method.loss({**variables, "params": params}, batch, KEY, step)
+
+            (total, aux), gradient = jax.value_and_grad(objective, has_aux=True)(
+                variables["params"]
+            )
+            updates, state = tx.update(gradient, state, variables["params"])
+            params = optim.apply(variables["params"], updates, learning_rate(step))
+            variables = {**variables, **aux.updates, "params": method.project(params)}
+            return variables, state, {**aux.terms, "total": total}
+
+        history = []
+        for t in range(CASES[name].shape["steps"]):
+            variables, state, values = update(variables, state, _batch(name, t), jnp.asarray(t))
+            history.append(values)
+        stacked = {k: np.stack([h[k] for h in history]) for k in history[0]}
+        embeddings = _embeddings(method, variables, _batch(name, 0))
+        return to_numpy({"history": stacked, **variables, "embed": embeddings})
+
+
+@sources
+@pytest.mark.parametrize("name", cases("mun_trajectory"))
+def test_training_trajectory(name, source):
+    """AdamW at two rates, decay of some weights, the memory, the projection, a milestone."""
+    store.compare(_trajectory(name), reference(name, source), rtol=1e-8)
+
+
+def test_a_trajectory_projects():
+    """Some layer scale is held at its bound, so that the comparison above covers it."""
+    golden = store.load("mun_trajectory")
+    scales = [v for k, v in golden.items() if k.endswith("layer_scale")]
+    assert len(scales) == 3 and any((v == 1).any() for v in scales)
+    assert all((v > 0).all() and (v <= 1).all() for v in scales)
+
+
+@sources
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
+@pytest.mark.parametrize("name", cases("mun_alignment"))
+def test_alignment_loss(name, dtype, rtol, source):
+    loss = functools.partial(alignment_loss, **CASES[name].options)
+    actual = loss_outputs(name, loss, "features labels", dtype)
+    store.compare(actual, reference(name, source), rtol=rtol)
