@@ -18,7 +18,9 @@ from vireid_jax.methods import get_build
 from vireid_jax.metrics import PROTOCOLS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+RECIPES = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "ablation")
+)
 ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
 SECTIONS = ("data", "init", "sampler", "loader", "augment", "method", "optim", "train", "eval")
 RUN_KEYS = ("keep", "tensorboard")  # of the train section, for run.py and not for train.train

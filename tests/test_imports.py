@@ -18,6 +18,7 @@ LAYERS = [
     ["train", "parts", "scoring", "scored_run"],
     ["run"],
     ["main"],
+    ["ablation"],
 ]
 HEAVY = ("tensorflow", "tensorflow_datasets", "torch", "clu.metric_writers", "clu.periodic_actions")
 # Evaluators and samplers are usable, and fast to start, without jax.

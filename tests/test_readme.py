@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem != "common")
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "ablation"))
 
 
 def blocks(path, language="sh"):

@@ -1,0 +1,241 @@
+"""The rows of the ablation tables of SMCL and MUN, each the recipe with a few values changed.
+
+  python -m vireid_jax.main --config configs/ablation.py:smcl/1/ceh_adsl        embedded data
+  python -m vireid_jax.main --config configs/ablation.py:mun/3/both:sysu        SYSU-MM01
+  python -m vireid_jax.ablation --list                                          all rows
+  python -m vireid_jax.ablation smcl/1 mun/3 --seeds 0 1 2                      whole tables
+
+SMCL: Wei et al., ICCV 2021, tables 1, 2 and 4. MUN: ICCV 2023, arXiv 2309.06262, tables 1, 2, 3
+and 5. Rows of MUN's table 5 that are other methods (X-Modality, CIL, AGW+J) are left out. "paper"
+holds rank-1 and mAP in percent as printed, {"sysu": ..., "regdb": ...}.
+"""
+
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from configs import common, smcl
+
+Paper = dict[str, tuple[float, float]]
+
+
+class EpochShare(NamedTuple):
+    """A value in epochs that stays this share of train.epochs, also when that is changed."""
+
+    share: float
+
+
+class Row(NamedTuple):
+    """One row: its name in the paper, and how its recipe differs from the whole method's."""
+
+    label: str
+    changes: dict[str, Any]
+    paper: Paper
+    embedded: dict[str, Any] = {}  # noqa: RUF012  changes on the embedded data, after those above
+    method: str | None = None  # another one than the table's
+
+
+class Table(NamedTuple):
+    """One table: what it shows, and where its numbers come from."""
+
+    title: str
+    method: str
+    rows: dict[str, Row]
+    # Data set -> protocol of the numbers, where it is not the first of the recipe's.
+    protocols: dict[str, str] = {}  # noqa: RUF012
+    corrupt: str | None = None  # eval.corrupt: the table is of corrupted test images
+
+
+# SMCL -------------------------------------------------------------------------------------------
+
+# The numbers of tables 1 and 2 on RegDB are those of its table 6 for thermal to visible.
+_THERMAL_TO_VISIBLE = {"regdb": "regdb/t2v"}
+_SMCL = {"sysu": (67.39, 61.78), "regdb": (83.05, 78.57)}
+
+_SMCL_COMPONENTS = {
+    "b": Row(
+        "B",
+        {"method.id_margin": 0.0, "method.metric_weight": 0.0},
+        {"sysu": (57.00, 55.49), "regdb": (75.77, 70.52)},
+    ),
+    "ceh": Row(
+        "B + CEHL",
+        {"method.metric_weight": 0.0},
+        {"sysu": (59.97, 56.01), "regdb": (77.52, 73.40)},
+    ),
+    "ceh_adsl": Row(
+        "B + CEHL + ADSL",
+        {"method.metric_from_epoch": 0.0},
+        {"sysu": (63.16, 59.92), "regdb": (80.63, 73.85)},
+    ),
+    # The recipes for real data have Q; the embedded one does without, so it gets the paper's
+    # share of the epochs.
+    "it": Row(
+        "B + CEHL + ADSL + IT",
+        {},
+        _SMCL,
+        embedded={"method.metric_from_epoch": EpochShare(220 / 300)},
+    ),
+}
+_SMCL_AUXILIARY = {
+    "none": Row(
+        "Nothing",
+        {"method.auxiliary": "none"},
+        {"sysu": (57.58, 54.69), "regdb": (78.49, 76.89)},
+    ),
+    "x": Row(
+        "X modality",
+        {"method.auxiliary": "x"},
+        {"sysu": (62.34, 59.33), "regdb": (79.46, 73.00)},
+    ),
+    "gray": Row(
+        "grayscale modality",
+        {"method.auxiliary": "gray"},
+        {"sysu": (64.23, 60.88), "regdb": (74.36, 69.41)},
+    ),
+    "syncretic": Row("syncretic modality", {"method.auxiliary": "syncretic"}, _SMCL),
+}
+# The paper does not say what weight and schedule the others had: those of ADSL.
+_SMCL_METRIC = {
+    name: Row(label, {"method.metric": name}, {"sysu": numbers})
+    for name, label, numbers in (
+        ("bh_tri", "L_bh.tri", (61.53, 59.13)),
+        ("bdtr", "L_bdtr", (59.08, 56.63)),
+        ("bicenter", "L_bicenter", (60.50, 57.09)),
+        ("hc_tri", "L_hc.tri", (61.29, 57.86)),
+        ("adsl", "L_adsl", (67.39, 61.78)),
+    )
+}
+
+# MUN --------------------------------------------------------------------------------------------
+
+_MUN = {"sysu": (76.24, 73.81), "regdb": (95.19, 87.15)}
+_BASELINE = {
+    "method.auxiliary": "none",
+    "method.idc_weight": 0.0,
+    "method.ia_weight": 0.0,
+    "method.ma_weight": 0.0,
+}
+# The auxiliary features under an identity loss with a classifier of their own.
+_AUX = {
+    "method.ida_weight": 1.0,
+    "method.idc_weight": 0.0,
+    "method.ia_weight": 0.0,
+    "method.ma_weight": 0.0,
+}
+_IDC = {"method.ia_weight": 0.0, "method.ma_weight": 0.0}
+_IDC_IA = {"method.ma_weight": 0.0}
+_IDC_MA = {"method.ia_weight": 0.0}
+
+_MUN_COMPONENTS = {
+    "b": Row("B", _BASELINE, {"sysu": (57.49, 55.83), "regdb": (75.42, 71.93)}),
+    "aux": Row("B + Aux", _AUX, {"sysu": (62.55, 58.42), "regdb": (79.26, 73.81)}),
+    "idc": Row("B + Aux + L_idc", _IDC, {"sysu": (66.58, 61.29), "regdb": (83.51, 79.79)}),
+    "idc_ia": Row(
+        "B + Aux + L_idc + L_ia", _IDC_IA, {"sysu": (71.35, 65.54), "regdb": (89.42, 84.66)}
+    ),
+    "idc_ma": Row(
+        "B + Aux + L_idc + L_ma", _IDC_MA, {"sysu": (69.77, 66.96), "regdb": (89.93, 84.02)}
+    ),
+    "all": Row("B + Aux + L_idc + L_ia + L_ma", {}, _MUN),
+}
+_MUN_AUXILIARY = {
+    "x": Row(
+        "X-modality",
+        {"method.auxiliary": "x"},
+        {"sysu": (66.17, 63.06), "regdb": (79.95, 74.28)},
+    ),
+    "mixed": Row(
+        "Mixed modality",
+        {"method.auxiliary": "mixed"},
+        {"sysu": (66.42, 62.85), "regdb": (79.43, 73.09)},
+    ),
+    "syncretic": Row(
+        "Syncretic modality",
+        {"method.auxiliary": "syncretic"},
+        {"sysu": (72.95, 68.74), "regdb": (84.59, 79.11)},
+    ),
+    "mun": Row("Auxiliary modality (MUN)", {"method.auxiliary": "mun"}, _MUN),
+}
+_MUN_ALIGNMENT = {
+    "neither": Row(
+        "neither",
+        {"method.prototypes": "none", "method.bridge": False},
+        {"sysu": (69.02, 65.83), "regdb": (80.09, 73.97)},
+    ),
+    "prototype": Row(
+        "prototype",
+        {"method.bridge": False},
+        {"sysu": (74.15, 72.10), "regdb": (86.73, 77.24)},
+    ),
+    "bridge": Row(
+        "auxiliary bridge",
+        {"method.prototypes": "none"},
+        {"sysu": (71.66, 68.35), "regdb": (83.92, 75.54)},
+    ),
+    "both": Row("prototype + auxiliary bridge", {}, _MUN),
+}
+_MUN_CORRUPTED = {
+    "smcl": Row("SMCL", {}, {"sysu": (37.08, 36.12), "regdb": (51.93, 49.22)}, method="smcl"),
+    "b": Row("B", _BASELINE, {"sysu": (25.92, 23.13), "regdb": (32.05, 29.64)}),
+    "aux": Row("B + Aux + L_id^a", _AUX, {"sysu": (30.85, 26.54), "regdb": (36.40, 31.21)}),
+    "idc": Row("B + Aux + L_idc", _IDC, {"sysu": (31.12, 27.44), "regdb": (38.13, 32.29)}),
+    "ia": Row("B + Aux + L_idc + L_ia", _IDC_IA, {"sysu": (36.78, 32.32), "regdb": (45.44, 42.89)}),
+    "ma": Row(
+        "B + Aux + L_idc + L_ia + L_ma", {}, {"sysu": (41.17, 38.63), "regdb": (52.69, 50.18)}
+    ),
+}
+
+TABLES = {
+    "smcl/1": Table("components of SMCL", "smcl", _SMCL_COMPONENTS, _THERMAL_TO_VISIBLE),
+    "smcl/2": Table("auxiliary modalities in SMCL", "smcl", _SMCL_AUXILIARY, _THERMAL_TO_VISIBLE),
+    "smcl/4": Table("metric losses in SMCL", "smcl", _SMCL_METRIC, _THERMAL_TO_VISIBLE),
+    "mun/1": Table("components of MUN", "mun", _MUN_COMPONENTS),
+    "mun/2": Table("intermediate modalities in MUN", "mun", _MUN_AUXILIARY),
+    # Its rows of one scheme are taken to stand in the order of the two columns.
+    "mun/3": Table("prototypes and auxiliary bridge in MUN's L_ma", "mun", _MUN_ALIGNMENT),
+    # The benchmark corrupts RegDB's visible queries, SYSU-MM01's visible gallery.
+    "mun/5": Table("corrupted visible test images", "mun", _MUN_CORRUPTED, corrupt="visible"),
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    """The recipe of TABLE/ROW or TABLE/ROW:DATASET, such as "smcl/1/b" or "mun/3/both:sysu".
+
+    Raises:
+      ValueError: no such table, row or data set; the message lists what there is.
+      KeyError: a row changes a value that the recipe does not have.
+    """
+    name, _, dataset = (arg or "").partition(":")
+    table_name, _, row_name = name.rpartition("/")
+    if table_name not in TABLES:
+        raise ValueError(
+            f"no table for {name!r}; expected --config configs/ablation.py:TABLE/ROW or "
+            f"TABLE/ROW:DATASET with TABLE one of {', '.join(TABLES)}"
+        )
+    table = TABLES[table_name]
+    if row_name not in table.rows:
+        raise ValueError(
+            f"no row {row_name!r} in {table_name}; expected one of {', '.join(table.rows)}"
+        )
+    row = table.rows[row_name]
+    config = _recipe(row.method or table.method, dataset)
+    laptop = config.data.name == "synthetic"
+    for key, value in {**row.changes, **(row.embedded if laptop else {})}.items():
+        section, option = key.split(".")
+        if option not in config[section]:
+            raise KeyError(f"{name} changes {key}, which the recipe does not have")
+        if isinstance(value, EpochShare):
+            value = config.train.get_ref("epochs") * value.share
+        config[section][option] = value
+    config.run_name = f"{name.replace('/', '-')}_{config.data.name}"
+    return config
+
+
+def _recipe(method: str, dataset: str) -> ml_collections.ConfigDict:
+    common.dataset_of(dataset)
+    if method == "smcl":
+        return smcl.get_config(dataset)
+    from configs import mun
+
+    return mun.get_config(dataset)

@@ -1,0 +1,165 @@
+"""Tables of ablations: mean and sample standard deviation over seeds, as Markdown and CSV."""
+
+import contextlib
+import csv
+import io
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vireid_jax.ablation import results
+from vireid_jax.ablation.plan import PlannedRow, PlannedTable
+
+COLUMNS = ("R1", "R10", "mAP", "mINP")
+PAPER = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
+CSV_HEADER = (
+    "table", "row", "label", "dataset", "protocol", "corrupt", "feature", "metric", "mean", "std",
+    "n", "seeds", "folder",
+)  # fmt: skip
+MISSING = "-"
+
+
+class Summary(NamedTuple):
+    """One metric of a row over the seeds that have it."""
+
+    mean: float
+    std: float | None  # sample standard deviation; None of fewer than two
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation (divided by their number less one) of some values."""
+    if not values:
+        raise ValueError("no values to summarize, expected at least one")
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def measured(row: PlannedRow) -> dict[int, dict[str, float]]:
+    """{seed: metrics} of the cells that are done; others, and unclear results, are left out."""
+    found = {}
+    for cell in row.cells:
+        with contextlib.suppress(ValueError):  # told where cells are run
+            if (metrics := results.metrics(cell, row.score)) is not None:
+                found[cell.seed] = metrics
+    return found
+
+
+def to_markdown(table: PlannedTable) -> str:
+    """The table in percent, each row beside what its paper prints.
+
+    A row without any result shows dashes; of a row with some, the column "seeds" says which.
+    """
+    shown = "regdb" if table.dataset == "regdb" else "sysu"
+    paper = PAPER[shown] + "-C" * bool(table.corrupt)
+    lines = [
+        f"| | {' | '.join(COLUMNS)} | seeds | paper: R1 | mAP |",
+        "|---|" + "---:|" * (len(COLUMNS) + 3),
+    ]
+    for row in table.rows.values():
+        found = measured(row)
+        texts = []
+        for name in COLUMNS:
+            values = [metrics[name] for metrics in found.values() if name in metrics]
+            texts.append(_percent(summarize(values)) if values else MISSING)
+        asked = {cell.seed for cell in row.cells}
+        seeds = str(len(found)) if set(found) == asked else _list(found) or "none"
+        printed = row.paper.get(shown)
+        numbers = [f"{n:.2f}" for n in printed] if printed else [MISSING] * 2
+        lines.append(f"| {row.label} | {' | '.join([*texts, seeds, *numbers])} |")
+    corrupted = f", {table.corrupt} images corrupted by code of ours" if table.corrupt else ""
+    lengths = dict.fromkeys(r.cells[0].config["train.epochs"] for r in table.rows.values())
+    epochs = " and ".join(f"{length:g}" for length in lengths)
+    return "\n".join(
+        [
+            f"{table.name}, {table.title}: {table.dataset}, {epochs} epochs, `{table.protocol}`"
+            f"{corrupted}, in percent, mean ± sample standard deviation over the seeds. The last "
+            f"two columns are the paper's own, measured by its authors on {paper}.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def to_csv(table: PlannedTable) -> str:
+    """One line for each row and metric, as fractions; empty where there is no result."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for name, row in table.rows.items():
+        found = measured(row)
+        for metric in next(iter(found.values()), dict.fromkeys(COLUMNS)):
+            values = {s: m[metric] for s, m in found.items() if metric in m}
+            mean, std = summarize(list(values.values())) if values else (None, None)
+            writer.writerow(
+                [
+                    table.name,
+                    name,
+                    row.label,
+                    table.dataset,
+                    row.score.protocol,
+                    row.score.corrupt,
+                    row.score.feature,
+                    metric,
+                    *("" if value is None else f"{value:.6f}" for value in (mean, std)),
+                    len(values),
+                    _list(values),
+                    row.cells[0].folder.parent.name,
+                ]
+            )
+    return out.getvalue()
+
+
+def file_name(table: PlannedTable) -> str:
+    """Without its ending: smcl-1, smcl-1_sysu."""
+    data = "" if table.dataset == "synthetic" else f"_{table.dataset}"
+    return f"{table.name.replace('/', '-')}{data}"
+
+
+def write(tables: Sequence[PlannedTable], folder: pathlib.Path, command: str) -> None:
+    """Writes FOLDER/<table>.md and .csv of every table.
+
+    Args:
+      tables: from `plan.plan`.
+      folder: made if missing.
+      command: what the tables were made by, as it is typed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        name = file_name(table)
+        _replace(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
+        _replace(folder / f"{name}.csv", to_csv(table))
+
+
+def fill_page(page: pathlib.Path, tables: Sequence[PlannedTable], command: str) -> list[str]:
+    """Puts tables into a page, each between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    Returns:
+      The names of the tables that the page has no place for.
+    """
+    text, homeless = page.read_text(), []
+    for table in tables:
+        start, end = f"<!-- table: {file_name(table)} -->\n", "<!-- end -->"
+        before, found, after = text.partition(start)
+        _, closed, rest = after.partition(end)
+        if found and closed:
+            body = f"{to_markdown(table)}\n\nMade by `{command}`.\n"
+            text = f"{before}{start}{body}{end}{rest}"
+        else:
+            homeless.append(file_name(table))
+    _replace(page, text)
+    return homeless
+
+
+def _percent(summary: Summary) -> str:
+    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
+    return f"{100 * summary.mean:.1f}{spread}"
+
+
+def _list(seeds: object) -> str:
+    return " ".join(map(str, seeds))  # type: ignore[call-overload]
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
