@@ -120,6 +120,8 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.optim.restart_epoch = config_dict.placeholder(float)  # start the schedule again here
     c.optim.clip_norm = config_dict.placeholder(float)
     c.optim.multipliers = ()  # e.g. (("backbone/.*", 0.1),)
+    # Paths without weight decay, e.g. (".*/bias", ".*/scale"); torch decays all that it is given.
+    c.optim.no_decay = ()
 
     c.train = ml_collections.ConfigDict()
     c.train.epochs = 20.0

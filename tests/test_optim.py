@@ -87,6 +87,30 @@ def test_the_learning_rate_has_its_landmarks():
     np.testing.assert_allclose([rate(0), rate(20), rate(40)], [0.1, 0.5, 0.0], atol=1e-7)
 
 
+def test_the_warm_up_of_mun_has_its_landmarks():
+    """MUN, section 4.1: 1e-8 to 2e-3 over the first 15 epochs, a tenth at 30 and at 60 of 90."""
+    per_epoch = 696  # SYSU-MM01 with 8 identities and 4 images of each
+    _, rate = optim.make(
+        steps_per_epoch=per_epoch,
+        epochs=90,
+        lr=2e-3,
+        warmup_epochs=15,
+        warmup_factor=5e-6,
+        schedule="multistep",
+        milestones=(30, 60),
+    )
+    epochs = np.array([0, 7.5, 15, 22, 30, 45, 60, 90])
+    expected = [1e-8, (2e-3 + 1e-8) / 2, 2e-3, 2e-3, 2e-4, 2e-4, 2e-5, 2e-5]
+    steps = jnp.array(epochs * per_epoch, jnp.int32)
+    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(steps), expected, rtol=1e-6)
+    # The step before a milestone still has the rate from before, the last of warm-up not yet all.
+    before = [2e-3 * (1 - (1 - 5e-6) / (15 * per_epoch)), 2e-3, 2e-4]
+    steps = jnp.array([15, 30, 60]) * per_epoch - 1
+    np.testing.assert_allclose(jax.vmap(rate)(steps), before, rtol=1e-6)
+    ramp = np.diff(jax.vmap(rate)(jnp.arange(15 * per_epoch)))
+    np.testing.assert_allclose(ramp, (2e-3 - 1e-8) / (15 * per_epoch), rtol=2e-3)  # float32
+
+
 # Update rules -----------------------------------------------------------------------------
 
 
@@ -103,10 +127,10 @@ GRADS = [tree(np.random.default_rng([2, step])) for step in range(12)]
 LEAVES, STRUCTURE = jax.tree.flatten(PARAMS)
 
 
-def run(params=PARAMS, **options):
+def run(params=PARAMS, dtype=jnp.float32, **options):
     """The parameters after all gradients, as vireid_jax updates them."""
     transform, learning_rate = optim.make(steps_per_epoch=4, epochs=3, **options)
-    params = jax.tree.map(jnp.float32, params)
+    params = jax.tree.map(dtype, params)
     state = transform.init(params)
 
     @jax.jit
@@ -115,7 +139,7 @@ def run(params=PARAMS, **options):
         return optim.apply(params, updates, learning_rate(step)), state
 
     for step, grads in enumerate(GRADS):
-        params, state = update(params, state, jax.tree.map(jnp.float32, grads), step)
+        params, state = update(params, state, jax.tree.map(dtype, grads), step)
     return params
 
 
@@ -253,12 +277,118 @@ def test_multipliers_come_after_the_moments_and_scale_the_decay():
     assert_trees_close(got, expected)
 
 
-def test_a_pattern_that_matches_nothing_is_refused():
-    transform, _ = optim.make(
-        steps_per_epoch=1, epochs=1, multipliers=[("backbone", 0.1), ("kernel", 2.0)]
+# Leaves in the order of LEAVES: backbone/bias, backbone/stem/kernel, classifier/kernel.
+@pytest.mark.parametrize(
+    ("no_decay", "spared"),
+    [
+        ((), (False, False, False)),
+        ((".*/bias",), (True, False, False)),
+        (("backbone/stem",), (False, True, False)),
+        (("backbone", "classifier/kernel"), (True, True, True)),
+        (("(backbone|neck)/bias", "classifier"), (True, False, True)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+def test_no_decay_spares_a_path(no_decay, spared, decay):
+    options = dict(lr=0.02, milestones=(1.0, 2.0), decay=decay)
+    got = run(no_decay=no_decay, weight_decay=0.3, **options)
+    plain, decayed = (
+        jax.tree.leaves(adam_loop(PARAMS, rate=multistep, weight_decay=w, decoupled=d))
+        for w, d in ((0.0, False), (0.3, decay == "decoupled"))
     )
-    with pytest.raises(ValueError, match=r"'kernel' matches no parameter.*backbone/bias"):
+    leaves = [p if s else d for p, d, s in zip(plain, decayed, spared, strict=True)]
+    assert_trees_close(got, jax.tree.unflatten(STRUCTURE, leaves))
+    for p, d in zip(plain, decayed, strict=True):
+        assert np.abs(p - d).max() > 1e-3
+
+
+def test_no_decay_of_sgd():
+    got = run(
+        name="sgd", lr=0.02, milestones=(1.0, 2.0), weight_decay=0.3, no_decay=["backbone/.*"]
+    )
+    spared, decayed = (sgd_loop(PARAMS, rate=multistep, weight_decay=w) for w in (0.0, 0.3))
+    assert_trees_close(got, decayed | {"backbone": spared["backbone"]})
+
+
+def test_decoupled_decay_without_a_gradient_is_rate_times_multiplier_times_decay():
+    """As in a torch group of its own lr: each step takes lr * factor * weight_decay away."""
+    lr, factor, weight_decay = 0.02, 0.25, 0.3
+    transform, learning_rate = optim.make(
+        steps_per_epoch=1,
+        epochs=1,
+        lr=lr,
+        schedule="constant",
+        weight_decay=weight_decay,
+        decay="decoupled",
+        multipliers=[("backbone", factor)],
+        no_decay=["backbone/bias"],
+    )
+    params = jax.tree.map(jnp.float32, PARAMS)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    got = optim.apply(params, updates, learning_rate(0))
+    kept = (1.0, 1 - lr * factor * weight_decay, 1 - lr * weight_decay)
+    for after, before, part in zip(jax.tree.leaves(got), LEAVES, kept, strict=True):
+        np.testing.assert_allclose(after, part * before, rtol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_multipliers_and_no_decay_are_torch_parameter_groups(name):
+    """In float64; the rates are powers of two, for a learning rate is float32."""
+    torch = pytest.importorskip("torch")
+    tensors = [torch.tensor(leaf, dtype=torch.float64, requires_grad=True) for leaf in LEAVES]
+    lr = 2.0**-5
+    groups = [
+        dict(params=tensors[:1], lr=lr / 8, weight_decay=0.0),  # backbone/bias
+        dict(params=tensors[1:2], lr=lr / 8),  # backbone/stem/kernel
+        dict(params=tensors[2:]),  # classifier/kernel
+    ]
+    if name == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=0.3, momentum=0.9)
+    else:
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, lr=lr, weight_decay=0.3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 8], gamma=0.5)
+    for grads in GRADS:
+        for tensor, grad in zip(tensors, jax.tree.leaves(grads), strict=True):
+            tensor.grad = torch.tensor(grad)
+        optimizer.step()
+        schedule.step()
+    with jax.enable_x64(True):
+        got = run(
+            dtype=jnp.float64,
+            name="sgd" if name == "sgd" else "adam",
+            decay="decoupled" if name == "adamw" else "coupled",
+            lr=lr,
+            weight_decay=0.3,
+            milestones=(1.0, 2.0),
+            gamma=0.5,
+            multipliers=[("backbone/.*", 0.125)],
+            no_decay=[".*/bias"],
+        )
+    for tensor, leaf in zip(tensors, jax.tree.leaves(got), strict=True):
+        assert leaf.dtype == jnp.float64
+        np.testing.assert_allclose(leaf, tensor.detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("option", ["multipliers", "no_decay"])
+def test_a_pattern_that_matches_nothing_is_refused(option, decay, weight_decay):
+    patterns = ["backbone", "kernel"]
+    value = patterns if option == "no_decay" else [(p, 0.5) for p in patterns]
+    transform, _ = optim.make(
+        steps_per_epoch=1, epochs=1, weight_decay=weight_decay, decay=decay, **{option: value}
+    )
+    message = rf"optim.{option}: 'kernel' matches no parameter.*backbone/bias"
+    with pytest.raises(ValueError, match=message):
         transform.init(PARAMS)
+
+
+def test_no_decay_without_weight_decay_changes_nothing():
+    assert differs(run(no_decay=[".*/bias"], lr=0.02), run(lr=0.02)) == 0
 
 
 def test_clip_norm_bounds_the_gradient_before_all_else():
@@ -310,6 +440,13 @@ def test_path_names():
         (dict(momentum=-0.9), r"optim.momentum is -0.9"),
         (dict(warmup_factor=-0.1), r"optim.warmup_factor is -0.1"),
         (dict(lr=float("nan")), r"optim.lr is nan"),
+        (dict(no_decay=".*/bias"), r"optim.no_decay is the text '.\*/bias'.*\('.\*/bias',\)"),
+        (dict(no_decay=("bias", "(")), r"optim.no_decay: '\(' is not a regular expression"),
+        (dict(no_decay=(3,)), r"optim.no_decay: 3 is not a regular expression"),
+        (dict(multipliers=("backbone", 0.1)), r"optim.multipliers holds 'backbone', expected pairs"),
+        (dict(multipliers=(("backbone",),)), r"optim.multipliers holds \('backbone',\)"),
+        (dict(multipliers=(("backbone", -0.1),)), r"optim.multipliers: 'backbone' has -0.1"),
+        (dict(multipliers=(("(", 0.1),)), r"optim.multipliers: '\(' is not a regular expression"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

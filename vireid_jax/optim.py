@@ -36,6 +36,7 @@ def make(
     restart_epoch: float | None = None,
     clip_norm: float | None = None,
     multipliers: Sequence[tuple[str, float]] = (),
+    no_decay: Sequence[str] = (),
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Builds the update rule.
 
@@ -44,10 +45,10 @@ def make(
       epochs: length of the training, for the cosine schedule.
       name: "adam" (b1 0.9, b2 0.999, epsilon 1e-8) or "sgd" with momentum.
       lr: peak learning rate.
-      weight_decay: L2 strength; all parameters, as torch does it.
+      weight_decay: L2 strength; of all parameters, as torch does it, but those of no_decay.
       decay: "coupled" adds weight_decay * parameter to the gradient before the moments, as
         torch.optim.Adam and SGD do; "decoupled" is AdamW: the decay is scaled by the
-        learning rate alone.
+        parameter's learning rate alone.
       momentum: of SGD.
       schedule: "multistep" multiplies by gamma at each milestone, "cosine" falls to 0,
         "constant" stays.
@@ -60,13 +61,16 @@ def make(
       multipliers: (regular expression, factor) pairs; a parameter whose path, such as
         "backbone/stem/conv1/kernel", matches from its start takes factor * lr. The first
         match counts.
+      no_decay: regular expressions; a parameter whose path matches one from its start has no
+        weight decay, as in a torch parameter group with weight_decay=0.
 
     Returns:
       (transform, learning_rate): updates are `-learning_rate(step)` times what the
       transform returns; see `apply`.
 
     Raises:
-      ValueError: naming the option.
+      ValueError: naming the option. The transform's `init` refuses a pattern that matches no
+        parameter.
     """
     _check(name, OPTIMIZERS, "name")
     _check(schedule, SCHEDULES, "schedule")
@@ -87,13 +91,24 @@ def make(
     for option, value in numbers.items():
         if value is not None and not value >= 0:  # NaN too
             raise ValueError(f"{option} is {value}, expected 0 or more")
-    coupled = decay == "coupled" and weight_decay
-    decoupled = decay == "decoupled" and weight_decay
+    for pair in multipliers:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(
+                f"optim.multipliers holds {pair!r}, expected pairs of a regular expression and a "
+                'factor: (("backbone/.*", 0.1),)'
+            )
+        if not pair[1] >= 0:
+            raise ValueError(f"optim.multipliers: {pair[0]!r} has {pair[1]}, expected 0 or more")
+    _check_patterns("multipliers", [pattern for pattern, _ in multipliers])
+    _check_patterns("no_decay", no_decay)
+    # Also with weight_decay 0, so that a wrong list does not wait until it counts.
+    decays = weight_decay or no_decay
+    decayed_weights = _decayed_weights(weight_decay, no_decay) if decays else None
     parts = [
         optax.clip_by_global_norm(clip_norm) if clip_norm else None,
-        optax.add_decayed_weights(weight_decay) if coupled else None,
+        decayed_weights if decay == "coupled" else None,
         optax.scale_by_adam() if name == "adam" else optax.trace(decay=momentum),
-        optax.add_decayed_weights(weight_decay) if decoupled else None,
+        decayed_weights if decay == "decoupled" else None,
         _scale_by_path(multipliers) if multipliers else None,
     ]
     transform = optax.chain(*[part for part in parts if part is not None])
@@ -130,21 +145,26 @@ def apply(params: Any, updates: Any, learning_rate: Any) -> Any:
     )
 
 
+def _decayed_weights(weight_decay: float, no_decay: Sequence[str]) -> optax.GradientTransformation:
+    """Adds weight_decay * parameter to every update, but for the paths of no_decay."""
+
+    def add(path: Any, update: Any, param: Any) -> Any:
+        spared = any(re.match(pattern, path_name(path)) for pattern in no_decay)
+        if spared or not weight_decay:
+            return update
+        return update + weight_decay * param
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(add, updates, params), state
+
+    return optax.GradientTransformation(_require("no_decay", no_decay), update)
+
+
 def _scale_by_path(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     """Multiplies the update of every parameter by the factor of its path."""
 
     def factor(path: str) -> float:
         return next((f for pattern, f in multipliers if re.match(pattern, path)), 1.0)
-
-    def init(params: Any) -> optax.EmptyState:
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern, _ in multipliers:
-            if not any(re.match(pattern, path) for path in paths):
-                raise ValueError(
-                    f"optim.multipliers: {pattern!r} matches no parameter; "
-                    f"paths look like {paths[:3]}"
-                )
-        return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return (
@@ -152,12 +172,46 @@ def _scale_by_path(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTr
             state,
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(
+        _require("multipliers", [pattern for pattern, _ in multipliers]), update
+    )
+
+
+def _require(option: str, patterns: Sequence[str]) -> Callable[[Any], optax.EmptyState]:
+    """The `init` of a transform, which refuses a pattern that matches no parameter."""
+
+    def init(params: Any) -> optax.EmptyState:
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in patterns:
+            if not any(re.match(pattern, path) for path in paths):
+                raise ValueError(
+                    f"optim.{option}: {pattern!r} matches no parameter; paths look like {paths[:3]}"
+                )
+        return optax.EmptyState()
+
+    return init
 
 
 def path_name(path: Any) -> str:
     """A key path of a tree as "a/b/c"."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def _check_patterns(option: str, patterns: Sequence[str]) -> None:
+    """Raises ValueError unless these are regular expressions."""
+    # A text would pass for a sequence of patterns of one letter each.
+    if isinstance(patterns, str):
+        raise ValueError(
+            f"optim.{option} is the text {patterns!r}, expected a sequence of regular "
+            f"expressions: ({patterns!r},)"
+        )
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(
+                f"optim.{option}: {pattern!r} is not a regular expression: {error}"
+            ) from error
 
 
 def _check(value: str, allowed: Sequence[str], option: str) -> None:
