@@ -443,7 +443,7 @@ def test_path_names():
         (dict(no_decay=".*/bias"), r"optim.no_decay is the text '.\*/bias'.*\('.\*/bias',\)"),
         (dict(no_decay=("bias", "(")), r"optim.no_decay: '\(' is not a regular expression"),
         (dict(no_decay=(3,)), r"optim.no_decay: 3 is not a regular expression"),
-        (dict(multipliers=("backbone", 0.1)), r"optim.multipliers holds 'backbone', expected pairs"),
+        (dict(multipliers=("backbone", 0.1)), r"optim.multipliers holds 'backbone', expected"),
         (dict(multipliers=(("backbone",),)), r"optim.multipliers holds \('backbone',\)"),
         (dict(multipliers=(("backbone", -0.1),)), r"optim.multipliers: 'backbone' has -0.1"),
         (dict(multipliers=(("(", 0.1),)), r"optim.multipliers: '\(' is not a regular expression"),
