@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -96,11 +97,20 @@ def test_augment(recipe, chain):
 def test_method(recipe):
     options = recipe.method.to_dict()
     build = get_build(options.pop("name"))
-    method = build(num_classes=7, image_size=recipe.data.image_size, steps_per_epoch=10, **options)
+    named = set(inspect.signature(build).parameters)
+    facts = dict(  # of a run, see parts.py
+        num_classes=7,
+        image_size=tuple(recipe.data.image_size),
+        steps_per_epoch=10,
+        num_steps=20,
+        num_ids=recipe.sampler.num_ids,
+        num_instances=recipe.sampler.num_instances,
+        second_view=False,
+    )
+    method = build(**{k: v for k, v in facts.items() if k in named}, **options)
     assert all(callable(f) for f in (method.init, method.loss, method.embed))
     # The recipe names every option, so that its file shows all there is to change.
-    named = set(inspect.signature(build).parameters)
-    assert set(options) == named - {"num_classes", "image_size", "steps_per_epoch"}
+    assert set(options) == named - set(facts)
 
 
 def test_optim(recipe):
@@ -115,7 +125,7 @@ def test_train(recipe):
     accepts(train.train, options, partial=True)
     assert set(RUN_KEYS) < set(recipe.train)
     assert 0 < recipe.train.checkpoint_every <= recipe.train.epochs
-    assert recipe.method.metric_from_epoch < recipe.train.epochs
+    assert recipe.method.get("metric_from_epoch", 0) < recipe.train.epochs
 
 
 def test_eval(recipe):
@@ -264,6 +274,39 @@ def test_smcl_is_the_papers(dataset, epochs, q, m, images, steps):
     assert c.sampler.steps_per_epoch is None
     assert sampler.steps_per_epoch(label, modality, **pk) * c.train.epochs == steps
     assert f"{steps:,}" in importlib.import_module("configs.smcl").__doc__
+
+
+@pytest.mark.parametrize("dataset", ["sysu", "regdb", "llcm"])
+def test_mun_is_the_papers(dataset):
+    """Yu et al., ICCV 2023, section 4.1; one recipe for all data sets."""
+    c = recipe_of("mun", dataset)
+    assert c.data.image_size == (288, 144)
+    assert (c.sampler.num_ids, c.sampler.num_instances) == (8, 4)
+    m = c.method
+    assert (m.depth, m.width, m.last_stride, m.specific) == (50, 64, 1, 2)
+    assert (m.idc_weight, m.ia_weight, m.ma_weight) == (0.25, 0.5, 0.008)
+    assert (m.ia_margin, m.tri_margin, m.gem_p) == (0.55, 0.3, 3.0)
+    assert m.generator.ratios == (2, 4, 6, 12) and m.auxiliary == "mun"
+    assert (c.augment.flip, c.augment.erase, c.augment.visible_channel) == (
+        0.5,
+        (0.5, 0.5),
+        "adapt",
+    )
+    assert c.train.epochs == 90
+    assert (c.optim.name, c.optim.decay, c.optim.weight_decay) == ("adam", "decoupled", 0.01)
+    _, rate = optim.make(steps_per_epoch=10, epochs=c.train.epochs, **c.optim)
+    values = [float(rate(s)) for s in (0, 75, 150, 299, 300, 599, 600, 899)]
+    expected = [1e-8, 1e-3, *[2e-3] * 2, *[2e-4] * 2, *[2e-5] * 2]
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    method = parts._method(c, 5, 10)[0]
+    params = jax.eval_shape(method.init, jax.random.key(0))["params"]
+    paths = [optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    (pattern, factor), *more = c.optim.multipliers
+    slow = [path for path in paths if re.match(pattern, path)]
+    assert factor == 0.1 and not more and all(path.startswith("backbone/") for path in slow)
+    assert len(slow) == sum(path.startswith("backbone/") for path in paths) > 150
+    kept = {p.rsplit("/", 1)[1] for p in paths if not any(re.match(n, p) for n in c.optim.no_decay)}
+    assert kept == {"kernel"}, "weights alone decay"
 
 
 def test_smcl_on_llcm_is_the_recipe_for_sysu():

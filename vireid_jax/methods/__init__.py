@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from vireid_jax.methods import smcl
+from vireid_jax.methods import mun, smcl
 from vireid_jax.types import Method
 
-METHODS: dict[str, Callable[..., Method]] = {"smcl": smcl.build}
+METHODS: dict[str, Callable[..., Method]] = {"mun": mun.build, "smcl": smcl.build}
 
 
 def get_build(name: str) -> Callable[..., Method]:

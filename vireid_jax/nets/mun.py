@@ -134,14 +134,16 @@ class MUNNet(nn.Module):
 
     def embed(self, images: jax.Array, modality: int) -> dict[str, jax.Array]:
         """Features of one modality, [N, D] float32 or wider: after the neck, and Z before it."""
-        generate = None
-        if self.refined:
-            generate = lambda maps: [self.auxiliary.refine(maps[0], modality)]  # noqa: E731
+
+        def refine(maps: list[jax.Array]) -> list[jax.Array]:
+            # The same map twice: of the three results only this modality's is computed.
+            return [self.auxiliary(maps[0], maps[0], train=False)[1 + modality]]
+
         maps = self.backbone(
             [images],
             stems=[modality],
             train=False,
-            generate=generate,
+            generate=refine if self.refined else None,
             after=self.backbone_options["specific"],
         )
         z = self._pool(maps)
