@@ -6,6 +6,8 @@ import jax.numpy as jnp
 # Below this squared length the gradient is exactly 0 instead of NaN; 1e-12 as in the
 # field's code (a distance of 1e-6).
 MIN_SQUARED = 1e-12
+# Units in the last place within which `pairwise_distance` takes two rows to be the same.
+RESOLUTION = 8
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -19,23 +21,74 @@ def safe_norm(x: jax.Array, axis: int = -1) -> jax.Array:
     return jnp.sqrt(jnp.maximum((x * x).sum(axis), MIN_SQUARED))
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Scales vectors [..., D] to length 1; ones shorter than 1e-6 become shorter than 1."""
+    x = wide(x)
+    square = (x * x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, MIN_SQUARED))
+
+
 def pairwise_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     """Euclidean distances d(a_n, b_l) = ||a_n - b_l||, not squared.
 
     Computed from differences, not from ||a||^2 + ||b||^2 - 2ab: for features of length 38
     at a distance of 0.9 the latter is off by 2e-4 in float32 and by up to 1 with bfloat16
-    products, which is what a TPU does by default.
+    products, which is what a TPU does by default. The compiler fuses the differences into
+    their sum, so the forward pass holds no [N, L, D].
+
+    The gradient sum_l w_nl (a_n - b_l) is taken as two products of matrices, because the
+    derivative of the differences does hold [N, L, D]: for 96 rows of 2048 numbers on a CPU
+    that is 76 MB and 170 ms against 1 MB and 3 ms, with an error of 1.3e-7 of the largest
+    entry either way. For a pair much closer than the rows are spread, the relative error of
+    its gradient is about 1e-7 times spread / distance; a pair that is equal to rounding (8
+    units in the last place of the two rows' distances from the mean row) has the gradient 0.
 
     Args:
       a: [N, D].
       b: [L, D].
 
     Returns:
-      [N, L], float32 or wider.
+      [N, L], float32 or wider. The gradient is 0 where a distance is 1e-6 or less too.
 
     Raises:
       ValueError: if the two are not matrices of one width.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"got {a.shape} and {b.shape}, expected [N, D] and [L, D]")
+    dtype = jnp.promote_types(wide(a).dtype, wide(b).dtype)
+    return _pairwise_distance(a.astype(dtype), b.astype(dtype))
+
+
+@jax.custom_vjp
+def _pairwise_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     return safe_norm(a[:, None, :] - b[None, :, :])
+
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, _Residuals]:
+    distance = _pairwise_distance(a, b)
+    return distance, (a, b, distance)
+
+
+def _backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a, b, distance = residuals
+    # Differences do not change when both sides move; smaller numbers cancel with less error.
+    middle = b.mean(0, keepdims=True)
+    a, b = a - middle, b - middle
+    # Closer than this the two sides of a difference cancel to noise, which 1 / distance blows up.
+    resolution = RESOLUTION * jnp.finfo(a.dtype).eps * (_length(a)[:, None] + _length(b)[None, :])
+    too_close = distance <= jnp.maximum(resolution, 1.001 * MIN_SQUARED**0.5)
+    w = jnp.where(too_close, 0, gradient / distance)  # a NaN distance keeps a NaN gradient
+    highest = jax.lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
+    to_a = w.sum(1)[:, None] * a - jnp.matmul(w, b, precision=highest)
+    to_b = w.sum(0)[:, None] * b - jnp.matmul(w.T, a, precision=highest)
+    return to_a, to_b
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.sqrt((x * x).sum(-1))
+
+
+_pairwise_distance.defvjp(_forward, _backward)

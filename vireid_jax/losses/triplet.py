@@ -1,0 +1,145 @@
+"""Triplet losses over the images of a batch: a positive pulls, a negative pushes.
+
+All take features [B, M, D] and labels [B] in any order of rows, and give a mean over the
+anchors that have what the loss needs; a batch of one identity has no negatives, and gives 0
+with a zero gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.losses.distance import pairwise_distance, unit
+from vireid_jax.losses.mining import (
+    check_batch,
+    cross_pairs,
+    hard_triplet,
+    joint_pairs,
+    joint_rows,
+    valid_mean,
+)
+
+BDTR_FORMS = ("orig", "counted")
+
+
+def batch_hard_triplet(features: jax.Array, labels: jax.Array, *, margin: float = 0.3) -> jax.Array:
+    """Batch-hard triplet loss, blind to modality.
+
+    mean_a [margin + max_{p: same identity, p != a} d(a, p) - min_{n: other} d(a, n)]_+ over
+    all M * B rows as anchors; unsquared Euclidean distances of features as they come.
+    Hermans et al., arXiv 1703.07737, eq. 5, as a mean.
+
+    Args:
+      features: [B, M, D].
+      labels: int [B], shared by the M modalities.
+      margin: in units of the distance.
+
+    Returns:
+      Scalar, float32 or wider; 0 when the batch has one identity.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    rows, labels = joint_rows(features, labels)
+    return hard_triplet(pairwise_distance(rows, rows), joint_pairs(labels), margin)
+
+
+def weighted_regularized_triplet(features: jax.Array, labels: jax.Array) -> jax.Array:
+    """Weighted regularized triplet loss of AGW (Ye et al., arXiv 2001.04193).
+
+    mean_a softplus( sum_p w_p d(a, p) - sum_n w_n d(a, n) ), with w_p = softmax of d over a's
+    positives and w_n = softmax of -d over its negatives, over all M * B rows as anchors. The
+    weights pass gradients. As in the authors' code (mangye16/Cross-Modal-Re-ID-baseline,
+    `TripletLoss_WRT`) an anchor is one of its own positives, at distance 0.
+
+    Differs from the authors' code: theirs divides exp(-d) by sum exp(-d) + 1e-6 without
+    shifting d first, so that beyond distances of about 14, where sum exp(-d) falls below
+    1e-6, the negatives' weights vanish and nothing pushes any more. Here the weights always
+    sum to 1, as in the paper.
+
+    Args:
+      features: [B, M, D].
+      labels: int [B], shared by the M modalities.
+
+    Returns:
+      Scalar, float32 or wider; 0 when the batch has one identity.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    rows, labels = joint_rows(features, labels)
+    distance = pairwise_distance(rows, rows)
+    positive, negative = joint_pairs(labels)
+    positive = positive | jnp.eye(len(labels), dtype=bool)
+    pull = _softmax_mean(distance, distance, positive)
+    push = _softmax_mean(distance, -distance, negative)
+    return valid_mean(jax.nn.softplus(pull - push), negative.any(1))
+
+
+def bdtr(
+    features: jax.Array,
+    labels: jax.Array,
+    *,
+    form: str = "orig",
+    cross_margin: float = 0.5,
+    intra_margin: float = 0.1,
+    intra_weight: float = 0.1,
+) -> jax.Array:
+    """Bi-directional dual-constrained top-ranking loss (Ye et al., IJCAI 2018).
+
+    For both directions, anchors in one modality and the others in the other one, of features
+    scaled to unit length:
+      cross = mean_a [cross_margin + d(a, p) - d(a, n)]_+, p the farthest positive and n the
+      nearest negative of the other modality.
+    form "orig", as the author's code has it: intra = mean_a [intra_margin - d(p, n)]_+
+    between those two, which are of one modality. Its batches hold one image of an identity
+    and modality; the farthest of K is the extension to more.
+    form "counted", which uses as many distances as SMCL counts for this loss in its table 3:
+    intra = mean_a [intra_margin + max d(a, p') - min d(a, n')]_+ within a's own modality.
+    total = sum over the two directions of cross + intra_weight * intra.
+
+    Among negatives (or positives) at exactly one distance "orig" chooses the first row.
+
+    Args:
+      features: [B, 2, D], visible and infrared.
+      labels: int [B], shared by the two.
+      form: "orig" or "counted".
+      cross_margin: in units of the distance of unit vectors, which is 2 at most.
+      intra_margin: the same, within a modality.
+      intra_weight: of the intra-modality part.
+
+    Returns:
+      Scalar, float32 or wider; 0 when the batch has one identity. With one image of each
+      identity the intra part of "counted" is 0, having no positives.
+
+    Raises:
+      ValueError: for shapes that do not fit or an unknown form.
+    """
+    check_batch(features, labels, modalities=2)
+    if form not in BDTR_FORMS:
+        raise ValueError(f"form is {form!r}, expected one of {BDTR_FORMS}")
+    features = unit(features)
+    modalities = features[:, 0], features[:, 1]
+    across = pairwise_distance(*modalities)
+    within = [pairwise_distance(x, x) for x in modalities]
+    pairs = cross_pairs(labels)
+    total = jnp.zeros((), features.dtype)
+    for anchor, other, distance in ((0, 1, across), (1, 0, across.T)):
+        total += hard_triplet(distance, pairs, cross_margin)
+        if form == "orig":
+            p = jnp.where(pairs.positive, distance, -jnp.inf).argmax(1)
+            n = jnp.where(pairs.negative, distance, jnp.inf).argmin(1)
+            gap = jax.nn.relu(intra_margin - within[other][p, n])
+            intra = valid_mean(gap, pairs.negative.any(1))
+        else:
+            intra = hard_triplet(within[anchor], joint_pairs(labels), intra_margin)
+        total += intra_weight * intra
+    return total
+
+
+def _softmax_mean(values: jax.Array, logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """sum_l softmax_l(logits) values over the true entries of mask [N, L]; 0 without any."""
+    top = jax.lax.stop_gradient(jnp.where(mask, logits, -jnp.inf).max(1, keepdims=True))
+    # The largest entry is exp(0), so a row with any entry sums to 1 or more.
+    e = jnp.where(mask, jnp.exp(jnp.where(mask, logits - top, 0)), 0)
+    total = jnp.where(mask.any(1), e.sum(1), 1)
+    return (e * values).sum(1) / total
