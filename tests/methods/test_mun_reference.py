@@ -42,7 +42,8 @@ def _variables(name, method):
 
 def _batch(name, step):
     data = case_inputs(name)
-    batch = {k: to_jax(data[k][step], "float64") for k in ("visible", "infrared", "label")}
+    given = ("visible", "infrared", "visible_second", "label")
+    batch = {k: to_jax(data[k][step], "float64") for k in given if k in data}
     return {**batch, "camera": jnp.zeros((len(batch["label"]), 2), jnp.int32)}
 
 

@@ -14,6 +14,8 @@ def _remembered(case: Case) -> Arrays:
     kind = o.get("prototypes", "slot")
     features = 8 * o["width"] * (4 if o["depth"] == 14 else 1)
     result = batches(case)
+    if o.get("second_view"):
+        result["visible_second"] = normal(case.name, "second", result["visible"].shape)
     if kind == "slot":
         shape = (s["ids"] * s["instances"], 3, features)
         result["prototype"] = normal(case.name, "prototype", shape)
@@ -165,6 +167,12 @@ CASES = [
             "ida_weight": 0.3,
             "idc_weight": 0.4,
         },
+        _MODEL,
+    ),
+    Case(
+        "mun_second_view",
+        "mun",
+        {**_SMALL, "second_view": True, "bn_running": "vi", "tri": "vra", "ma_weight": 0.5},
         _MODEL,
     ),
     Case("mun_syncretic", "mun", {**_IMAGES, "auxiliary": "syncretic"}, _MODEL),

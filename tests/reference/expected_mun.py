@@ -11,6 +11,7 @@ from .cases_mun import settled, start
 from .inputs import case_inputs
 from .running import images, load, loss, numpy, parameter_gradients, state, tensor
 
+VIEWS = ("visible", "infrared", "visible_second")
 NOT_OF_THE_MODEL = ("step", "optimizer", "kernels")
 
 
@@ -41,13 +42,9 @@ def _mun(case: Case) -> Arrays:
     model = _model(case)
     embeddings = _embeddings(model, data)
     memory = {k: tensor(data[k]) for k in ("prototype", "seen") if k in data}
-    terms, later = model.terms(
-        images(data["visible"][0]),
-        images(data["infrared"][0]),
-        tensor(data["label"][0]),
-        case.options["step"],
-        memory,
-    )
+    batch = [images(data[k][0]) for k in VIEWS if k in data]
+    label = tensor(data["label"][0])
+    terms, later = model.terms(batch, label, case.options["step"], memory)
     total = model.total(terms)
     total.backward()
     return {
@@ -69,8 +66,8 @@ def _trajectory(case: Case) -> Arrays:
     optimizer, schedule = mun.make_optimizer(model, case.options["optimizer"])
     history: dict[str, list[np.ndarray]] = {}
     for t, label in enumerate(data["label"]):
-        pair = images(data["visible"][t]), images(data["infrared"][t])
-        values, memory = mun.train_step(model, optimizer, pair, tensor(label), t, memory)
+        batch = [images(data[k][t]) for k in VIEWS if k in data]
+        values, memory = mun.train_step(model, optimizer, batch, tensor(label), t, memory)
         schedule.step()
         for k, v in values.items():
             history.setdefault(f"history/{k}", []).append(numpy(v))

@@ -1,9 +1,7 @@
 """The whole MUN model (Yu et al., ICCV 2023) and its training step in PyTorch.
 
-Written from the paper's equations with one loop for each of their symbols. Features come as
-Z [B, M, D] with the modalities in the order visible, infrared, auxiliary (v, r, a in the
-paper), rows identity by identity. The memory of the prototypes is an argument and a result,
-never a state of the model.
+Visible, infrared and auxiliary are v, r and a in the paper; Z are pooled features. The memory
+of the prototypes is an argument and a result, never a state of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +14,17 @@ from torch.nn import functional
 from . import losses
 from .mun_generator import Unifying
 from .mun_losses import (
+    accumulate,
     alignment,
     batch_hard_triplet,
     beta,
     modality_alignment,
-    rows_of,
     weighted_regularized_triplet,
 )
 from .resnet import BatchNorm, ResNet
 from .smcl import SMGM
 
+Features = dict[str, torch.Tensor]  # by modality, [B, D] each
 Memory = dict[str, torch.Tensor]
 NAMES = ("visible", "infrared", "auxiliary")
 
@@ -61,6 +60,7 @@ class MUN(nn.Module):
         num_instances: int,
         num_steps: int,
         image_size: Sequence[int],
+        second_view: bool = False,
         depth: int = 50,
         width: int = 64,
         last_stride: int = 1,
@@ -103,7 +103,8 @@ class MUN(nn.Module):
             idc_weight = ida_weight = ia_weight = ma_weight = 0.0
         self.refined = shared_input == "refined"
         self.third_stem = 2 if aux_stem == "own" else 0
-        self.kept = 2 if bn_running == "vi" and auxiliary != "none" else None
+        real = 3 if second_view else 2
+        self.kept = real if bn_running == "vi" and auxiliary != "none" else None
         own_copy = auxiliary not in ("none", "mun") and aux_stem == "own"
         copies = 3 if own_copy else 2
         self.backbone = ResNet(depth, width, last_stride, specific, self.kept, copies)
@@ -150,31 +151,41 @@ class MUN(nn.Module):
 
     # --- From images to features ---
 
-    def features(self, visible: torch.Tensor, infrared: torch.Tensor) -> torch.Tensor:
-        """The training pass: [B, 3, H, W] twice -> Z [B, M, D]."""
-        images, stems = [visible, infrared], [0, 1]
+    def features(
+        self, visible: torch.Tensor, infrared: torch.Tensor, second: torch.Tensor | None = None
+    ) -> Features:
+        """The training pass: [B, 3, H, W] for each modality -> Z [B, D] for each."""
+        images = {"visible": visible, "infrared": infrared}
+        stems = [0, 1]
+        if second is not None:  # another view of the visible images
+            images["second"] = second
+            stems.append(0)
+        names, generate = list(images), None
         if self.kind == "mun":
-            maps = self.backbone(images, stems, generate=self.generate, after=self.specific)
-            return self.pool(maps).unflatten(0, (-1, 3))
-        if self.kind != "none":
-            images.append(self.auxiliary(visible, infrared))
+            generate = self.generate
+        elif self.kind != "none":
+            images["auxiliary"] = self.auxiliary(visible, infrared)
             stems.append(self.third_stem)
-        return self.pool(self.backbone(images, stems)).unflatten(0, (-1, len(images)))
+        if self.kind != "none":
+            names.append("auxiliary")
+        z = self.pool(self.backbone(list(images.values()), stems, generate, self.specific))
+        return dict(zip(names, z.unflatten(0, (-1, len(names))).unbind(1), strict=True))
 
     def generate(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """F^v, F^r -> what enters the shared stages: F^v, F^r (or refined ones) and F^a."""
-        visible, infrared = maps
+        """F^v, F^r (and of a second view) -> what enters the shared stages: these and F^a."""
+        visible, infrared, *second = maps
         made, refined_visible, refined_infrared = self.auxiliary(visible, infrared)
         if self.refined:
             return [refined_visible, refined_infrared, made]
-        return [visible, infrared, made]
+        return [visible, infrared, *second, made]
 
-    def normalized(self, z: torch.Tensor) -> torch.Tensor:
-        """Z [B, M, D] after the neck, which all modalities pass together."""
+    def normalized(self, z: Features) -> Features:
+        """Z after the neck, which all modalities pass together."""
         if self.neck is None:
             return z
-        kept = None if self.kept is None else (z.shape[1], self.kept)
-        return self.neck(z.flatten(0, 1), kept).unflatten(0, z.shape[:2])
+        kept = None if self.kept is None else (len(z), self.kept)
+        f = self.neck(torch.stack(list(z.values()), 1).flatten(0, 1), kept)
+        return dict(zip(z, f.unflatten(0, (-1, len(z))).unbind(1), strict=True))
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor, modality: int) -> dict[str, torch.Tensor]:
@@ -225,7 +236,7 @@ class MUN(nn.Module):
             }
         return {}
 
-    def accumulate(
+    def remembered(
         self, z: torch.Tensor, labels: torch.Tensor, step: int, memory: Memory
     ) -> tuple[torch.Tensor, Memory]:
         """Eqs. (13) and (14): T [B, 3, D] of this step, and the memory for the next."""
@@ -239,64 +250,50 @@ class MUN(nn.Module):
             weight = 1.0
             if self.first == "stop":
                 new = new.detach()
-        old = memory["prototype"].detach()
-        t: list[torch.Tensor] = [new[0]] * len(new)
-        later = {k: v.clone() for k, v in memory.items()}
-        for identity, rows in rows_of(labels).items():
-            for k, row in enumerate(rows):
-                if self.prototypes == "slot":
-                    own = weight
-                    previous = old[row]
-                else:
-                    own = weight if memory["seen"][identity] else 1.0
-                    previous = old[identity, k]
-                t[row] = own * new[row] + (1 - own) * previous
-                if self.prototypes == "slot":
-                    later["prototype"][row] = t[row].detach()
-                else:
-                    later["prototype"][identity, k] = t[row].detach()
-        if self.prototypes == "identity":
-            for identity in rows_of(labels):
-                later["seen"][identity] = 1
-        return torch.stack(t), later
+        return accumulate(new, labels, weight, memory)
 
     # --- Objective ---
 
     def terms(
         self,
-        visible: torch.Tensor,
-        infrared: torch.Tensor,
+        images: Sequence[torch.Tensor],
         labels: torch.Tensor,
         step: int,
         memory: Memory,
     ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """The unweighted terms of eq. (17) whose weight is not 0, and the new memory."""
-        z = self.features(visible, infrared)
-        f = self.normalized(z)
-        heads = (self.classifier_visible, self.classifier_infrared)
+        """The unweighted terms of eq. (17) whose weight is not 0, and the new memory.
 
-        def classify(head: nn.Module, m: int) -> torch.Tensor:
-            return losses.cross_entropy(head(f[:, m]), labels)
+        images: visible, infrared and, with `second_view`, visible ones again.
+        """
+        z = self.features(*images)
+        f = self.normalized(z)
+        views = ["visible", "second"] if "second" in z else ["visible"]
+
+        def classify(head: str, modality: str) -> torch.Tensor:
+            logits = self.get_submodule(f"classifier_{head}")(f[modality])
+            return losses.cross_entropy(logits, labels)
 
         terms = {
-            "id_visible": classify(heads[0], 0),
-            "id_infrared": classify(heads[1], 1),
-            "tri": self.triplet(z, labels),
+            "id_visible": torch.stack([classify("visible", m) for m in views]).mean(),
+            "id_infrared": classify("infrared", "infrared"),
         }
+        compared = [*views, "infrared", *(["auxiliary"] if self.tri == "vra" else [])]
+        terms["tri"] = self.triplet(torch.stack([z[m] for m in compared], 1), labels)
         if self.weights["idc"]:
-            terms["idc"] = classify(heads[0], 2) + classify(heads[1], 2)
+            terms["idc"] = classify("visible", "auxiliary") + classify("infrared", "auxiliary")
         if self.weights["ida"]:
-            terms["ida"] = classify(self.classifier_auxiliary, 2)
+            terms["ida"] = classify("auxiliary", "auxiliary")
         if self.weights["ia"]:
-            terms["ia"] = alignment(z, labels, **self.ia)
+            # The center of a modality is that of the rows of all its views.
+            rows = [torch.stack([z[m], z["infrared"], z["auxiliary"]], 1) for m in views]
+            terms["ia"] = alignment(torch.cat(rows), labels.repeat(len(views)), **self.ia)
         if self.weights["ma"]:
-            t, memory = self.accumulate(z, labels, step, memory)
+            t, memory = self.remembered(torch.stack([z[m] for m in NAMES], 1), labels, step, memory)
             terms["ma"] = modality_alignment(t, labels, **self.ma)
         return terms, memory
 
-    def triplet(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """L_tri over the rows of Z^v and Z^r, or of all three."""
-        rows = z[:, :2] if self.tri == "vr" else z
+    def triplet(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """L_tri over the rows [B, M, D] of some modalities."""
         if self.tri_form == "weighted":
             return weighted_regularized_triplet(rows, labels)
         return batch_hard_triplet(rows, labels, self.tri_margin)
@@ -352,14 +349,14 @@ def project(model: MUN) -> None:
 def train_step(
     model: MUN,
     optimizer: torch.optim.Optimizer,
-    images: tuple[torch.Tensor, torch.Tensor],
+    images: Sequence[torch.Tensor],
     labels: torch.Tensor,
     step: int,
     memory: Memory,
 ) -> tuple[dict[str, torch.Tensor], Memory]:
     """One step on eq. (17), then the projection; returns terms and total, and the memory."""
     optimizer.zero_grad()
-    terms, memory = model.terms(*images, labels, step, memory)
+    terms, memory = model.terms(images, labels, step, memory)
     total = model.total(terms)
     total.backward()
     optimizer.step()

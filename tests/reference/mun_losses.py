@@ -48,6 +48,30 @@ def beta(step: int, num_steps: int, schedule: str) -> float:
     return 1e-8 * 1e8**part
 
 
+def accumulate(
+    new: torch.Tensor, labels: torch.Tensor, weight: float, memory: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Eq. (14) row by row, with new = W Z [B, 3, D]: T [B, 3, D] and the memory that it leaves.
+
+    memory: "prototype" [B, 3, D] by row; or [C, K, 3, D] by identity and, "seen" [C], which of
+    these have a past.
+    """
+    old = memory["prototype"].detach()
+    later = {k: v.clone() for k, v in memory.items()}
+    t: list[torch.Tensor] = [new[0]] * len(new)
+    for identity, rows in rows_of(labels).items():
+        for k, row in enumerate(rows):
+            place, own = (row,), weight
+            if "seen" in memory:
+                place = (identity, k)
+                own = weight if memory["seen"][identity] else 1.0
+            t[row] = own * new[row] + (1 - own) * old[place]
+            later["prototype"][place] = t[row].detach()
+        if "seen" in memory:
+            later["seen"][identity] = 1
+    return torch.stack(t), later
+
+
 def modality_alignment(
     prototypes: torch.Tensor,
     labels: torch.Tensor,
