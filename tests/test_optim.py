@@ -286,6 +286,7 @@ def test_multipliers_come_after_the_moments_and_scale_the_decay():
         (("backbone/stem",), (False, True, False)),
         (("backbone", "classifier/kernel"), (True, True, True)),
         (("(backbone|neck)/bias", "classifier"), (True, False, True)),
+        (("stem|backbone/bias",), (True, False, False)),  # from the start
     ],
     ids=str,
 )
