@@ -1,0 +1,288 @@
+"""MUN's generator of an auxiliary modality, from feature maps of both modalities.
+
+Wu et al., "Modality Unifying Network for Visible-Infrared Person Re-Identification" (ICCV
+2023), section 3.1. Shape letters beside those of `vireid_jax.types`: C channels of the maps,
+n ratios, F channels of a transposed convolution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.nets import init
+from vireid_jax.nets.auxiliary import folding, pyramid
+from vireid_jax.nets.depthwise import depthwise
+from vireid_jax.nets.norm import BatchNorm
+from vireid_jax.types import MODALITIES
+
+TRANSPOSED = ("full", "reduce", "depthwise")
+SCALE_SHAPES = ("vector", "scalar")
+SCALE_FORMS = ("project", "clip", "sigmoid")
+SMALLEST_SCALE = 1e-6  # layer scales are in (0, 1] (after eqs. 5 and 9)
+SIGMOID_START = 4.0  # a scale of 0.98
+
+
+class ModalityUnifying(nn.Module):
+    """Two intra-modality learners and one cross-modality learner.
+
+    Attributes:
+      ratios: of the average pooling (section 4.1).
+      ratio_form: what a ratio is, see `pyramid.windows`; the paper does not say.
+      transposed: F of the transposed convolutions, which the paper does not give: "full" C,
+        "reduce" C / 4, "depthwise" C with one kernel for each channel.
+      scale_shape: of the layer scales: "vector" one for each channel, "scalar" one. Batch
+        normalization divides a scalar out of the intra-modality learners again.
+      scale_form: how they stay in (0, 1]: "project" by `project_scales` after each step of the
+        optimizer, "clip" clipped in the graph, "sigmoid" as sigmoids of parameters.
+      residual: add the input of an intra-modality learner to its output; eq. 5 does not.
+      relu: end the auxiliary map by a ReLU, as the maps beside it; eq. 9 does not.
+      remat: compute the learners' inner maps (4C and 2nF channels) anew in the backward pass
+        instead of keeping them.
+      kernels: "xla" or "cpu", see `ResNet`.
+      dtype: compute type; None follows the input.
+    """
+
+    ratios: Sequence[int] = (2, 4, 6, 12)
+    ratio_form: str = "factor"
+    transposed: str = "full"
+    scale_shape: str = "vector"
+    scale_form: str = "project"
+    residual: bool = False
+    relu: bool = False
+    remat: bool = False
+    kernels: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, visible: jax.Array, infrared: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Maps [B, h, w, C] of both modalities, slot by slot of one identity, to a third.
+
+        Returns:
+          The auxiliary map (F^a of eq. 9) and the refined visible and infrared ones (eq. 5).
+
+        Raises:
+          ValueError: the ratios do not divide the map, or C does not fit the options.
+        """
+        intra, cross = IntraModality, CrossModality
+        if self.remat:
+            intra = nn.remat(intra, static_argnums=(2,))  # `train`; 0 is the module
+            cross = nn.remat(cross, static_argnums=(3,))
+        common: dict[str, Any] = {
+            "scale_shape": self.scale_shape,
+            "scale_form": self.scale_form,
+            "dtype": self.dtype,
+        }
+        learners = [
+            intra(residual=self.residual, kernels=self.kernels, **common, name=f"intra_{name}")
+            for name in MODALITIES
+        ]
+        refined_visible, refined_infrared = (
+            learners[0](visible, train),
+            learners[1](infrared, train),
+        )
+        learner = cross(
+            ratios=tuple(self.ratios),
+            ratio_form=self.ratio_form,
+            transposed=self.transposed,
+            relu=self.relu,
+            **common,
+            name="cross",
+        )
+        auxiliary = learner(refined_visible, refined_infrared, train)
+        return auxiliary, refined_visible, refined_infrared
+
+
+class IntraModality(nn.Module):
+    """Intra-modality learner, eqs. 1 to 5; attributes as in `ModalityUnifying`."""
+
+    residual: bool = False
+    scale_shape: str = "vector"
+    scale_form: str = "project"
+    kernels: str = "xla"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Refines a map [B, h, w, C]; C must be even."""
+        channels = x.shape[-1]
+        if channels % 2:
+            raise ValueError(
+                f"a map of {channels} channels cannot be split into halves (eq. 1); expected an "
+                "even number"
+            )
+        x = x if self.dtype is None else x.astype(self.dtype)
+        first, second = jnp.split(x, 2, -1)  # eq. 1
+        # Eq. 2, which gives the 5x5 to the first half; the text beside it the 7x7.
+        r = jnp.concatenate([self._depthwise(first, 5), self._depthwise(second, 7)], -1)
+        r = BatchNorm(name="bn1")(r, train=train)
+        r1 = self._pointwise(r, 4 * channels, "expand", 2.0)  # eq. 3
+        r2 = self._depthwise(nn.relu(r1), 3, use_bias=True) + r1  # eq. 4
+        r2 = BatchNorm(name="bn2")(r2, train=train)
+        y = self._pointwise(r2, channels, "reduce", 1.0)
+        y = y * _layer_scale(self, channels).astype(y.dtype)  # eq. 5
+        return x + y if self.residual else y
+
+    def _depthwise(self, x: jax.Array, size: int, use_bias: bool = False) -> jax.Array:
+        shape = (size, size, 1, x.shape[-1])
+        weights = Weights(shape, 2 / size**2, use_bias, name=f"depthwise{size}")
+        kernel, bias = weights()
+        y = depthwise(x, kernel, kernels=self.kernels)
+        return y if bias is None else y + _row(bias, y)
+
+    def _pointwise(self, x: jax.Array, features: int, name: str, gain: float) -> jax.Array:
+        shape = (1, 1, x.shape[-1], features)
+        kernel, bias = Weights(shape, gain / x.shape[-1], True, name=name)()
+        return x @ kernel[0, 0].astype(x.dtype) + _row(bias, x)
+
+
+class CrossModality(nn.Module):
+    """Cross-modality learner, eqs. 6 to 9; attributes as in `ModalityUnifying`.
+
+    Attributes:
+      form: "direct" computes eqs. 7 to 9 one after the other. "folded" gives the same numbers
+        without the map of 2nF channels, see `pyramid`. "auto" takes what needs fewer products.
+    """
+
+    ratios: tuple[int, ...] = (2, 4, 6, 12)
+    ratio_form: str = "factor"
+    transposed: str = "full"
+    relu: bool = False
+    scale_shape: str = "vector"
+    scale_form: str = "project"
+    form: str = "auto"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, visible: jax.Array, infrared: jax.Array, train: bool) -> jax.Array:
+        """The auxiliary map [B, h, w, C] of two refined maps of that shape."""
+        _, height, width, channels = visible.shape
+        windows = pyramid.windows(height, width, self.ratios, self.ratio_form)
+        features, inputs = transposed_channels(channels, self.transposed)
+        kernels = [
+            Weights((*window, inputs, features), 1 / inputs, False, name=f"transposed{n}")()[0]
+            for n, window in enumerate(windows)
+        ]
+        groups = 2 * len(windows)
+        shape = (1, 1, groups * features, channels)
+        kernel, bias = Weights(shape, 1 / (groups * features), True, name="project")()
+        projection = kernel[0, 0]
+        dtype = jnp.result_type(visible) if self.dtype is None else self.dtype
+        cells = [[pyramid.pool(x, window) for window in windows] for x in (visible, infrared)]
+        if self._is_folded(visible.shape, windows, features):
+            y = self._fold(cells, kernels, projection, bias, train, dtype)
+        else:
+            maps = [
+                pyramid.expand(x.astype(dtype), k)
+                for of_modality in cells
+                for x, k in zip(of_modality, kernels, strict=True)
+            ]
+            x = BatchNorm(name="bn")(jnp.concatenate(maps, -1), train=train)
+            y = x @ projection.astype(dtype) + _row(bias, x)
+        y = (y * _layer_scale(self, channels).astype(y.dtype)).astype(dtype)  # eq. 9
+        return nn.relu(y) if self.relu else y
+
+    def _is_folded(self, shape: Any, windows: Any, features: int) -> bool:
+        if self.form != "auto":
+            return self.form == "folded"
+        return True
+
+    def _fold(
+        self, cells: Any, kernels: Any, projection: Any, bias: Any, train: bool, dtype: Any
+    ) -> jax.Array:
+        """Eqs. 7 to 9 up to the layer scale, see `folding`."""
+        moments = [[folding.moments(x) for x in of_modality] for of_modality in cells]
+        expanded = [
+            folding.expanded_moments(*pair, kernel)
+            for of_modality in moments
+            for pair, kernel in zip(of_modality, kernels, strict=True)
+        ]
+        mean, var = (jnp.concatenate(x) for x in zip(*expanded, strict=True))
+        places = cells[0][0].size // cells[0][0].shape[-1] * math.prod(kernels[0].shape[:2])
+        factor, shift = folding.BatchNormOfMoments(name="bn")(mean, var, count=places, train=train)
+        constant = jnp.matmul(shift, projection, precision=folding.HIGHEST) + bias
+        centers = [[mean for mean, _ in of_modality] for of_modality in moments]
+        return folding.unified(cells, kernels, factor, constant, projection, centers, dtype)
+
+
+class Weights(nn.Module):
+    """A kernel and perhaps a bias, for products that linen's layers do not compute.
+
+    Attributes:
+      shape: of the kernel, [..., inputs, outputs].
+      variance: of the kernel's start; the bias starts at zero.
+      use_bias: whether there is a bias.
+    """
+
+    shape: tuple[int, ...]
+    variance: float
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel, and the bias [outputs] or None."""
+        kernel = self.param("kernel", init.normal(math.sqrt(self.variance)), self.shape)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", init.constant(0.0), self.shape[-1:])
+
+
+def transposed_channels(channels: int, transposed: str) -> tuple[int, int]:
+    """Channels out of a transposed convolution (F) and into each of its kernels.
+
+    Raises:
+      ValueError: an unknown choice, or "reduce" where 4 does not divide the channels.
+    """
+    if transposed not in TRANSPOSED:
+        raise ValueError(f"transposed is {transposed!r}, expected one of {list(TRANSPOSED)}")
+    if transposed == "depthwise":
+        return channels, 1
+    if transposed == "full":
+        return channels, channels
+    if channels % 4:
+        raise ValueError(
+            f"transposed='reduce' divides the map's {channels} channels by 4, which leaves a rest"
+        )
+    return channels // 4, channels
+
+
+def project_scales(params: Any) -> Any:
+    """Puts every layer scale back into (0, 1], to be called after a step of the optimizer.
+
+    For scale_form="project": inside the loss, clipping would stop the gradient at the bound
+    where the scales start. Every other leaf stays as it is.
+
+    Args:
+      params: any tree with leaves called "layer_scale".
+
+    Returns:
+      A tree of the same structure.
+    """
+
+    def project(path: Any, leaf: Any) -> Any:
+        name = getattr(path[-1], "key", None) if path else None
+        return jnp.clip(leaf, SMALLEST_SCALE, 1.0) if name == "layer_scale" else leaf
+
+    return jax.tree_util.tree_map_with_path(project, params)
+
+
+def _layer_scale(module: Any, channels: int) -> jax.Array:
+    """The module's layer scale [1, 1, 1, C] or [1, 1, 1, 1], in (0, 1]."""
+    shape = (channels,) if module.scale_shape == "vector" else (1,)
+    start = SIGMOID_START if module.scale_form == "sigmoid" else 1.0
+    scale = module.param("layer_scale", init.constant(start), shape)
+    if module.scale_form == "sigmoid":
+        scale = jax.nn.sigmoid(scale)
+    elif module.scale_form == "clip":
+        scale = jnp.clip(scale, SMALLEST_SCALE, 1.0)
+    return scale.reshape(1, 1, 1, -1)
+
+
+def _row(vector: jax.Array | None, x: jax.Array) -> jax.Array:
+    """[C] -> [1, 1, 1, C] in the dtype of x."""
+    return jnp.asarray(vector, x.dtype).reshape(1, 1, 1, -1)
