@@ -54,6 +54,7 @@ def check(
         _choice(name, value, _CHOICES[name])
     if not isinstance(smgm_shared, bool):
         raise ValueError(f"method.smgm_shared is {smgm_shared!r}, expected True or False")
+    _flag("smgm_shared", smgm_shared)
     for name, width in (("smgm_width", smgm_width), ("x_width", x_width)):
         if width < 1:
             raise ValueError(f"method.{name} is {width}, expected 1 or more")
@@ -72,6 +73,11 @@ def _choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
 
 
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"method.{name} is {value!r}, expected True or False")
+
+
 def _check_generator(section: Mapping[str, Any]) -> None:
     known = ["ratios", *_GENERATOR_CHOICES, *_GENERATOR_FLAGS]
     for name, value in section.items():
@@ -81,8 +87,8 @@ def _check_generator(section: Mapping[str, Any]) -> None:
             )
         if name in _GENERATOR_CHOICES:
             _choice(f"generator.{name}", value, _GENERATOR_CHOICES[name])
-        elif name in _GENERATOR_FLAGS and not isinstance(value, bool):
-            raise ValueError(f"method.generator.{name} is {value!r}, expected True or False")
+        elif name in _GENERATOR_FLAGS:
+            _flag(f"generator.{name}", value)
     if "ratios" in section:
         pyramid.check_ratios(section["ratios"])
 
