@@ -176,7 +176,8 @@ def build(
         mix=mix,
         generator=dict(generator),
     )
-    aux.check(auxiliary, image_size=image_size, **auxiliary_options)
+    channels = width if specific == 1 else feature_width(depth, width) // 8
+    aux.check(auxiliary, image_size=image_size, channels=channels, **auxiliary_options)
     with_auxiliary = auxiliary != "none"
     if shared_input == "refined" and auxiliary != "mun":
         raise ValueError("method.shared_input='refined' needs method.auxiliary='mun'")
