@@ -1,5 +1,7 @@
 """Distances with gradients that are finite everywhere."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -59,36 +61,31 @@ def pairwise_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     return _pairwise_distance(a.astype(dtype), b.astype(dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _pairwise_distance(a: jax.Array, b: jax.Array) -> jax.Array:
     return safe_norm(a[:, None, :] - b[None, :, :])
 
 
-_Residuals = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def _forward(a: jax.Array, b: jax.Array) -> tuple[jax.Array, _Residuals]:
+@_pairwise_distance.defjvp
+def _derivative(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """(a_n - b_l) . (da_n - db_l) / d_nl; what jax transposes it to is the gradient above."""
+    a, b = primals
+    da, db = tangents
     distance = _pairwise_distance(a, b)
-    return distance, (a, b, distance)
-
-
-def _backward(residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    a, b, distance = residuals
     # Differences do not change when both sides move; smaller numbers cancel with less error.
     middle = b.mean(0, keepdims=True)
     a, b = a - middle, b - middle
     # Closer than this the two sides of a difference cancel to noise, which 1 / distance blows up.
     resolution = RESOLUTION * jnp.finfo(a.dtype).eps * (_length(a)[:, None] + _length(b)[None, :])
     too_close = distance <= jnp.maximum(resolution, 1.001 * MIN_SQUARED**0.5)
-    w = jnp.where(too_close, 0, gradient / distance)  # a NaN distance keeps a NaN gradient
-    highest = jax.lax.Precision.HIGHEST  # a TPU would otherwise multiply in bfloat16
-    to_a = w.sum(1)[:, None] * a - jnp.matmul(w, b, precision=highest)
-    to_b = w.sum(0)[:, None] * b - jnp.matmul(w.T, a, precision=highest)
-    return to_a, to_b
+    w = jnp.where(too_close, 0, 1 / distance)  # a NaN distance keeps a NaN gradient
+    along = (a * da).sum(1)[:, None] + (b * db).sum(1)[None, :]
+    # In full precision: a TPU would otherwise multiply in bfloat16.
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return distance, w * (along - product(a, db.T) - product(da, b.T))
 
 
 def _length(x: jax.Array) -> jax.Array:
     return jnp.sqrt((x * x).sum(-1))
-
-
-_pairwise_distance.defvjp(_forward, _backward)
