@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from configs import common, smcl
+from configs import mun, smcl
+
+METHODS = {"smcl": smcl.get_config, "mun": mun.get_config}
 
 Paper = dict[str, tuple[float, float]]
 
@@ -219,7 +221,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             f"no row {row_name!r} in {table_name}; expected one of {', '.join(table.rows)}"
         )
     row = table.rows[row_name]
-    config = _recipe(row.method or table.method, dataset)
+    config = METHODS[row.method or table.method](dataset)
     laptop = config.data.name == "synthetic"
     for key, value in {**row.changes, **(row.embedded if laptop else {})}.items():
         section, option = key.split(".")
@@ -230,12 +232,3 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         config[section][option] = value
     config.run_name = f"{name.replace('/', '-')}_{config.data.name}"
     return config
-
-
-def _recipe(method: str, dataset: str) -> ml_collections.ConfigDict:
-    common.dataset_of(dataset)
-    if method == "smcl":
-        return smcl.get_config(dataset)
-    from configs import mun
-
-    return mun.get_config(dataset)

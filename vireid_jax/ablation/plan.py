@@ -59,6 +59,7 @@ class Cell:
     config: Mapping[str, Any]  # resolved, {"train.epochs": 25.0, ...}
     values: tuple[str, ...]  # --config.KEY=VALUE
     source: str  # the value of --config
+    protocols: tuple[str, ...]  # that it is scored under when it is trained; (): the recipe's
     scores: tuple[Score, ...]
 
     @property
@@ -68,17 +69,22 @@ class Cell:
 
     def train_command(self) -> list[str]:
         """Trains the cell, or resumes it, and scores the last state."""
-        command = [sys.executable, "-m", "vireid_jax.main", f"--config={self.source}"]
-        return [*command, f"--workdir={self.folder}", *self.values]
+        return self._command(self.protocols)
 
     def score_command(self, score: Score) -> list[str]:
         """Scores the trained cell under one more protocol, or on corrupted images."""
-        values = [*self.train_command(), "--mode=eval", f"--config.eval.protocols={_one(score)}"]
+        command = [*self._command((score.protocol,)), "--mode=eval"]
         if score.corrupt is not None:
-            # Work at test time that the recipe adds to clean rows has no corrupted counterpart.
-            values += [f"--config.eval.corrupt={score.corrupt}"]
-            values += ["--config.eval.flip=False", "--config.eval.rerank=none"]
-        return values
+            # Work at test time that is asked for clean rows has no corrupted counterpart.
+            command += [f"--config.eval.corrupt={score.corrupt}"]
+            command += ["--config.eval.flip=False", "--config.eval.rerank=none"]
+        return command
+
+    def _command(self, protocols: tuple[str, ...]) -> list[str]:
+        command = [sys.executable, "-m", "vireid_jax.main", f"--config={self.source}"]
+        command += [f"--workdir={self.folder}", *self.values]
+        # Once: a second value of a tuple would be added to the first.
+        return command + [f"--config.eval.protocols={protocols!r}"] * bool(protocols)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,8 +168,13 @@ def plan(
       feature: of the model, likewise.
 
     Raises:
-      ValueError: a change that is this command's own, or that the recipes refuse.
+      ValueError: a change that is this command's own, or that the recipes refuse; an unknown
+        protocol.
     """
+    from vireid_jax.metrics import get_protocol
+
+    if protocol is not None:
+        get_protocol(protocol)
     values = _values(dataset, changes)
     planned = []
     for name in names:
@@ -173,7 +184,6 @@ def plan(
             config = resolve(source, values)
             shown = protocol or table.protocols.get(dataset) or config["eval.protocols"][0]
             score = Score(shown, table.corrupt, feature)
-            own = [] if dataset != "synthetic" else [f"--config.eval.protocols={_one(score)}"]
             cells = []
             for seed in seeds:
                 full = {**config, "seed": seed}
@@ -184,8 +194,9 @@ def plan(
                         seed=seed,
                         folder=folder / "cells" / named / f"seed{seed}",
                         config=full,
-                        values=(*values, *own, f"--config.seed={seed}"),
+                        values=(*values, f"--config.seed={seed}"),
                         source=source,
+                        protocols=(shown,) if dataset == "synthetic" else (),
                         scores=(score,),
                     )
                 )
@@ -276,10 +287,6 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"{name} is decided by {OWN_KEYS[name]}; leave {change} out")
         merged[key] = value
     return tuple(f"{key}={value}" for key, value in merged.items())
-
-
-def _one(score: Score) -> str:
-    return f"({score.protocol!r},)"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

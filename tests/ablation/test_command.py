@@ -1,0 +1,260 @@
+"""The command: what it runs, runs again, reports and passes on."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.ablation.stand_in import made_up
+from vireid_jax.ablation import __main__ as command
+from vireid_jax.ablation import pool
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TABLE, SEEDS = "smcl/1", ("--seeds", "0", "1")
+ROWS = ("b", "ceh", "ceh_adsl", "it")
+
+
+def ask(monkeypatch, **how):
+    monkeypatch.setenv("STAND_IN", json.dumps(how))
+
+
+def read(tmp_path, name="smcl-1"):
+    with (tmp_path / f"{name}.csv").open() as f:
+        return {(line["row"], line["metric"]): line for line in csv.DictReader(f)}
+
+
+def test_a_table_is_trained_once(ablation, tmp_path, starts, capsys):
+    assert ablation(TABLE, *SEEDS, "--jobs", "2") == 0
+    assert list(starts().values()) == [["train"]] * 8
+    table = read(tmp_path)
+    for row in ROWS:
+        values = [made_up(f"x/{row}:synthetic", seed, None)["mAP"] for seed in (0, 1)]
+        assert float(table[row, "mAP"]["mean"]) == pytest.approx(sum(values) / 2, abs=1e-6)
+        assert table[row, "mAP"]["n"] == "2"
+    out = capsys.readouterr().out
+    assert (tmp_path / "smcl-1.md").read_text().splitlines()[3] in out, "the table is printed"
+    assert ablation(TABLE, *SEEDS) == 0
+    assert list(starts().values()) == [["train"]] * 8, "nothing is trained again"
+    assert ablation(TABLE, "--seeds", "0", "1", "2") == 0
+    assert list(starts().values()) == [["train"]] * 12, "the third seed is"
+
+
+def test_changed_settings_are_other_cells(ablation, tmp_path, starts):
+    assert ablation(TABLE, "--seeds", "0") == 0
+    assert ablation(TABLE, "--seeds", "0", "--config.train.epochs=3") == 0
+    assert list(starts().values()) == [["train"]] * 8
+
+
+def test_corrupted_images_are_scored_on_the_same_training(ablation, tmp_path, starts):
+    assert ablation("mun/5", "--seeds", "0", "--rows", "b", "smcl") == 0
+    assert list(starts().values()) == [["train", "eval"]] * 2
+    table = read(tmp_path, "mun-5")
+    expected = made_up("x/b:synthetic", 0, "visible")["mAP"]
+    assert float(table["b", "mAP"]["mean"]) == pytest.approx(expected)
+    assert table["b", "mAP"]["corrupt"] == "visible" and table["aux", "mAP"]["n"] == "0"
+    assert ablation("mun/1", "mun/5", "--seeds", "0", "--rows", "b") == 0
+    assert list(starts().values()) == [["train", "eval"]] * 2, "table 1's row is there"
+    expected = made_up("x/b:synthetic", 0, None)["mAP"]
+    assert float(read(tmp_path, "mun-1")["b", "mAP"]["mean"]) == pytest.approx(expected)
+
+
+def test_another_number_of_draws_is_scored_and_not_trained(ablation, tmp_path, starts):
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "--config.eval.trials=2") == 0
+    assert list(starts().values()) == [["train", "eval"]]
+
+
+def test_a_failing_cell_does_not_keep_others(ablation, tmp_path, starts, monkeypatch, capsys):
+    ask(monkeypatch, fail=["/ceh:"])
+    assert ablation(TABLE, *SEEDS) == 1
+    err = capsys.readouterr().err
+    assert "failed: smcl/1/ceh, seed 0: exit code 1" in err and "seed 1" in err
+    assert "  error: the loss is not finite" in err, "the end of its log"
+    table = read(tmp_path)
+    assert [table[row, "mAP"]["n"] for row in ROWS] == ["2", "0", "2", "2"]
+    ask(monkeypatch)
+    assert ablation(TABLE, *SEEDS) == 0, "it is tried again"
+    assert sorted(map(len, starts().values())) == [1] * 6 + [2] * 2
+    log = next(f for f, s in starts().items() if len(s) == 2) / pool.LOG
+    assert log.read_text().count("it starts") == 2
+
+
+def test_a_process_that_leaves_no_result_has_failed(ablation, monkeypatch, capsys):
+    ask(monkeypatch, nothing=["/b:"])
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 1
+    assert "holds no results although" in capsys.readouterr().err
+
+
+def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypatch, capsys):
+    ask(monkeypatch, preempted=["/ceh_adsl:"])
+    assert ablation(TABLE, *SEEDS, "--jobs", "1") == pool.EXIT_PREEMPTED == 42
+    assert "run the same command again" in capsys.readouterr().err
+    assert len(starts()) == 3, "no other cell is begun"
+    assert read(tmp_path)["b", "mAP"]["n"] == "1", "the tables show what there is"
+    ask(monkeypatch)
+    assert ablation(TABLE, *SEEDS) == 0
+    assert read(tmp_path)["b", "mAP"]["n"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, pool.EXIT_PREEMPTED), (signal.SIGINT, 130)]
+)
+def test_a_signal_is_passed_on_and_the_command_can_be_repeated(
+    ablation, tmp_path, starts, monkeypatch, signum, code
+):
+    ask(monkeypatch, wait=["/b:", "/it:"])
+    before = signal.getsignal(signum)
+
+    def send():
+        limit = time.monotonic() + 30
+        while len(list(tmp_path.glob("cells/*/*/waits"))) < 2 and time.monotonic() < limit:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signum)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "it", "--jobs", "2") == code
+    sender.join()
+    assert len(list(tmp_path.glob("cells/*/*/saved"))) == 2, "both have saved"
+    assert signal.getsignal(signum) == before
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "it", "--jobs", "2") == 0
+    assert list(starts().values()) == [["train"] * 2] * 2
+
+
+def test_a_cell_of_another_command_is_left_alone(ablation, tmp_path, starts, monkeypatch, capsys):
+    """A process outlives a command that is killed, and holds its cell."""
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    (folder,) = starts()
+    (folder / "trained.json").unlink()
+    holder = subprocess.Popen(
+        ["flock", str(folder / pool.LOCK), "sh", "-c", "echo held; sleep 30"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh") == 1
+    finally:
+        holder.terminate()
+        holder.wait()
+        holder.stdout.close()
+    assert "another command works on" in capsys.readouterr().err
+    assert sorted(starts().values()) == [["train"]] * 2, "the other row was trained"
+
+
+def test_show_trains_nothing(ablation, tmp_path, starts):
+    assert ablation(TABLE, "--show") == 0
+    assert starts() == {} and read(tmp_path)["b", "mAP"]["n"] == "0"
+
+
+def test_a_page_is_filled(ablation, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("# Tables\n<!-- table: smcl-1 -->\n<!-- end -->\n")
+    arguments = ("--seeds", "0", "--rows", "b", "--page", str(page))
+    assert ablation(TABLE, "smcl/2", *arguments) == 0
+    assert "| B + CEHL | - |" in page.read_text()
+    assert "has no place <!-- table: smcl-2 -->" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "no table is named"),
+        (["smcl/9"], "no table 'smcl/9'"),
+        ([TABLE, "--rows", "zero"], "no row zero"),
+        ([TABLE, "--jobs", "0"], "--jobs is 0"),
+        ([TABLE, "--config.optim.learning_rate=1"], "learning_rate"),
+        ([TABLE, "--protocol", "sysu/outdoor"], "unknown protocol 'sysu/outdoor'"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_before_anything_runs(
+    ablation, starts, argv, message, capsys
+):
+    assert ablation(*argv) == 2
+    assert message in capsys.readouterr().err and not starts()
+
+
+def test_an_unknown_option_is_refused(ablation, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        ablation(TABLE, "--sedes", "0")
+    assert exit_.value.code == 2
+
+
+def test_the_list_names_every_row_with_its_command(capsys):
+    assert command.main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert "--config configs/ablation.py:mun/3/both\n" in out
+    assert "method.metric_from_epoch = 0.733 of train.epochs" in out
+    assert command.main(["smcl/1", "--list", "--dataset", "sysu"]) == 0
+    out = capsys.readouterr().out
+    assert "ablation.py:smcl/1/it:sysu" in out and "mun" not in out
+
+
+@pytest.mark.parametrize("option", ["--help", "--list"])
+def test_help_and_list_are_light(option):
+    code = (
+        "import sys; from vireid_jax.ablation import __main__ as m\n"
+        f"try: m.main([{option!r}])\nexcept SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'flax', 'tensorflow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("backend", "jobs", "flags", "fraction"),
+    [
+        ("cpu", 2, True, None),
+        ("cpu", 1, True, None),
+        ("gpu", 1, False, None),
+        ("gpu", 3, False, 0.3),
+    ],
+)
+def test_the_environment_of_the_processes(monkeypatch, backend, jobs, flags, fraction):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    env = pool.environment(backend, jobs)
+    assert env["XLA_FLAGS"].startswith("--xla_dump_to=x")
+    words = {"--xla_force_host_platform_device_count=1", "--xla_cpu_multi_thread_eigen=false"}
+    assert (words <= set(env["XLA_FLAGS"].split())) is flags
+    assert float(env.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0)) == (fraction or 0)
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_a_tpu_runs_one_process_at_a_time():
+    with pytest.raises(ValueError, match="--jobs is 2; a TPU"):
+        pool.environment("tpu", 2)
+
+
+TINY = (
+    "train.epochs=1", "sampler.steps_per_epoch=2", "sampler.num_ids=4", "sampler.num_instances=2",
+    "data.train_ids=8", "data.test_ids=8", "data.test_visible=2", "data.test_infrared=2",
+    "data.image_size=(48,24)", "method.width=4", "eval.trials=2", "augment.pad=2",
+    "optim.warmup_epochs=0.0", "eval.corrupt_repeats=2",
+)  # fmt: skip
+
+
+def test_a_row_is_trained_and_scored_by_the_real_command(tmp_path):
+    """Table 5's row of SMCL: trained, scored plainly, then on corrupted images."""
+    words = [f"--config.{value}" for value in TINY]
+    argv = ["mun/5", "--rows", "smcl", "--seeds", "3", "--folder", str(tmp_path), *words]
+    assert command.main(argv) == 0
+    line = read(tmp_path, "mun-5")["smcl", "mAP"]
+    assert 0 < float(line["mean"]) <= 1 and (line["n"], line["seeds"], line["std"]) == (
+        "1",
+        "3",
+        "",
+    )
+    (folder,) = tmp_path.glob("cells/smcl_synthetic-*/seed3")
+    assert json.loads((folder / "config.json").read_text())["seed"] == 3
+    saved = [json.loads(path.read_text()) for path in folder.glob("eval/2/*.json")]
+    assert {r.get("corrupt") for r in saved if r["feature"] == "bn"} == {None, "visible"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    assert command.main(argv) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before

@@ -1,0 +1,157 @@
+"""Which cells tables consist of, and how settings tell them apart."""
+
+import pathlib
+
+import pytest
+
+from vireid_jax.ablation import plan
+
+TABLES = plan.load_tables()
+SMALL = ["--config.train.epochs=2"]
+
+
+def planned(names, tmp_path=pathlib.Path("runs"), *, changes=SMALL, seeds=(0,), **options):
+    options = {"dataset": "synthetic", **options}
+    return plan.plan(names, tables=TABLES, seeds=seeds, folder=tmp_path, changes=changes, **options)
+
+
+def folders(table):
+    return {name: row.cells[0].folder for name, row in table.rows.items()}
+
+
+def test_rows_that_are_one_training_are_one_cell():
+    mun1, mun2, mun3, mun5, smcl2 = planned(["mun/1", "mun/2", "mun/3", "mun/5", "smcl/2"])
+    whole = {
+        folders(mun1)["all"],
+        folders(mun2)["mun"],
+        folders(mun3)["both"],
+        folders(mun5)["ma"],
+    }
+    assert len(whole) == 1
+    for corrupted, clean in {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia"}.items():
+        assert folders(mun5)[corrupted] == folders(mun1)[clean]
+    assert folders(mun5)["smcl"] == folders(smcl2)["syncretic"]
+    cells = plan.cells_of([mun1, mun2, mun3, mun5, smcl2])
+    # Of 24 rows, three are the whole MUN once more, five are table 1's and one is SMCL's table 2's.
+    assert len(cells) == len({cell.folder for cell in cells}) == 24 - 3 - 4 - 1
+    (cell,) = [cell for cell in cells if cell.folder in whole]
+    assert [score.corrupt for score in cell.scores] == [None, "visible"]
+
+
+def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_embedded():
+    one, two = planned(["smcl/1", "smcl/2"], dataset="sysu")
+    assert folders(one)["it"] == folders(two)["syncretic"] != folders(one)["ceh_adsl"]
+    one, two = planned(["smcl/1", "smcl/2"])
+    assert folders(one)["ceh_adsl"] == folders(two)["syncretic"] != folders(one)["it"]
+    cell = one.rows["it"].cells[0]
+    assert cell.config["method.metric_from_epoch"] == pytest.approx(2 * 220 / 300)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "--config.optim.lr=0.5",
+        "--config.train.epochs=3",
+        "--config.data.train_ids=30",
+        '--config.init["from"]=weights.npz',
+        "--config.init.from=weights.npz",
+    ],
+)
+def test_another_setting_makes_another_cell(change):
+    (before,), (after,) = planned(["smcl/1"]), planned(["smcl/1"], changes=[*SMALL, change])
+    assert not set(folders(before).values()) & set(folders(after).values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["--config.eval.trials=2", "--config.loader.prefetch=1", "--config.train.log_every=5"],
+)
+def test_what_does_not_change_a_training_keeps_the_cell(change):
+    (before,), (after,) = planned(["smcl/1"]), planned(["smcl/1"], changes=[*SMALL, change])
+    assert folders(before) == folders(after)
+
+
+def test_the_root_tells_own_images_apart_and_no_released_ones():
+    roots = [["--config.data.root=a"], ["--config.data.root=b"]]
+    own = [folders(planned(["smcl/1"], dataset="folders", changes=r)[0]) for r in roots]
+    assert own[0] != own[1]
+    sysu = [folders(planned(["smcl/1"], dataset="sysu", changes=r)[0]) for r in roots]
+    assert sysu[0] == sysu[1]
+
+
+def test_seeds_of_a_configuration_are_together_and_seeds_come_first():
+    (table,) = planned(["smcl/1"], seeds=(0, 3))
+    first, second = table.rows["b"].cells
+    assert first.folder.parent == second.folder.parent
+    assert (first.folder.name, second.folder.name) == ("seed0", "seed3")
+    assert [cell.seed for cell in plan.cells_of([table])] == [0] * 4 + [3] * 4
+    assert [cell.name for cell in plan.cells_of([table], ["it", "b"])] == [
+        "smcl/1/b, seed 0", "smcl/1/it, seed 0", "smcl/1/b, seed 3", "smcl/1/it, seed 3",
+    ]  # fmt: skip
+
+
+def test_the_commands_say_all():
+    cell = planned(["mun/5"], seeds=(7,))[0].rows["b"].cells[0]
+    train = cell.train_command()
+    assert train[1:3] == ["-m", "vireid_jax.main"]
+    assert train[3].endswith("configs/ablation.py:mun/5/b:synthetic")
+    assert {"--config.seed=7", "--config.train.epochs=2", "--config.eval.baselines=False"} < set(
+        train
+    )
+    assert sum("train.epochs" in word for word in train) == 1
+    score = cell.score_command(cell.scores[0])
+    assert set(train) < set(score)
+    assert {"--mode=eval", "--config.eval.corrupt=visible"} < set(score)
+    for words in (train, score):
+        assert [w for w in words if "protocols" in w] == [
+            "--config.eval.protocols=('sysu/all/single',)"
+        ]
+
+
+def test_real_data_keep_the_recipes_length():
+    cell = planned(["mun/1"], dataset="sysu", changes=[])[0].rows["b"].cells[0]
+    assert cell.values == ("--config.seed=0",) and cell.config["train.epochs"] == 90
+
+
+@pytest.mark.parametrize(
+    ("table", "protocol"), [("smcl/1", "regdb/t2v"), ("mun/1", "regdb/v2t"), ("mun/5", "regdb/v2t")]
+)
+def test_regdb_is_searched_as_in_the_papers_tables(table, protocol):
+    (found,) = planned([table], dataset="regdb", changes=[])
+    assert {row.score.protocol for row in found.rows.values()} == {found.protocol} == {protocol}
+    (chosen,) = planned([table], dataset="regdb", changes=[], protocol="regdb/t2v")
+    assert chosen.protocol == "regdb/t2v"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.seed=3", "seed is decided by --seeds"),
+        ("--config.eval.corrupt=visible", "a table of corrupted images"),
+        ("--config.eval.protocols=()", "eval.protocols is decided by --protocol"),
+        ("--config.data.name=sysu", "data.name is decided by --dataset"),
+        ("--config.train.epochs", "has no value"),
+        ("--config.train.epoch=3", "Did you mean .*epochs"),
+        ("--config.train.epochs=many", "many"),
+        ("--config.nothing.epochs=3", "nothing"),
+    ],
+)
+def test_a_wrong_change_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        planned(["smcl/1"], changes=[change])
+
+
+def test_tables_are_chosen_by_name_or_method():
+    assert plan.choose(["mun/3", "smcl", "mun/3"], TABLES) == [
+        "mun/3", "smcl/1", "smcl/2", "smcl/4",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"no table 'mun/4'; expected of smcl/1, .*mun/5.*mun"):
+        plan.choose(["mun/4"], TABLES)
+    with pytest.raises(ValueError, match="no row zero; expected of b, ceh"):
+        plan.cells_of(planned(["smcl/1"]), ["b", "zero"])
+
+
+def test_a_clone_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "RECIPES", tmp_path / "configs" / "ablation.py")
+    with pytest.raises(FileNotFoundError, match="run this in a clone"):
+        plan.load_tables()

@@ -1,0 +1,170 @@
+"""Every row of the papers' tables is a configuration that its method can be built from."""
+
+import importlib
+import inspect
+
+import pytest
+
+from configs import ablation, common
+from vireid_jax.ablation import plan
+from vireid_jax.methods import get_build
+
+ROWS = [(table, row) for table, spec in ablation.TABLES.items() for row in spec.rows]
+FACTS = dict(
+    num_classes=7, steps_per_epoch=10, num_steps=100, num_ids=4, num_instances=2, second_view=False
+)
+
+
+def recipe_of(table, row):
+    spec = ablation.TABLES[table]
+    return importlib.import_module(f"configs.{spec.rows[row].method or spec.method}")
+
+
+def test_the_tables_have_the_rows_of_the_papers():
+    assert {name: list(table.rows) for name, table in ablation.TABLES.items()} == {
+        "smcl/1": ["b", "ceh", "ceh_adsl", "it"],
+        "smcl/2": ["none", "x", "gray", "syncretic"],
+        "smcl/4": ["bh_tri", "bdtr", "bicenter", "hc_tri", "adsl"],
+        "mun/1": ["b", "aux", "idc", "idc_ia", "idc_ma", "all"],
+        "mun/2": ["x", "mixed", "syncretic", "mun"],
+        "mun/3": ["neither", "prototype", "bridge", "both"],
+        "mun/5": ["smcl", "b", "aux", "idc", "ia", "ma"],
+    }
+
+
+@pytest.mark.parametrize("dataset", common.DATASETS)
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
+    config = ablation.get_config(f"{table}/{row}:{dataset}").to_dict()
+    recipe = recipe_of(table, row).get_config(dataset).to_dict()
+    assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
+    del recipe["run_name"]
+    spec = ablation.TABLES[table].rows[row]
+    changes = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}
+    for key, value in changes.items():
+        section, option = key.split(".")
+        assert option in recipe[section]
+        if isinstance(value, ablation.EpochShare):
+            value = value.share * recipe["train"]["epochs"]
+        recipe[section][option] = value
+    assert config == recipe
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "sysu", "regdb"])
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_the_method_of_a_row_can_be_built(table, row, dataset):
+    config = ablation.get_config(f"{table}/{row}:{dataset}")
+    options = config.method.to_dict()
+    build = get_build(options.pop("name"))
+    named = inspect.signature(build).parameters
+    facts = {key: value for key, value in FACTS.items() if key in named}
+    build(image_size=config.data.image_size, **facts, **options)
+
+
+def values(arg, *keys):
+    method = ablation.get_config(arg).method
+    return tuple(method[key] for key in keys)
+
+
+def test_smcl_rows_are_what_the_paper_says():
+    """Table 1: margin, metric losses, from which epoch."""
+    keys = ("auxiliary", "id_margin", "metric_weight", "metric_from_epoch")
+    assert values("smcl/1/b:sysu", *keys)[:3] == ("syncretic", 0.0, 0.0)
+    assert values("smcl/1/ceh:sysu", *keys)[:3] == ("syncretic", 4.0, 0.0)
+    assert values("smcl/1/ceh_adsl:sysu", *keys) == ("syncretic", 4.0, 0.5, 0.0)
+    assert values("smcl/1/it:sysu", *keys) == ("syncretic", 4.0, 0.5, 220.0)
+    assert values("smcl/1/it:regdb", *keys) == ("syncretic", 1.0, 0.5, 120.0)
+    auxiliaries = [values(f"smcl/2/{r}", "auxiliary")[0] for r in ablation.TABLES["smcl/2"].rows]
+    assert auxiliaries == ["none", "x", "gray", "syncretic"]
+    for metric in ablation.TABLES["smcl/4"].rows:
+        assert values(f"smcl/4/{metric}:sysu", "metric", *keys[2:]) == (metric, 0.5, 220.0)
+
+
+def test_mun_rows_are_what_the_paper_says():
+    keys = ("auxiliary", "ida_weight", "idc_weight", "ia_weight", "ma_weight")
+    rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in ablation.TABLES["mun/1"].rows}
+    assert rows == {
+        "b": ("none", 0, 0, 0, 0),
+        "aux": ("mun", 1, 0, 0, 0),
+        "idc": ("mun", 0, 0.25, 0, 0),
+        "idc_ia": ("mun", 0, 0.25, 0.5, 0),
+        "idc_ma": ("mun", 0, 0.25, 0, 0.008),
+        "all": ("mun", 0, 0.25, 0.5, 0.008),
+    }
+    same = {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia", "ma": "all"}
+    for corrupted, clean in same.items():
+        assert values(f"mun/5/{corrupted}:sysu", *keys) == rows[clean]
+    kinds = [values(f"mun/2/{row}", "auxiliary")[0] for row in ablation.TABLES["mun/2"].rows]
+    assert kinds == ["x", "mixed", "syncretic", "mun"]
+    scheme = ("prototypes", "bridge")
+    assert values("mun/3/neither", *scheme) == ("none", False)
+    assert values("mun/3/prototype", *scheme) == ("slot", False)
+    assert values("mun/3/bridge", *scheme) == ("none", True)
+    assert values("mun/3/both", *scheme) == ("slot", True)
+
+
+def test_the_papers_numbers():
+    """Rows that are the whole method have one pair of numbers; sums guard the others."""
+    whole = {
+        (67.39, 61.78): ("smcl/1/it", "smcl/2/syncretic", "smcl/4/adsl"),
+        (76.24, 73.81): ("mun/1/all", "mun/2/mun", "mun/3/both"),
+    }
+    for numbers, rows in whole.items():
+        for name in rows:
+            table, _, row = name.rpartition("/")
+            assert ablation.TABLES[table].rows[row].paper["sysu"] == numbers
+    sums = {}
+    for name, table in ablation.TABLES.items():
+        for dataset in ("sysu", "regdb"):
+            pairs = [row.paper[dataset] for row in table.rows.values() if dataset in row.paper]
+            sums[name, dataset] = tuple(
+                round(sum(column), 2) for column in zip(*pairs, strict=True)
+            )
+    assert sums == {
+        # Added up from the papers, column by column.
+        ("smcl/1", "sysu"): (247.52, 233.20),
+        ("smcl/1", "regdb"): (316.97, 296.34),
+        ("smcl/2", "sysu"): (251.54, 236.68),
+        ("smcl/2", "regdb"): (315.36, 297.87),
+        ("smcl/4", "sysu"): (309.79, 292.49),
+        ("smcl/4", "regdb"): (),
+        ("mun/1", "sysu"): (403.98, 381.85),
+        ("mun/1", "regdb"): (512.73, 481.36),
+        ("mun/2", "sysu"): (281.78, 268.46),
+        ("mun/2", "regdb"): (339.16, 313.63),
+        ("mun/3", "sysu"): (291.07, 280.09),
+        ("mun/3", "regdb"): (345.93, 313.90),
+        ("mun/5", "sysu"): (202.92, 184.18),
+        ("mun/5", "regdb"): (256.64, 235.43),
+    }
+
+
+@pytest.mark.parametrize("epochs", [10, 300])
+def test_the_share_of_the_epochs_follows_their_number(epochs):
+    config = ablation.get_config("smcl/1/it")
+    config.train.epochs = float(epochs)
+    assert config.method.metric_from_epoch == pytest.approx(epochs * 220 / 300)
+    flat = plan.resolve(f"{plan.RECIPES}:smcl/1/it", [f"--config.train.epochs={epochs}"])
+    assert flat["method.metric_from_epoch"] == pytest.approx(epochs * 220 / 300)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        (None, r"no table for ''; .* one of smcl/1, .*mun/5"),
+        ("smcl/3/b", r"no table for 'smcl/3/b'"),
+        ("smcl/1/adsl", r"no row 'adsl' in smcl/1; expected one of b, ceh, ceh_adsl, it"),
+        ("smcl/1/b:market", r"no recipe for the data set 'market'"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_is(arg, message):
+    with pytest.raises(ValueError, match=message):
+        ablation.get_config(arg)
+
+
+def test_a_row_cannot_change_a_value_that_is_not_there(monkeypatch):
+    row = ablation.Row("typo", {"method.id_margn": 0.0}, {})
+    table = ablation.TABLES["smcl/1"]._replace(rows={"typo": row})
+    monkeypatch.setitem(ablation.TABLES, "smcl/1", table)
+    with pytest.raises(KeyError, match="id_margn"):
+        ablation.get_config("smcl/1/typo")
