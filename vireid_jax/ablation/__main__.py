@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train every row of the tables of SMCL's and MUN's papers with every seed, and "
         "write mean and spread as Markdown and CSV. What is done is not done again; repeat a "
         "command that was stopped.",
-        epilog="--config.KEY=VALUE changes a value of all rows, such as --config.train.epochs=10 "
+        epilog="--config.key=value changes a value of all rows, such as --config.train.epochs=10 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
         + ", ".join(f"{key}={value}" for key, value in plan.EMBEDDED.items())
         + ".",

@@ -57,7 +57,7 @@ class Cell:
     seed: int
     folder: pathlib.Path
     config: Mapping[str, Any]  # resolved, {"train.epochs": 25.0, ...}
-    values: tuple[str, ...]  # --config.KEY=VALUE
+    values: tuple[str, ...]  # --config.key=value
     source: str  # the value of --config
     protocols: tuple[str, ...]  # that it is scored under when it is trained; (): the recipe's
     scores: tuple[Score, ...]
@@ -163,7 +163,7 @@ def plan(
       dataset: of the recipes.
       seeds: one cell each.
       folder: cells are in folder/cells.
-      changes: --config.KEY=VALUE, for all rows; before them on the embedded data, `EMBEDDED`.
+      changes: --config.key=value, for all rows; before them on the embedded data, `EMBEDDED`.
       protocol: what the tables show; None for each table's own.
       feature: of the model, likewise.
 
@@ -282,7 +282,7 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ValueError(f"{change} has no value; expected --config.KEY=VALUE, with the =")
+            raise ValueError(f"{change} has no value; expected --config.key=value, with the =")
         if (name := key.removeprefix("--config.")) in OWN_KEYS:
             raise ValueError(f"{name} is decided by {OWN_KEYS[name]}; leave {change} out")
         merged[key] = value
