@@ -1,0 +1,184 @@
+"""Metric losses that SMCL and MUN are compared with, and the MMD: one loop per symbol.
+
+Features come as [B, M, D]. Everything is slow and literal on purpose: lists of images or
+centers that know their person and modality, loops over them, and the formulas.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from .losses import centers, hinge, norm
+
+
+@dataclasses.dataclass
+class Item:
+    """An image's feature, or a center."""
+
+    person: int
+    modality: int
+    x: torch.Tensor
+
+
+def _images(features: torch.Tensor, labels: torch.Tensor) -> list[Item]:
+    return [
+        Item(y, m, features[n, m])
+        for n, y in enumerate(labels.tolist())
+        for m in range(features.shape[1])
+    ]
+
+
+def _centers(features: torch.Tensor, labels: torch.Tensor) -> list[Item]:
+    by_person = centers(features, labels)
+    return [Item(p, m, c[m]) for p, c in by_person.items() for m in range(len(c))]
+
+
+def _d(a: Item, b: Item) -> torch.Tensor:
+    return norm(a.x - b.x)
+
+
+def _far(a: Item, others: list[Item]) -> Item:
+    return max(others, key=lambda b: _d(a, b).item())
+
+
+def _near(a: Item, others: list[Item]) -> Item:
+    return min(others, key=lambda b: _d(a, b).item())
+
+
+def _mean(terms: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(terms).mean()
+
+
+def batch_hard_triplet(
+    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.3
+) -> torch.Tensor:
+    """Hermans et al., eq. (5): every image an anchor, modalities not told apart."""
+    images = _images(features, labels)
+    terms = []
+    for a in images:
+        p = _far(a, [b for b in images if b.person == a.person and b is not a])
+        n = _near(a, [b for b in images if b.person != a.person])
+        terms.append(hinge(margin + _d(a, p) - _d(a, n)))
+    return _mean(terms)
+
+
+def weighted_regularized_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Ye et al. (AGW): softmax weights over all positives, the anchor too, and negatives."""
+    images = _images(features, labels)
+    terms = []
+    for a in images:
+        d_p = [_d(a, b) for b in images if b.person == a.person]
+        d_n = [_d(a, b) for b in images if b.person != a.person]
+        z_p = sum(torch.exp(d) for d in d_p)
+        z_n = sum(torch.exp(-d) for d in d_n)
+        pull = sum(torch.exp(d) / z_p * d for d in d_p)
+        push = sum(torch.exp(-d) / z_n * d for d in d_n)
+        terms.append(torch.log(1 + torch.exp(pull - push)))
+    return _mean(terms)
+
+
+def bdtr(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    form: str = "orig",
+    cross_margin: float = 0.5,
+    intra_margin: float = 0.1,
+    intra_weight: float = 0.1,
+) -> torch.Tensor:
+    """Ye et al. (BDTR) on unit vectors, in the author's form or with the counts of SMCL."""
+    images = [Item(a.person, a.modality, a.x / norm(a.x)) for a in _images(features, labels)]
+    total = features.new_zeros(())
+    for m in (0, 1):
+        cross, intra = [], []
+        for a in (b for b in images if b.modality == m):
+            other = [b for b in images if b.modality != m]
+            p = _far(a, [b for b in other if b.person == a.person])
+            n = _near(a, [b for b in other if b.person != a.person])
+            cross.append(hinge(cross_margin + _d(a, p) - _d(a, n)))
+            if form == "orig":
+                intra.append(hinge(intra_margin - _d(p, n)))
+            else:
+                own = [b for b in images if b.modality == m and b is not a]
+                p = _far(a, [b for b in own if b.person == a.person])
+                n = _near(a, [b for b in own if b.person != a.person])
+                intra.append(hinge(intra_margin + _d(a, p) - _d(a, n)))
+        total = total + _mean(cross) + intra_weight * _mean(intra)
+    return total
+
+
+def bi_center(
+    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.5, joint: bool = False
+) -> torch.Tensor:
+    """Images against the centers of the other modality (or of both, to be pushed from)."""
+    of_modality = _centers(features, labels)
+    of_both = [Item(p, -1, c.sum(0) / 2) for p, c in centers(features, labels).items()]
+    total = features.new_zeros(())
+    for m in (0, 1):
+        terms = []
+        for a in (b for b in _images(features, labels) if b.modality == m):
+            other = [c for c in of_modality if c.modality != m]
+            (own,) = [c for c in other if c.person == a.person]
+            n = _near(a, [c for c in (of_both if joint else other) if c.person != a.person])
+            terms.append(hinge(margin + _d(a, own) - _d(a, n)))
+        total = total + _mean(terms)
+    return total
+
+
+def hetero_center_triplet(
+    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.3
+) -> torch.Tensor:
+    """Liu et al.: batch-hard over the centers of all modalities."""
+    items = _centers(features, labels)
+    terms = []
+    for c in items:
+        p = _far(c, [b for b in items if b.person == c.person and b.modality != c.modality])
+        n = _near(c, [b for b in items if b.person != c.person])
+        terms.append(hinge(margin + _d(c, p) - _d(c, n)))
+    return _mean(terms)
+
+
+def hetero_center(
+    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.0
+) -> torch.Tensor:
+    """Zhu et al.: squared distances of the two centers, summed over persons."""
+    total = features.new_zeros(())
+    for c in centers(features, labels).values():
+        total = total + hinge(((c[0] - c[1]) ** 2).sum() - margin)
+    return total
+
+
+def _mmd_of_two(x: torch.Tensor, y: torch.Tensor, bandwidth: str, sigma: float) -> torch.Tensor:
+    rows = [*x, *y]
+    n = len(rows)
+
+    def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return ((a - b) ** 2).sum()
+
+    pairs = sorted(squared(rows[j], rows[k]).item() for j in range(n) for k in range(n) if j < k)
+    half = len(pairs) // 2
+    if bandwidth == "median":
+        b = pairs[half] if len(pairs) % 2 else (pairs[half - 1] + pairs[half]) / 2
+        widths = [b + 1e-9]
+    else:
+        b = sigma if bandwidth == "fixed" else math.fsum(pairs) / len(pairs)
+        widths = [b / 4 * s + 1e-9 for s in (1, 2, 4, 8, 16)]
+
+    def kernel(a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return sum((torch.exp(-squared(a, c) / w) for w in widths), start=a.new_zeros(()))
+
+    total = x.new_zeros(())
+    for j in range(len(x)):
+        for k in range(len(x)):
+            total = total + kernel(x[j], x[k]) + kernel(y[j], y[k])
+            total = total - kernel(x[j], y[k]) - kernel(y[j], x[k])
+    return total / len(x) ** 2
+
+
+def mmd(
+    x: torch.Tensor, y: torch.Tensor, bandwidth: str = "adaptive", sigma: float = 1.0
+) -> torch.Tensor:
+    """MMD-ReID's estimate for each pair of sets [..., K, D]; its bandwidth is a constant."""
+    if x.ndim == 2:
+        return _mmd_of_two(x, y, bandwidth, sigma)
+    return torch.stack([mmd(a, b, bandwidth, sigma) for a, b in zip(x, y, strict=True)])
