@@ -1,7 +1,7 @@
 """Takes the command line of the main command and leaves what it would leave, without training.
 
 The environment's STAND_IN says in JSON how: {"fail": [...], "wait": [...], "preempted": [...],
-"nothing": [...]}, each with parts of --config that are meant.
+"stubborn": [...], "nothing": [...]}, each with parts of --config that are meant.
 """
 
 import json
@@ -49,16 +49,20 @@ def main():
     if "preempted" in how:
         sys.exit(42)
     saved = workdir / "saved"
-    if "wait" in how and not saved.exists():
+    if how & {"wait", "stubborn"} and not saved.exists():
 
         def stop(signum, frame):
-            del signum, frame
+            del frame
             saved.touch()
-            sys.exit(42)
+            if signum == signal.SIGINT or "wait" in how:
+                sys.exit(130 if signum == signal.SIGINT else 42)
+
+        signal.signal(signal.SIGINT, stop)
 
         signal.signal(signal.SIGTERM, stop)
         (workdir / "waits").touch()
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
     if "nothing" in how:
         sys.exit(0)
     corrupt = given.get("config.eval.corrupt")

@@ -104,7 +104,7 @@ def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, pool.EXIT_PREEMPTED), (signal.SIGINT, 130)]
+    ("signum", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130), (signal.SIGHUP, 42)]
 )
 def test_a_signal_is_passed_on_and_the_command_can_be_repeated(
     ablation, tmp_path, starts, monkeypatch, signum, code
@@ -128,14 +128,36 @@ def test_a_signal_is_passed_on_and_the_command_can_be_repeated(
     assert list(starts().values()) == [["train"] * 2] * 2
 
 
+def test_ctrl_c_again_ends_at_once(ablation, tmp_path, monkeypatch):
+    ask(monkeypatch, stubborn=["/b:"])
+
+    def wait_for(name):
+        limit = time.monotonic() + 30
+        while not list(tmp_path.glob(f"cells/*/*/{name}")) and time.monotonic() < limit:
+            time.sleep(0.02)
+
+    def send():
+        for name in ("waits", "saved"):
+            wait_for(name)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 130
+    sender.join()
+
+
 def test_a_cell_of_another_command_is_left_alone(ablation, tmp_path, starts, monkeypatch, capsys):
     """A process outlives a command that is killed, and holds its cell."""
     assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
     (folder,) = starts()
     (folder / "trained.json").unlink()
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(30)"
+    )
     holder = subprocess.Popen(
-        ["flock", str(folder / pool.LOCK), "sh", "-c", "echo held; sleep 30"],
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, str(folder / pool.LOCK)], stdout=subprocess.PIPE
     )
     try:
         assert holder.stdout.readline() == b"held\n"

@@ -130,6 +130,8 @@ def test_regdb_is_searched_as_in_the_papers_tables(table, protocol):
         ("--config.eval.corrupt=visible", "a table of corrupted images"),
         ("--config.eval.protocols=()", "eval.protocols is decided by --protocol"),
         ("--config.data.name=sysu", "data.name is decided by --dataset"),
+        ("--config.method.id_margin=2", "rows of smcl/1 differ in method.id_margin"),
+        ("--config.method.metric_from_epoch=2", "differ in method.metric_from_epoch"),
         ("--config.train.epochs", "has no value"),
         ("--config.train.epoch=3", "Did you mean .*epochs"),
         ("--config.train.epochs=many", "many"),

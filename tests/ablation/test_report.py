@@ -112,9 +112,9 @@ def test_what_is_missing_is_shown_and_not_averaged(tmp_path):
         },
     )
     _, rows = rows_of(report.to_markdown(table))
-    assert rows["row some"][0] == "20.0 ± 14.1" and rows["row some"][4] == "0 2"
-    assert rows["row none"] == ["-", "-", "-", "-", "none", "57.00", "55.49"]
-    assert rows["row broken"][0] == "10.0" and rows["row broken"][4] == "0"
+    assert rows["row some"][0] == "20.0 ± 14.1" and rows["row some"][4] == "2 of 3: 0 2"
+    assert rows["row none"] == ["-", "-", "-", "-", "0", "57.00", "55.49"]
+    assert rows["row broken"][0] == "10.0" and rows["row broken"][4] == "1 of 3: 0"
     lines = list(csv.DictReader(io.StringIO(report.to_csv(table))))
     absent = [line for line in lines if line["row"] == "none"]
     assert len(absent) == 4

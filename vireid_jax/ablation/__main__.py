@@ -7,7 +7,6 @@ Ctrl-C.
 
 # Nothing heavy up here: --help and --list must answer at once.
 import argparse
-import os
 import pathlib
 import shlex
 import sys
@@ -65,7 +64,7 @@ def _run(
         waiting = [cell for cell in cells if not _done(cell)]
         if waiting and not options.show:
             backend = pool.find_backend()
-            jobs = options.jobs or ((os.cpu_count() or 1) if backend == "cpu" else 1)
+            jobs = options.jobs or (pool.cores() if backend == "cpu" else 1)
             print(
                 f"{len(cells)} cells in {options.folder / 'cells'}, {len(cells) - len(waiting)} "
                 f"done before; {min(jobs, len(waiting))} at a time on {backend}",

@@ -179,6 +179,7 @@ def plan(
     planned = []
     for name in names:
         table, rows = tables[name], {}
+        _check_differences(name, table, changes)
         for row, spec in table.rows.items():
             source = f"{RECIPES}:{name}/{row}:{dataset}"
             config = resolve(source, values)
@@ -287,6 +288,14 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"{name} is decided by {OWN_KEYS[name]}; leave {change} out")
         merged[key] = value
     return tuple(f"{key}={value}" for key, value in merged.items())
+
+
+def _check_differences(name: str, table: Any, changes: Sequence[str]) -> None:
+    """Refuses a change of what the rows of a table differ in: it would make them one."""
+    differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
+    for change in changes:
+        if (key := change.partition("=")[0].removeprefix("--config.")) in differ:
+            raise ValueError(f"rows of {name} differ in {key}; leave {change} out")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -209,6 +209,11 @@ def environment(backend: str, jobs: int) -> dict[str, str]:
     return env
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_backend() -> str:
     """What jax computes on here; asked in another process, which gives the device back.
 
@@ -252,12 +257,18 @@ def _signals() -> Iterator[_Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    # A terminal that is closed would leave the processes behind, in sessions of their own.
+    caught = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {s: signal.signal(s, handle) for s in caught if not _is_ignored(s)}
     try:
         yield stop
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _is_ignored(signum: int) -> bool:
+    return signal.getsignal(signum) == signal.SIG_IGN  # nohup
 
 
 def _say(text: str) -> None:

@@ -47,7 +47,8 @@ def measured(row: PlannedRow) -> dict[int, dict[str, float]]:
 def to_markdown(table: PlannedTable) -> str:
     """The table in percent, each row beside what its paper prints.
 
-    A row without any result shows dashes; of a row with some, the column "seeds" says which.
+    A row without any result shows dashes; of a row that lacks some, the column "seeds" says of
+    which the mean is.
     """
     shown = "regdb" if table.dataset == "regdb" else "sysu"
     paper = PAPER[shown] + "-C" * bool(table.corrupt)
@@ -62,7 +63,8 @@ def to_markdown(table: PlannedTable) -> str:
             values = [metrics[name] for metrics in found.values() if name in metrics]
             texts.append(_percent(summarize(values)) if values else MISSING)
         asked = {cell.seed for cell in row.cells}
-        seeds = str(len(found)) if set(found) == asked else _list(found) or "none"
+        which = f" of {len(asked)}: {_list(found)}" if 0 < len(found) < len(asked) else ""
+        seeds = f"{len(found)}{which}"
         printed = row.paper.get(shown)
         numbers = [f"{n:.2f}" for n in printed] if printed else [MISSING] * 2
         lines.append(f"| {row.label} | {' | '.join([*texts, seeds, *numbers])} |")

@@ -1,5 +1,6 @@
 """What a cell has saved: whether it is trained, and the scores that fit what is wanted."""
 
+import functools
 import json
 import math
 import pathlib
@@ -50,7 +51,7 @@ def metrics(cell: Cell, score: Score) -> dict[str, float] | None:
     if step is None:
         return None
     folder = cell.folder / "eval" / str(step)
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [_read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
     fitting = [result for result in found if _fits(result, score, cell.config)]
     if len(fitting) > 1:
         raise ValueError(
@@ -70,6 +71,14 @@ def missing(cell: Cell) -> list[Score]:
       ValueError: as `metrics`.
     """
     return [score for score in cell.scores if metrics(cell, score) is None]
+
+
+@functools.lru_cache(maxsize=None)
+def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
+    """A result without its long lists; a table is written after every cell, from all of them."""
+    del changed  # a file that is replaced is read again
+    result: dict[str, Any] = json.loads(path.read_text())
+    return {key: value for key, value in result.items() if key not in ("per_query", "curves")}
 
 
 def _fits(result: Mapping[str, Any], score: Score, config: Mapping[str, Any]) -> bool:
