@@ -73,7 +73,7 @@ def missing(cell: Cell) -> list[Score]:
     return [score for score in cell.scores if metrics(cell, score) is None]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
     """A result without its long lists; a table is written after every cell, from all of them."""
     del changed  # a file that is replaced is read again
