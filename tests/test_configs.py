@@ -71,7 +71,13 @@ def test_sampler_and_loader(recipe):
 # The chains at the top of data/augment.py that ask for most.
 CHAINS = {
     "own": {},
-    "CAJ+": dict(erase=(0.6, 0.5), luma=0.6, infrared_channel="adapt_gray", grayscale=(0.1, 0.0)),
+    "CAJ+": dict(
+        erase=(0.6, 0.5),
+        luma=0.6,
+        infrared_channel="adapt_gray",
+        grayscale=(0.1, 0.0),
+        second_view="exchange",
+    ),
     "IDKL": dict(
         pad_value=127, erase_form="log_uniform", erase_attempts=10, erase_aspect=(0.3, 3.3)
     ),
