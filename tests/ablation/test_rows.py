@@ -1,8 +1,12 @@
 """Every row of the papers' tables is a configuration that its method can be built from."""
 
+import functools
 import importlib
 import inspect
+import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import ablation, common
@@ -168,3 +172,62 @@ def test_a_row_cannot_change_a_value_that_is_not_there(monkeypatch):
     monkeypatch.setitem(ablation.TABLES, "smcl/1", table)
     with pytest.raises(KeyError, match="id_margn"):
         ablation.get_config("smcl/1/typo")
+
+
+# Terms of the loss beside the identity losses of the two modalities.
+ADSL, MUN = {"tri_center", "global_center"}, {"tri", "idc", "ia", "ma"}
+TERMS = {
+    "smcl/2": {
+        "none": {"global_center"},
+        "x": {"id_x", *ADSL},
+        "gray": {"id_gray", *ADSL},
+        "syncretic": {"id_syncretic", *ADSL},
+    },
+    "smcl/4": {
+        "bh_tri": {"id_syncretic", "bh_tri"},
+        "bdtr": {"id_syncretic", "bdtr"},
+        "bicenter": {"id_syncretic", "bicenter"},
+        "hc_tri": {"id_syncretic", "hc_tri"},
+        "adsl": {"id_syncretic", *ADSL},
+    },
+    "mun/1": {
+        "b": {"tri"},
+        "aux": {"tri", "ida"},
+        "idc": {"tri", "idc"},
+        "idc_ia": {"tri", "idc", "ia"},
+        "idc_ma": {"tri", "idc", "ma"},
+        "all": MUN,
+    },
+    "mun/3": {"neither": MUN, "prototype": MUN, "bridge": MUN, "both": MUN},
+}
+
+
+@functools.cache
+def traced_terms(options):
+    """The terms of a method, {section: value} as JSON so that equal rows are traced once."""
+    config = json.loads(options)
+    build = get_build(config.pop("name"))
+    named = inspect.signature(build).parameters
+    facts = {key: value for key, value in FACTS.items() if key in named}
+    if "generator" in config:
+        config["generator"]["ratios"] = tuple(config["generator"]["ratios"])
+    method = build(image_size=(96, 48), **facts, **{**config, "width": 2})
+    rows = FACTS["num_ids"] * FACTS["num_instances"]
+    image = jax.ShapeDtypeStruct((rows, 96, 48, 3), jnp.float32)
+    label = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    _, aux = jax.eval_shape(
+        method.loss,
+        jax.eval_shape(method.init, key),
+        {"visible": image, "infrared": image, "label": label},
+        key,
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    return set(aux.terms)
+
+
+@pytest.mark.parametrize(("table", "row"), [pair for pair in ROWS if pair[0] in TERMS])
+def test_a_row_trains_with_the_terms_of_the_paper(table, row):
+    method = ablation.get_config(f"{table}/{row}").method.to_dict()
+    found = traced_terms(json.dumps(method, sort_keys=True))
+    assert found == {"id_visible", "id_infrared"} | TERMS[table][row]
