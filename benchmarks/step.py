@@ -1,13 +1,15 @@
-"""SMCL's train step beside the same model in PyTorch eager: step time and peak memory.
+"""A method's train step beside the same model in PyTorch eager: step time and peak memory.
 
-  python -m benchmarks.step                       both sizes, a Markdown table and a JSON file
+  python -m benchmarks.step                       SMCL at both sizes, Markdown and a JSON file
+  python -m benchmarks.step --method mun          MUN
   python -m benchmarks.step --sizes main --rounds 3
   python -m benchmarks.step --threads 1           pin every candidate to one core
 
-Sizes: `main` is what `configs/smcl.py` trains by default, `paper` is ResNet-50 on 4 x 4
-images of 384 x 128 in each modality, 48 with the syncretic ones. A step takes uint8 images
-to updated parameters: standardize, forward pass, all terms of eq. 9, gradients, Adam. Random
-crops and flips are left out of both sides.
+Sizes: `main` is what `configs/smcl.py` or `configs/mun.py` trains by default. `paper` is
+ResNet-50: SMCL on 4 x 4 images of 384 x 128 in each modality, 48 with the syncretic ones; MUN
+on 4 x 4 of 288 x 144, 48 maps with the auxiliary ones. MUN's recipe has 8 x 4 (`--ids 8`), for
+machines with memory for it. A step takes uint8 images to updated parameters: standardize,
+forward pass, all terms, gradients, optimizer. Random crops and flips are left out of both sides.
 
 Every candidate runs in a process of its own on the same cores, so that its peak of resident
 memory is its own, and from the same weights and images; the losses of the first step must
@@ -16,6 +18,7 @@ core a device; "one device" is XLA left to its own threads. Needs PyTorch.
 """
 
 import argparse
+import importlib
 import json
 import os
 import pathlib
@@ -33,32 +36,40 @@ import numpy as np
 CANDIDATES = {
     "jax": "vireid_jax",
     "jax_one_device": "vireid_jax, one device",
+    "jax_remat": "vireid_jax, generator rematerialized",
     "torch_channels_last": "PyTorch eager, channels last",
     "torch": "PyTorch eager",
 }
-STEPS = {"main": (3, 15), "paper": (1, 4)}  # warm-up and timed steps
+COMPARED = {
+    "smcl": ("jax", "jax_one_device", "torch_channels_last", "torch"),
+    "mun": ("jax", "jax_one_device", "jax_remat", "torch_channels_last", "torch"),
+}
+STEPS = {  # warm-up and timed steps
+    ("smcl", "main"): (3, 15),
+    ("smcl", "paper"): (1, 4),
+    ("mun", "main"): (3, 15),
+    ("mun", "paper"): (1, 1),
+}
+SIZES = ("main", "paper")
 LR = 1e-4
 
 
-def settings(size: str) -> dict[str, Any]:
-    """Image size, P, K, classes and the method's options of a size, from configs/smcl.py."""
-    from configs import smcl
+def settings(method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
+    """What a method is measured with at a size; see `settings` of its module."""
+    return {"name": method, **_module(method).settings(size, num_ids)}
 
-    config = smcl.get_config("synthetic" if size == "main" else "sysu")
+
+def _module(method: str) -> Any:
+    return importlib.import_module(f"benchmarks.step_{method}")
+
+
+def written_options(config: Any, written: dict[str, Any]) -> dict[str, Any]:
+    """Options of a config's method, which must have those that a PyTorch step is written for."""
     method = config.method.to_dict()
     method.pop("name")
-    written = {"auxiliary": "syncretic", "cehl_form": "both", "updates": "joint"}
     if other := {k: method[k] for k in written if method[k] != written[k]}:
         raise ValueError(f"the PyTorch step is written for {written}, the config has {other}")
-    return {
-        "image_size": tuple(config.data.image_size),
-        "num_ids": config.sampler.num_ids,
-        "num_instances": config.sampler.num_instances,
-        "num_classes": config.data.train_ids if size == "main" else 395,
-        "weight_decay": config.optim.weight_decay,
-        # From the first step, so that the metric terms are part of what is timed.
-        "method": {**method, "metric_from_epoch": 0.0},
-    }
+    return method
 
 
 def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -86,16 +97,17 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     from tests.reference.convert import flatten, nest
     from vireid_jax import optim, sharding
     from vireid_jax.data.augment import standardize
-    from vireid_jax.methods import smcl
     from vireid_jax.train import TrainState, make_train_step
 
     if variant != "one_device":
         sharding.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
-    method = smcl.build(
-        num_classes=s["num_classes"], image_size=s["image_size"], steps_per_epoch=1, **s["method"]
-    )
+    options = s["method"]
+    if variant == "remat":
+        options = {**options, "generator": {**options["generator"], "remat": True}}
+    build = importlib.import_module(f"vireid_jax.methods.{s['name']}").build
+    method = build(**s["facts"], **options)
     transform, learning_rate = optim.make(
-        steps_per_epoch=1, epochs=1, lr=LR, weight_decay=s["weight_decay"], schedule="constant"
+        steps_per_epoch=1, epochs=1, lr=LR, schedule="constant", **s["optim"]
     )
 
     def only_standardize(key: Any, batch: Any) -> Any:
@@ -103,8 +115,10 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
 
     mesh = sharding.make_mesh()
     step_fn = make_train_step(method, only_standardize, transform, learning_rate, mesh=mesh, seed=0)
-    shapes = jax.eval_shape(lambda: method.init(jax.random.key(0)))
+    shapes = dict(jax.eval_shape(lambda: method.init(jax.random.key(0))))
+    memory = {k: np.zeros(v.shape, v.dtype) for k, v in shapes.pop("memory", {}).items()}
     variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
+    variables |= {"memory": memory} if memory else {}
     state = TrainState(np.int32(0), variables, transform.init(variables["params"]))
     held = [sharding.replicate(state, mesh)]
     batch = sharding.to_global(batch_of(s), mesh)
@@ -112,9 +126,9 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     start = time.perf_counter()
     compiled = step_fn.lower(held[0], batch).compile()  # type: ignore[attr-defined]
     figures: dict[str, Any] = {"compile_s": time.perf_counter() - start}
-    if (memory := compiled.memory_analysis()) is not None:
+    if (analysis := compiled.memory_analysis()) is not None:
         for name in ("temp", "argument"):  # of all devices together
-            size = getattr(memory, f"{name}_size_in_bytes") * mesh.size
+            size = getattr(analysis, f"{name}_size_in_bytes") * mesh.size
             figures[f"xla_{name}_mb"] = size / 2**20
 
     def step() -> float:
@@ -125,22 +139,18 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
 
 
 def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """The same in PyTorch; the terms are written in whole-array form, as one would for speed."""
-    import inspect
-
+    """The same in PyTorch."""
     import torch
-    from torch.nn import functional
 
-    from tests.reference import running
-    from tests.reference.smcl import MEAN, SMCL, STD
+    from tests.reference.smcl import MEAN, STD
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {k: v for k, v in s["method"].items() if k in inspect.signature(SMCL).parameters}
-    model: Any = SMCL(num_classes=s["num_classes"], **options)
-    running.load(model, "benchmark")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    model = model.to(device).to(memory_format=memory_format).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR, weight_decay=s["weight_decay"])
+
+    def prepare(model: Any) -> Any:
+        return model.to(device).to(memory_format=memory_format).train()
+
+    optimizer, loss = _module(s["name"]).torch_training(s, prepare, LR)
     batch = batch_of(s)
     pixels = [torch.tensor(batch[k]).to(device) for k in ("visible", "infrared")]
     labels = torch.tensor(batch["label"], dtype=torch.int64, device=device)
@@ -150,37 +160,22 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
         x = (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
         return x.contiguous(memory_format=memory_format)
 
-    def total(g: Any, logits: Any) -> Any:
-        margin = model.id_margin * functional.one_hot(labels, s["num_classes"])
-        harder = logits[:, 1] - margin
-        identity = sum(
-            functional.cross_entropy(z, labels) for z in (logits[:, 0], harder, logits[:, 2])
-        )
-        centers = g.unflatten(0, (-1, s["num_instances"])).mean(1)  # [P, 3, D]
-        centers = functional.normalize(centers, dim=2) if model.normalize else centers
-        v, i, anchor = centers.unbind(1)
-        others = (anchor[:, None] - anchor[None]).square().sum(-1).clamp(min=1e-12).sqrt()
-        nearest = (others + torch.diag(others.new_full((len(others),), torch.inf))).amin(1)
-        pulls = torch.stack([(anchor - c).norm(dim=1) for c in (v, i)])
-        tri = torch.relu(model.center_margin + pulls - nearest).sum()
-        return identity + model.metric_weight * (tri + (v - i).norm(dim=1).sum())
-
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = total(*model(standardized(pixels[0]), standardized(pixels[1])))
-        loss.backward()
+        total = loss(*(standardized(x) for x in pixels), labels)
+        total.backward()
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
-        return float(loss.detach())
+        return float(total.detach())
 
     return step, {}
 
 
-def measure(candidate: str, size: str) -> dict[str, Any]:
+def measure(candidate: str, method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
     """Runs one candidate in this process."""
-    s = settings(size)
-    warmup, timed = STEPS[size]
+    s = settings(method, size, num_ids)
+    warmup, timed = STEPS[method, size]
     framework, _, variant = candidate.partition("_")
     step, figures = (jax_step if framework == "jax" else torch_step)(s, variant)
 
@@ -225,16 +220,17 @@ def device_memory(framework: str) -> dict[str, Any]:
 # --- Comparison -------------------------------------------------------------------------
 
 
-def run_candidate(candidate: str, size: str, cores: list[int]) -> dict[str, Any]:
-    """Runs one candidate in a process pinned to `cores`."""
-    command = [sys.executable, "-m", "benchmarks.step", "--candidate", candidate, "--sizes", size]
+def run_candidate(candidate: str, options: list[str], cores: list[int]) -> dict[str, Any]:
+    """Runs one candidate, given options of this command, in a process pinned to `cores`."""
+    command = [sys.executable, "-m", "benchmarks.step", "--candidate", candidate, *options]
     threads = {"OMP_NUM_THREADS": str(len(cores)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
     done = subprocess.run(
         command, env={**os.environ, **threads}, capture_output=True, text=True, preexec_fn=pin
     )
     if done.returncode:
-        raise RuntimeError(f"{candidate} at size {size} failed:\n{done.stderr[-3000:]}")
+        killed = " (killed: perhaps out of memory; see --ids)" if done.returncode == -9 else ""
+        raise RuntimeError(f"{candidate} {options} failed{killed}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -277,28 +273,36 @@ def table(rows: list[dict[str, Any]], images: int) -> str:
     return "\n".join(lines)
 
 
-def compare(size: str, cores: list[int], rounds: int) -> dict[str, Any]:
+def compare(
+    method: str, size: str, cores: list[int], rounds: int, num_ids: int | None = None
+) -> dict[str, Any]:
     """Measures every candidate at one size and prints the table."""
-    results: dict[str, list[dict[str, Any]]] = {c: [] for c in CANDIDATES}
+    options = ["--method", method, "--sizes", size, *(["--ids", str(num_ids)] if num_ids else [])]
+    results: dict[str, list[dict[str, Any]]] = {c: [] for c in COMPARED[method]}
     for _ in range(rounds):
-        for candidate in CANDIDATES:
-            results[candidate].append(run_candidate(candidate, size, cores))
+        for candidate in results:
+            results[candidate].append(run_candidate(candidate, options, cores))
     rows = [merge(r) for r in results.values()]
-    first = [r["first_loss"] for r in rows]
-    if max(first) - min(first) > 1e-3 * abs(first[0]):
-        raise RuntimeError(f"not the same model: losses of the first step at {size} are {first}")
-    s = settings(size)
-    method, slots = s["method"], s["num_ids"] * s["num_instances"]
+    check_same_model(rows, size)
+    s = settings(method, size, num_ids)
+    slots = s["num_ids"] * s["num_instances"]
     images = 3 * slots
     height, width = s["image_size"]
     print(
-        f"\n{size}: ResNet-{method['depth']} of width {method['width']}, {images} images of "
-        f"{height} x {width} a step ({2 * slots} loaded), {len(cores)} cores, float32, "
-        f"{rows[0]['device']}; first loss {first[0]:.4f} in all\n"
+        f"\n{size}: ResNet-{s['method']['depth']} of width {s['method']['width']}, {images} images "
+        f"of {height} x {width} a step ({2 * slots} loaded), {len(cores)} cores, float32, "
+        f"{rows[0]['device']}; first loss {rows[0]['first_loss']:.4f} in all\n"
     )
     print(table(rows, images), flush=True)
     print(f"\ncompilation {rows[0]['compile_s']:.1f} s")
     return {"size": size, "cores": len(cores), "images": images, "settings": s, "rows": rows}
+
+
+def check_same_model(rows: list[dict[str, Any]], size: str) -> None:
+    """Raises RuntimeError unless the losses of the first step agree."""
+    first = [r["first_loss"] for r in rows]
+    if not max(first) - min(first) <= 1e-3 * abs(first[0]):  # NaN too
+        raise RuntimeError(f"not the same model: losses of the first step at {size} are {first}")
 
 
 def machine() -> dict[str, Any]:
@@ -322,24 +326,30 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--method", choices=list(COMPARED), default="smcl")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--ids", type=int, help="identities in a batch instead of the size's")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each candidate")
     parser.add_argument("--threads", type=int, help="cores for each candidate; default all")
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/step.json"))
+    parser.add_argument("--json", type=pathlib.Path, help="default runs/step.json, step_mun.json")
     parser.add_argument("--candidate", choices=list(CANDIDATES), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.candidate:
-        print(json.dumps(measure(flags.candidate, flags.sizes[0])))
+        print(json.dumps(measure(flags.candidate, flags.method, flags.sizes[0], flags.ids)))
         return
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     cores = cores or list(range(os.cpu_count() or 1))
     cores = cores[: flags.threads] if flags.threads else cores
-    report: dict[str, Any] = {"machine": machine()}
+    report: dict[str, Any] = {"method": flags.method, "machine": machine()}
     print(json.dumps(report["machine"]))
-    report["sizes"] = [compare(size, cores, flags.rounds) for size in flags.sizes]
-    flags.json.parent.mkdir(parents=True, exist_ok=True)
-    flags.json.write_text(json.dumps(report, indent=1))
-    print(f"\nwritten to {flags.json}")
+    report["sizes"] = [
+        compare(flags.method, size, cores, flags.rounds, flags.ids) for size in flags.sizes
+    ]
+    name = "step" if flags.method == "smcl" else f"step_{flags.method}"
+    path = flags.json or pathlib.Path(f"runs/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1))
+    print(f"\nwritten to {path}")
 
 
 if __name__ == "__main__":
