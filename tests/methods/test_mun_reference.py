@@ -9,7 +9,7 @@ import pytest
 
 from tests.parity import loss_outputs, precision, reference, sources, to_jax, to_numpy, weights
 from tests.reference import store
-from tests.reference.cases_mun import settled, start
+from tests.reference.cases_mun import settled, start, steady
 from tests.reference.convert import flatten, nest
 from tests.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
@@ -34,10 +34,14 @@ def _method(name):
 
 def _variables(name, method):
     """Seeded weights and statistics, and the memory as a training starts with it."""
-    variables = method.init(KEY)
-    filled = weights(lambda: {k: v for k, v in variables.items() if k != "memory"}, name, "float64")
-    memory = {k: to_jax(v, "float64") for k, v in variables.get("memory", {}).items()}
-    return {**filled, "memory": memory} if memory else filled
+
+    def without_memory():
+        return {k: v for k, v in method.init(KEY).items() if k != "memory"}
+
+    memory = jax.eval_shape(method.init, KEY).get("memory", {})
+    zeros = {k: jnp.zeros(v.shape, v.dtype) for k, v in memory.items()}
+    filled = weights(without_memory, name, "float64")
+    return {**filled, "memory": zeros} if zeros else filled
 
 
 def _batch(name, step):
@@ -127,7 +131,7 @@ def _trajectory(name):
             history.append(values)
         stacked = {k: np.stack([h[k] for h in history]) for k in history[0]}
         embeddings = _embeddings(method, variables, _batch(name, 0))
-        return to_numpy({"history": stacked, **variables, "embed": embeddings})
+        return steady(to_numpy({"history": stacked, **variables, "embed": embeddings}))
 
 
 @sources

@@ -7,7 +7,7 @@ import torch
 
 from . import mun, mun_losses
 from .case import Arrays, Case
-from .cases_mun import settled, start
+from .cases_mun import settled, start, steady
 from .inputs import case_inputs
 from .running import images, load, loss, numpy, parameter_gradients, state, tensor
 
@@ -73,7 +73,7 @@ def _trajectory(case: Case) -> Arrays:
             history.setdefault(f"history/{k}", []).append(numpy(v))
     return {
         **{k: np.stack(v) for k, v in history.items()},
-        **state(model, ""),
+        **steady(state(model, "")),
         **_remembered(memory),
         **_embeddings(model, data),
     }

@@ -12,15 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from . import losses
-from .mun_generator import Unifying
-from .mun_losses import (
-    accumulate,
-    alignment,
-    batch_hard_triplet,
-    beta,
-    modality_alignment,
-    weighted_regularized_triplet,
-)
+from .auxiliary import Gray, Mixed, Unifying, X
+from .metric import batch_hard_triplet, weighted_regularized_triplet
+from .mun_losses import accumulate, alignment, beta, modality_alignment
 from .resnet import BatchNorm, ResNet
 from .smcl import SMGM
 
@@ -115,13 +109,9 @@ class MUN(nn.Module):
         elif auxiliary == "syncretic":
             self.auxiliary = SMGM(smgm_width, smgm_shared, smgm_input)
         elif auxiliary == "x":
-            from . import auxiliary as generators
-
-            self.auxiliary = generators.X(x_width, x_input)
+            self.auxiliary = X(x_width, x_input)
         elif auxiliary in ("gray", "mixed"):
-            from . import auxiliary as generators
-
-            self.auxiliary = {"gray": generators.Gray, "mixed": generators.Mixed}[auxiliary]()
+            self.auxiliary = {"gray": Gray, "mixed": Mixed}[auxiliary]()
         d = self.backbone.features
         self.pool = GeM(gem_p, gem_learned)
         self.neck = BatchNorm(d, use_bias=False) if neck == "shared" else None

@@ -4,6 +4,7 @@ import torch
 
 from . import losses
 from .losses import hinge, norm
+from .metric import mmd
 
 
 def rows_of(labels: torch.Tensor) -> dict[int, list[int]]:
@@ -90,69 +91,3 @@ def modality_alignment(
         else:
             total = total + mmd(v, r, bandwidth, sigma)
     return total / len(identities)
-
-
-def _rows(features: torch.Tensor, labels: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
-    """All B * M rows of features [B, M, D] and whom each of them shows."""
-    rows = [z for slot in features for z in slot]
-    return rows, [y for y in labels.tolist() for _ in range(features.shape[1])]
-
-
-def batch_hard_triplet(
-    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.3
-) -> torch.Tensor:
-    """Hermans et al. (arXiv 1703.07737), eq. (5), as a mean over anchors."""
-    rows, who = _rows(features, labels)
-    total = features.new_zeros(())
-    for a, x in enumerate(rows):
-        positive = max(
-            (norm(x - z) for j, z in enumerate(rows) if who[j] == who[a] and j != a),
-            key=torch.Tensor.item,
-        )
-        negative = min(
-            (norm(x - z) for j, z in enumerate(rows) if who[j] != who[a]), key=torch.Tensor.item
-        )
-        total = total + hinge(margin + positive - negative)
-    return total / len(rows)
-
-
-def weighted_regularized_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """AGW's loss (arXiv 2001.04193); an anchor is among its own positives, at distance 0."""
-    rows, who = _rows(features, labels)
-    total = features.new_zeros(())
-    for a, x in enumerate(rows):
-        pull, push = (
-            torch.stack([norm(x - z) for j, z in enumerate(rows) if (who[j] == who[a]) == same])
-            for same in (True, False)
-        )
-        inner = (torch.softmax(pull, 0) * pull).sum() - (torch.softmax(-push, 0) * push).sum()
-        total = total + torch.log(1 + torch.exp(inner))
-    return total / len(rows)
-
-
-def mmd(
-    x: torch.Tensor, y: torch.Tensor, bandwidth: str = "adaptive", sigma: float = 1.0
-) -> torch.Tensor:
-    """The squared MMD of rows x [K, D] and y [K, D], a mean over pairs, diagonals included."""
-    rows = [*x, *y]
-    pairs = [((a - b) ** 2).sum() for n, a in enumerate(rows) for m, b in enumerate(rows) if n != m]
-    if bandwidth == "adaptive":
-        b = sum(d.item() for d in pairs) / len(pairs)
-    elif bandwidth == "median":
-        ordered = sorted(d.item() for d in pairs)
-        b = (ordered[(len(pairs) - 1) // 2] + ordered[len(pairs) // 2]) / 2
-    else:
-        b = sigma
-
-    def kernel(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        d = ((first - second) ** 2).sum()
-        if bandwidth == "median":
-            return torch.exp(-d / (b + 1e-9))
-        return torch.stack([torch.exp(-d / (b / 4 * 2**j + 1e-9)) for j in range(5)]).sum()
-
-    total = x.new_zeros(())
-    for j in range(len(x)):
-        for k in range(len(y)):
-            total = total + kernel(x[j], x[k]) + kernel(y[j], y[k])
-            total = total - kernel(x[j], y[k]) - kernel(y[j], x[k])
-    return total / len(x) ** 2
