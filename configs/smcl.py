@@ -8,9 +8,9 @@
 
 The paper reports 67.39 R1 / 61.78 mAP (SYSU-MM01 all-search single-shot) and 83.93 / 79.83
 (RegDB visible to thermal); 417,600 steps on SYSU-MM01, 25,800 on RegDB.
-Switches of table 1 and 2: --config.method.auxiliary=none (no syncretic modality),
---config.method.id_margin=0 (no CEHL), --config.method.metric_weight=0 (no ADSL),
---config.method.metric_from_epoch=0 (no incremental training).
+Its tables 1 (components), 2 (auxiliary modalities) and 4 (metric losses) are configurations of
+configs/ablation.py. Their switches: method.id_margin=0 (no CEHL), method.metric_weight=0 (no
+ADSL), method.metric_from_epoch=0 (no incremental training), method.auxiliary, method.metric.
 """
 
 import ml_collections
@@ -32,16 +32,35 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.gem_p = 3.0
     m.kernels = "auto"
     m.dtype = "float32"
-    m.auxiliary = "syncretic"
+    m.auxiliary = "syncretic"  # table 2: x, gray, none; and mixed, mun
     m.none_metric = "global"
     m.smgm_width = 16  # not in the paper; see methods/smcl.py
     m.smgm_shared = True
     m.smgm_init = "kaiming"
     m.smgm_input = "standardized"
+    m.x_width = 1
+    m.x_input = "unit"
+    m.mix = "half"
+    # Of auxiliary="mun", as in configs/mun.py; its ratios do not divide the maps of 384 x 128
+    # pixels: (2, 4, 8) do, or images of 288 x 144.
+    g = m.generator = ml_collections.ConfigDict()
+    g.ratios = (2, 4, 6, 12)
+    g.ratio_form = "factor"
+    g.transposed = "full"
+    g.scale_shape = "vector"
+    g.scale_form = "project"
+    g.residual = False
+    g.relu = False
+    g.remat = False
     m.id_margin = 4.0  # m of eq. 3, sec. 4.2: 4 on SYSU-MM01
     m.cehl_form = "both"
+    m.metric = "adsl"  # table 4: bh_tri, bdtr, bicenter, hc_tri
     m.center_margin = 0.3  # rho of eq. 6, sec. 4.2
     m.normalize_centers = False
+    m.triplet_margin = 0.3  # of bh_tri and hc_tri
+    m.bdtr_form = "orig"
+    m.bicenter_margin = 0.5
+    m.bicenter_joint = False
     m.metric_weight = 0.5  # lambda of eq. 9, sec. 4.2
     m.metric_from_epoch = 220.0  # Q of Algorithm 1, sec. 4.2
     m.updates = "joint"

@@ -107,7 +107,7 @@ def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():
     @jax.jit
     def gradient(params, batch):
         def loss(p):
-            return method.loss({**variables, "params": p}, batch, None, 0)[0]
+            return method.loss({**variables, "params": p}, batch, jax.random.key(1), 0)[0]
 
         return jax.grad(loss)(params)
 

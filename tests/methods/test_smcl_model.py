@@ -11,6 +11,7 @@ from tests.parity import relative_error
 from tests.reference.convert import flatten
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.methods import smcl
+from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.types import INFRARED, VISIBLE
 
 KEY = jax.random.key(0)
@@ -52,11 +53,11 @@ class Built:
         )
         return float(total), aux, flatten(gradient)
 
-    def forward(self, smgm_factor=1.0):
+    def forward(self, factor=1.0):
         """(total, aux) once the metric terms count; the generator's weights can be scaled."""
         params = self.variables["params"]
-        smgm = jax.tree.map(lambda x: smgm_factor * x, params["smgm"])
-        return self.value({**params, "smgm": smgm}, self.variables, BATCH, jnp.asarray(SWITCH))
+        made = jax.tree.map(lambda x: factor * x, params["auxiliary"])
+        return self.value({**params, "auxiliary": made}, self.variables, BATCH, jnp.asarray(SWITCH))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_total_is_the_identity_terms_until_the_metric_terms_come_in(built):
 def test_metric_terms_train_the_generator_and_the_trunk_but_not_neck_and_classifier(built):
     before, after = built.run(SWITCH - 1)[2], built.run(SWITCH)[2]
     changed = {k.split("/")[0] for k in after if relative_error(before[k], after[k]) > 1e-3}
-    assert changed == {"smgm", "backbone"}
+    assert changed == {"auxiliary", "backbone"}
 
 
 def test_every_parameter_gets_a_gradient(built):
@@ -220,7 +221,7 @@ def test_shapes_and_sizes_at_the_paper_s_scale():
     # A ResNet-50 has 25,557,032 parameters, of which 2,049,000 are its 1000-way classifier.
     assert part == {
         "backbone": 25_557_032 - 2_049_000,
-        "smgm": 7 * 16 + 3,
+        "auxiliary": 7 * 16 + 3,
         "neck": 2048,
         "classifier": 2048 * 395,
     }
@@ -244,7 +245,7 @@ def test_default_switch_is_epoch_220():
 
 
 def _generate(options, visible, infrared, seed=0):
-    smgm = smcl.SMGM(**options)
+    smgm = SMGM(**options)
     variables = smgm.init(jax.random.key(seed), visible, infrared)
     return smgm.apply(variables, visible, infrared), variables["params"]
 
@@ -263,7 +264,7 @@ def test_generator_is_symmetric_when_it_is_shared(space):
 def test_every_pixel_depends_on_its_two_parents_and_on_no_other_pixel(space):
     # Positive parents and many maps: no ReLU is shut for all of them.
     v, i = (np.abs(BATCH[k][:1, :3, :2]) + 0.5 for k in ("visible", "infrared"))
-    smgm = smcl.SMGM(width=64, input=space)
+    smgm = SMGM(width=64, input=space)
     variables = smgm.init(KEY, v, i)
     for parent in (0, 1):
         jacobian = jax.jacobian(lambda *x: smgm.apply(variables, *x), parent)(v, i)
@@ -303,7 +304,7 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
     "option, value",
     [
         ("pooling", "max"),
-        ("auxiliary", "x"),
+        ("auxiliary", "thermal"),
         ("none_metric", "triplet"),
         ("smgm_init", "zeros"),
         ("smgm_input", "uint8"),

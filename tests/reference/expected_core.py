@@ -9,6 +9,7 @@ import torch
 
 from . import losses, smcl
 from .case import Arrays, Case
+from .cases_mun import settled, start
 from .inputs import case_inputs
 from .resnet import BatchNorm, ResNet
 from .running import images, load, loss, module, numpy, parameter_gradients, state, tensor
@@ -66,12 +67,12 @@ def _resnet(case: Case) -> Arrays:
     return module(case, _Images(trunk, o.get("stems")), inputs)
 
 
-NOT_OF_THE_MODEL = ("metric", "optimizer", "switch", "updates", "kernels")
+NOT_OF_THE_MODEL = ("switched", "optimizer", "switch", "updates", "kernels")
 
 
 def _model(case: Case) -> smcl.SMCL:
     options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
-    model = smcl.SMCL(**options).double()
+    model = smcl.SMCL(image_size=case.shape["size"], **options).double()
     load(model, case.name)
     return model.train()
 
@@ -92,12 +93,12 @@ def _smcl(case: Case) -> Arrays:
     terms = model.terms(
         images(data["visible"][0]), images(data["infrared"][0]), tensor(data["label"][0])
     )
-    total = model.total(terms, metric=case.options.get("metric", True))
+    total = model.total(terms, metric=case.options.get("switched", True))
     total.backward()
     return {
         "total": numpy(total),
         **{f"terms/{k}": numpy(v) for k, v in terms.items()},
-        **parameter_gradients(model),
+        **settled(parameter_gradients(model)),
         **state(model, "batch_stats/"),
         **embeddings,
     }
@@ -106,6 +107,8 @@ def _smcl(case: Case) -> Arrays:
 def _trajectory(case: Case) -> Arrays:
     data = case_inputs(case.name)
     model = _model(case)
+    begin = start({k: numpy(v) for k, v in model.state_dict().items()})
+    model.load_state_dict({k: torch.tensor(v) for k, v in begin.items()})
     optimizer, schedule = smcl.make_optimizer(model, case.options["optimizer"])
     two_step = case.options.get("updates") == "two_step"
     history: dict[str, list[np.ndarray]] = {}

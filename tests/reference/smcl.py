@@ -1,12 +1,14 @@
 """The whole SMCL model (Wei et al., ICCV 2021) and its training step in PyTorch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from . import losses
+from . import metric as metrics
 from .resnet import BatchNorm, ResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the standardized images
@@ -63,6 +65,30 @@ def adsl(terms: dict[str, torch.Tensor]) -> torch.Tensor:
     return _sum(v for k, v in terms.items() if not k.startswith("id_"))
 
 
+def generator_of(
+    auxiliary: str,
+    smgm: tuple[int, bool, str],
+    x: tuple[int, str],
+    channels: int,
+    size: tuple[int, int],
+    options: Mapping[str, Any],
+) -> nn.Module | None:
+    """What makes the third modality; `channels` and `size` are of the maps after layer1."""
+    from . import auxiliary as modalities  # which imports this module
+
+    if auxiliary == "syncretic":
+        return SMGM(*smgm)
+    if auxiliary == "x":
+        return modalities.X(*x)
+    if auxiliary == "gray":
+        return modalities.Gray()
+    if auxiliary == "mixed":
+        return modalities.Mixed()
+    if auxiliary == "mun":
+        return modalities.Unifying(channels, size, **options)
+    return None
+
+
 class SMCL(nn.Module):
     """Generator, trunk, pooling, normalization neck and identity classifier.
 
@@ -73,6 +99,7 @@ class SMCL(nn.Module):
         self,
         *,
         num_classes: int,
+        image_size: Sequence[int] = (0, 0),
         depth: int = 50,
         width: int = 64,
         last_stride: int = 1,
@@ -83,39 +110,65 @@ class SMCL(nn.Module):
         smgm_width: int = 16,
         smgm_shared: bool = True,
         smgm_input: str = "standardized",
+        x_width: int = 1,
+        x_input: str = "unit",
+        generator: Mapping[str, Any] | None = None,
         id_margin: float = 4.0,
         cehl_form: str = "both",
+        metric: str = "adsl",
         center_margin: float = 0.3,
         normalize_centers: bool = False,
+        triplet_margin: float = 0.3,
+        bdtr_form: str = "orig",
+        bicenter_margin: float = 0.5,
+        bicenter_joint: bool = False,
         metric_weight: float = 0.5,
         bn_running: str = "all",
     ) -> None:
         super().__init__()
-        self.syncretic = auxiliary == "syncretic"
-        self.kept = 2 if self.syncretic and bn_running == "vi" else None
-        if self.syncretic:
-            self.smgm = SMGM(smgm_width, smgm_shared, smgm_input)
+        self.kind = auxiliary
+        self.kept = 2 if auxiliary != "none" and bn_running == "vi" else None
         self.backbone = ResNet(depth, width, last_stride, specific, self.kept)
+        self.auxiliary = generator_of(
+            auxiliary,
+            (smgm_width, smgm_shared, smgm_input),
+            (x_width, x_input),
+            self.backbone.features // 8,
+            ((image_size[0] + 3) // 4, (image_size[1] + 3) // 4),
+            generator or {},
+        )
         self.pool = GeM() if pooling == "gem" else GAP()
         self.neck = BatchNorm(self.backbone.features, use_bias=False)
         self.classifier = nn.Linear(self.backbone.features, num_classes, bias=False)
         self.id_margin, self.cehl_form = id_margin, cehl_form
         self.center_margin, self.normalize = center_margin, normalize_centers
         self.metric_weight, self.none_metric = metric_weight, none_metric
+        self.metric = metric
+        self.of_metric = {
+            "bh_tri": dict(margin=triplet_margin),
+            "hc_tri": dict(margin=triplet_margin),
+            "bdtr": dict(form=bdtr_form),
+            "bicenter": dict(margin=bicenter_margin, joint=bicenter_joint),
+        }
 
     def forward(
         self, visible: torch.Tensor, infrared: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, 3, H, W] twice -> pooled features g [B, M, D] and logits [B, M, C]."""
-        images = [visible, infrared]
-        if self.syncretic:
-            images.append(self.smgm(visible, infrared))
-        # The syncretic image has no stem of its own: it takes the visible one if there are two.
-        maps = self.backbone(images, stems=(0, 1, 0)[: len(images)])
+        images, generate = [visible, infrared], None
+        if self.kind == "mun":  # a third map after layer1
+
+            def generate(maps: list[torch.Tensor]) -> list[torch.Tensor]:
+                return [*maps, self.auxiliary(*maps)[0]]
+
+        elif self.auxiliary is not None:
+            images.append(self.auxiliary(visible, infrared))
+        # A third image has no stem of its own: it takes the visible one if there are two.
+        maps = self.backbone(images, stems=(0, 1, 0)[: len(images)], generate=generate)
         g = self.pool(maps)
-        kept = None if self.kept is None else (len(images), self.kept)
-        logits = self.classifier(self.neck(g, kept))
-        return g.unflatten(0, (-1, len(images))), logits.unflatten(0, (-1, len(images)))
+        modalities = 2 if self.kind == "none" else 3
+        logits = self.classifier(self.neck(g, self.kept and (modalities, self.kept)))
+        return g.unflatten(0, (-1, modalities)), logits.unflatten(0, (-1, modalities))
 
     def terms(
         self, visible: torch.Tensor, infrared: torch.Tensor, labels: torch.Tensor
@@ -128,14 +181,27 @@ class SMCL(nn.Module):
                 logits[:, 1], labels, self.id_margin, self.cehl_form
             ),
         }
-        if self.syncretic:
-            terms["id_syncretic"] = losses.cross_entropy(logits[:, 2], labels)
+        if self.kind != "none":
+            terms[f"id_{self.kind}"] = losses.cross_entropy(logits[:, 2], labels)
+        return {**terms, **self.metric_terms(g, labels)}
+
+    def metric_terms(self, g: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The terms of eq. (8), or the one in their place."""
+        if self.metric != "adsl":
+            function = {
+                "bh_tri": metrics.batch_hard_triplet,
+                "hc_tri": metrics.hetero_center_triplet,
+                "bdtr": metrics.bdtr,
+                "bicenter": metrics.bi_center,
+            }[self.metric]
+            return {self.metric: function(g[:, :2], labels, **self.of_metric[self.metric])}
+        terms = {"global_center": losses.global_center(g, labels, self.normalize)}
+        if self.kind != "none":
             terms["tri_center"] = losses.tri_center(g, labels, self.center_margin, self.normalize)
         elif self.none_metric == "vi_symmetric":  # in the place of eq. (6)
             terms["symmetric_center"] = losses.symmetric_center(
                 g, labels, self.center_margin, self.normalize
             )
-        terms["global_center"] = losses.global_center(g, labels, self.normalize)
         return terms
 
     def total(self, terms: dict[str, torch.Tensor], metric: bool) -> torch.Tensor:
@@ -170,6 +236,14 @@ def make_optimizer(
     return optimizer, schedule
 
 
+@torch.no_grad()
+def project(model: SMCL) -> None:
+    """Brings the layer scales of MUN's generator back into (0, 1]."""
+    for name, p in model.named_parameters():
+        if name.endswith("layer_scale"):
+            p.copy_(functional.hardtanh(p, 1e-6, 1.0))
+
+
 def train_step(
     model: SMCL,
     optimizer: torch.optim.Optimizer,
@@ -183,6 +257,7 @@ def train_step(
     total = model.total(terms, metric)
     total.backward()
     optimizer.step()
+    project(model)
     return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}
 
 
@@ -205,6 +280,7 @@ def metric_step(
     value = adsl(terms)
     (model.metric_weight * value).backward()
     optimizer.step()
+    project(model)
     for k, v in model.named_buffers():
         v.copy_(statistics[k])
     return value.detach()

@@ -6,12 +6,21 @@ loss that is made harder for infrared (CEHL) and, from a late epoch on (incremen
 training, IT), with distances between the identity centers of the modalities (ADSL). At
 test time an image of either modality passes the backbone alone.
 
-  term             equation  function                 weight in the total (eq. 9)
-  id_visible       2         losses.cross_entropy     1
-  id_syncretic     2         losses.cross_entropy     1
-  id_infrared      3         losses.cross_entropy     1, with the margin m on the true logit
-  tri_center       6         tri_center_loss          lambda, from epoch Q on
-  global_center    7         global_center_loss       lambda, from epoch Q on
+  term             equation  function                      weight in the total (eq. 9)
+  id_visible       2         losses.cross_entropy          1
+  id_syncretic     2         losses.cross_entropy          1
+  id_infrared      3         losses.cross_entropy          1, margin m on the true logit
+  tri_center       6         losses.tri_center_loss        lambda, from epoch Q on
+  global_center    7         losses.global_center_loss     lambda, from epoch Q on
+
+What the paper compares these with are options. `auxiliary` (table 2) takes another third
+modality: id_syncretic is then id_x, id_gray, ..., and eq. 6 has its centers. `metric`
+(table 4) puts another loss of visible and infrared features in the place of eqs. 6 and 7:
+
+  bh_tri           table 4   losses.batch_hard_triplet     lambda, from epoch Q on
+  bdtr             table 4   losses.bdtr                   lambda, from epoch Q on
+  bicenter         table 4   losses.bi_center              lambda, from epoch Q on
+  hc_tri           table 4   losses.hetero_center_triplet  lambda, from epoch Q on
 
 No code was released. What the paper leaves open is an option of `build`, named in its
 docstring with the default that docs/fidelity.md argues for.
@@ -19,23 +28,28 @@ docstring with the default that docs/fidelity.md argues for.
 Symbols: g pooled features, f features after the BN neck, v / i / s the modalities.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.losses.center import row_centers
-from vireid_jax.losses.distance import pairwise_distance, safe_norm, wide
+from vireid_jax.losses.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
+from vireid_jax.losses.center import bi_center, hetero_center_triplet
+from vireid_jax.losses.distance import wide
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
+from vireid_jax.losses.triplet import BDTR_FORMS, batch_hard_triplet, bdtr
+from vireid_jax.nets import auxiliary as aux
 from vireid_jax.nets import init, options
-from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
 from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width
 from vireid_jax.types import (
     INFRARED,
+    MODALITIES,
     VISIBLE,
     Aux,
     Batch,
@@ -45,104 +59,7 @@ from vireid_jax.types import (
     epochs_to_steps,
 )
 
-# Terms in the order of the modalities of a batch: v, i and, with a generator, s.
-ID_TERMS = ("id_visible", "id_infrared", "id_syncretic")
-
-
-# --- Losses -----------------------------------------------------------------------------
-
-
-def tri_center_loss(
-    features: jax.Array, labels: jax.Array, *, margin: float = 0.3, normalize: bool = False
-) -> jax.Array:
-    """Tri-directional center loss, eq. 6.
-
-    sum_p [rho + d(c_s^p, c_v^p) - h_p]_+ + sum_p [rho + d(c_s^p, c_i^p) - h_p]_+,
-    h_p = min_{j != p} d(c_s^p, c_s^j): the negatives are syncretic centers alone. A sum
-    over identities, not a mean, so the batch's P scales it.
-
-    Args:
-      features: [B, 3, D] in the order visible, infrared, syncretic.
-      labels: int [B], shared by the modalities.
-      margin: rho.
-      normalize: scale centers to unit length first (the paper states none).
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
-    """
-    _check_modalities(features, 3, "visible, infrared, syncretic")
-    centers, weight = row_centers(features, labels, normalize=normalize)
-    visible, infrared, syncretic = centers[:, 0], centers[:, 1], centers[:, 2]
-    nearest = _nearest_other(syncretic, syncretic, labels)  # h_p, [B]
-    pulls = (safe_norm(syncretic - visible), safe_norm(syncretic - infrared))
-    return sum((weight * jax.nn.relu(margin + pull - nearest)).sum() for pull in pulls)  # type: ignore[return-value]
-
-
-def global_center_loss(
-    features: jax.Array, labels: jax.Array, *, normalize: bool = False
-) -> jax.Array:
-    """Global center loss, eq. 7: sum_p ||c_v^p - c_i^p||, plain norms, not squared.
-
-    Args:
-      features: [B, M, D] with visible first and infrared second, M >= 2.
-      labels: int [B].
-      normalize: scale centers to unit length first.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit.
-    """
-    if features.ndim != 3 or features.shape[1] < 2:
-        raise ValueError(
-            f"features {features.shape}, expected [B, M, D] with visible, infrared first"
-        )
-    centers, weight = row_centers(features, labels, normalize=normalize)
-    return (weight * safe_norm(centers[:, 0] - centers[:, 1])).sum()
-
-
-def symmetric_center_loss(
-    features: jax.Array, labels: jax.Array, *, margin: float = 0.3, normalize: bool = False
-) -> jax.Array:
-    """Eq. 6 without a syncretic modality: each modality's centers anchor the other's.
-
-    sum_p [rho + d(c_v^p, c_i^p) - min_{j != p} d(c_v^p, c_v^j)]_+ + the same with v, i
-    exchanged. The paper does not say what its row "nothing" of table 2 trains; this is
-    one reading, the global center loss alone the other.
-
-    Args:
-      features: [B, 2, D] in the order visible, infrared.
-      labels: int [B].
-      margin: rho.
-      normalize: scale centers to unit length first.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit.
-    """
-    _check_modalities(features, 2, "visible, infrared")
-    centers, weight = row_centers(features, labels, normalize=normalize)
-    visible, infrared = centers[:, 0], centers[:, 1]
-    pull = safe_norm(visible - infrared)
-    nearest = [_nearest_other(c, c, labels) for c in (visible, infrared)]
-    return sum((weight * jax.nn.relu(margin + pull - h)).sum() for h in nearest)  # type: ignore[return-value]
-
-
-def _nearest_other(anchors: jax.Array, centers: jax.Array, labels: jax.Array) -> jax.Array:
-    """Distance [B] from each anchor [B, D] to the nearest center [B, D] of another identity."""
-    same = labels[:, None] == labels[None, :]
-    return jnp.where(same, jnp.inf, pairwise_distance(anchors, centers)).min(1)
-
-
-def _check_modalities(features: jax.Array, modalities: int, order: str) -> None:
-    if features.ndim != 3 or features.shape[1] != modalities:
-        raise ValueError(f"features {features.shape}, expected [B, {modalities}, D]: {order}")
+METRICS = ("adsl", "bh_tri", "bdtr", "bicenter", "hc_tri")
 
 
 # --- Network ----------------------------------------------------------------------
@@ -152,16 +69,17 @@ class SMCLNet(nn.Module):
     """Generator, shared backbone, pooling, BN neck without shift, classifier without bias."""
 
     num_classes: int
-    backbone_options: dict[str, Any]
-    smgm_options: dict[str, Any] | None  # None: no auxiliary modality
+    backbone_options: Mapping[str, Any]
+    auxiliary_kind: str
+    auxiliary_options: Mapping[str, Any]
     pooling: str
     gem_p: float
     neck_running: tuple[int, int] | None
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
-        if self.smgm_options is not None:
-            self.smgm = SMGM(**self.smgm_options)
+        if self.auxiliary_kind != "none":
+            self.auxiliary: Any = aux.make(self.auxiliary_kind, **self.auxiliary_options)
         self.backbone = ResNet(**self.backbone_options)
         if self.pooling == "gem":
             self.pool = GeM(self.gem_p)
@@ -169,26 +87,40 @@ class SMCLNet(nn.Module):
         self.classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
 
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> dict[str, jax.Array]:
-        """The training pass: g [B, M, D], logits [B, M, C], images [B, M, H, W, 3]."""
+        """The training pass on standardized images [B, H, W, 3], slot by slot of one identity.
+
+        Returns:
+          "pool": g [B, M, D]; "logits": [B, M, C]; and "auxiliary": the auxiliary images
+          [B, H, W, 3], where it is images that are made.
+        """
         images, stems = [visible, infrared], [VISIBLE, INFRARED]
-        if self.smgm_options is not None:
-            images.append(self.smgm(visible, infrared))
-            # With two stems the syncretic image, a colored one, takes the visible stem.
+        out, generate = {}, None
+        if self.auxiliary_kind == "mun":
+            generate = self._generate
+        elif self.auxiliary_kind != "none":
+            out["auxiliary"] = self.auxiliary(visible, infrared)
+            images.append(out["auxiliary"])
+            # With two stems an auxiliary image, a colored one, takes the visible stem.
             stems.append(VISIBLE)
-        maps = self.backbone(images, stems=stems, train=True)
-        g = gap(maps) if self.pooling == "gap" else self.pool(maps)  # [B * M, D]
+        maps = self.backbone(images, stems=stems, train=True, generate=generate)
+        g = self._pool(maps)  # [B * M, D]
         f = self.neck(g, train=True)
-        split = partial(deinterleave, modalities=len(images))
-        return {
-            "pool": split(g),
-            "logits": split(self.classifier(f)),
-            "images": jnp.stack(images, 1),
-        }
+        modalities = 2 if self.auxiliary_kind == "none" else 3
+        split = partial(deinterleave, modalities=modalities)
+        return {**out, "pool": split(g), "logits": split(self.classifier(f))}
+
+    def _generate(self, maps: list[jax.Array]) -> list[jax.Array]:
+        """The maps of both modalities after layer1, and the one made from them."""
+        auxiliary, _, _ = self.auxiliary(maps[VISIBLE], maps[INFRARED], train=True)
+        return [*maps, auxiliary]
+
+    def _pool(self, maps: jax.Array) -> jax.Array:
+        return gap(maps) if self.pooling == "gap" else self.pool(maps)
 
     def embed(self, images: jax.Array, modality: int) -> dict[str, jax.Array]:
         """Features of one modality: f ("bn") and g ("pool"), each [N, D] float32 or wider."""
         maps = self.backbone([images], stems=[modality], train=False)
-        g = gap(maps) if self.pooling == "gap" else self.pool(maps)
+        g = self._pool(maps)
         return {"bn": self.neck(g, train=False), "pool": g}
 
 
@@ -214,10 +146,19 @@ def build(
     smgm_shared: bool = True,
     smgm_init: str = "kaiming",
     smgm_input: str = "standardized",
+    x_width: int = 1,
+    x_input: str = "unit",
+    mix: str = "half",
+    generator: Mapping[str, Any] = MappingProxyType({}),
     id_margin: float = 4.0,
     cehl_form: str = "both",
+    metric: str = "adsl",
     center_margin: float = 0.3,
     normalize_centers: bool = False,
+    triplet_margin: float = 0.3,
+    bdtr_form: str = "orig",
+    bicenter_margin: float = 0.5,
+    bicenter_joint: bool = False,
     metric_weight: float = 0.5,
     metric_from_epoch: float = 220.0,
     updates: str = "joint",
@@ -230,19 +171,28 @@ def build(
       image_size: (height, width).
       steps_per_epoch: turns `metric_from_epoch` into a step.
       depth, width, last_stride, specific, kernels: see `ResNet`; "auto" takes "cpu"
-        kernels on CPU and "xla" elsewhere. `specific` 1 gives two stems.
+        kernels on CPU and "xla" elsewhere. `specific` 1 gives two stems, and auxiliary images
+        take the visible one.
       pooling: "gap" (the paper) or "gem", with start exponent gem_p.
       dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
-      auxiliary: "syncretic", or "none": table 2's row without auxiliary modality.
-      none_metric: what replaces eq. 6 then: "global" (eq. 7 alone) or "vi_symmetric".
-      smgm_width, smgm_shared, smgm_init, smgm_input: see `SMGM`.
+      auxiliary: the third modality (table 2), see `nets.auxiliary`: "syncretic"; "x", "gray" or
+        "mixed" images; "mun", made from the maps after layer1; or "none".
+      none_metric: what replaces eq. 6 without one: "global" (eq. 7 alone) or "vi_symmetric".
+      smgm_width, smgm_shared, smgm_init, smgm_input, x_width, x_input, mix, generator: see
+        `nets.auxiliary.make`; `generator` holds the options of "mun".
       id_margin: m of eq. 3, in logits: 4 on SYSU-MM01, 1 on RegDB, 0 is plain softmax.
       cehl_form: "both" or "literal", see `cross_entropy`.
+      metric: "adsl" (eq. 8), or what table 4 compares it with: "bh_tri", "bdtr", "bicenter" or
+        "hc_tri" of the features g of v and i. The paper does not give their weight and epoch;
+        here they are those of eq. 8.
       center_margin: rho of eq. 6.
-      normalize_centers: unit-length centers; the paper states none.
+      normalize_centers: unit-length centers in eqs. 6 and 7; the paper states none.
+      triplet_margin: of "bh_tri" and "hc_tri".
+      bdtr_form: "orig" or "counted", see `losses.triplet.bdtr`.
+      bicenter_margin, bicenter_joint: see `losses.center.bi_center`.
       metric_weight: lambda of eq. 9.
       metric_from_epoch: Q of Algorithm 1, counted from 0: 220 of 300 epochs on SYSU-MM01,
-        120 of 200 on RegDB; 0 trains with the center losses from the start (no IT).
+        120 of 200 on RegDB; 0 trains with the metric losses from the start (no IT).
       updates: "joint" minimizes eq. 9 in one optimizer step; "two_step" takes one step on
         eq. 4 and then one on lambda times eq. 8, with the statistics of the first pass.
       bn_running: "all" or "vi": running statistics from v, i and s, or from v and i, which
@@ -256,67 +206,100 @@ def build(
             "pooling": (pooling, ("gap", "gem")),
             "dtype": (dtype, options.DTYPES),
             "kernels": (kernels, options.KERNELS),
-            "auxiliary": (auxiliary, ("syncretic", "none")),
+            "auxiliary": (auxiliary, aux.KINDS),
             "none_metric": (none_metric, ("global", "vi_symmetric")),
-            "smgm_init": (smgm_init, ("kaiming", "identity")),
-            "smgm_input": (smgm_input, ("standardized", "unit")),
             "cehl_form": (cehl_form, FORMS),
+            "metric": (metric, METRICS),
+            "bdtr_form": (bdtr_form, BDTR_FORMS),
             "updates": (updates, ("joint", "two_step")),
             "bn_running": (bn_running, ("all", "vi")),
         },
         not_negative=dict(
             id_margin=id_margin,
             center_margin=center_margin,
+            triplet_margin=triplet_margin,
+            bicenter_margin=bicenter_margin,
             metric_weight=metric_weight,
             metric_from_epoch=metric_from_epoch,
         ),
         num_classes=num_classes,
     )
-    feature_width(depth, width)  # refuses an unknown depth before anything is traced
-    with_syncretic = auxiliary == "syncretic"
-    if with_syncretic and smgm_init == "identity" and smgm_width != 3:
-        raise ValueError(f"smgm_init='identity' needs smgm_width=3, got {smgm_width}")
-    running = (3, 2) if with_syncretic and bn_running == "vi" else None
+    # Maps are generated after layer1, up to which modalities may have stages of their own.
+    most = 2 if auxiliary == "mun" else 5
+    if not 0 <= specific <= most:
+        raise ValueError(
+            f"method.specific is {specific}, expected 0 to {most} with auxiliary={auxiliary!r}"
+        )
+    first_stage = feature_width(depth, width) // 8  # refuses an unknown depth
     common = {
         "kernels": options.resolve_kernels(kernels),
         "dtype": options.compute_dtype(dtype),
     }
-    smgm = dict(width=smgm_width, shared=smgm_shared, initial=smgm_init, input=smgm_input, **common)
+    auxiliary_options: dict[str, Any] = dict(
+        smgm_width=smgm_width,
+        smgm_shared=smgm_shared,
+        smgm_init=smgm_init,
+        smgm_input=smgm_input,
+        x_width=x_width,
+        x_input=x_input,
+        mix=mix,
+        generator=dict(generator),
+    )
+    aux.check(auxiliary, image_size=image_size, channels=first_stage, **auxiliary_options)
+    with_auxiliary = auxiliary != "none"
+    running = (3, 2) if with_auxiliary and bn_running == "vi" else None
     backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
     net = SMCLNet(
         num_classes=num_classes,
         backbone_options={**backbone, **common, "running": running},
-        smgm_options=smgm if with_syncretic else None,
+        auxiliary_kind=auxiliary,
+        auxiliary_options={**auxiliary_options, **common},
         pooling=pooling,
         gem_p=gem_p,
         neck_running=running,
     )
+    modalities = (*MODALITIES, auxiliary) if with_auxiliary else MODALITIES
+    metrics: dict[str, Callable[..., jax.Array]]
+    if metric == "adsl":  # eq. 8
+        metrics = {"global_center": partial(global_center_loss, normalize=normalize_centers)}
+        eq6: dict[str, Any] = dict(margin=center_margin, normalize=normalize_centers)
+        if with_auxiliary:
+            metrics["tri_center"] = partial(tri_center_loss, **eq6)
+        elif none_metric == "vi_symmetric":
+            metrics["symmetric_center"] = partial(symmetric_center_loss, **eq6)
+    else:
+        of_pair = {
+            "bh_tri": partial(batch_hard_triplet, margin=triplet_margin),
+            "bdtr": partial(bdtr, form=bdtr_form),
+            "bicenter": partial(bi_center, margin=bicenter_margin, joint=bicenter_joint),
+            "hc_tri": partial(hetero_center_triplet, margin=triplet_margin),
+        }[metric]
+        metrics = {metric: lambda g, labels: of_pair(g[:, :2], labels)}
     start = epochs_to_steps(metric_from_epoch, steps_per_epoch)
-    weights = {name: 1.0 for name in ID_TERMS[: 3 if with_syncretic else 2]}  # eq. 4
-    metrics: dict[str, Any] = {"global_center": global_center_loss}
-    if with_syncretic:
-        metrics["tri_center"] = partial(tri_center_loss, margin=center_margin)
-    elif none_metric == "vi_symmetric":
-        metrics["symmetric_center"] = partial(symmetric_center_loss, margin=center_margin)
+    weights = {f"id_{name}": 1.0 for name in modalities}  # eq. 4
     weights |= {name: metric_weight for name in metrics}  # eq. 9
+    projects = auxiliary == "mun" and generator.get("scale_form", "project") == "project"
 
     def initialize(key: Any) -> Variables:
         shape = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, shape, shape)
 
-    def forward(variables: Variables, batch: Batch) -> tuple[dict[str, Any], Aux]:
+    def forward(variables: Variables, batch: Batch, key: Any) -> tuple[dict[str, Any], Aux]:
         images = (batch["visible"], batch["infrared"])
-        out, updates = net.apply(variables, *images, mutable=["batch_stats"])
+        out, updates = net.apply(
+            variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key}
+        )
         labels, logits = batch["label"], out["logits"]
         terms, scalars = {}, {}
-        for m, name in enumerate(ID_TERMS[: logits.shape[1]]):
+        for m, name in enumerate(modalities):
             margin = id_margin if m == INFRARED else 0.0
-            terms[name] = cross_entropy(logits[:, m], labels, margin=margin, form=cehl_form)
-            scalars["accuracy_" + name.removeprefix("id_")] = accuracy(logits[:, m], labels)
-        for name, metric in metrics.items():
-            terms[name] = metric(out["pool"], labels, normalize=normalize_centers)
-        if with_syncretic:
-            scalars["syncretic_std"] = wide(out["images"][:, 2]).std()
+            loss_of = partial(cross_entropy, margin=margin, form=cehl_form)
+            terms[f"id_{name}"] = loss_of(logits[:, m], labels)
+            scalars[f"accuracy_{name}"] = accuracy(logits[:, m], labels)
+        for name, term in metrics.items():
+            terms[name] = term(out["pool"], labels)
+        if "auxiliary" in out:
+            scalars["auxiliary_std"] = wide(out["auxiliary"]).std()
         return terms, Aux(terms, dict(updates), scalars)
 
     def weighted(terms: dict[str, Any], names: Any) -> Any:
@@ -325,18 +308,19 @@ def build(
     id_terms = [name for name in weights if name not in metrics]
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, aux = forward(variables, batch)
+        terms, rest = forward(variables, batch, key)
         total = weighted(terms, id_terms)
         if updates == "joint":  # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on
             total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
-        return total, aux
+        return total, rest
 
     def metric_loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, aux = forward(variables, batch)
-        return weighted(terms, metrics), aux._replace(updates={})
+        terms, rest = forward(variables, batch, key)
+        return weighted(terms, metrics), rest._replace(updates={})
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         return net.apply(variables, images, modality, method="embed")  # type: ignore[return-value]
 
     later = (LaterLoss(start, metric_loss),) if updates == "two_step" else ()
-    return Method(initialize, loss, embed, later)
+    project = aux.project_scales if projects else None
+    return Method(initialize, loss, embed, later, project)

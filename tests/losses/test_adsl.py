@@ -1,4 +1,4 @@
-"""The center losses of SMCL: naive loops, order of rows, degenerate batches, precision."""
+"""The center losses of SMCL (ADSL): naive loops, order of rows, degenerate batches, precision."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.parity import relative_error
-from vireid_jax.methods.smcl import global_center_loss, symmetric_center_loss, tri_center_loss
+from vireid_jax.losses.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
 
 P, K, D = 4, 3, 12
 LABELS = np.repeat([5, 2, 11, 3], K).astype(np.int32)
@@ -175,7 +175,7 @@ def test_labels_of_another_length_are_refused(name):
 
 @pytest.mark.parametrize("loss, wrong", [(tri_center_loss, 2), (symmetric_center_loss, 3)])
 def test_a_wrong_number_of_modalities_is_refused(loss, wrong):
-    with pytest.raises(ValueError, match="visible, infrared"):
+    with pytest.raises(ValueError, match="this loss compares"):
         loss(_features(wrong), LABELS)
 
 
