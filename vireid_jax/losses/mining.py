@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vireid_jax.losses.distance import wide
+
 
 class Pairs(NamedTuple):
     """Pairs of N anchors with L others.
@@ -39,10 +41,11 @@ def check_batch(features: jax.Array, labels: jax.Array, modalities: int | None =
 
 
 def joint_rows(features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All rows of all modalities, [B * M, D], and their labels [B * M]."""
+    """All rows of all modalities, [B * M, D], float32 or wider, and their labels [B * M]."""
     check_batch(features, labels)
     rows, modalities, width = features.shape
-    return features.reshape(rows * modalities, width), jnp.repeat(labels, modalities)
+    # Widened once here: where a set meets itself, gradients then add up in full precision.
+    return wide(features).reshape(rows * modalities, width), jnp.repeat(labels, modalities)
 
 
 def joint_pairs(labels: jax.Array) -> Pairs:

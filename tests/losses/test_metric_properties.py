@@ -1,0 +1,206 @@
+"""What every metric loss keeps: no order of rows, finite at the edges, float32, clear errors."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vireid_jax.losses.center import bi_center, hetero_center, hetero_center_triplet
+from vireid_jax.losses.triplet import batch_hard_triplet, bdtr, weighted_regularized_triplet
+
+LOSSES = {
+    "batch_hard": partial(batch_hard_triplet, margin=2.0),
+    "weighted": weighted_regularized_triplet,
+    "bdtr_orig": partial(bdtr, intra_margin=1.0),
+    "bdtr_counted": partial(bdtr, form="counted"),
+    "bi_center": partial(bi_center, margin=2.0),
+    "bi_center_joint": partial(bi_center, margin=2.0, joint=True),
+    "hc_triplet": partial(hetero_center_triplet, margin=2.0),
+    "hetero_center": hetero_center,
+    "hetero_center_margin": partial(hetero_center, margin=3.0),
+}
+WITH_NEGATIVES = [name for name in LOSSES if not name.startswith("hetero_center")]
+CENTERS = ["bi_center", "bi_center_joint", "hc_triplet", "hetero_center"]
+every = pytest.mark.parametrize("name", LOSSES)
+
+R = np.random.default_rng(5)
+PERSONS = np.array([4, 0, 4, 9, 0, 4, 9, 9], np.int32)  # 3, 2 and 3 rows, not adjacent
+FEATURES = R.normal(size=(8, 2, 5)).astype(np.float32)
+
+_COMPILED = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
+
+
+def run(name, features, persons):
+    """Value and gradient as NumPy arrays, compiled."""
+    value, gradient = _COMPILED[name](jnp.asarray(features), jnp.asarray(persons))
+    return np.asarray(value), np.asarray(gradient)
+
+
+@every
+def test_value_is_a_float32_scalar_and_not_trivial(name):
+    value, gradient = run(name, FEATURES, PERSONS)
+    assert value.shape == () and value.dtype == np.float32
+    assert value > 0.01 and np.abs(gradient).max() > 0.01
+
+
+@every
+def test_rows_have_no_order(name):
+    order = R.permutation(8)
+    value, gradient = run(name, FEATURES, PERSONS)
+    moved, moved_gradient = run(name, FEATURES[order], PERSONS[order])
+    np.testing.assert_allclose(moved, value, rtol=1e-5)
+    np.testing.assert_allclose(moved_gradient, gradient[order], rtol=1e-4, atol=1e-6)
+
+
+@every
+def test_persons_are_names_not_numbers(name):
+    other = np.array([{0: 7, 4: -3, 9: 100}[p] for p in PERSONS.tolist()], np.int32)
+    np.testing.assert_array_equal(run(name, FEATURES, PERSONS)[0], run(name, FEATURES, other)[0])
+
+
+@every
+def test_modalities_may_change_places(name):
+    value, _ = run(name, FEATURES, PERSONS)
+    np.testing.assert_allclose(run(name, FEATURES[:, ::-1], PERSONS)[0], value, rtol=1e-5)
+
+
+@every
+def test_a_common_shift_changes_only_what_looks_at_angles(name):
+    value, _ = run(name, FEATURES, PERSONS)
+    shifted, _ = run(name, FEATURES + 3, PERSONS)
+    assert np.isclose(shifted, value, rtol=1e-4) != name.startswith("bdtr")
+
+
+@pytest.mark.parametrize("name", CENTERS)
+def test_the_rows_of_one_identity_may_change_places_in_one_modality(name):
+    """Visible and infrared images of a row are a pair for the sampler alone."""
+    rows = np.flatnonzero(PERSONS == 4)
+    paired = FEATURES.copy()
+    paired[rows, 0] = FEATURES[np.roll(rows, 1), 0]
+    value, gradient = run(name, FEATURES, PERSONS)
+    other, other_gradient = run(name, paired, PERSONS)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    np.testing.assert_allclose(
+        other_gradient[rows, 0], gradient[np.roll(rows, 1), 0], rtol=1e-4, atol=1e-6
+    )
+
+
+# --- Edges --------------------------------------------------------------------------------
+
+ONE_PERSON = np.full(8, 3, np.int32)
+DEGENERATE = {
+    "all zero": (np.zeros((8, 2, 5)), PERSONS),
+    "all equal": (np.ones((8, 2, 5)), PERSONS),
+    "one person": (FEATURES, ONE_PERSON),
+    "one person, all equal": (np.ones((8, 2, 5)), ONE_PERSON),
+    "duplicated images": (np.repeat(FEATURES[:4], 2, 0), np.repeat(PERSONS[:4], 2)),
+    "equal in both modalities": (np.repeat(FEATURES[:, :1], 2, 1), PERSONS),
+    "one image each": (FEATURES, np.arange(8, dtype=np.int32)),
+    "tiny": (FEATURES * 1e-20, PERSONS),
+    "large": (FEATURES * 1e15, PERSONS),
+}
+
+
+@every
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_batches_are_finite(name, case):
+    features, persons = DEGENERATE[case]
+    value, gradient = run(name, np.asarray(features, np.float32), persons)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and value >= 0
+
+
+@pytest.mark.parametrize("name", WITH_NEGATIVES)
+@pytest.mark.parametrize("features", [FEATURES, np.ones_like(FEATURES)])
+def test_without_negatives_there_is_no_loss_and_no_gradient(name, features):
+    value, gradient = run(name, features, ONE_PERSON)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("batch_hard", 2.0),
+        ("weighted", np.log(2)),
+        ("bdtr_orig", 2 * (0.5 + 0.1 * 1.0)),
+        ("bdtr_counted", 2 * (0.5 + 0.1 * 0.1)),
+        ("bi_center", 2 * 2.0),
+        ("bi_center_joint", 2 * 2.0),
+        ("hc_triplet", 2.0),
+        ("hetero_center", 0.0),
+    ],
+)
+def test_rows_that_all_coincide_cost_the_margins_and_have_no_gradient(name, expected):
+    value, gradient = run(name, np.ones((8, 2, 5), np.float32), PERSONS)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_anchors_without_a_positive_do_not_count():
+    """Of one modality, person 0 has one image: three anchors are left, of two persons."""
+    x = np.array([[[0.0]], [[1.0]], [[3.0]], [[4.5]]], np.float32)
+    value = batch_hard_triplet(x, np.array([0, 1, 1, 1]), margin=1.0)
+    # 1: farthest 4.5 (3.5), nearest 1; 3: 2 and 3; 4.5: 3.5 and 4.5.
+    assert float(value) == pytest.approx((3.5 + 0 + 0) / 3)
+
+
+@every
+def test_what_is_not_a_number_shows(name):
+    broken = FEATURES.copy()
+    broken[2, 1, 0] = np.nan
+    value, gradient = run(name, broken, PERSONS)
+    assert np.isnan(value) and np.isnan(gradient).any()
+
+
+# --- Precision and errors -------------------------------------------------------------------
+
+
+@every
+def test_compiled_as_eager(name):
+    eager = LOSSES[name](jnp.asarray(FEATURES), jnp.asarray(PERSONS))
+    np.testing.assert_allclose(run(name, FEATURES, PERSONS)[0], eager, rtol=1e-6)
+
+
+@every
+def test_half_precision_features_are_computed_in_float32(name):
+    half = jnp.asarray(FEATURES, jnp.bfloat16)
+    value, gradient = run(name, half, PERSONS)
+    exact, exact_gradient = run(name, half.astype(jnp.float32), PERSONS)
+    assert value.dtype == np.float32 and gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(gradient.astype(np.float32), exact_gradient, rtol=2**-8, atol=1e-6)
+    np.testing.assert_allclose(value, run(name, FEATURES, PERSONS)[0], rtol=5e-2)
+
+
+@every
+def test_no_silent_promotion_of_types(name):
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(jax.value_and_grad(LOSSES[name]), jnp.asarray(FEATURES), PERSONS)
+
+
+@every
+@pytest.mark.parametrize(
+    "features, labels", [((8, 5), (8,)), ((8, 2, 5), (7,)), ((8, 2, 5), (8, 2)), ((8,), (8,))]
+)
+def test_shapes_that_do_not_fit_are_refused(name, features, labels):
+    with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
+        LOSSES[name](jnp.zeros(features), jnp.zeros(labels, jnp.int32))
+
+
+@pytest.mark.parametrize("name", ["bdtr_orig", "bi_center", "hetero_center"])
+@pytest.mark.parametrize("modalities", [1, 3])
+def test_losses_of_two_modalities_refuse_another_number(name, modalities):
+    with pytest.raises(ValueError, match=r"expected \[B, 2, D\].*features\[:, m\]"):
+        LOSSES[name](jnp.zeros((8, modalities, 5)), PERSONS)
+
+
+def test_centers_of_one_modality_have_no_positives():
+    with pytest.raises(ValueError, match="M >= 2"):
+        hetero_center_triplet(jnp.zeros((8, 1, 5)), PERSONS)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match=r"'paper', expected one of \('orig', 'counted'\)"):
+        bdtr(FEATURES, PERSONS, form="paper")

@@ -1,0 +1,213 @@
+"""Metric losses against loops in NumPy, worked examples and their own properties."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vireid_jax.losses import center, triplet
+
+
+def _jitted(loss, *options):
+    """Compiled whole: one operation at a time costs a test several times as much."""
+    return jax.jit(loss, static_argnames=options)
+
+
+batch_hard_triplet = _jitted(triplet.batch_hard_triplet)
+weighted_regularized_triplet = _jitted(triplet.weighted_regularized_triplet)
+bdtr = _jitted(triplet.bdtr, "form")
+bi_center = _jitted(center.bi_center, "joint")
+hetero_center_triplet = _jitted(center.hetero_center_triplet)
+hetero_center = _jitted(center.hetero_center)
+
+R = np.random.default_rng(11)
+PERSONS = np.array([4, 0, 4, 9, 0, 4, 9], np.int32)  # 3, 2 and 2 rows, not adjacent
+FEATURES = R.normal(size=(7, 2, 5)).astype(np.float32)
+
+
+def _images(features, persons):
+    """(person, modality, feature) of every image."""
+    return [(int(p), m, x[m]) for p, x in zip(persons, features, strict=True) for m in range(2)]
+
+
+def _centers(features, persons):
+    return [
+        (int(p), m, features[persons == p, m].mean(0)) for p in np.unique(persons) for m in range(2)
+    ]
+
+
+def _d(a, b):
+    return math.dist(a[2].tolist(), b[2].tolist())
+
+
+def _hardest(anchors, others, margin, far=None):
+    """Mean hinge; `far` picks who may be a positive, besides being of the anchor's person."""
+    hinges = []
+    for a in anchors:
+        own = [_d(a, b) for b in others if b[0] == a[0] and b is not a and (not far or far(a, b))]
+        foreign = [_d(a, b) for b in others if b[0] != a[0]]
+        hinges.append(max(0.0, margin + max(own) - min(foreign)))
+    return float(np.mean(hinges))
+
+
+def _of(items, m):
+    return [x for x in items if x[1] == m]
+
+
+def test_batch_hard_is_the_loop_over_images():
+    images = _images(FEATURES, PERSONS)
+    expected = _hardest(images, images, 0.3)
+    np.testing.assert_allclose(batch_hard_triplet(FEATURES, PERSONS), expected, rtol=1e-5)
+
+
+def test_weighted_triplet_is_the_loop_over_images():
+    images = _images(FEATURES, PERSONS)
+    terms = []
+    for a in images:
+        own = np.array([_d(a, b) for b in images if b[0] == a[0]])  # with the anchor itself
+        foreign = np.array([_d(a, b) for b in images if b[0] != a[0]])
+        pull = (np.exp(own) * own).sum() / np.exp(own).sum()
+        push = (np.exp(-foreign) * foreign).sum() / np.exp(-foreign).sum()
+        terms.append(math.log1p(math.exp(pull - push)))
+    actual = weighted_regularized_triplet(FEATURES, PERSONS)
+    np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
+
+
+def _unit_images():
+    lengths = np.linalg.norm(FEATURES, axis=-1, keepdims=True)
+    return _images(FEATURES / lengths, PERSONS)
+
+
+def test_bdtr_as_counted_is_four_batch_hard_losses():
+    images = _unit_images()
+    v, i = _of(images, 0), _of(images, 1)
+    cross = _hardest(v, i, 0.5) + _hardest(i, v, 0.5)
+    intra = _hardest(v, v, 0.1) + _hardest(i, i, 0.1)
+    actual = bdtr(FEATURES, PERSONS, form="counted")
+    np.testing.assert_allclose(actual, cross + 0.1 * intra, rtol=1e-5)
+
+
+def test_bdtr_of_the_author_keeps_the_two_chosen_images_apart():
+    images = _unit_images()
+    expected = 0.0
+    for m in (0, 1):
+        anchors, others = _of(images, m), _of(images, 1 - m)
+        expected += _hardest(anchors, others, 0.5)
+        apart = []
+        for a in anchors:
+            p = max((b for b in others if b[0] == a[0]), key=lambda b, a=a: _d(a, b))
+            n = min((b for b in others if b[0] != a[0]), key=lambda b, a=a: _d(a, b))
+            apart.append(max(0.0, 1.2 - _d(p, n)))
+        expected += 0.1 * np.mean(apart)
+    actual = bdtr(FEATURES, PERSONS, intra_margin=1.2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_bi_center_is_the_loop_over_images_and_centers():
+    images, centers = _images(FEATURES, PERSONS), _centers(FEATURES, PERSONS)
+    expected = sum(_hardest(_of(images, m), _of(centers, 1 - m), 0.5) for m in (0, 1))
+    np.testing.assert_allclose(bi_center(FEATURES, PERSONS), expected, rtol=1e-5)
+
+
+def test_joint_bi_center_pushes_from_the_centers_of_both_modalities():
+    images, centers = _images(FEATURES, PERSONS), _centers(FEATURES, PERSONS)
+    expected = 0.0
+    for m in (0, 1):
+        hinges = []
+        for a in _of(images, m):
+            (own,) = [_d(a, c) for c in _of(centers, 1 - m) if c[0] == a[0]]
+            foreign = [
+                math.dist(a[2], FEATURES[p == PERSONS].mean((0, 1))) for p in {0, 4, 9} - {a[0]}
+            ]
+            hinges.append(max(0.0, 0.5 + own - min(foreign)))
+        expected += np.mean(hinges)
+    np.testing.assert_allclose(bi_center(FEATURES, PERSONS, joint=True), expected, rtol=1e-5)
+
+
+def test_hetero_center_triplet_is_batch_hard_over_centers():
+    centers = _centers(FEATURES, PERSONS)
+    expected = _hardest(centers, centers, 0.3)
+    np.testing.assert_allclose(hetero_center_triplet(FEATURES, PERSONS), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("margin", [0.0, 3.0])
+def test_hetero_center_is_a_sum_of_squares(margin):
+    centers = _centers(FEATURES, PERSONS)
+    squares = [_d(a, b) ** 2 for a, b in zip(_of(centers, 0), _of(centers, 1), strict=True)]
+    assert min(squares) < 3.0 < max(squares)
+    actual = hetero_center(FEATURES, PERSONS, margin=margin)
+    np.testing.assert_allclose(actual, sum(max(0.0, s - margin) for s in squares), rtol=1e-5)
+
+
+# --- Worked by hand ----------------------------------------------------------------------
+
+# Two persons on a line: visible at 0 and 10, infrared at 1 and 14; two equal images of each.
+LINE = np.repeat(np.array([[[0.0], [1.0]], [[10.0], [14.0]]], np.float32), 2, axis=0)
+TWO = np.array([7, 7, 3, 3], np.int32)
+
+
+def test_batch_hard_on_a_line():
+    # v7: 1 - 10, i7: 1 - 9, v3: 4 - 9, i3: 4 - 13; the margin 6 leaves 0, 0, 1, 0.
+    assert float(batch_hard_triplet(LINE, TWO, margin=6.0)) == pytest.approx(1 / 4)
+
+
+def test_bi_center_on_a_line():
+    # To the other modality v7: 1 - 14, v3: 4 - 9; i7: 1 - 9, i3: 4 - 14. Margin 6: 0, 1; 0, 0.
+    assert float(bi_center(LINE, TWO, margin=6.0)) == pytest.approx(1 / 2)
+    # Joint centers .5 and 12: v7: 1 - 12, v3: 4 - 9.5; i7: 1 - 11, i3: 4 - 13.5.
+    assert float(bi_center(LINE, TWO, margin=6.0, joint=True)) == pytest.approx(0.5 / 2)
+
+
+def test_hetero_centers_on_a_line():
+    assert float(hetero_center_triplet(LINE, TWO, margin=6.0)) == pytest.approx(1 / 4)
+    assert float(hetero_center(LINE, TWO)) == pytest.approx(1 + 16)
+    assert float(hetero_center(LINE, TWO, margin=0.1)) == pytest.approx(0.9 + 15.9)
+
+
+def test_bdtr_sees_directions_alone():
+    turned = np.stack([np.cos(FEATURES[..., 0]), np.sin(FEATURES[..., 0])], -1)
+    scale = R.uniform(0.5, 9, (7, 2, 1)).astype(np.float32)
+    for form in ("orig", "counted"):
+        one, two = (float(bdtr(x, PERSONS, form=form)) for x in (turned, turned * scale))
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+# --- What an optimizer would see ---------------------------------------------------------
+
+
+def test_weighted_triplet_still_pushes_at_large_distances():
+    """Unshifted weights vanish there: the negatives of AGW's code cease to matter."""
+    x = np.array([[[0.0, 0.0]], [[50.0, 0.0]], [[0.0, 40.0]]], np.float32)
+    value, gradient = jax.value_and_grad(weighted_regularized_triplet)(x, np.array([0, 0, 1]))
+    # Anchors 0, 1, 2 see their positive at 50, 50, 0 and their negative at 40, 64, 40.
+    slopes = [1 / (1 + math.exp(-gap)) for gap in (50 - 40, 50 - math.hypot(50, 40), -40)]
+    assert float(value) == pytest.approx(10 / 3, rel=1e-4)
+    away = -(slopes[0] + slopes[1] * 40 / math.hypot(50, 40) + slopes[2]) / 3
+    assert np.asarray(gradient)[2, 0, 1] == pytest.approx(away, rel=1e-4)
+
+
+def test_weighted_triplet_goes_towards_batch_hard_as_distances_grow():
+    """Of softmax weights the largest is left, and of softplus the hinge."""
+    scaled = FEATURES * 200
+    hard = float(batch_hard_triplet(scaled, PERSONS, margin=0.0))
+    assert float(weighted_regularized_triplet(scaled, PERSONS)) == pytest.approx(hard, rel=2e-2)
+
+
+def test_equally_far_positives_share_the_gradient():
+    """Rows at 0, 1, -1 of one identity and at 1.5 of another: 1 and -1 are as far from 0."""
+    x = jnp.array([[[0.0]], [[1.0]], [[-1.0]], [[1.5]]])
+    gradient = jax.grad(lambda x: batch_hard_triplet(x, np.array([0, 0, 0, 1]), margin=1.0))(x)
+    # By anchor, with all three hinges open; the row at 1.5 has no positive and is no anchor.
+    of_0 = np.array([0 + 1, 0.5, -0.5, -1])  # half a pull from either side cancels
+    of_1 = np.array([0, 1 + 1, -1, -1])
+    of_minus_1 = np.array([0, 1, -1 + 1, -1])
+    expected = (of_0 + of_1 + of_minus_1) / 3
+    np.testing.assert_allclose(gradient[:, 0, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [batch_hard_triplet, hetero_center_triplet, bi_center])
+def test_only_the_gap_and_the_margin_count_for_far_identities(loss):
+    x = FEATURES + 100 * PERSONS[:, None, None]
+    assert float(loss(x.astype(np.float32), PERSONS)) == 0
