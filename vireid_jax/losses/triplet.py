@@ -52,7 +52,7 @@ def weighted_regularized_triplet(features: jax.Array, labels: jax.Array) -> jax.
     `TripletLoss_WRT`) an anchor is one of its own positives, at distance 0.
 
     Differs from the authors' code: theirs divides exp(-d) by sum exp(-d) + 1e-6 without
-    shifting d first, so that beyond distances of about 14, where sum exp(-d) falls below
+    shifting d first, so that beyond distances of 14 to 18, where sum exp(-d) falls below
     1e-6, the negatives' weights vanish and nothing pushes any more. Here the weights always
     sum to 1, as in the paper.
 
