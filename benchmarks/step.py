@@ -63,6 +63,11 @@ def _module(method: str) -> Any:
     return importlib.import_module(f"benchmarks.step_{method}")
 
 
+def reference(name: str) -> Any:
+    """A module of the tests' PyTorch reference, which needs PyTorch; its types are not checked."""
+    return importlib.import_module(f"tests.reference.{name}")
+
+
 def written_options(config: Any, written: dict[str, Any]) -> dict[str, Any]:
     """Options of a config's method, which must have those that a PyTorch step is written for."""
     method = config.method.to_dict()
@@ -89,15 +94,11 @@ def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
 # --- Candidates -------------------------------------------------------------------------
 
 
-def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A function that does one step and returns its loss, and the compiler's memory figures."""
-    import jax
-
-    from tests.reference.case import fill
-    from tests.reference.convert import flatten, nest
+def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
+    """The method, the optimizer's transform, the train step and the mesh it runs on."""
     from vireid_jax import optim, sharding
     from vireid_jax.data.augment import standardize
-    from vireid_jax.train import TrainState, make_train_step
+    from vireid_jax.train import make_train_step
 
     if variant != "one_device":
         sharding.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
@@ -115,6 +116,19 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
 
     mesh = sharding.make_mesh()
     step_fn = make_train_step(method, only_standardize, transform, learning_rate, mesh=mesh, seed=0)
+    return method, transform, step_fn, mesh
+
+
+def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A function that does one step and returns its loss, and the compiler's memory figures."""
+    import jax
+
+    from tests.reference.case import fill
+    from tests.reference.convert import flatten, nest
+    from vireid_jax import sharding
+    from vireid_jax.train import TrainState
+
+    method, transform, step_fn, mesh = jax_program(s, variant)
     shapes = dict(jax.eval_shape(lambda: method.init(jax.random.key(0))))
     memory = {k: np.zeros(v.shape, v.dtype) for k, v in shapes.pop("memory", {}).items()}
     variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
@@ -124,7 +138,7 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     batch = sharding.to_global(batch_of(s), mesh)
 
     start = time.perf_counter()
-    compiled = step_fn.lower(held[0], batch).compile()  # type: ignore[attr-defined]
+    compiled = step_fn.lower(held[0], batch).compile()
     figures: dict[str, Any] = {"compile_s": time.perf_counter() - start}
     if (analysis := compiled.memory_analysis()) is not None:
         for name in ("temp", "argument"):  # of all devices together
@@ -142,8 +156,6 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
     """The same in PyTorch."""
     import torch
 
-    from tests.reference.smcl import MEAN, STD
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
@@ -154,7 +166,8 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
     batch = batch_of(s)
     pixels = [torch.tensor(batch[k]).to(device) for k in ("visible", "infrared")]
     labels = torch.tensor(batch["label"], dtype=torch.int64, device=device)
-    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (MEAN, STD))
+    smcl = reference("smcl")
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (smcl.MEAN, smcl.STD))
 
     def standardized(x: Any) -> Any:
         x = (x.permute(0, 3, 1, 2).float() / 255 - mean) / std

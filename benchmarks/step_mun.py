@@ -79,12 +79,13 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     import torch
     from torch.nn import functional
 
-    from tests.reference import mun, running
+    from benchmarks.step import reference
 
+    mun = reference("mun")
     known = inspect.signature(mun.MUN).parameters
     options = {k: v for k, v in {**s["facts"], **s["method"]}.items() if k in known}
     model: Any = mun.MUN(**options)
-    running.load(model, "benchmark")
+    reference("running").load(model, "benchmark")
     identities, instances = s["num_ids"], s["num_instances"]
     past = torch.zeros(3, identities * instances, model.backbone.features)
     model.register_buffer("prototypes_before", past, persistent=False)
@@ -149,7 +150,8 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         squared = (rows[:, :, None] - rows[:, None]).square().sum(-1)
         n = rows.shape[1]
         width = squared.detach().sum((1, 2), keepdim=True) / (n * n - n)
-        kernel = sum(torch.exp(-squared / (width / 4 * 2**j + 1e-9)) for j in range(5))
+        scales = torch.stack([width / 4 * 2**j + 1e-9 for j in range(5)])
+        kernel = torch.exp(-squared / scales).sum(0)
         first, second = slice(None, n // 2), slice(n // 2, None)
         within = kernel[:, first, first] + kernel[:, second, second]
         across = kernel[:, first, second] + kernel[:, second, first]

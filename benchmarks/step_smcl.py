@@ -50,12 +50,12 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     import torch
     from torch.nn import functional
 
-    from tests.reference import running
-    from tests.reference.smcl import SMCL
+    from benchmarks.step import reference
 
-    options = {k: v for k, v in s["method"].items() if k in inspect.signature(SMCL).parameters}
-    model: Any = SMCL(num_classes=s["num_classes"], **options)
-    running.load(model, "benchmark")
+    smcl = reference("smcl").SMCL
+    options = {k: v for k, v in s["method"].items() if k in inspect.signature(smcl).parameters}
+    model: Any = smcl(num_classes=s["num_classes"], **options)
+    reference("running").load(model, "benchmark")
     model = prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, **s["optim"])
 

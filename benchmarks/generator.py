@@ -1,0 +1,213 @@
+"""What MUN's generator costs: time and memory of the network's parts at the paper's size.
+
+  python -m benchmarks.generator                   Markdown tables and a JSON file
+  python -m benchmarks.generator --pairs 8         smaller batches
+  python -m benchmarks.generator --repeats 0       memory alone: nothing is run
+
+The first table is of `--pairs` pairs of images of 288 x 144: the time of value and gradient of
+each part, with respect to its parameters and maps, as the main job runs it (every core of a CPU
+is a device). The cross-modality learner comes in three forms of the same numbers:
+
+  convolution  eq. 7 as `lax.conv_transpose`, then eqs. 8 and 9
+  product      eq. 7 as one matrix product and depth to space, then eqs. 8 and 9
+  folded       eqs. 7 to 9 in one product, without the map of 2nF channels; what MUN uses
+
+The second table is of `--memory-pairs` pairs, 32 in the recipe, of which nothing is run: what
+differentiation keeps for the backward pass, and the compiler's temporary memory. PyTorch is not
+needed.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import step
+from benchmarks.generator_parts import NETWORK, Part, parts
+from tests.reference.case import fill
+from tests.reference.convert import flatten, nest
+from vireid_jax import sharding, train
+
+MB = 2**20
+MEMORY_OF = ("generator", "remat", "intra", "folded", "product", "convolution")
+
+
+def abstract(part: Part) -> tuple[Any, list[Any]]:
+    """Shapes of a part's variables and of the maps that go in."""
+    maps = [jax.ShapeDtypeStruct(shape, np.float32) for shape in part.maps]
+    return dict(jax.eval_shape(part.init)), maps
+
+
+def kept_bytes(part: Part) -> int:
+    """Bytes that differentiation keeps of a part until its backward pass.
+
+    Counted before compilation, each array once, without parameters and the maps that go in. A
+    compiler may keep less, where it computes cheap ones again.
+    """
+    variables, maps = abstract(part)
+    params = variables.pop("params")
+
+    def kept(params: Any, maps: Any, rest: Any) -> Any:
+        def forward(params: Any, maps: Any) -> Any:
+            return part.run({**rest, "params": params}, maps)
+
+        if part.of_maps:
+            return jax.tree.leaves(jax.vjp(forward, params, maps)[1])
+        return jax.tree.leaves(jax.vjp(lambda p: forward(p, maps), params)[1])
+
+    jaxpr = jax.make_jaxpr(kept)(params, maps, variables).jaxpr
+    given = {id(v) for v in (*jaxpr.invars, *jaxpr.constvars)}
+    arrays = {id(v): v.aval for v in jaxpr.outvars if id(v) not in given}
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
+
+
+def compile_part(part: Part) -> tuple[Any, jax.sharding.Mesh]:
+    """Value and gradient of a part as a compiled program, and the devices it is for.
+
+    The value is the mean square of the maps: its gradient depends on all of them.
+    """
+    mesh = sharding.make_mesh()
+
+    def value(params: Any, maps: Any, rest: Any) -> Any:
+        return sum((x * x).mean() for x in part.run({**rest, "params": params}, maps))
+
+    def both(variables: Any, maps: Any) -> Any:
+        rest = {k: v for k, v in variables.items() if k != "params"}
+        return jax.value_and_grad(value, (0, 1) if part.of_maps else 0)(
+            variables["params"], maps, rest
+        )
+
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    gradients = (everywhere, rows) if part.of_maps else everywhere
+    program = jax.jit(both, in_shardings=(everywhere, rows), out_shardings=(everywhere, gradients))
+    return program.lower(*abstract(part)).compile(), mesh
+
+
+def measure(part: Part, repeats: int) -> dict[str, Any]:
+    """Memory of a part and, unless repeats is 0, the time of its value and gradient."""
+    compiled, mesh = compile_part(part)
+    row: dict[str, Any] = {
+        "part": part.name,
+        "pairs": part.maps[0][0],
+        "kept_mb": kept_bytes(part) / MB,
+        **temp_mb(compiled, mesh),
+    }
+    if not repeats:
+        return row
+    variables, maps = abstract(part)
+    weights = nest(fill({k: v.shape for k, v in flatten(variables).items()}, "generator"))
+    weights = sharding.replicate(weights, mesh)
+    r = np.random.default_rng(0)
+    values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
+    given = list(sharding.to_global(values, mesh).values())
+    wall, cpu = [], []
+    for _ in range(1 + repeats):
+        start = time.perf_counter(), time.process_time()
+        result = jax.block_until_ready(compiled(weights, given))
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+    if not np.isfinite(result[0]):
+        raise RuntimeError(f"the value of {part.name!r} is {result[0]}")
+    row |= {"value": float(result[0]), "wall_s": wall[1:], "cpu_s": cpu[1:]}
+    row |= {f"median_{k}": statistics.median(row[k]) for k in ("wall_s", "cpu_s")}
+    return row
+
+
+def measure_step(s: dict[str, Any], *, remat: bool) -> dict[str, Any]:
+    """Memory of a whole train step, which is compiled and not run."""
+    method, transform, step_fn, mesh = step.jax_program(s, "remat" if remat else "")
+    state = sharding.abstract(train.abstract_state(method, transform), mesh)
+    rows = sharding.by_rows(mesh)
+    pairs = s["num_ids"] * s["num_instances"]
+    shapes = {
+        "visible": ((pairs, *s["image_size"], 3), np.uint8),
+        "infrared": ((pairs, *s["image_size"], 3), np.uint8),
+        "label": ((pairs,), np.int32),
+        "camera": ((pairs, 2), np.int32),
+    }
+    batch = {k: jax.ShapeDtypeStruct(*v, sharding=rows) for k, v in shapes.items()}
+    compiled = step_fn.lower(state, batch).compile()
+    name = "whole train step, generator rematerialized" if remat else "whole train step"
+    return {"part": name, "pairs": pairs, **temp_mb(compiled, mesh)}
+
+
+def temp_mb(compiled: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """The compiler's temporary memory, of all devices together, where it tells."""
+    memory = compiled.memory_analysis()
+    return {} if memory is None else {"temp_mb": memory.temp_size_in_bytes * mesh.size / MB}
+
+
+# --- Report -----------------------------------------------------------------------------
+
+
+def time_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown; shares are of the network's forward and backward pass, heads and losses aside."""
+    network = sum(rows[k]["median_wall_s"] for k in NETWORK)
+    lines = [
+        "| value and gradient | s, median | CPU-s | ms a pair | share of the network |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for key in sorted(rows, key=lambda k: k not in NETWORK):
+        r = rows[key]
+        lines.append(
+            f"| {r['part']} | {r['median_wall_s']:.2f} | {r['median_cpu_s']:.2f} "
+            f"| {1000 * r['median_wall_s'] / r['pairs']:.0f} "
+            f"| {100 * r['median_wall_s'] / network:.0f} % |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: what is kept for the backward pass, and temporary memory."""
+    lines = [
+        "| | kept for the backward pass MB | MB a pair | XLA temp MB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        kept = r.get("kept_mb")
+        before = f"{kept:.0f} | {kept / r['pairs']:.1f}" if kept is not None else " | "
+        temp = f"{r['temp_mb']:.0f}" if "temp_mb" in r else ""
+        lines.append(f"| {r['part']} | {before} | {temp} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parses the command line, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=step.SIZES, default="paper")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of images for times")
+    parser.add_argument("--memory-pairs", type=int, default=32, help="a multiple of K, 4")
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs after a first one")
+    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/generator.json"))
+    flags = parser.parse_args()
+    s = step.settings("mun", flags.size)
+    ids, rest = divmod(flags.memory_pairs, s["num_instances"])
+    if rest or ids < 2:
+        parser.error(f"--memory-pairs {flags.memory_pairs} is not a multiple of 4 from 8 on")
+    sharding.use_cpu_cores(math.gcd(flags.pairs, flags.memory_pairs))
+    report: dict[str, Any] = {"machine": step.machine(), "size": flags.size}
+    print(json.dumps(report["machine"]))
+    if flags.repeats:
+        found = parts(s, flags.pairs)
+        report["times"] = {key: measure(part, flags.repeats) for key, part in found.items()}
+        print(f"\n{flags.pairs} pairs, {jax.device_count()} devices\n")
+        print(time_table(report["times"]), flush=True)
+    found = parts(s, flags.memory_pairs)
+    report["memory"] = [measure(found[key], 0) for key in MEMORY_OF]
+    s = step.settings("mun", flags.size, ids)
+    report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
+    print(f"\n{flags.memory_pairs} pairs, {jax.device_count()} devices\n")
+    print(memory_table(report["memory"]))
+    flags.json.parent.mkdir(parents=True, exist_ok=True)
+    flags.json.write_text(json.dumps(report, indent=1))
+    print(f"\nwritten to {flags.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The pieces of MUN's network that `benchmarks.generator` measures."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.nets import options
+from vireid_jax.nets.auxiliary import pyramid, unifying
+from vireid_jax.nets.resnet import ResNet, feature_width
+
+NETWORK = ("first", "generator", "shared")  # parts that make up the network
+
+
+class Part(NamedTuple):
+    """A piece of the network.
+
+    Attributes:
+      name: for a reader.
+      init: () -> variables of its module, to be traced.
+      run: (variables, maps) -> a list of maps, in training.
+      maps: shapes of what goes in.
+      of_maps: whether maps need a gradient; images do not.
+    """
+
+    name: str
+    init: Callable[[], Any]
+    run: Callable[[Any, list[Any]], list[Any]]
+    maps: list[tuple[int, ...]]
+    of_maps: bool = True
+
+
+def by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`pyramid.expand` as a transposed convolution: x [B, p, q, C], kernel [a, b, C, F]."""
+    return jax.lax.conv_transpose(
+        x,
+        kernel[::-1, ::-1].astype(x.dtype),
+        strides=kernel.shape[:2],
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
+    """The parts at the settings `s` of `benchmarks.step_mun`, for so many pairs of images."""
+    method = s["method"]
+    kernels = options.resolve_kernels(method["kernels"])
+    channels = feature_width(method["depth"], method["width"]) // 8
+    height, width = (-(-side // 4) for side in s["image_size"])
+    a_map = (pairs, height, width, channels)
+    result = _stages(s, pairs, kernels, a_map)
+    plain = {k: v for k, v in method["generator"].items() if k != "remat"}
+    of_cross = {k: v for k, v in plain.items() if k != "residual"}
+    of_cross["ratios"] = tuple(of_cross["ratios"])
+
+    def learner(name: str, module: Any, count: int) -> Part:
+        return Part(
+            name,
+            lambda: module.init(jax.random.key(0), *_zeros([(1, *a_map[1:])] * count), train=False),
+            lambda variables, maps: _trained(module, variables, maps),
+            [a_map] * count,
+        )
+
+    intra = unifying.IntraModality(residual=plain["residual"], kernels=kernels)
+    result["intra"] = learner("intra-modality learner, one map", intra, 1)
+    for form in ("product", "folded"):
+        cross = unifying.CrossModality(**of_cross, form={"product": "direct"}.get(form, form))
+        result[form] = learner(f"cross-modality learner, {form}", cross, 2)
+    product = result["product"]
+
+    def convolved(variables: Any, maps: list[Any]) -> list[Any]:
+        with mock.patch.object(pyramid, "expand", by_convolution):
+            return product.run(variables, maps)
+
+    result["convolution"] = product._replace(
+        name="cross-modality learner, convolution", run=convolved
+    )
+    for key, remat in (("generator", False), ("remat", True)):
+        name = "generator, rematerialized" if remat else "generator"
+        module = unifying.ModalityUnifying(**plain, remat=remat, kernels=kernels)
+        result[key] = learner(name, module, 2)
+    return result
+
+
+def _stages(s: dict[str, Any], pairs: int, kernels: str, a_map: tuple[int, ...]) -> dict[str, Part]:
+    """The trunk before and after the generator.
+
+    Both run the whole trunk; what does not depend on the maps that go in or is not in the
+    result is dropped when a program is compiled.
+    """
+    method, image = s["method"], (*s["image_size"], 3)
+    names = ("depth", "width", "last_stride", "specific")
+    backbone = ResNet(**{k: method[k] for k in names}, kernels=kernels)
+
+    def trunk(variables: Any, images: Any, generate: Callable[[list[Any]], list[Any]]) -> Any:
+        kwargs = {"stems": [0, 1], "generate": generate, "after": method["specific"]}
+        return _trained(backbone, variables, [images], **kwargs)
+
+    def first(variables: Any, images: list[Any]) -> list[Any]:
+        found: list[Any] = []
+
+        def keep(maps: list[Any]) -> list[Any]:
+            found.extend(maps)
+            return maps
+
+        trunk(variables, images, keep)
+        return found
+
+    def shared(variables: Any, maps: list[Any]) -> list[Any]:
+        return trunk(variables, _zeros([(pairs, *image)] * 2), lambda _: maps)
+
+    def init() -> Any:
+        images = _zeros([(1, *image)] * 2)
+        return backbone.init(jax.random.key(0), images, stems=[0, 1], train=False)
+
+    return {
+        "first": Part("stem and layer1, two images", init, first, [(pairs, *image)] * 2, False),
+        "shared": Part("layers 2 to 4, three maps", init, shared, [a_map] * 3),
+    }
+
+
+def _trained(module: Any, variables: Any, args: list[Any], **kwargs: Any) -> list[Any]:
+    out, _ = module.apply(variables, *args, train=True, mutable=["batch_stats"], **kwargs)
+    return list(out) if isinstance(out, tuple) else [out]
+
+
+def _zeros(shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+    return [jnp.zeros(shape) for shape in shapes]
