@@ -19,6 +19,7 @@ _GENERATOR_CHOICES: dict[str, Sequence[str]] = {
     "transposed": unifying.TRANSPOSED,
     "scale_shape": unifying.SCALE_SHAPES,
     "scale_form": unifying.SCALE_FORMS,
+    "form": unifying.FORMS,
 }
 _GENERATOR_FLAGS = ("residual", "relu", "remat")
 

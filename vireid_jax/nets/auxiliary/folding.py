@@ -13,9 +13,12 @@ The statistics of z over all places follow from those of s, cells being as many 
   mean     = average over (a, b) of  E[s] W[a, b]
   variance = average over (a, b) of  w' Cov(s) w + (E[s] w - mean)^2,  w a column of W[a, b]
 
-So one matrix product from C to C for each window, ratio and modality replaces two of C to F and
-F to C over every place, and the largest array has C channels. The products of weights cost the
-same for any batch. In exact arithmetic the results are equal.
+So one matrix product from C to C for each window, ratio and modality replaces two, from C to F
+and from F to C, at every place, and the largest array has C channels instead of 2nF. The
+products of weights cost the same for any batch. In exact arithmetic the results are equal.
+
+Both modalities m go through the same W and different P; they stay apart as an axis of weights
+and statistics and lie side by side in the channels of cells [B, p, q, M * C].
 """
 
 from collections.abc import Sequence
@@ -26,91 +29,95 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.nets import init
-from vireid_jax.nets.auxiliary.pyramid import depth_to_space
+from vireid_jax.nets.auxiliary.pyramid import Window, depth_to_space
 
 HIGHEST = jax.lax.Precision.HIGHEST  # statistics never in reduced precision
+# What reading and writing a value of a map costs, forward and backward, in multiply-adds:
+# fitted to times on CPU; accelerators compute faster still beside their memory.
+TRAFFIC = 200
 
 
-def moments(cells: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """E[s] [C] and Cov(s) [C, C] of cells [B, p, q, C] that are float32 or wider."""
-    rows = cells.reshape(-1, cells.shape[-1])
+def is_cheaper(
+    places: int, windows: Sequence[Window], channels: int, features: int, inputs: int
+) -> bool:
+    """Whether folding needs less work than eqs. 7 to 9 one after the other.
+
+    Args:
+      places: B * h * w.
+      windows: of the pyramid.
+      channels, features, inputs: C, F, and the inputs of a kernel (C, or 1 for depthwise).
+    """
+    maps = 2 * len(windows) * places
+    taps = sum(a * b for a, b in windows)
+    direct = maps * features * (inputs + channels + TRAFFIC)
+    weights = 2 * taps * features * (2 * channels if inputs > 1 else 1) * channels
+    return maps * channels * (channels + TRAFFIC // 2) + weights < direct
+
+
+def moments(cells: jax.Array, modalities: int) -> tuple[jax.Array, jax.Array]:
+    """E[s] [M, C] and Cov(s) [M, C, C] of cells [B, p, q, M * C], float32 or wider."""
+    rows = cells.reshape(-1, modalities, cells.shape[-1] // modalities)
     mean = rows.mean(0)
     centered = rows - mean[None]
-    covariance = jnp.einsum("nc,nd->cd", centered, centered, precision=HIGHEST)
+    covariance = jnp.einsum("nmc,nmd->mcd", centered, centered, precision=HIGHEST)
     return mean, covariance / rows.shape[0]
 
 
 def expanded_moments(
     mean: jax.Array, covariance: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [F] of the transposed convolution of cells.
+    """Mean and biased variance [M, F] of the transposed convolution of cells.
 
     Args:
-      mean, covariance: of cells, [C] and [C, C].
+      mean, covariance: of cells, [M, C] and [M, C, C].
       kernel: [a, b, C, F], or [a, b, 1, C] for a depthwise one.
     """
-    kernel = kernel.astype(mean.dtype)
     a, b, inputs, features = kernel.shape
-    if inputs == 1 and mean.shape[0] != 1:
-        places = kernel.reshape(a * b, features)
-        by_place = places * mean[None]
-        spread = jnp.diagonal(covariance) * (places * places).mean(0)
+    taps = kernel.astype(mean.dtype).reshape(a * b, inputs, features)
+    if inputs == 1:
+        by_tap = mean[:, None] * taps[None, :, 0]
+        variances = jnp.diagonal(covariance, axis1=1, axis2=2)
+        within = variances * (taps * taps).mean((0, 1))[None]
     else:
-        places = kernel.reshape(a * b, inputs, features)
-        by_place = jnp.einsum("c,kcf->kf", mean, places, precision=HIGHEST)
-        turned = jnp.einsum("cd,kdf->kcf", covariance, places, precision=HIGHEST)
-        spread = (places * turned).sum(1).mean(0)
-    total = by_place.mean(0)
-    between = jnp.square(by_place - total[None]).mean(0)
-    return total, jnp.maximum(spread, 0) + between
+        by_tap = jnp.einsum("mc,kcf->mkf", mean, taps, precision=HIGHEST)
+        turned = jnp.einsum("mcd,kdf->mkcf", covariance, taps, precision=HIGHEST)
+        within = (taps[None] * turned).sum(2).mean(1)
+    total = by_tap.mean(1)
+    between = jnp.square(by_tap - total[:, None]).mean(1)
+    return total, jnp.maximum(within, 0) + between
 
 
-def unified(
-    cells: Sequence[Sequence[jax.Array]],
-    kernels: Sequence[jax.Array],
-    factor: jax.Array,
-    constant: jax.Array,
-    projection: jax.Array,
-    centers: Sequence[Sequence[jax.Array]],
-    dtype: Any,
+def project(
+    cells: jax.Array, center: jax.Array, kernel: jax.Array, weights: jax.Array, dtype: Any
 ) -> jax.Array:
-    """The sum over windows and modalities of s (W[a, b] diag(factor) P), plus the constant.
+    """The product s (W[a, b] P) at every place, summed over modalities.
 
     Args:
-      cells: by modality, then by window: [B, p, q, C].
-      kernels: by window: [a, b, C, F] or [a, b, 1, C].
-      factor, constant: of the normalization and the projection: [2nF] and [C'].
-      projection: P, [2nF, C'].
-      centers: [C] subtracted from cells and added after the product, where it loses no digits
-        of what differs between places; any value gives the same result.
-      dtype: of the product.
+      cells: [B, p, q, M * C].
+      center: [M, C] subtracted from cells and added after the product, which then loses no
+        digits of what differs between places; any value gives the same result.
+      kernel: W, [a, b, C, F] or [a, b, 1, C].
+      weights: P of each modality, [M, F, C'].
+      dtype: of the product's operands.
 
     Returns:
-      [B, h, w, C'], float32 or wider.
+      [B, p * a, q * b, C'], float32 or wider.
     """
-    weights = jnp.split(factor[:, None] * projection, 2 * len(kernels))
-    total = constant.reshape(1, 1, 1, -1)
-    for n, kernel in enumerate(kernels):
-        for m, (of_modality, middles) in enumerate(zip(cells, centers, strict=True)):
-            folded = _fold(kernel.astype(factor.dtype), weights[m * len(kernels) + n])
-            middle = middles[n]
-            rows = (of_modality[n] - middle.reshape(1, 1, 1, -1)).astype(dtype)
-            places = jnp.einsum(
-                "npqc,abcd->npqabd",
-                rows,
-                folded.astype(dtype),
-                preferred_element_type=factor.dtype,
-            )
-            offset = jnp.einsum("c,abcd->abd", middle, folded, precision=HIGHEST)
-            total = total + depth_to_space(places + offset[None, None, None])
-    return total
-
-
-def _fold(kernel: jax.Array, projection: jax.Array) -> jax.Array:
-    """W[a, b] P for all places: [a, b, C, F] (or [a, b, 1, C]), [F, C'] -> [a, b, C, C']."""
+    kernel = kernel.astype(weights.dtype)
     if kernel.shape[2] == 1:
-        return kernel.swapaxes(2, 3) * projection[None, None]
-    return jnp.einsum("abcf,fd->abcd", kernel, projection)
+        folded = kernel.swapaxes(2, 3)[:, :, None] * weights[None, None]
+    else:
+        folded = jnp.einsum("abcf,mfd->abmcd", kernel, weights)
+    folded = folded.reshape(*kernel.shape[:2], -1, weights.shape[-1])
+    flat = center.reshape(-1)
+    places = jnp.einsum(
+        "npqc,abcd->npqabd",
+        (cells - flat.reshape(1, 1, 1, -1)).astype(dtype),
+        folded.astype(dtype),
+        preferred_element_type=weights.dtype,
+    )
+    offset = jnp.einsum("c,abcd->abd", flat, folded, precision=HIGHEST)
+    return depth_to_space(places + offset[None, None, None])
 
 
 class BatchNormOfMoments(nn.Module):

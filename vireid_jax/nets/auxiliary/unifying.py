@@ -20,6 +20,7 @@ from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.types import MODALITIES
 
 TRANSPOSED = ("full", "reduce", "depthwise")
+FORMS = ("auto", "direct", "folded")
 SCALE_SHAPES = ("vector", "scalar")
 SCALE_FORMS = ("project", "clip", "sigmoid")
 SMALLEST_SCALE = 1e-6  # layer scales are in (0, 1] (after eqs. 5 and 9)
@@ -40,6 +41,7 @@ class ModalityUnifying(nn.Module):
         optimizer, "clip" clipped in the graph, "sigmoid" as sigmoids of parameters.
       residual: add the input of an intra-modality learner to its output; eq. 5 does not.
       relu: end the auxiliary map by a ReLU, as the maps beside it; eq. 9 does not.
+      form: how eqs. 7 to 9 are computed, see `CrossModality`.
       remat: compute the learners' inner maps (4C and 2nF channels) anew in the backward pass
         instead of keeping them.
       kernels: "xla" or "cpu", see `ResNet`.
@@ -53,6 +55,7 @@ class ModalityUnifying(nn.Module):
     scale_form: str = "project"
     residual: bool = False
     relu: bool = False
+    form: str = "auto"
     remat: bool = False
     kernels: str = "xla"
     dtype: Any = None
@@ -91,6 +94,7 @@ class ModalityUnifying(nn.Module):
             ratio_form=self.ratio_form,
             transposed=self.transposed,
             relu=self.relu,
+            form=self.form,
             **common,
             name="cross",
         )
@@ -146,7 +150,7 @@ class CrossModality(nn.Module):
 
     Attributes:
       form: "direct" computes eqs. 7 to 9 one after the other. "folded" gives the same numbers
-        without the map of 2nF channels, see `pyramid`. "auto" takes what needs fewer products.
+        without the map of 2nF channels, see `folding`. "auto" takes what should be faster.
     """
 
     ratios: tuple[int, ...] = (2, 4, 6, 12)
@@ -171,43 +175,51 @@ class CrossModality(nn.Module):
         groups = 2 * len(windows)
         shape = (1, 1, groups * features, channels)
         kernel, bias = Weights(shape, 1 / (groups * features), True, name="project")()
-        projection = kernel[0, 0]
         dtype = jnp.result_type(visible) if self.dtype is None else self.dtype
-        cells = [[pyramid.pool(x, window) for window in windows] for x in (visible, infrared)]
-        if self._is_folded(visible.shape, windows, features):
-            y = self._fold(cells, kernels, projection, bias, train, dtype)
-        else:
-            maps = [
-                pyramid.expand(x.astype(dtype), k)
-                for of_modality in cells
-                for x, k in zip(of_modality, kernels, strict=True)
-            ]
-            x = BatchNorm(name="bn")(jnp.concatenate(maps, -1), train=train)
-            y = x @ projection.astype(dtype) + _row(bias, x)
-        y = (y * _layer_scale(self, channels).astype(y.dtype)).astype(dtype)  # eq. 9
+        folded = self.form == "folded" or (
+            self.form == "auto"
+            and folding.is_cheaper(visible.size // channels, windows, channels, features, inputs)
+        )
+        compute = self._folded if folded else self._direct
+        pooled = [[pyramid.pool(x, window) for window in windows] for x in (visible, infrared)]
+        y = compute(pooled, kernels, kernel[0, 0], train, dtype)
+        y = (y + _row(bias, y)) * _layer_scale(self, channels).astype(y.dtype)  # eq. 9
+        y = y.astype(dtype)
         return nn.relu(y) if self.relu else y
 
-    def _is_folded(self, shape: Any, windows: Any, features: int) -> bool:
-        if self.form != "auto":
-            return self.form == "folded"
-        return True
-
-    def _fold(
-        self, cells: Any, kernels: Any, projection: Any, bias: Any, train: bool, dtype: Any
+    def _direct(
+        self, pooled: Any, kernels: Any, projection: jax.Array, train: bool, dtype: Any
     ) -> jax.Array:
-        """Eqs. 7 to 9 up to the layer scale, see `folding`."""
-        moments = [[folding.moments(x) for x in of_modality] for of_modality in cells]
-        expanded = [
-            folding.expanded_moments(*pair, kernel)
-            for of_modality in moments
-            for pair, kernel in zip(of_modality, kernels, strict=True)
+        """Eqs. 7 to 9 up to the projection, one after the other."""
+        maps = [
+            pyramid.expand(cells.astype(dtype), kernel)
+            for of_modality in pooled
+            for cells, kernel in zip(of_modality, kernels, strict=True)
         ]
-        mean, var = (jnp.concatenate(x) for x in zip(*expanded, strict=True))
-        places = cells[0][0].size // cells[0][0].shape[-1] * math.prod(kernels[0].shape[:2])
-        factor, shift = folding.BatchNormOfMoments(name="bn")(mean, var, count=places, train=train)
-        constant = jnp.matmul(shift, projection, precision=folding.HIGHEST) + bias
-        centers = [[mean for mean, _ in of_modality] for of_modality in moments]
-        return folding.unified(cells, kernels, factor, constant, projection, centers, dtype)
+        x = BatchNorm(name="bn")(jnp.concatenate(maps, -1), train=train)
+        return x @ projection.astype(dtype)
+
+    def _folded(
+        self, pooled: Any, kernels: Any, projection: jax.Array, train: bool, dtype: Any
+    ) -> jax.Array:
+        """The same without the map of 2nF channels, see `folding`."""
+        cells = [jnp.concatenate(both, -1) for both in zip(*pooled, strict=True)]
+        of_cells = [folding.moments(x, 2) for x in cells]
+        of_maps = [
+            folding.expanded_moments(mean, covariance, kernel)
+            for (mean, covariance), kernel in zip(of_cells, kernels, strict=True)
+        ]
+        # [2, n, F] -> [2nF], in the order of eq. 8.
+        mean, var = (jnp.stack(x, 1).reshape(-1) for x in zip(*of_maps, strict=True))
+        places = pooled[0][0].size // pooled[0][0].shape[-1] * math.prod(kernels[0].shape[:2])
+        norm = folding.BatchNormOfMoments(name="bn")
+        factor, shift = norm(mean, var, count=places, train=train)
+        weights = (factor[:, None] * projection).reshape(2, len(kernels), -1, projection.shape[-1])
+        constant = jnp.matmul(shift, projection, precision=folding.HIGHEST)
+        return constant.reshape(1, 1, 1, -1) + sum(
+            folding.project(x, center, kernel, weights[:, n], dtype)
+            for n, (x, (center, _), kernel) in enumerate(zip(cells, of_cells, kernels, strict=True))
+        )
 
 
 class Weights(nn.Module):
