@@ -95,6 +95,7 @@ class MUN(nn.Module):
         self.kind, self.specific = auxiliary, specific
         if auxiliary == "none":  # the baseline
             idc_weight = ida_weight = ia_weight = ma_weight = 0.0
+            tri = "vr"
         self.refined = shared_input == "refined"
         self.third_stem = 2 if aux_stem == "own" else 0
         real = 3 if second_view else 2
