@@ -53,6 +53,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.tri = "vr"
     m.tri_form = "hard"
     m.tri_margin = 0.3
+    m.tri_normalize = False
     m.idc_weight = 0.25  # gamma of eq. 17, sec. 4.1
     m.ida_weight = 0.0  # table 1, "+Aux": 1
     m.ia_weight = 0.5  # theta

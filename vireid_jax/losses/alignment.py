@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses.center import row_centers
-from vireid_jax.losses.distance import pairwise_distance, safe_norm, wide
+from vireid_jax.losses.distance import pairwise_distance, safe_norm, unit
 from vireid_jax.losses.mmd import mmd
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -51,7 +51,7 @@ def alignment_loss(
     if form not in FORMS:
         raise ValueError(f"form is {form!r}, expected one of {FORMS}")
     if normalize:
-        features = wide(features) / safe_norm(features)[..., None]
+        features = unit(features)
     centers, weight = row_centers(features, labels)
     anchor = centers[:, 2]
     farthest = jnp.maximum(*(safe_norm(anchor - centers[:, m]) for m in (VISIBLE, INFRARED)))

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses import alignment, mmd, triplet
-from vireid_jax.losses.distance import safe_norm
+from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.nets import auxiliary as aux
 from vireid_jax.nets import options
@@ -71,6 +71,7 @@ def build(
     tri: str = "vr",
     tri_form: str = "hard",
     tri_margin: float = 0.3,
+    tri_normalize: bool = False,
     idc_weight: float = 0.25,
     ida_weight: float = 0.0,
     ia_weight: float = 0.5,
@@ -113,6 +114,7 @@ def build(
       neck: one BN neck "shared" by the modalities before the classifiers, or "none".
       tri: rows of the triplet loss: "vr", or "vra" with the auxiliary modality.
       tri_form: "hard" (batch-hard, tri_margin) or "weighted" (AGW's, without margin).
+      tri_normalize: of features of unit length; the paper states none.
       idc_weight, ia_weight, ma_weight: gamma, theta and sigma of eq. 17; a term of weight 0 is
         left out, and so are its parameters.
       ida_weight: of a classifier of auxiliary features alone, table 1's row "+Aux".
@@ -244,10 +246,11 @@ def build(
         third = ["auxiliary"] if with_auxiliary and tri == "vra" else []
         compared = [*visible, "infrared", *third]
         z = jnp.stack([pool[name] for name in compared], 1)
+        rows_of = unit(z) if tri_normalize else z
         terms["tri"] = (
-            triplet.batch_hard_triplet(z, labels, margin=tri_margin)
+            triplet.batch_hard_triplet(rows_of, labels, margin=tri_margin)
             if tri_form == "hard"
-            else triplet.weighted_regularized_triplet(z, labels)
+            else triplet.weighted_regularized_triplet(rows_of, labels)
         )
         if "idc" in weights:  # eq. 11
             terms["idc"] = classified("visible", "auxiliary") + classified("infrared", "auxiliary")
