@@ -168,7 +168,7 @@ def build(
     if num_ids < 2:
         raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
     common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
-    auxiliary_options = dict(
+    auxiliary_options: dict[str, Any] = dict(
         smgm_width=smgm_width,
         smgm_shared=smgm_shared,
         smgm_init=smgm_init,
@@ -183,6 +183,11 @@ def build(
     with_auxiliary = auxiliary != "none"
     if shared_input == "refined" and auxiliary != "mun":
         raise ValueError("method.shared_input='refined' needs method.auxiliary='mun'")
+    if shared_input == "refined" and second_view:
+        raise ValueError(
+            "method.shared_input='refined' with augment.second_view: the second view has no "
+            "refined map; choose shared_input=raw or second_view=none"
+        )
     # eq. 17; what has weight 0 is left out.
     optional = dict(idc=idc_weight, ida=ida_weight, ia=ia_weight, ma=ma_weight)
     weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)
