@@ -41,7 +41,7 @@ class MUNNet(nn.Module):
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         if self.auxiliary_kind != "none":
-            self.auxiliary = aux.make(self.auxiliary_kind, **self.auxiliary_options)
+            self.auxiliary: Any = aux.make(self.auxiliary_kind, **self.auxiliary_options)
         self.backbone = ResNet(**self.backbone_options)
         if self.gem_learned:
             self.pool = GeM(self.gem_p)
