@@ -7,57 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.methods.small_smcl import BATCH, KEY, SMALL, SWITCH, Built, K, P
 from tests.parity import relative_error
 from tests.reference.convert import flatten
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.methods import smcl
 from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.types import INFRARED, VISIBLE
-
-KEY = jax.random.key(0)
-SIZE, P, K = (32, 16), 4, 2
-SMALL = dict(num_classes=395, image_size=SIZE, steps_per_epoch=4, depth=10, width=8)
-SMALL |= dict(smgm_width=4, metric_from_epoch=1.5)
-SWITCH = 6  # 1.5 epochs of 4 steps
-
-
-def _images(name, rows=P * K):
-    seed = [ord(c) for c in name]
-    return np.random.default_rng(seed).normal(size=(rows, *SIZE, 3)).astype(np.float32)
-
-
-BATCH = {
-    "visible": _images("visible"),
-    "infrared": _images("infrared"),
-    "label": np.repeat([7, 390, 0, 21], K).astype(np.int32),
-    "camera": np.zeros((P * K, 2), np.int32),
-}
-
-
-class Built:
-    """A method, fresh variables and its loss, jitted with and without the gradient."""
-
-    def __init__(self, **options):
-        self.method = smcl.build(**(SMALL | options))
-        self.variables = self.method.init(KEY)
-        self.gradient = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
-        self.value = jax.jit(self._loss)
-
-    def _loss(self, params, variables, batch, step):
-        return self.method.loss({**variables, "params": params}, batch, KEY, step)
-
-    def run(self, step=SWITCH, batch=BATCH):
-        """(total, aux, gradient as {path: array})."""
-        (total, aux), gradient = self.gradient(
-            self.variables["params"], self.variables, batch, jnp.asarray(step)
-        )
-        return float(total), aux, flatten(gradient)
-
-    def forward(self, factor=1.0):
-        """(total, aux) once the metric terms count; the generator's weights can be scaled."""
-        params = self.variables["params"]
-        made = jax.tree.map(lambda x: factor * x, params["auxiliary"])
-        return self.value({**params, "auxiliary": made}, self.variables, BATCH, jnp.asarray(SWITCH))
 
 
 @pytest.fixture(scope="module")
@@ -149,16 +105,6 @@ def test_bfloat16_keeps_losses_parameters_and_statistics_in_float32(built):
         assert float(aux.terms[name]) == pytest.approx(float(exact_aux.terms[name]), rel=0.01)
     features = jax.eval_shape(lambda v, x: half.method.embed(v, x, 0), variables, BATCH["visible"])
     assert {str(x.dtype) for x in features.values()} == {"float32"}
-
-
-def test_without_auxiliary_modality_two_modalities_are_trained():
-    names = {"global": {"global_center"}, "vi_symmetric": {"global_center", "symmetric_center"}}
-    for metric, expected in names.items():
-        method = smcl.build(**SMALL, auxiliary="none", none_metric=metric)
-        variables = jax.eval_shape(method.init, KEY)
-        assert set(variables["params"]) == {"backbone", "neck", "classifier"}
-        _, aux = jax.eval_shape(method.loss, variables, BATCH, KEY, jnp.asarray(0))
-        assert set(aux.terms) == {"id_visible", "id_infrared"} | expected
 
 
 def test_two_step_updates_come_as_a_later_loss(built):
@@ -304,6 +250,15 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
     "option, value",
     [
         ("pooling", "max"),
+        ("metric", "triplet"),
+        ("bdtr_form", "literal"),
+        ("triplet_margin", -0.3),
+        ("bicenter_margin", -0.5),
+        ("specific", 6),
+        ("x_width", 0),
+        ("x_input", "uint8"),
+        ("mix", "cut"),
+        ("generator", {"ratio": (2, 4)}),
         ("auxiliary", "thermal"),
         ("none_metric", "triplet"),
         ("smgm_init", "zeros"),
@@ -322,8 +277,10 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
     ],
 )
 def test_a_wrong_option_is_refused_with_its_value(option, value):
-    with pytest.raises(ValueError, match=str(value)):
+    value_of = "'ratio'" if option == "generator" else str(value)
+    with pytest.raises(ValueError, match=value_of) as refused:
         smcl.build(**(SMALL | {option: value}))
+    assert option in str(refused.value) or option == "num_classes"
 
 
 def test_identity_start_needs_three_channels():

@@ -148,7 +148,6 @@ CASES = [
         "r50", "resnet", {"depth": 50, "width": 8}, {"rows": 3, "modalities": 1, "size": (48, 24)}
     ),
     Case("smcl", "smcl", _SMALL, _MODEL),
-    Case("smcl_before", "smcl", {**_SMALL, "switched": False}, _MODEL),
     Case(
         "smcl_options",
         "smcl",
@@ -182,7 +181,16 @@ CASES = [
     Case(
         "smcl_x",
         "smcl",
-        {**_SMALL, "auxiliary": "x", "x_width": 2, "specific": 1, "bn_running": "vi"},
+        {
+            **_SMALL,
+            "auxiliary": "x",
+            "x_width": 2,
+            "specific": 1,
+            "bn_running": "vi",
+            "metric": "bicenter",
+            "bicenter_margin": 0.7,
+            "bicenter_joint": True,
+        },
         _MODEL,
     ),
     Case(
@@ -205,44 +213,18 @@ CASES = [
         },
         _MODEL,
     ),
-    # 48 x 48 pixels give 12 x 12 maps, which every pooling ratio of MUN divides.
     Case(
         "smcl_mun",
         "smcl",
-        {**_SMALL, "auxiliary": "mun", "bn_running": "vi", "center_margin": 0.5},
-        {**_MODEL, "ids": 3, "size": (48, 48)},
-    ),
-    Case(
-        "smcl_mun_stems",
-        "smcl",
         {
             **_SMALL,
-            "depth": 14,
-            "width": 4,
             "auxiliary": "mun",
+            "generator": {"ratios": (2, 3, 12), "scale_form": "sigmoid", "relu": True},
             "specific": 1,
-            "kernels": "xla",
-            "generator": {
-                "ratios": (2, 4),
-                "ratio_form": "bins",
-                "transposed": "reduce",
-                "scale_form": "sigmoid",
-                "residual": True,
-                "relu": True,
-                "remat": True,
-            },
-            "metric": "bicenter",
-            "bicenter_margin": 0.7,
-            "bicenter_joint": True,
+            "bn_running": "vi",
+            "center_margin": 0.5,
         },
-        {**_MODEL, "ids": 3},
-    ),
-    Case("smcl_bicenter", "smcl", {**_SMALL, "metric": "bicenter", "metric_weight": 0.9}, _MODEL),
-    Case(
-        "smcl_bh_tri",
-        "smcl",
-        {**_SMALL, "auxiliary": "none", "metric": "bh_tri", "none_metric": "vi_symmetric"},
-        _MODEL,
+        {**_MODEL, "ids": 3, "size": (48, 48)},
     ),
     Case("smcl_bdtr", "smcl", {**_SMALL, "metric": "bdtr", "auxiliary": "none"}, _MODEL),
     Case(
@@ -261,29 +243,19 @@ CASES = [
         },
         {**_MODEL, "steps": 10},
     ),
+    # 48 x 48 pixels give 12 x 12 maps, which every pooling ratio of MUN's generator divides.
     Case(
         "trajectory_two_step",
         "trajectory",
         {
             **_SMALL,
+            "auxiliary": "mun",
+            "metric": "bh_tri",
+            "triplet_margin": 0.5,
             "optimizer": {"name": "sgd", "lr": 2**-7, "momentum": 0.9, "weight_decay": 5e-4},
             "switch": 2,
             "updates": "two_step",
         },
-        {**_MODEL, "steps": 4},
-    ),
-    Case(
-        "trajectory_mun",
-        "trajectory",
-        {
-            **_SMALL,
-            "auxiliary": "mun",
-            "generator": {"ratios": (2, 4)},
-            "metric": "bh_tri",
-            "optimizer": {"name": "sgd", "lr": 2**-7, "momentum": 0.9, "weight_decay": 5e-4},
-            "switch": 1,
-            "updates": "two_step",
-        },
-        {**_MODEL, "ids": 3, "steps": 3},
+        {**_MODEL, "ids": 3, "size": (48, 48), "steps": 4},
     ),
 ]

@@ -67,7 +67,7 @@ def _resnet(case: Case) -> Arrays:
     return module(case, _Images(trunk, o.get("stems")), inputs)
 
 
-NOT_OF_THE_MODEL = ("switched", "optimizer", "switch", "updates", "kernels")
+NOT_OF_THE_MODEL = ("optimizer", "switch", "updates", "kernels")
 
 
 def _model(case: Case) -> smcl.SMCL:
@@ -93,7 +93,7 @@ def _smcl(case: Case) -> Arrays:
     terms = model.terms(
         images(data["visible"][0]), images(data["infrared"][0]), tensor(data["label"][0])
     )
-    total = model.total(terms, metric=case.options.get("switched", True))
+    total = model.total(terms, metric=True)
     total.backward()
     return {
         "total": numpy(total),
