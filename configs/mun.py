@@ -105,7 +105,11 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     """
     m = c.method
     m.depth, m.width = 10, 32
+    m.specific = 1  # less to learn twice
+    m.tri_normalize = m.ia_normalize = True  # features of a fresh network have no scale to rely on
     m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"  # as in configs/smcl.py
+    # Every classifier sees one modality, so people come by more often than in configs/smcl.py.
+    c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
     c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
     c.augment.erase = (0.0, 0.0)
