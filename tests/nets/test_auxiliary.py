@@ -46,10 +46,29 @@ def test_none_has_no_module():
     assert auxiliary.make("none") is None
 
 
-@pytest.mark.parametrize("channels, millions", [(256, 0.543), (64, 0.037)])
-def test_intra_learner_has_the_parameters_of_eqs_1_to_5(channels, millions):
+@pytest.mark.parametrize("channels, kernels", [(256, 542_976), (64, 37_440)])
+def test_intra_learner_has_the_parameters_of_eqs_1_to_5(channels, kernels):
+    """Kernels by hand: 25 C/2 + 49 C/2 + 4 C C + 9 4C + 4 C C; 20 C beside."""
     counts = _counts(IntraModality(), (1, 72, 36, channels))
-    assert sum(counts.values()) == pytest.approx(millions, abs=1e-3)
+    of_kernels = sum(v for k, v in counts.items() if k.endswith("kernel"))
+    assert of_kernels * 1e6 == pytest.approx(kernels)
+    assert (sum(counts.values()) - of_kernels) * 1e6 == pytest.approx(20 * channels)
+
+
+@pytest.mark.parametrize(
+    "net, inputs, billions",
+    [
+        (IntraModality(), 1, 1.41),
+        (CrossModality(form="direct"), 2, 1.36 + 1.36),
+        (CrossModality(form="direct", transposed="reduce"), 2, 0.34 + 0.34),
+        (CrossModality(form="direct", transposed="depthwise"), 2, 1.36),
+    ],
+)
+def test_multiply_adds_for_a_pair_of_images_of_the_paper(net, inputs, billions):
+    maps = [jax.ShapeDtypeStruct((1, 72, 36, 256), jnp.float32)] * inputs
+    variables = jax.eval_shape(lambda *x: net.init(KEY, *x, True), *maps)
+    lowered = jax.jit(lambda v, *x: net.apply(v, *x, False)).lower(variables, *maps)
+    assert lowered.cost_analysis()["flops"] / 2e9 == pytest.approx(billions, rel=0.02)
 
 
 @pytest.mark.parametrize(
