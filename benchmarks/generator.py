@@ -3,6 +3,7 @@
   python -m benchmarks.generator                   Markdown tables and a JSON file
   python -m benchmarks.generator --pairs 8         smaller batches
   python -m benchmarks.generator --repeats 0       memory alone: nothing is run
+  python -m benchmarks.generator --step            and that of whole train steps, minutes to compile
 
 The first table is of `--pairs` pairs of images of 288 x 144: the time of value and gradient of
 each part, with respect to its parameters and maps, as the main job runs it (every core of a CPU
@@ -13,8 +14,8 @@ is a device). The cross-modality learner comes in three forms of the same number
   folded       eqs. 7 to 9 in one product, without the map of 2nF channels; what MUN uses
 
 The second table is of `--memory-pairs` pairs, 32 in the recipe, of which nothing is run: what
-differentiation keeps for the backward pass, and the compiler's temporary memory. PyTorch is not
-needed.
+differentiation keeps for the backward pass, and the compiler's temporary memory. `benchmarks.step
+--method mun` has that of a whole step at a smaller batch. PyTorch is not needed.
 """
 
 import argparse
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--size", choices=step.SIZES, default="paper")
     parser.add_argument("--pairs", type=int, default=16, help="pairs of images for times")
     parser.add_argument("--memory-pairs", type=int, default=32, help="a multiple of K, 4")
+    parser.add_argument("--step", action="store_true", help="memory of whole train steps too")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs after a first one")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/generator.json"))
     flags = parser.parse_args()
@@ -200,8 +202,9 @@ def main() -> None:
         print(time_table(report["times"]), flush=True)
     found = parts(s, flags.memory_pairs)
     report["memory"] = [measure(found[key], 0) for key in MEMORY_OF]
-    s = step.settings("mun", flags.size, ids)
-    report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
+    if flags.step:
+        s = step.settings("mun", flags.size, ids)
+        report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
     print(f"\n{flags.memory_pairs} pairs, {jax.device_count()} devices\n")
     print(memory_table(report["memory"]))
     flags.json.parent.mkdir(parents=True, exist_ok=True)

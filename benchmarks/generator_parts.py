@@ -43,6 +43,14 @@ def by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
+def trunk(s: dict[str, Any]) -> ResNet:
+    """The trunk of the settings `s`."""
+    method = s["method"]
+    names = ("depth", "width", "last_stride", "specific")
+    kernels = options.resolve_kernels(method["kernels"])
+    return ResNet(**{k: method[k] for k in names}, kernels=kernels)
+
+
 def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     """The parts at the settings `s` of `benchmarks.step_mun`, for so many pairs of images."""
     method = s["method"]
@@ -50,7 +58,7 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     channels = feature_width(method["depth"], method["width"]) // 8
     height, width = (-(-side // 4) for side in s["image_size"])
     a_map = (pairs, height, width, channels)
-    result = _stages(s, pairs, kernels, a_map)
+    result = _stages(s, pairs, a_map)
     plain = {k: v for k, v in method["generator"].items() if k != "remat"}
     of_cross = {k: v for k, v in plain.items() if k != "residual"}
     of_cross["ratios"] = tuple(of_cross["ratios"])
@@ -84,18 +92,16 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     return result
 
 
-def _stages(s: dict[str, Any], pairs: int, kernels: str, a_map: tuple[int, ...]) -> dict[str, Part]:
+def _stages(s: dict[str, Any], pairs: int, a_map: tuple[int, ...]) -> dict[str, Part]:
     """The trunk before and after the generator.
 
     Both run the whole trunk; what does not depend on the maps that go in or is not in the
     result is dropped when a program is compiled.
     """
-    method, image = s["method"], (*s["image_size"], 3)
-    names = ("depth", "width", "last_stride", "specific")
-    backbone = ResNet(**{k: method[k] for k in names}, kernels=kernels)
+    backbone, image = trunk(s), (*s["image_size"], 3)
 
-    def trunk(variables: Any, images: Any, generate: Callable[[list[Any]], list[Any]]) -> Any:
-        kwargs = {"stems": [0, 1], "generate": generate, "after": method["specific"]}
+    def through(variables: Any, images: Any, generate: Callable[[list[Any]], list[Any]]) -> Any:
+        kwargs = {"stems": [0, 1], "generate": generate, "after": backbone.specific}
         return _trained(backbone, variables, [images], **kwargs)
 
     def first(variables: Any, images: list[Any]) -> list[Any]:
@@ -105,11 +111,11 @@ def _stages(s: dict[str, Any], pairs: int, kernels: str, a_map: tuple[int, ...])
             found.extend(maps)
             return maps
 
-        trunk(variables, images, keep)
+        through(variables, images, keep)
         return found
 
     def shared(variables: Any, maps: list[Any]) -> list[Any]:
-        return trunk(variables, _zeros([(pairs, *image)] * 2), lambda _: maps)
+        return through(variables, _zeros([(pairs, *image)] * 2), lambda _: maps)
 
     def init() -> Any:
         images = _zeros([(1, *image)] * 2)

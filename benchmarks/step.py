@@ -314,7 +314,7 @@ def compare(
 def check_same_model(rows: list[dict[str, Any]], size: str) -> None:
     """Raises RuntimeError unless the losses of the first step agree."""
     first = [r["first_loss"] for r in rows]
-    if not max(first) - min(first) <= 1e-3 * abs(first[0]):  # NaN too
+    if not np.allclose(first, first[0], rtol=1e-3, atol=0):
         raise RuntimeError(f"not the same model: losses of the first step at {size} are {first}")
 
 

@@ -87,6 +87,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     model: Any = mun.MUN(**options)
     reference("running").load(model, "benchmark")
     identities, instances = s["num_ids"], s["num_instances"]
+    num_steps = s["facts"]["num_steps"]
     past = torch.zeros(3, identities * instances, model.backbone.features)
     model.register_buffer("prototypes_before", past, persistent=False)
     model = prepare(model)
@@ -139,7 +140,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         new = torch.stack(
             [getattr(model, f"prototype_{name}")(x) for name, x in zip(mun.NAMES, z, strict=True)]
         )
-        beta = 1e-8 + (1 - 1e-8) * taken[0] / (NUM_STEPS - 1) if taken[0] else 1.0
+        beta = 1e-8 + (1 - 1e-8) * taken[0] / (num_steps - 1) if taken[0] else 1.0
         new = beta * new + (1 - beta) * model.prototypes_before
         model.prototypes_before.copy_(new.detach())
         return new

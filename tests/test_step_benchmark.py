@@ -1,0 +1,234 @@
+"""The step benchmark compares one model, and the profile of MUN's generator its true parts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+from benchmarks import generator, generator_parts, step, step_mun, step_smcl  # noqa: E402
+from tests.reference.case import fill  # noqa: E402
+from tests.reference.convert import flatten, nest  # noqa: E402
+from vireid_jax.nets.auxiliary import pyramid  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(method="mun"):
+    """The settings of `main`, of a network that compiles in seconds."""
+    s = step.settings(method, "main", 2)
+    small = {"num_instances": 2, "image_size": (48, 48), "num_classes": 6}
+    facts = {k: small.get(k, v) for k, v in s["facts"].items()}
+    return {**s, **small, "facts": facts, "method": {**s["method"], "width": 8}}
+
+
+def test_settings_are_those_of_the_recipes():
+    from configs import mun, smcl
+
+    paper, recipe = step.settings("mun", "paper"), mun.get_config("sysu")
+    assert paper["image_size"] == (288, 144) and paper["method"]["depth"] == 50
+    assert step.settings("mun", "paper", recipe.sampler.num_ids)["facts"]["num_ids"] == 8
+    assert paper["optim"]["decay"] == "decoupled" and dict(paper["optim"]["multipliers"])
+    main = step.settings("mun", "main")
+    assert main["num_ids"] == main["facts"]["num_ids"] == mun.get_config().sampler.num_ids
+    s = step.settings("smcl", "paper")
+    assert s["image_size"] == tuple(smcl.get_config("sysu").data.image_size)
+    assert s["method"]["metric_from_epoch"] == 0
+    config = mun.get_config()
+    config.method.tri = "vra"
+    with pytest.raises(ValueError, match=r"the config has \{'tri': 'vra'\}"):
+        step.written_options(config, {"tri": "vr"})
+
+
+def test_both_sides_of_mun_take_the_same_steps():
+    """With the memory of prototypes, decay by parameter, rates and projected scales."""
+    s = tiny("mun")
+    s["optim"] = {**s["optim"], "multipliers": (("backbone/", 0.1),)}
+    s["facts"]["num_steps"] = 5  # so that new and old prototypes weigh much
+    s["method"]["ma_weight"] = 1.0
+    one, _ = step.torch_step(s, "channels_last")
+    want = [one() for _ in range(4)]
+    one, figures = step.jax_step(s, "remat")
+    np.testing.assert_allclose([one() for _ in range(4)], want, rtol=2e-3)
+    assert figures["xla_temp_mb"] > 0 and figures["xla_argument_mb"] > 0
+    assert want[3] < 0.99 * want[0]
+
+
+def double_loss(module, s):
+    """The loss of a PyTorch step in float64, its model, and the batch."""
+    from tests.reference import running
+    from vireid_jax.data.augment import standardize
+
+    kept = []
+
+    def prepare(model):
+        kept.append(model.double().train())
+        return kept[0]
+
+    _, loss = module.torch_training(s, prepare, 0.0)
+    batch = step.batch_of(s)
+    images = [running.images(np.asarray(standardize(batch[k]))) for k in ("visible", "infrared")]
+    return loss, kept[0], images, torch.tensor(batch["label"], dtype=torch.int64)
+
+
+def test_the_torch_step_of_smcl_has_the_loss_of_the_reference():
+    s = tiny("smcl")
+    s["method"]["metric_weight"] = 2.0
+    loss, model, images, labels = double_loss(step_smcl, s)
+    want = model.total(model.terms(*images, labels), True)
+    assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+
+
+def test_the_torch_step_of_mun_has_the_loss_of_the_reference():
+    """Whole-array losses against loops over identities, at the first step and at later ones."""
+    s = tiny()
+    s["method"] |= {"ma_weight": 1.0, "ia_weight": 2.0}
+    s["facts"]["num_steps"] = 5
+    loss, model, images, labels = double_loss(step_mun, s)
+    memory = model.new_memory(s["num_classes"], s["num_ids"], s["num_instances"])
+    for at in range(3):
+        terms, memory = model.terms(images, labels, at, memory)
+        assert set(terms) == {"id_visible", "id_infrared", "tri", "idc", "ia", "ma"}
+        assert all(float(v.detach()) > 0 for v in terms.values())
+        got, want = loss(*images, labels), model.total(terms)
+        assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+        with torch.no_grad():  # other weights, so that the past of the prototypes counts
+            for p in model.parameters():
+                p.mul_(0.9)
+
+
+def row(candidate, seconds, loss, **more):
+    return {
+        "candidate": candidate,
+        "first_loss": loss,
+        "step_s": [seconds, 3 * seconds],
+        "cpu_s": [seconds, seconds],
+        "peak_rss_mb": 100 * seconds,
+        **more,
+    }
+
+
+def test_the_comparison_refuses_other_models_and_shows_ratios():
+    rows = [
+        step.merge([row("jax", 1.0, 7.0, xla_temp_mb=5, xla_argument_mb=2)]),
+        step.merge([row("torch", 4.0, 7.001), row("torch", 2.0, 7.001)]),
+    ]
+    assert rows[1]["median_s"] == 5.0 and rows[1]["min_s"] == 2.0
+    assert rows[1]["peak_rss_mb"] == 200
+    step.check_same_model(rows, "main")
+    for other in (7.1, float("nan")):
+        with pytest.raises(RuntimeError, match="not the same model"):
+            step.check_same_model([rows[0], {**rows[1], "first_loss": other}], "main")
+    text = step.table(rows, images=12)
+    assert "| vireid_jax | 2.000 | 1.000 | 1.000 | 6.0 | 100 | 5 + 2 |" in text
+    assert "| ratio to PyTorch eager | 0.40 | 0.50 | 0.33 | | 0.50 | |" in text
+    assert set(step.CANDIDATES) == {c for group in step.COMPARED.values() for c in group}
+    assert set(step.STEPS) == {(m, size) for m in step.COMPARED for size in step.SIZES}
+
+
+# --- The generator's profile ------------------------------------------------------------
+
+
+def test_a_transposed_convolution_is_the_matrix_product():
+    r = np.random.default_rng(0)
+    x = r.standard_normal((2, 3, 2, 4), np.float32)
+    kernel = r.standard_normal((2, 3, 4, 5), np.float32)
+    got = generator_parts.by_convolution(x, kernel)
+    assert got.shape == (2, 6, 6, 5)
+    np.testing.assert_allclose(got, pyramid.expand(x, kernel), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return generator_parts.parts(tiny(), 4)
+
+
+def test_the_parts_make_up_the_network(found):
+    """First and shared stages, with a simple generator between them, are the trunk."""
+    first, shared = found["first"], found["shared"]
+    shapes, images = generator.abstract(first)
+    variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "parts"))
+    r = np.random.default_rng(0)
+    images = [r.standard_normal(x.shape, np.float32) for x in images]
+
+    @jax.jit
+    def both(variables, images):
+        maps = first.run(variables, images)
+        third = maps[0] - maps[1]
+        apart = shared.run(variables, [*maps, third])[0]
+        whole, _ = generator_parts.trunk(tiny()).apply(
+            variables,
+            images,
+            stems=[0, 1],
+            train=True,
+            generate=lambda maps: [*maps, maps[0] - maps[1]],
+            mutable=["batch_stats"],
+        )
+        return maps, apart, whole
+
+    maps, apart, whole = both(variables, images)
+    assert [x.shape for x in maps] == found["generator"].maps == shared.maps[:2]
+    np.testing.assert_allclose(apart, whole, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(apart[0::3], apart[2::3], rtol=0.1)
+
+
+def test_the_forms_of_the_cross_modality_learner_agree_and_fold_into_less_memory(found):
+    rows = {k: generator.measure(found[k], 1) for k in ("convolution", "product", "folded")}
+    value = rows["product"]["value"]
+    assert rows["convolution"]["value"] == pytest.approx(value, rel=1e-4)
+    assert rows["folded"]["value"] == pytest.approx(value, rel=1e-4)
+    assert len(rows["folded"]["wall_s"]) == 1
+    kept = {k: r["kept_mb"] for k, r in rows.items()}
+    _, height, width, channels = found["folded"].maps[0]
+    of_all = 4 * height * width * 8 * channels * 4 / 2**20  # the 2nF channels that are normalized
+    assert kept["product"] > of_all
+    assert kept["convolution"] > of_all
+    # Kernels are small beside maps at the real size, not here: only how it grows tells.
+    grown = {
+        k: generator.kept_bytes(generator_parts.parts(tiny(), 8)[k]) / 2**20 - kept[k] for k in kept
+    }
+    assert grown["product"] >= of_all > 4 * grown["folded"]
+
+
+def test_rematerialization_keeps_less(found):
+    plain, remat = (generator.kept_bytes(found[k]) for k in ("generator", "remat"))
+    assert remat < plain / 3
+
+
+def test_kept_bytes_are_those_of_intermediate_arrays():
+    def run(variables, maps):
+        return [jax.numpy.exp(maps[0] @ variables["params"]["w"])]
+
+    part = generator_parts.Part(
+        "exp", lambda: {"params": {"w": np.zeros((5, 7), np.float32)}}, run, [(3, 5)]
+    )
+    assert generator.kept_bytes(part) == 4 * 3 * 7  # the exponential, not maps and weights
+    assert generator.kept_bytes(part._replace(of_maps=False)) == 4 * 3 * 7
+
+
+def test_the_tables_say_what_was_measured():
+    seconds = {"first": 2.0, "generator": 1.0, "shared": 5.0, "folded": 0.4}
+    times = {
+        k: {"part": k, "pairs": 4, "median_wall_s": v, "median_cpu_s": 2 * v}
+        for k, v in seconds.items()
+    }
+    text = generator.time_table(times)
+    assert "| generator | 1.00 | 2.00 | 250 | 12 % |" in text
+    assert "| folded | 0.40 | 0.80 | 100 | 5 % |" in text
+    rows = [
+        {"part": "generator", "pairs": 4, "kept_mb": 40.0, "temp_mb": 90.0},
+        {"part": "step", "pairs": 4, "temp_mb": 70.4},
+    ]
+    text = generator.memory_table(rows)
+    assert "| generator | 40 | 10.0 | 90 |" in text
+    assert "| step |  |  | 70 |" in text
+    assert json.loads(json.dumps(times)) == times
