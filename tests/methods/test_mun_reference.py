@@ -134,7 +134,9 @@ def _trajectory(name):
             )
             updates, state = tx.update(gradient, state, variables["params"])
             params = optim.apply(variables["params"], updates, learning_rate(step))
-            variables = {**variables, **aux.updates, "params": method.project(params)}
+            if method.project is not None:
+                params = method.project(params)
+            variables = {**variables, **aux.updates, "params": params}
             return variables, state, {**aux.terms, "total": total}
 
         history = []

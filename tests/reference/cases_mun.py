@@ -219,6 +219,7 @@ CASES = [
         {
             **_SMALL,
             "num_steps": 10,
+            "generator": {"ratios": (2, 3)},
             "ma_weight": 0.5,
             "optimizer": {
                 "lr": 2**-8,  # with gamma exact in float32, which learning rates are kept in
@@ -228,7 +229,7 @@ CASES = [
                 "gamma": 0.25,
             },
         },
-        {**_MODEL, "steps": 10},
+        {**_MODEL, "size": (48, 24), "steps": 10},
     ),
     Case(
         "mun_trajectory_identity",
