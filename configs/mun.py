@@ -45,6 +45,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     g.scale_form = "project"  # layer scales in (0, 1], sec. 3.2
     g.residual = False
     g.relu = False
+    g.form = "auto"  # of eqs. 7 to 9: direct, folded (the same numbers), or the cheaper one
     g.remat = False  # True: less memory for the generator, a little more time
     m.shared_input = "raw"
     m.gem_p = 3.0

@@ -51,6 +51,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     g.scale_form = "project"
     g.residual = False
     g.relu = False
+    g.form = "auto"
     g.remat = False
     m.id_margin = 4.0  # m of eq. 3, sec. 4.2: 4 on SYSU-MM01
     m.cehl_form = "both"

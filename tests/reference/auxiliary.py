@@ -1,6 +1,6 @@
 """Auxiliary modalities in PyTorch, written from the papers; SMGM is in `smcl`.
 
-The generator of MUN (Wu et al., ICCV 2023) is written as eqs. 1 to 9 read: every map is made,
+The generator of MUN (Yu et al., ICCV 2023) is written as eqs. 1 to 9 read: every map is made,
 with PyTorch's own grouped, transposed and 1x1 convolutions.
 """
 

@@ -190,7 +190,9 @@ class ResNet(nn.Module):
                 x = torch.stack([maps[m] for m in members], 1).flatten(0, 1)
                 kept = None
                 if self.kept is not None:
-                    kept = (len(members), sum(m < self.kept for m in members))
+                    count = sum(m < self.kept for m in members)
+                    # A copy for generated images alone has no other statistics than theirs.
+                    kept = (len(members), count) if count else None
                 for stage in self.get_submodule(name).children():
                     x = stage(x, kept)
                 for m, y in zip(members, x.unflatten(0, (-1, len(members))).unbind(1), strict=True):

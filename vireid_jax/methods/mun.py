@@ -118,7 +118,8 @@ def build(
       idc_weight, ia_weight, ma_weight: gamma, theta and sigma of eq. 17; a term of weight 0 is
         left out, and so are its parameters.
       ida_weight: of a classifier of auxiliary features alone, table 1's row "+Aux".
-      ia_margin, ia_form, ia_normalize: see `losses.alignment.alignment_loss`.
+      ia_margin, ia_form: see `losses.alignment.alignment_loss`.
+      ia_normalize: centers of features of unit length; the paper states none.
       prototypes: "slot" (as printed), "identity" (a memory for each identity) or "none":
         ma compares the features themselves (table 3).
       prototype_map: W_p of eq. 13: "linear" maps of features, one a modality; one "shared";
@@ -262,13 +263,13 @@ def build(
         if "ida" in weights:
             terms["ida"] = classified("auxiliary", "auxiliary")
         if "ia" in weights:
-            center = sum(pool[name] for name in visible) / len(visible)
+            aligned = {m: unit(x) if ia_normalize else x for m, x in pool.items()}
+            center = sum(aligned[name] for name in visible) / len(visible)
             terms["ia"] = alignment.alignment_loss(
-                jnp.stack([center, pool["infrared"], pool["auxiliary"]], 1),
+                jnp.stack([center, aligned["infrared"], aligned["auxiliary"]], 1),
                 labels,
                 margin=ia_margin,
                 form=ia_form,
-                normalize=ia_normalize,
             )
         scalars = {
             "accuracy_visible": accuracy(logits["visible", "visible"], labels),

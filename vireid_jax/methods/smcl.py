@@ -39,7 +39,7 @@ import jax.numpy as jnp
 
 from vireid_jax.losses.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
 from vireid_jax.losses.center import bi_center, hetero_center_triplet
-from vireid_jax.losses.distance import wide
+from vireid_jax.losses.distance import unit, wide
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
 from vireid_jax.losses.triplet import BDTR_FORMS, batch_hard_triplet, bdtr
 from vireid_jax.nets import auxiliary as aux
@@ -186,7 +186,8 @@ def build(
         "hc_tri" of the features g of v and i. The paper does not give their weight and epoch;
         here they are those of eq. 8.
       center_margin: rho of eq. 6.
-      normalize_centers: unit-length centers in eqs. 6 and 7; the paper states none.
+      normalize_centers: unit-length centers in eqs. 6 and 7, unit-length features in the other
+        metric losses; the paper states none.
       triplet_margin: of "bh_tri" and "hc_tri".
       bdtr_form: "orig" or "counted", see `losses.triplet.bdtr`.
       bicenter_margin, bicenter_joint: see `losses.center.bi_center`.
@@ -274,7 +275,8 @@ def build(
             "bicenter": partial(bi_center, margin=bicenter_margin, joint=bicenter_joint),
             "hc_tri": partial(hetero_center_triplet, margin=triplet_margin),
         }[metric]
-        metrics = {metric: lambda g, labels: of_pair(g[:, :2], labels)}
+        scaled = unit if normalize_centers else wide
+        metrics = {metric: lambda g, labels: of_pair(scaled(g[:, :2]), labels)}
     start = epochs_to_steps(metric_from_epoch, steps_per_epoch)
     weights = {f"id_{name}": 1.0 for name in modalities}  # eq. 4
     weights |= {name: metric_weight for name in metrics}  # eq. 9

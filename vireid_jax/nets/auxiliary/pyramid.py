@@ -1,6 +1,6 @@
 """The spatial pyramid of MUN's cross-modality learner: pooling and its learned inverse.
 
-Wu et al., "Modality Unifying Network for Visible-Infrared Person Re-Identification" (ICCV
+Yu et al., "Modality Unifying Network for Visible-Infrared Person Re-Identification" (ICCV
 2023), eqs. 6 and 7. A window is (height, width) in places of the map; pooling and transposed
 convolution both have kernel = stride = window, so windows tile the map and never overlap.
 """

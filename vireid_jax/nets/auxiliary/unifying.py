@@ -1,6 +1,6 @@
 """MUN's generator of an auxiliary modality, from feature maps of both modalities.
 
-Wu et al., "Modality Unifying Network for Visible-Infrared Person Re-Identification" (ICCV
+Yu et al., "Modality Unifying Network for Visible-Infrared Person Re-Identification" (ICCV
 2023), section 3.1. Shape letters beside those of `vireid_jax.types`: C channels of the maps,
 n ratios, F channels of a transposed convolution.
 """
