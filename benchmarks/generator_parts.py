@@ -55,7 +55,9 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     """The parts at the settings `s` of `benchmarks.step_mun`, for so many pairs of images."""
     method = s["method"]
     kernels = options.resolve_kernels(method["kernels"])
-    channels = feature_width(method["depth"], method["width"]) // 8
+    channels = feature_width(method["depth"], method["width"]) // 8  # after layer1
+    if method["specific"] == 1:
+        channels = method["width"]  # after the stem
     height, width = (-(-side // 4) for side in s["image_size"])
     a_map = (pairs, height, width, channels)
     result = _stages(s, pairs, a_map)
@@ -122,8 +124,8 @@ def _stages(s: dict[str, Any], pairs: int, a_map: tuple[int, ...]) -> dict[str, 
         return backbone.init(jax.random.key(0), images, stems=[0, 1], train=False)
 
     return {
-        "first": Part("stem and layer1, two images", init, first, [(pairs, *image)] * 2, False),
-        "shared": Part("layers 2 to 4, three maps", init, shared, [a_map] * 3),
+        "first": Part("first stages, two images", init, first, [(pairs, *image)] * 2, False),
+        "shared": Part("shared stages, three maps", init, shared, [a_map] * 3),
     }
 
 

@@ -12,7 +12,6 @@ WRITTEN = {
     "tri_form": "hard",
     "ida_weight": 0.0,
     "ia_form": "hinge",
-    "ia_normalize": False,
     "prototypes": "slot",
     "prototype_map": "linear",
     "beta_schedule": "linear",
@@ -121,6 +120,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     def triplet(z: Any, labels: Any) -> Any:
         """Batch-hard over visible and infrared rows."""
         rows, who = z[:2].flatten(0, 1), labels.repeat(2)
+        rows = functional.normalize(rows) if s["method"]["tri_normalize"] else rows
         distance, same = cdist(rows, rows), who[:, None] == who[None]
         farthest = distance.masked_fill(~same, -torch.inf).amax(1)
         nearest = distance.masked_fill(same, torch.inf).amin(1)
@@ -128,6 +128,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
 
     def alignment(z: Any) -> Any:
         """Eq. 12."""
+        z = functional.normalize(z, dim=2) if s["method"]["ia_normalize"] else z
         v, r, a = z.unflatten(1, (identities, instances)).mean(2)
         distance = torch.stack([cdist(a, v), cdist(a, r)])  # [2, P, P]
         farthest = distance.diagonal(dim1=1, dim2=2).amax(0)

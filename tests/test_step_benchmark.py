@@ -88,10 +88,12 @@ def test_the_torch_step_of_smcl_has_the_loss_of_the_reference():
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
-def test_the_torch_step_of_mun_has_the_loss_of_the_reference():
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_torch_step_of_mun_has_the_loss_of_the_reference(normalize):
     """Whole-array losses against loops over identities, at the first step and at later ones."""
     s = tiny()
-    s["method"] |= {"ma_weight": 1.0, "ia_weight": 2.0}
+    s["method"] |= {"ma_weight": 1.0, "ia_weight": 2.0, "specific": 2}
+    s["method"] |= {"ia_normalize": normalize, "tri_normalize": False}
     s["facts"]["num_steps"] = 5
     loss, model, images, labels = double_loss(step_mun, s)
     memory = model.new_memory(s["num_classes"], s["num_ids"], s["num_instances"])
@@ -171,6 +173,7 @@ def test_the_parts_make_up_the_network(found):
             stems=[0, 1],
             train=True,
             generate=lambda maps: [*maps, maps[0] - maps[1]],
+            after=tiny()["method"]["specific"],
             mutable=["batch_stats"],
         )
         return maps, apart, whole
