@@ -62,7 +62,7 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     a_map = (pairs, height, width, channels)
     result = _stages(s, pairs, a_map)
     plain = {k: v for k, v in method["generator"].items() if k != "remat"}
-    of_cross = {k: v for k, v in plain.items() if k != "residual"}
+    of_cross = {k: v for k, v in plain.items() if k not in ("residual", "form")}
     of_cross["ratios"] = tuple(of_cross["ratios"])
 
     def learner(name: str, module: Any, count: int) -> Part:

@@ -83,6 +83,8 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     mun = reference("mun")
     known = inspect.signature(mun.MUN).parameters
     options = {k: v for k, v in {**s["facts"], **s["method"]}.items() if k in known}
+    how = ("form", "remat")  # of the computation, not of the numbers
+    options["generator"] = {k: v for k, v in options["generator"].items() if k not in how}
     model: Any = mun.MUN(**options)
     reference("running").load(model, "benchmark")
     identities, instances = s["num_ids"], s["num_instances"]
