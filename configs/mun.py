@@ -8,7 +8,8 @@
 
 The paper reports 76.24 R1 / 73.81 mAP (SYSU-MM01 all-search single-shot) and 95.19 / 87.15
 (RegDB, visible images searched for in thermal ones). Its tables 1, 2, 3 and 5 are
-configurations of configs/ablation.py.
+configurations of configs/ablation.py. --config.method.generator.remat=True takes less memory and
+a little more time.
 """
 
 import ml_collections
@@ -72,8 +73,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.mmd_sigma = 1.0
     m.bn_running = "all"
 
-    # Sec. 4.1: 288 x 144; flip, erasing and channel augmentation; AdamW with decay 0.01; 90 epochs,
-    # from 1e-8 to 2e-3 in 15 epochs, a tenth at 30 and 60.
+    # Sec. 4.1: 288 x 144; flip, erasing and channel augmentation, whose probabilities are the
+    # field's, as is the crop; AdamW with decay 0.01; 90 epochs, from 1e-8 to 2e-3 in 15 epochs, a
+    # tenth at 30 and 60.
     if dataset != "synthetic":
         c.data.image_size = (288, 144)
     # The batch is not in the paper: 8 identities x (4 visible + 4 infrared), as AGW.
@@ -110,6 +112,7 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     m.tri_normalize = m.ia_normalize = True  # features of a fresh network have no scale to rely on
     m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"  # as in configs/smcl.py
     # Every classifier sees one modality, so people come by more often than in configs/smcl.py.
+    # L_ia is a sum over the people of a batch, so it weighs twice as much.
     c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
     c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96

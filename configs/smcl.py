@@ -99,7 +99,7 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     m.normalize_centers = True  # features of a fresh network have no scale to rely on
     m.metric_weight = 1.0
     # No incremental training: from random weights the center losses teach from the first step
-    # (README, ablations). The paper's share of the epochs, 220 of 300, would be 23.
+    # (docs/ablations.md). The paper's share of the epochs, 220 of 300, would be 23.
     m.metric_from_epoch = 0.0
     c.sampler.num_ids, c.sampler.num_instances = 8, 4
     c.sampler.steps_per_epoch = 20

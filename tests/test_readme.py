@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import tomllib
+from functools import partial
 
 import pytest
 from absl import flags
@@ -13,7 +14,7 @@ from ml_collections import config_flags
 
 from configs import common
 from vireid_jax import main
-from vireid_jax.methods import smcl
+from vireid_jax.methods import mun, smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -169,14 +170,14 @@ def config_keys():
 
 def test_every_config_key_in_the_texts_is_a_key():
     mentioned = config_keys()
-    assert {"README.md", "data.md", "fidelity.md", "smcl.py"} <= {where for where, _ in mentioned}
-    for recipe in (importlib.import_module(f"configs.{p.stem}") for p in RECIPES):
-        # Some keys belong to some data sets only.
-        configs = [recipe.get_config(dataset).to_dict() for dataset in common.DATASETS]
-        for where, key in mentioned - {("main.py", "key")}:
-            assert any(_has(config, key.split(".")) for config in configs), (
-                f"{where} mentions --config.{key}"
-            )
+    assert {"README.md", "data.md", "fidelity.md", "mun.py"} <= {where for where, _ in mentioned}
+    recipes = [importlib.import_module(f"configs.{p.stem}") for p in RECIPES]
+    # Some keys belong to some methods or data sets only.
+    configs = [recipe.get_config(d).to_dict() for recipe in recipes for d in common.DATASETS]
+    for where, key in mentioned - {("main.py", "key")}:
+        assert any(_has(config, key.split(".")) for config in configs), (
+            f"{where} mentions --config.{key}"
+        )
 
 
 def _has(config, parts):
@@ -223,27 +224,46 @@ def test_every_option_in_the_tables_of_the_data_sets_is_a_key():
         assert any(_has(config, key.split(".")) for config in configs), key
 
 
-def method_options():
-    """The `name` and `name=value` cells of the last column of fidelity.md's table of SMCL."""
+def method_options(method):
+    """The `name` and `name=value` cells of the last column of fidelity.md's table of a method."""
     text = (ROOT / "docs/fidelity.md").read_text()
-    section = text[text.index("## SMCL") :].split("\n## ")[0]
+    section = text[text.index(f"## {method}") :].split("\n## ")[0]
     rows = [line.strip("| ").split("|") for line in section.splitlines() if line.startswith("| ")]
     cells = {cell for row in rows for cell in re.findall(r"`([^`]+)`", row[-1])}
     return {cell for cell in cells if not cell.startswith("--")}
 
 
-def test_every_option_in_the_table_of_smcl_is_an_option_and_takes_the_value():
-    config = importlib.import_module("configs.smcl").get_config()
+TABLES = {
+    "SMCL": (
+        partial(smcl.build, num_classes=4, image_size=(48, 48), steps_per_epoch=1),
+        {"smgm_width", "id_margin", "updates=two_step", "auxiliary=gray"},
+    ),
+    "MUN": (
+        partial(
+            mun.build, num_classes=4, image_size=(48, 48), num_steps=9, num_ids=2, num_instances=2
+        ),
+        {"specific=1", "generator.ratios", "ia_form=literal", "prototypes=identity"},
+    ),
+}
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_every_option_in_the_table_of_a_method_is_an_option_and_takes_the_value(method):
+    build, some = TABLES[method]
+    config = importlib.import_module(f"configs.{method.lower()}").get_config()
     # "--config.optim.restart_epoch, milestones" names a second key of the optimizer.
     known = set(config.method) | set(config.optim)
-    assert {"smgm_width", "id_margin", "updates=two_step"} <= method_options()
-    for cell in method_options():
-        name, _, value = cell.partition("=")
+    known |= {f"generator.{key}" for key in config.method.generator}
+    assert some <= method_options(method)
+    for cell in method_options(method):
+        name, _, text = cell.partition("=")
         assert name in known, cell
-        if value:
-            value = {"True": True, "False": False}.get(value, value)
-            assert value != smcl.build.__kwdefaults__[name], f"{cell} is what we do anyway"
-            smcl.build(num_classes=4, image_size=(32, 16), steps_per_epoch=1, **{name: value})
+        if text:
+            value = {"True": True, "False": False, "1": 1, "2": 2}.get(text, text)
+            section, _, key = name.rpartition(".")
+            default = config.method.generator if section else build.func.__kwdefaults__
+            assert value != default[key], f"{cell} is what we do anyway"
+            build(**({"generator": {key: value}} if section else {key: value}))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)

@@ -190,6 +190,7 @@ CASES = [
             "metric": "bicenter",
             "bicenter_margin": 0.7,
             "bicenter_joint": True,
+            "normalize_centers": True,
         },
         _MODEL,
     ),

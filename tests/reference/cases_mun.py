@@ -114,6 +114,7 @@ CASES = [
                 "relu": True,
             },
             "tri_form": "weighted",
+            "tri_normalize": True,
             "ia_normalize": True,
             "ia_margin": 1.1,
             "ia_weight": 0.9,

@@ -74,6 +74,7 @@ class MUN(nn.Module):
         tri: str = "vr",
         tri_form: str = "hard",
         tri_margin: float = 0.3,
+        tri_normalize: bool = False,
         idc_weight: float = 0.25,
         ida_weight: float = 0.0,
         ia_weight: float = 0.5,
@@ -135,6 +136,7 @@ class MUN(nn.Module):
         }
         self.num_steps = num_steps
         self.tri, self.tri_form, self.tri_margin = tri, tri_form, tri_margin
+        self.tri_normalize = tri_normalize
         self.ia = dict(margin=ia_margin, form=ia_form, normalize=ia_normalize)
         self.prototypes, self.prototype_map = prototypes, prototype_map
         self.schedule, self.role, self.first = beta_schedule, beta_role, beta_first
@@ -285,6 +287,8 @@ class MUN(nn.Module):
 
     def triplet(self, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """L_tri over the rows [B, M, D] of some modalities."""
+        if self.tri_normalize:
+            rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         if self.tri_form == "weighted":
             return weighted_regularized_triplet(rows, labels)
         return batch_hard_triplet(rows, labels, self.tri_margin)

@@ -194,7 +194,10 @@ class SMCL(nn.Module):
                 "bdtr": metrics.bdtr,
                 "bicenter": metrics.bi_center,
             }[self.metric]
-            return {self.metric: function(g[:, :2], labels, **self.of_metric[self.metric])}
+            pair = g[:, :2]
+            if self.normalize:
+                pair = torch.stack([x / losses.norm(x) for x in pair.flatten(0, 1)]).view_as(pair)
+            return {self.metric: function(pair, labels, **self.of_metric[self.metric])}
         terms = {"global_center": losses.global_center(g, labels, self.normalize)}
         if self.kind != "none":
             terms["tri_center"] = losses.tri_center(g, labels, self.center_margin, self.normalize)

@@ -53,8 +53,6 @@ def check(
     given = {"smgm_init": smgm_init, "smgm_input": smgm_input, "x_input": x_input, "mix": mix}
     for name, value in given.items():
         _choice(name, value, _CHOICES[name])
-    if not isinstance(smgm_shared, bool):
-        raise ValueError(f"method.smgm_shared is {smgm_shared!r}, expected True or False")
     _flag("smgm_shared", smgm_shared)
     for name, width in (("smgm_width", smgm_width), ("x_width", x_width)):
         if width < 1:
