@@ -198,7 +198,7 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
         return
     refused = []
     for dataset in common.DATASETS:  # some keys belong to some data sets only
-        argv = ["vireid", f"--config={ROOT / 'configs/smcl.py'}:{dataset}", main._quoted(change)]
+        argv = ["vireid", f"--config={ROOT / 'configs/smcl.py'}:{dataset}", main.quoted(change)]
         values = flags.FlagValues()
         config_flags.DEFINE_config_file(
             "config", lock_config=True, flag_values=values, sys_argv=argv

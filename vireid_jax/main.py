@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     from vireid_jax import run
 
     changed = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
-    overrides = {_dotted(key): value for key, value in changed.items()}
+    overrides = {dotted(key): value for key, value in changed.items()}
     sys.exit(
         run.run(
             config,
@@ -82,7 +82,7 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
-def _quoted(argument: str) -> str:
+def quoted(argument: str) -> str:
     """--config.init.from=FILE as --config.init["from"]=FILE.
 
     Keys are read as Python expressions, where a word of the language is no name.
@@ -91,12 +91,12 @@ def _quoted(argument: str) -> str:
     if not re.fullmatch(r"--?(no)?config(\.\w+)+", key):
         return argument
     first, *names = key.split(".")
-    quoted = [f'["{name}"]' if keyword.iskeyword(name) else f".{name}" for name in names]
-    return "".join([first, *quoted, equals, value])
+    parts = [f'["{name}"]' if keyword.iskeyword(name) else f".{name}" for name in names]
+    return "".join([first, *parts, equals, value])
 
 
-def _dotted(text: str) -> str:
-    """Undoes `_quoted`, in a key or a message."""
+def dotted(text: str) -> str:
+    """Undoes `quoted`, in a key or a message."""
     return re.sub(r'\["(\w+)"\]', r".\1", text)
 
 
@@ -120,13 +120,13 @@ def _with_stored_recipe(argv: list[str]) -> list[str]:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; what is wrong with them becomes one line, not a traceback."""
     sys.path.append(str(ROOT))  # recipes import configs.common wherever they are run from
-    argv = [_quoted(argument) for argument in _with_stored_recipe(list(argv))]
+    argv = [quoted(argument) for argument in _with_stored_recipe(list(argv))]
     _argv[:] = argv
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         # A recipe that raises arrives with its traceback; its last line is the message.
-        _refuse(_dotted(str(error)).strip().splitlines()[-1].removeprefix("ValueError: "))
+        _refuse(dotted(str(error)).strip().splitlines()[-1].removeprefix("ValueError: "))
     except OSError as error:  # the recipe cannot be read, and a value of it is changed
         recipe = _given(argv).get("config", "").partition(":")[0]
         if pathlib.Path(recipe).name != "stored_recipe.py":

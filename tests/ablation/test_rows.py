@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import ablation, common
-from vireid_jax.ablation import plan
+from vireid_jax.ablation import plan, settings
 from vireid_jax.methods import get_build
 
 ROWS = [(table, row) for table, spec in ablation.TABLES.items() for row in spec.rows]
@@ -148,7 +148,7 @@ def test_the_share_of_the_epochs_follows_their_number(epochs):
     config = ablation.get_config("smcl/1/it")
     config.train.epochs = float(epochs)
     assert config.method.metric_from_epoch == pytest.approx(epochs * 220 / 300)
-    flat = plan.resolve(f"{plan.RECIPES}:smcl/1/it", [f"--config.train.epochs={epochs}"])
+    flat = settings.resolve(f"{plan.RECIPES}:smcl/1/it", [f"--config.train.epochs={epochs}"])
     assert flat["method.metric_from_epoch"] == pytest.approx(epochs * 220 / 300)
 
 

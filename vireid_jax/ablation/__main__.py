@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vireid_jax.ablation import plan
+from vireid_jax.ablation import plan, settings
 
 DATASETS = ("synthetic", "sysu", "regdb", "llcm", "folders")
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "command that was stopped.",
         epilog="--config.key=value changes a value of all rows, such as --config.train.epochs=10 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
-        + ", ".join(f"{key}={value}" for key, value in plan.EMBEDDED.items())
+        + ", ".join(f"{key}={value}" for key, value in settings.EMBEDDED.items())
         + ".",
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")

@@ -6,40 +6,16 @@ of every value that has a say in the parameters, so that other settings make oth
 """
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import config_flags
-
-from vireid_jax.main import ROOT, _quoted
+from vireid_jax.ablation import settings
+from vireid_jax.main import ROOT
 
 RECIPES = ROOT / "configs" / "ablation.py"
-
-# On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
-EMBEDDED: dict[str, Any] = {
-    "train.epochs": 15.0,
-    "method.width": 16,
-    "train.eval_every": 0.0,
-    "train.checkpoint_every": 0.0,  # at the end, and when it is stopped
-    "train.tensorboard": False,
-    "data.val_ids": 0,
-    "eval.baselines": False,
-}
-# What the command decides, and by which of its own options.
-OWN_KEYS = {
-    "seed": "--seeds",
-    "data.name": "--dataset",
-    "eval.protocols": "--protocol",
-    "eval.corrupt": "a table of corrupted images",
-    "run_name": "--folder",
-    "allow_changes": "--folder",
-}
 
 
 class Score(NamedTuple):
@@ -164,7 +140,8 @@ def plan(
       dataset: of the recipes.
       seeds: one cell each.
       folder: cells are in folder/cells.
-      changes: --config.key=value, for all rows; before them on the embedded data, `EMBEDDED`.
+      changes: --config.key=value, for all rows; before them on the embedded data,
+        `settings.EMBEDDED`.
       protocol: what the tables show; None for each table's own.
       feature: of the model, likewise.
 
@@ -176,20 +153,20 @@ def plan(
 
     if protocol is not None:
         get_protocol(protocol)
-    values = _values(dataset, changes)
+    values = settings.values(dataset, changes)
     planned = []
     for name in names:
         table, rows = tables[name], {}
-        _check_differences(name, table, changes)
+        settings.check_differences(name, table, changes)
         for row, spec in table.rows.items():
             source = f"{RECIPES}:{name}/{row}:{dataset}"
-            config = resolve(source, values)
+            config = settings.resolve(source, values)
             shown = protocol or table.protocols.get(dataset) or config["eval.protocols"][0]
             score = Score(shown, table.corrupt, feature)
             cells = []
             for seed in seeds:
                 full = {**config, "seed": seed}
-                named = f"{config['method.name']}_{dataset}-{checksum(full)}"
+                named = f"{config['method.name']}_{dataset}-{settings.checksum(full)}"
                 cells.append(
                     Cell(
                         row=f"{name}/{row}",
@@ -232,78 +209,3 @@ def cells_of(tables: Sequence[PlannedTable], rows: Sequence[str] | None = None) 
                 scores = tuple(dict.fromkeys((*first.scores, *cell.scores)))
                 found[cell.folder] = dataclasses.replace(first, scores=scores)
     return sorted(found.values(), key=lambda cell: cell.seed)  # stable
-
-
-def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
-    """The flat config that the main command gets from --config=`source` and `values`.
-
-    Raises:
-      ValueError: as that command would refuse them.
-    """
-    own = flags.FlagValues()
-    argv = ["ablation", f"--config={source}", *map(_quoted, values)]
-    config_flags.DEFINE_config_file(
-        "config", None, flag_values=own, lock_config=True, sys_argv=argv
-    )
-    try:
-        rest = own(argv)
-        config: Any = own["config"].value
-        flat = _flat(config.to_dict())  # a recipe is read at its first use
-    except flags.Error as error:
-        # A recipe that raises arrives with its traceback; its last line is the message.
-        text = str(error).strip().splitlines()[-1]
-        raise ValueError(text.removeprefix("ValueError: ")) from error
-    except (AttributeError, KeyError, TypeError) as error:
-        text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"'")
-        raise ValueError(f"{source.rpartition('/')[2]}: {' '.join(text.split())}") from error
-    if rest[1:]:
-        raise ValueError(f"unexpected arguments {rest[1:]}")
-    return flat
-
-
-def checksum(config: Mapping[str, Any]) -> str:
-    """Ten hexadecimal digits of every value of a flat config that changes what is trained.
-
-    The seed is left out: seeds of one configuration are together.
-    """
-    from vireid_jax.runinfo import changes_training  # brings jax
-
-    own_images = config["data.name"] == "folders"  # there the root says which they are
-    relevant = {
-        key: value
-        for key, value in config.items()
-        if key != "seed" and (changes_training(key) or (own_images and key == "data.root"))
-    }
-    text = json.dumps(relevant, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
-
-
-def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
-    """The changes with those for the embedded data before them, each key once."""
-    merged = {f"--config.{k}": str(v) for k, v in EMBEDDED.items() if dataset == "synthetic"}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ValueError(f"{change} has no value; expected --config.key=value, with the =")
-        if (name := key.removeprefix("--config.")) in OWN_KEYS:
-            raise ValueError(f"{name} is decided by {OWN_KEYS[name]}; leave {change} out")
-        merged[key] = value
-    return tuple(f"{key}={value}" for key, value in merged.items())
-
-
-def _check_differences(name: str, table: Any, changes: Sequence[str]) -> None:
-    """Refuses a change of what the rows of a table differ in: it would make them one."""
-    differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
-    for change in changes:
-        if (key := change.partition("=")[0].removeprefix("--config.")) in differ:
-            raise ValueError(f"rows of {name} differ in {key}; leave {change} out")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
