@@ -32,11 +32,11 @@ def build(**options):
     return mun.build(**{**TINY, **options})
 
 
-def batch_of(method_options=()):
+def batch_of(options):
     image = jax.ShapeDtypeStruct((P * K, *SIZE, 3), jnp.float32)
     label = jax.ShapeDtypeStruct((P * K,), jnp.int32)
     camera = jax.ShapeDtypeStruct((P * K, 2), jnp.int32)
-    second = {"visible_second": image} if "second_view" in method_options else {}
+    second = {"visible_second": image} if options.get("second_view") else {}
     return {"visible": image, "infrared": image, "label": label, "camera": camera, **second}
 
 
@@ -176,15 +176,15 @@ def test_half_precision_stays_inside_the_network(prototypes):
     image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: method.embed(v, x, VISIBLE))(variables, image)
     convolutions = [e for e in jaxpr.eqns if "conv_general" in e.primitive.name]
-    assert {e.outvars[0].aval.dtype for e in convolutions} <= {jnp.dtype("bfloat16")}
-    assert "bf16" in str(jaxpr)
+    assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}
 
 
 # --- Every source of the auxiliary modality, with a second view --------------------------------
 
 
-@pytest.mark.parametrize("auxiliary", ["x", "mixed", "mun"])
-@pytest.mark.parametrize("aux_stem", ["own", "visible"])
+@pytest.mark.parametrize(
+    ("auxiliary", "aux_stem"), [("x", "visible"), ("mixed", "own"), ("mun", "own")]
+)
 def test_a_second_view_goes_with_every_auxiliary(auxiliary, aux_stem):
     options = dict(auxiliary=auxiliary, aux_stem=aux_stem, mix="beta", bn_running="vi")
     variables, _, _, aux = step_of(build(second_view=True, **options), second_view=True)
