@@ -24,7 +24,7 @@ Paper = dict[str, tuple[float, float]]
 class EpochShare(NamedTuple):
     """A value in epochs that stays this share of train.epochs, also when that is changed."""
 
-    share: float
+    share: float | None = None  # None: the share that the recipe's value has of its epochs
 
 
 class Row(NamedTuple):
@@ -74,7 +74,7 @@ _SMCL_COMPONENTS = {
     # share of the epochs.
     "it": Row(
         "B + CEHL + ADSL + IT",
-        {},
+        {"method.metric_from_epoch": EpochShare()},
         _SMCL,
         embedded={"method.metric_from_epoch": EpochShare(220 / 300)},
     ),
@@ -228,7 +228,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         if option not in config[section]:
             raise KeyError(f"{name} changes {key}, which the recipe does not have")
         if isinstance(value, EpochShare):
-            value = config.train.get_ref("epochs") * value.share
+            epochs = config.train.get_ref("epochs")
+            if value.share is None:  # in this order, which leaves the recipe's value as it is
+                value = epochs / config.train.epochs * config[section][option]
+            else:
+                value = epochs * value.share
         config[section][option] = value
     config.run_name = f"{name.replace('/', '-')}_{config.data.name}"
     return config

@@ -39,7 +39,7 @@ def test_rows_that_are_one_training_are_one_cell():
 
 
 def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_embedded():
-    one, two = planned(["smcl/1", "smcl/2"], dataset="sysu")
+    one, two = planned(["smcl/1", "smcl/2"], dataset="sysu", changes=[])
     assert folders(one)["it"] == folders(two)["syncretic"] != folders(one)["ceh_adsl"]
     one, two = planned(["smcl/1", "smcl/2"])
     assert folders(one)["ceh_adsl"] == folders(two)["syncretic"] != folders(one)["it"]
@@ -111,6 +111,33 @@ def test_the_commands_say_all():
 def test_real_data_keep_the_recipes_length():
     cell = planned(["mun/1"], dataset="sysu", changes=[])[0].rows["b"].cells[0]
     assert cell.values == ("--config.seed=0",) and cell.config["train.epochs"] == 90
+
+
+def test_a_training_that_ends_before_its_losses_begin_is_refused():
+    short = ["--config.train.epochs=10"]
+    message = (
+        r"^smcl/4/bh_tri:sysu: method.metric_from_epoch is 220 and train.epochs 10, so .* never "
+        r"enter; give --config.method.metric_from_epoch=... below 10"
+    )
+    with pytest.raises(ValueError, match=message):
+        planned(["smcl/4"], dataset="sysu", changes=short)
+    with pytest.raises(ValueError, match="metric_from_epoch is 10 and"):  # the end is too late
+        planned(
+            ["smcl/4"], dataset="sysu", changes=[*short, "--config.method.metric_from_epoch=10"]
+        )
+    cured = [*short, "--config.method.metric_from_epoch=7"]
+    (four,) = planned(["smcl/4"], dataset="sysu", changes=cured)
+    assert {r.cells[0].config["method.metric_from_epoch"] for r in four.rows.values()} == {7}
+    # Rows of table 1 differ in that value; its own row for it keeps the recipe's share.
+    (one,) = planned(["smcl/1"], dataset="sysu", changes=short)
+    starts = [r.cells[0].config["method.metric_from_epoch"] for r in one.rows.values()]
+    assert starts[2:] == [0, pytest.approx(10 * 220 / 300)]
+
+
+def test_a_training_that_ends_before_the_learning_rate_is_there_is_refused():
+    with pytest.raises(ValueError, match=r"mun/3/neither:sysu: optim.warmup_epochs is 15 and"):
+        planned(["mun/3"], dataset="sysu", changes=["--config.train.epochs=15"])
+    planned(["mun/3"], dataset="sysu", changes=["--config.train.epochs=16"])
 
 
 @pytest.mark.parametrize(

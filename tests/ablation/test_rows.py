@@ -49,7 +49,8 @@ def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
         section, option = key.split(".")
         assert option in recipe[section]
         if isinstance(value, ablation.EpochShare):
-            value = value.share * recipe["train"]["epochs"]
+            share = value.share or recipe[section][option] / recipe["train"]["epochs"]
+            value = pytest.approx(share * recipe["train"]["epochs"])
         recipe[section][option] = value
     assert config == recipe
 
@@ -150,6 +151,14 @@ def test_the_share_of_the_epochs_follows_their_number(epochs):
     assert config.method.metric_from_epoch == pytest.approx(epochs * 220 / 300)
     flat = settings.resolve(f"{plan.RECIPES}:smcl/1/it", [f"--config.train.epochs={epochs}"])
     assert flat["method.metric_from_epoch"] == pytest.approx(epochs * 220 / 300)
+
+
+@pytest.mark.parametrize(("dataset", "share"), [("sysu", 220 / 300), ("regdb", 120 / 200)])
+def test_on_real_data_it_is_the_recipes_own(dataset, share):
+    config = ablation.get_config(f"smcl/1/it:{dataset}")
+    assert config.method.metric_from_epoch == {"sysu": 220, "regdb": 120}[dataset], "to the bit"
+    config.train.epochs = 10.0
+    assert config.method.metric_from_epoch == pytest.approx(10 * share)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,10 @@ def _listing(names: Sequence[str], tables: dict[str, Any], dataset: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    share = getattr(value, "share", None)
-    return repr(value) if share is None else f"{share:.3f} of train.epochs"
+    if not hasattr(value, "share"):
+        return repr(value)
+    share = "the recipe's share" if value.share is None else f"{value.share:.3f}"
+    return f"{share} of train.epochs"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train every row of the tables of SMCL's and MUN's papers with every seed, and "
         "write mean and spread as Markdown and CSV. What is done is not done again; repeat a "
         "command that was stopped.",
-        epilog="--config.key=value changes a value of all rows, such as --config.train.epochs=10 "
+        epilog="--config.key=value changes a value of all rows, such as --config.optim.lr=1e-3 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
         + ", ".join(f"{key}={value}" for key, value in settings.EMBEDDED.items())
         + ".",

@@ -146,8 +146,8 @@ def plan(
       feature: of the model, likewise.
 
     Raises:
-      ValueError: a change that is this command's own, or that the recipes refuse; an unknown
-        protocol.
+      ValueError: a change that is this command's own, or that the recipes refuse; a training
+        that ends before what its row is about begins; an unknown protocol.
     """
     from vireid_jax.metrics import get_protocol
 
@@ -161,6 +161,7 @@ def plan(
         for row, spec in table.rows.items():
             source = f"{RECIPES}:{name}/{row}:{dataset}"
             config = settings.resolve(source, values)
+            settings.check_lengths(source, config)
             shown = protocol or table.protocols.get(dataset) or config["eval.protocols"][0]
             score = Score(shown, table.corrupt, feature)
             cells = []

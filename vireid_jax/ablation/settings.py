@@ -88,12 +88,39 @@ def values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in merged.items())
 
 
+def check_lengths(source: str, config: Mapping[str, Any]) -> None:
+    """Refuses a training that is over before what its row is about has begun.
+
+    Args:
+      source: the value of --config.
+      config: from `resolve`.
+
+    Raises:
+      ValueError: a start that `train.epochs` does not reach.
+    """
+    epochs = config["train.epochs"]
+    starts = {"optim.warmup_epochs": "its learning rate would still rise at the end"}
+    if config.get("method.metric_weight"):
+        starts["method.metric_from_epoch"] = "its metric losses would never enter"
+    for key, why in starts.items():
+        if key in config and config[key] >= epochs:
+            raise ValueError(
+                f"{_row(source)}: {key} is {config[key]:g} and train.epochs {epochs:g}, so {why}; "
+                f"give --config.{key}=... below {epochs:g}, or a larger --config.train.epochs=..."
+            )
+
+
 def check_differences(name: str, table: Any, changes: Sequence[str]) -> None:
     """Refuses a change of what the rows of a table differ in: it would make them one."""
     differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
     for change in changes:
         if (key := change.partition("=")[0].removeprefix("--config.")) in differ:
             raise ValueError(f"rows of {name} differ in {key}; leave {change} out")
+
+
+def _row(source: str) -> str:
+    """TABLE/ROW:DATASET of the value of --config."""
+    return source.partition(".py:")[2]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
