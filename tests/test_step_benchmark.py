@@ -12,6 +12,7 @@ pytestmark = pytest.mark.torch
 from benchmarks import generator, generator_parts, step, step_mun, step_smcl  # noqa: E402
 from tests.reference.case import fill  # noqa: E402
 from tests.reference.convert import flatten, nest  # noqa: E402
+from vireid_jax import sharding  # noqa: E402
 from vireid_jax.nets.auxiliary import pyramid  # noqa: E402
 
 
@@ -21,6 +22,14 @@ def same_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Sharding has tests of its own; one device compiles faster."""
+    axes = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=axes, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
 def tiny(method="mun"):
