@@ -223,7 +223,8 @@ def find_backend() -> str:
     code = "import jax; print(jax.default_backend())"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if asked.returncode:
-        raise ValueError(f"jax does not start: {asked.stderr.strip().splitlines()[-1]}")
+        said = asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}, no message"]
+        raise ValueError(f"jax does not start: {said[-1]}")
     return asked.stdout.split()[-1]
 
 

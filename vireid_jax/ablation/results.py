@@ -18,12 +18,12 @@ def mark_trained(cell: Cell) -> None:
     A folder with results need not be one of those: any checkpoint can be scored.
 
     Raises:
-      ValueError: no result of a last state is there.
+      ValueError: no result of a last state is there, or one cannot be read.
     """
     steps = [
         int(path.parent.name)
         for path in cell.folder.glob("eval/*/*.json")
-        if path.parent.name.isdigit() and json.loads(path.read_text()).get("checkpoint") == "last"
+        if path.parent.name.isdigit() and _load(path).get("checkpoint") == "last"
     ]
     if not steps:
         raise ValueError(f"{cell.folder} holds no results although its command has ended well")
@@ -33,9 +33,13 @@ def mark_trained(cell: Cell) -> None:
 
 
 def trained_at(folder: pathlib.Path) -> int | None:
-    """The last step of a cell's training; None while it has not come to its end."""
+    """The last step of a cell's training; None while it has not come to its end.
+
+    Raises:
+      ValueError: the file that says so cannot be read.
+    """
     path = folder / TRAINED
-    return int(json.loads(path.read_text())["step"]) if path.exists() else None
+    return int(_load(path)["step"]) if path.exists() else None
 
 
 def metrics(cell: Cell, score: Score) -> dict[str, float] | None:
@@ -45,7 +49,7 @@ def metrics(cell: Cell, score: Score) -> dict[str, float] | None:
     draws or repeats, another gallery, or work at test time make other results.
 
     Raises:
-      ValueError: it was scored like that on two sets of test images.
+      ValueError: it was scored like that on two sets of test images, or a file cannot be read.
     """
     step = trained_at(cell.folder)
     if step is None:
@@ -77,8 +81,19 @@ def missing(cell: Cell) -> list[Score]:
 def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
     """A result without its long lists; a table is written after every cell, from all of them."""
     del changed  # a file that is replaced is read again
-    result: dict[str, Any] = json.loads(path.read_text())
-    return {key: value for key, value in result.items() if key not in ("per_query", "curves")}
+    return {key: value for key, value in _load(path).items() if key not in ("per_query", "curves")}
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; delete it to have it made again"
+        ) from error
 
 
 def _fits(result: Mapping[str, Any], score: Score, config: Mapping[str, Any]) -> bool:
