@@ -16,6 +16,7 @@ from vireid_jax.ablation import settings
 from vireid_jax.main import ROOT
 
 RECIPES = ROOT / "configs" / "ablation.py"
+FEATURE = "bn"  # of the tables
 
 
 class Score(NamedTuple):
@@ -84,6 +85,10 @@ class PlannedTable:
     corrupt: str | None
     protocol: str
     rows: Mapping[str, PlannedRow]
+    feature: str = FEATURE
+    other: tuple[str, ...] = ()  # protocol and feature, those that are not the table's own
+    trial: int | None = None  # RegDB's split
+    left_out: tuple[str, ...] = ()  # labels of rows that do not take the settings
 
 
 def load_tables() -> dict[str, Any]:
@@ -130,9 +135,10 @@ def plan(
     folder: pathlib.Path,
     changes: Sequence[str] = (),
     protocol: str | None = None,
-    feature: str = "bn",
+    feature: str = FEATURE,
+    rows: Sequence[str] | None = None,
 ) -> list[PlannedTable]:
-    """Resolves every row of the named tables with every seed.
+    """Resolves the rows of the named tables with every seed.
 
     Args:
       names: keys of `tables`.
@@ -144,25 +150,32 @@ def plan(
         `settings.EMBEDDED`.
       protocol: what the tables show; None for each table's own.
       feature: of the model, likewise.
+      rows: those that must take the changes, the others are left out if they do not; None for all.
 
     Raises:
       ValueError: a change that is this command's own, or that the recipes refuse; a training
-        that ends before what its row is about begins; an unknown protocol.
+        that ends before what its row is about begins; a protocol of another data set, or a
+        feature that a model does not give.
     """
-    from vireid_jax.metrics import get_protocol
-
-    if protocol is not None:
-        get_protocol(protocol)
     values = settings.values(dataset, changes)
     planned = []
     for name in names:
-        table, rows = tables[name], {}
+        table, planned_rows, left_out = tables[name], {}, []
+        own, shown, trial = "", "", None
         settings.check_differences(name, table, changes)
         for row, spec in table.rows.items():
             source = f"{RECIPES}:{name}/{row}:{dataset}"
-            config = settings.resolve(source, values)
-            settings.check_lengths(source, config)
-            shown = protocol or table.protocols.get(dataset) or config["eval.protocols"][0]
+            try:
+                config = settings.resolve(source, values)
+                own = table.protocols.get(dataset) or config["eval.protocols"][0]
+                shown = protocol or own
+                settings.check_score(source, config, protocol=shown, feature=feature)
+                settings.check_lengths(source, config)
+            except ValueError:
+                if rows is None or row in rows:
+                    raise
+                left_out.append(spec.label)
+                continue
             score = Score(shown, table.corrupt, feature)
             cells = []
             for seed in seeds:
@@ -180,9 +193,24 @@ def plan(
                         scores=(score,),
                     )
                 )
-            rows[row] = PlannedRow(spec.label, spec.paper, score, tuple(cells))
+            planned_rows[row] = PlannedRow(spec.label, spec.paper, score, tuple(cells))
+            trial = config.get("data.trial")
+        if not planned_rows:
+            continue
+        other = [shown] * (shown != own) + [feature] * (feature != FEATURE)
         planned.append(
-            PlannedTable(name, table.title, dataset, table.corrupt, score.protocol, rows)
+            PlannedTable(
+                name,
+                table.title,
+                dataset,
+                table.corrupt,
+                shown,
+                planned_rows,
+                feature,
+                tuple(other),
+                trial,
+                tuple(left_out),
+            )
         )
     return planned
 

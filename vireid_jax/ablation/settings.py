@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from vireid_jax.main import quoted
+from vireid_jax.main import dotted, quoted
 
 # On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
 EMBEDDED: dict[str, Any] = {
@@ -29,6 +30,9 @@ OWN_KEYS = {
     "run_name": "--folder",
     "allow_changes": "--folder",
 }
+FEATURES = ("pool", "bn")  # of every method; the latter is that after the neck
+# Files of the user, which a relative and an absolute path name alike.
+PATHS = ("init.from", "data.root")
 
 
 def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
@@ -51,8 +55,14 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
         text = str(error).strip().splitlines()[-1]
         raise ValueError(text.removeprefix("ValueError: ")) from error
     except (AttributeError, KeyError, TypeError) as error:
-        text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("\"'")
-        raise ValueError(f"{source.rpartition('/')[2]}: {' '.join(text.split())}") from error
+        # Of a key that the recipe lacks the text is "'lrr'\nDid you mean ...".
+        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("\"'")
+        key, _, hint = text.partition("\n")
+        given = [dotted(v).partition("=")[0] for v in values]
+        keys = [g for g in given if key.strip("'\"") in g.split(".")]
+        what = f"its recipe has no key {', '.join(keys)}" if keys else key
+        hint = " ".join(hint.split())
+        raise ValueError(f"{_row(source)}: {what}. {hint}".strip()) from error
     if rest[1:]:
         raise ValueError(f"unexpected arguments {rest[1:]}")
     return flat
@@ -79,12 +89,10 @@ def values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
     """The changes with those for the embedded data before them, each key once."""
     merged = {f"--config.{k}": str(v) for k, v in EMBEDDED.items() if dataset == "synthetic"}
     for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ValueError(f"{change} has no value; expected --config.key=value, with the =")
-        if (name := key.removeprefix("--config.")) in OWN_KEYS:
-            raise ValueError(f"{name} is decided by {OWN_KEYS[name]}; leave {change} out")
-        merged[key] = value
+        key, value = _split(change)
+        if key in OWN_KEYS:
+            raise ValueError(f"{key} is decided by {OWN_KEYS[key]}; leave {change} out")
+        merged[f"--config.{key}"] = _full_path(value) if key in PATHS else value
     return tuple(f"{key}={value}" for key, value in merged.items())
 
 
@@ -110,12 +118,62 @@ def check_lengths(source: str, config: Mapping[str, Any]) -> None:
             )
 
 
+def check_score(source: str, config: Mapping[str, Any], *, protocol: str, feature: str) -> None:
+    """Refuses, before anything is trained, a score that the trained model cannot have.
+
+    Raises:
+      ValueError: a protocol of another data set, or a feature that the model does not give.
+    """
+    from vireid_jax.metrics import PROTOCOLS, get_protocol
+
+    get_protocol(protocol)
+    own = config["eval.protocols"][0].partition("/")[0]
+    if protocol.partition("/")[0] != own:
+        known = [name for name in PROTOCOLS if name.startswith(f"{own}/")]
+        raise ValueError(
+            f"--protocol is {protocol}, which is not one of {config['data.name']}; expected of "
+            f"{', '.join(known)}"
+        )
+    given = FEATURES[:1] if config.get("method.neck") == "none" else FEATURES
+    if feature not in given:
+        neck = "" if feature not in FEATURES else " with method.neck=none"
+        raise ValueError(
+            f"{_row(source)} has no feature {feature!r}{neck}; give --feature {' or '.join(given)}"
+        )
+
+
 def check_differences(name: str, table: Any, changes: Sequence[str]) -> None:
     """Refuses a change of what the rows of a table differ in: it would make them one."""
     differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
     for change in changes:
-        if (key := change.partition("=")[0].removeprefix("--config.")) in differ:
+        if (key := _split(change)[0]) in differ:
             raise ValueError(f"rows of {name} differ in {key}; leave {change} out")
+
+
+def check_written(changes: Sequence[str]) -> None:
+    """Refuses "--config.key value", whose value would be taken for a table or a seed.
+
+    Raises:
+      ValueError: a change without its "=".
+    """
+    for change in changes:
+        _split(change)
+
+
+def _split(change: str) -> tuple[str, str]:
+    """("init.from", VALUE) of --config.init.from=VALUE."""
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"{change} has no value; expected {key}=VALUE, with the =, not a space")
+    return dotted(key).removeprefix("--config."), value
+
+
+def _full_path(text: str) -> str:
+    """A path from the root, with the name of the file itself as it is: its ending says the kind."""
+    if not text or text == "None" or "://" in text:
+        return text
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(text)))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _row(source: str) -> str:
