@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import os
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -65,17 +66,25 @@ def to_markdown(table: PlannedTable) -> str:
         asked = {cell.seed for cell in row.cells}
         which = f" of {len(asked)}: {_list(found)}" if 0 < len(found) < len(asked) else ""
         seeds = f"{len(found)}{which}"
-        printed = row.paper.get(shown)
+        printed = None if table.other else row.paper.get(shown)
         numbers = [f"{n:.2f}" for n in printed] if printed else [MISSING] * 2
         lines.append(f"| {row.label} | {' | '.join([*texts, seeds, *numbers])} |")
     corrupted = f", {table.corrupt} images corrupted by code of ours" if table.corrupt else ""
     lengths = dict.fromkeys(r.cells[0].config["train.epochs"] for r in table.rows.values())
     epochs = " and ".join(f"{length:g}" for length in lengths)
+    split = "" if table.trial is None else f" (split {table.trial})"
+    feature = f", feature `{table.feature}`" if table.feature in table.other else ""
+    origin = (
+        "The paper's table shows other scores than these."
+        if table.other
+        else f"The last two columns are the paper's own, measured by its authors on {paper}."
+    )
+    absent = f" Not with these settings: {', '.join(table.left_out)}." if table.left_out else ""
     return "\n".join(
         [
-            f"{table.name}, {table.title}: {table.dataset}, {epochs} epochs, `{table.protocol}`"
-            f"{corrupted}, in percent, mean ± sample standard deviation over the seeds. The last "
-            f"two columns are the paper's own, measured by its authors on {paper}.",
+            f"{table.name}, {table.title}: {table.dataset}{split}, {epochs} epochs, "
+            f"`{table.protocol}`{feature}{corrupted}, in percent, mean ± sample standard "
+            f"deviation over the seeds. {origin}{absent}",
             "",
             *lines,
         ]
@@ -112,9 +121,10 @@ def to_csv(table: PlannedTable) -> str:
 
 
 def file_name(table: PlannedTable) -> str:
-    """Without its ending: smcl-1, smcl-1_sysu."""
-    data = "" if table.dataset == "synthetic" else f"_{table.dataset}"
-    return f"{table.name.replace('/', '-')}{data}"
+    """Without its ending: smcl-1, smcl-1_sysu, smcl-1_regdb_trial1, smcl-1_sysu-all-multi_pool."""
+    data = [] if table.dataset == "synthetic" else [table.dataset]
+    trial = [] if table.trial is None else [f"trial{table.trial}"]
+    return "_".join([table.name, *data, *trial, *table.other]).replace("/", "-")
 
 
 def write(tables: Sequence[PlannedTable], folder: pathlib.Path, command: str) -> None:
@@ -162,6 +172,11 @@ def _list(seeds: object) -> str:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # commands may share a folder
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
