@@ -1,7 +1,7 @@
 """Takes the command line of the main command and leaves what it would leave, without training.
 
 The environment's STAND_IN says in JSON how: {"fail": [...], "wait": [...], "preempted": [...],
-"stubborn": [...], "nothing": [...]}, each with parts of --config that are meant.
+"killed": [...], "stubborn": [...], "nothing": [...]}, each with parts of --config that are meant.
 """
 
 import json
@@ -46,6 +46,8 @@ def main():
     if "fail" in how:
         print("error: the loss is not finite", file=sys.stderr)
         sys.exit(1)
+    if "killed" in how:
+        os.kill(os.getpid(), signal.SIGKILL)
     if "preempted" in how:
         sys.exit(42)
     saved = workdir / "saved"

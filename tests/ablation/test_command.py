@@ -14,7 +14,7 @@ import pytest
 
 from tests.ablation.stand_in import made_up
 from vireid_jax.ablation import __main__ as command
-from vireid_jax.ablation import pool
+from vireid_jax.ablation import pool, report
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE, SEEDS = "smcl/1", ("--seeds", "0", "1")
@@ -193,6 +193,10 @@ def test_a_page_is_filled(ablation, tmp_path, capsys):
         ([TABLE, "--jobs", "0"], "--jobs is 0"),
         ([TABLE, "--config.optim.learning_rate=1"], "learning_rate"),
         ([TABLE, "--protocol", "sysu/outdoor"], "unknown protocol 'sysu/outdoor'"),
+        ([TABLE, "--protocol", "regdb/v2t"], "regdb/v2t, which is not one of synthetic"),
+        ([TABLE, "--page", "nowhere.md"], "--page is nowhere.md, which is no file"),
+        ([TABLE, "--config.train.epochs", "3"], "expected --config.train.epochs=VALUE, with the ="),
+        (["--rows", "b", TABLE], "no table is named; expected of smcl/1"),
     ],
 )
 def test_a_wrong_command_line_is_refused_before_anything_runs(
@@ -202,10 +206,86 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(
     assert message in capsys.readouterr().err and not starts()
 
 
-def test_an_unknown_option_is_refused(ablation, capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([TABLE, "--sedes", "0"], "--sedes"),
+        ([TABLE, "--feature", "neck"], "choose from 'pool', 'bn'"),
+        (["--seeds", "0", TABLE], "'smcl/1' is no seed; name tables before --seeds"),
+    ],
+)
+def test_an_unknown_option_is_refused(ablation, capsys, argv, message):
     with pytest.raises(SystemExit) as exit_:
-        ablation(TABLE, "--sedes", "0")
-    assert exit_.value.code == 2
+        ablation(*argv)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_tables_may_be_on_both_sides_of_an_option(capsys):
+    assert command.main(["smcl/1", "--jobs", "2", "mun/1", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "smcl/1  components" in out and "mun/1  components" in out
+
+
+def test_made_by_is_the_command_without_how_and_where_it_is_shown(ablation, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: smcl-1 -->\n<!-- end -->\n")
+    shown = ("--jobs", "1", "--show", "--page", str(page), "--jobs=2", f"--page={page}")
+    assert ablation(TABLE, *shown, "--seeds", "0") == 0
+    made = f"Made by `python -m vireid_jax.ablation smcl/1 --seeds 0 --folder {tmp_path}`."
+    assert made in (tmp_path / "smcl-1.md").read_text() and made in page.read_text()
+
+
+def test_a_killed_cell_has_failed(ablation, monkeypatch, capsys):
+    ask(monkeypatch, killed=["/b:"])
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh") == 1
+    assert "failed: smcl/1/b, seed 0: killed by signal 9; the end of" in capsys.readouterr().err
+
+
+def test_tables_that_cannot_be_written_do_not_end_cells(
+    ablation, tmp_path, starts, monkeypatch, capsys
+):
+    real, left = report.write, [1]
+
+    def write(*args):
+        if left:
+            left.pop()
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(report, "write", write)
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh", "--jobs", "1") == 0
+    assert "tables are not written for now: " in capsys.readouterr().err
+    assert list(starts().values()) == [["train"]] * 2
+    assert read(tmp_path)["ceh", "mAP"]["n"] == "1"
+    left[:] = [1]
+    assert ablation(TABLE, "--seeds", "0", "--show") == 1, "the last one is an error"
+    assert "error: [Errno 28]" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told(stand_in, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = [TABLE, "--rows", "b", "--seeds", "0", "--folder", str(tmp_path / "file" / "x")]
+    assert command.main(argv) == 1
+    err = capsys.readouterr().err
+    assert "Not a directory" in err and "Traceback" not in err
+
+
+def test_what_is_not_json_is_named(ablation, starts, capsys):
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    (folder,) = starts()
+    (path,) = folder.glob("eval/50/*.json")
+    path.write_text("{")
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 1
+    assert f"{path} cannot be read: Expecting" in capsys.readouterr().err
+    path.unlink()
+    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    assert list(starts().values()) == [["train", "eval"]]
+
+
+def test_jax_that_dies_without_a_word(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ValueError, match="jax does not start: exit code 1, no message"):
+        pool.find_backend()
 
 
 def test_the_list_names_every_row_with_its_command(capsys):
@@ -213,9 +293,11 @@ def test_the_list_names_every_row_with_its_command(capsys):
     out = capsys.readouterr().out
     assert "--config configs/ablation.py:mun/3/both\n" in out
     assert "method.metric_from_epoch = 0.733 of train.epochs" in out
+    assert "shorter trainings than these commands: train.epochs=15.0, method.width=16" in out
     assert command.main(["smcl/1", "--list", "--dataset", "sysu"]) == 0
     out = capsys.readouterr().out
     assert "ablation.py:smcl/1/it:sysu" in out and "mun" not in out
+    assert "= the recipe's share of train.epochs" in out and "shorter" not in out
 
 
 @pytest.mark.parametrize("option", ["--help", "--list"])

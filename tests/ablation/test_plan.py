@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from vireid_jax.ablation import plan
+from vireid_jax.ablation import plan, report
 
 TABLES = plan.load_tables()
 SMALL = ["--config.train.epochs=2"]
@@ -168,6 +168,68 @@ def test_regdb_is_searched_as_in_the_papers_tables(table, protocol):
 def test_a_wrong_change_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         planned(["smcl/1"], changes=[change])
+
+
+def test_another_score_than_the_tables_own_is_named():
+    def names(dataset="synthetic", **options):
+        (table,) = planned(["smcl/1"], dataset=dataset, changes=[], **options)
+        return table.other, report.file_name(table)
+
+    assert names() == ((), "smcl-1")
+    assert names(protocol="sysu/all/single", feature="bn") == ((), "smcl-1")
+    assert names(feature="pool") == (("pool",), "smcl-1_pool")
+    both = names("sysu", protocol="sysu/all/multi", feature="pool")
+    assert both == (("sysu/all/multi", "pool"), "smcl-1_sysu_sysu-all-multi_pool")
+    assert names("regdb") == ((), "smcl-1_regdb_trial1"), "its own is t2v"
+    assert names("regdb", protocol="regdb/v2t")[0] == ("regdb/v2t",)
+    (three,) = planned(["smcl/1"], dataset="regdb", changes=["--config.data.trial=3"])
+    assert report.file_name(three) == "smcl-1_regdb_trial3"
+    assert "regdb (split 3), 200 epochs" in report.to_markdown(three)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "regdb/v2t"}, "is not one of synthetic; expected of sysu/all/single, "),
+        ({"protocol": "sysu/outdoor"}, "unknown protocol 'sysu/outdoor'"),
+        ({"feature": "neck"}, "mun/1/b:synthetic has no feature 'neck'; give --feature pool or bn"),
+        (
+            {"changes": ["--config.method.neck=none"]},
+            "mun/1/b:synthetic has no feature 'bn' with method.neck=none; give --feature pool",
+        ),
+    ],
+)
+def test_a_score_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        planned(["mun/1"], **options)
+    planned(["mun/1"], changes=["--config.method.neck=none"], feature="pool")
+
+
+def test_rows_that_are_not_asked_for_need_not_take_the_settings():
+    """SMCL's row of MUN's table 5 has no margin of L_tri."""
+    change = ["--config.method.tri_margin=0.1"]
+    with pytest.raises(
+        ValueError, match=r"mun/5/smcl:synthetic: its recipe has no key --config.method.tri_margin"
+    ):
+        planned(["mun/5"], changes=change)
+    (table,) = planned(["mun/5"], changes=change, rows=["b"])
+    assert list(table.rows) == ["b", "aux", "idc", "ia", "ma"] and table.left_out == ("SMCL",)
+    assert "Not with these settings: SMCL." in report.to_markdown(table)
+    assert [cell.name for cell in plan.cells_of([table], ["b"])] == ["mun/5/b, seed 0"]
+
+
+@pytest.mark.parametrize("key", ["init.from", "data.root"])
+def test_a_file_is_one_by_whatever_path(key, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    paths = ["x.npz", "../a/x.npz", str(tmp_path / "a" / "x.npz")]
+    found = [
+        planned(["smcl/1"], dataset="folders", changes=[f"--config.{key}={path}"])[0]
+        for path in paths
+    ]
+    assert folders(found[0]) == folders(found[1]) == folders(found[2])
+    given = found[0].rows["b"].cells[0].train_command()
+    assert f"--config.{key}={tmp_path.resolve()}/a/x.npz" in given, "a resumed run is the same"
 
 
 def test_tables_are_chosen_by_name_or_method():

@@ -1,6 +1,7 @@
 """Means and spread over seeds, worked by hand, and what is said of cells that are missing."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -88,6 +89,14 @@ def test_mean_and_sample_standard_deviation(tmp_path):
     assert (r1["n"], r1["seeds"], r1["row"], r1["label"]) == ("3", "0 1 2", "b", "row b")
     assert (r1["table"], r1["dataset"], r1["protocol"]) == ("smcl/1", "synthetic", SCORE.protocol)
     assert (r1["corrupt"], r1["feature"], r1["folder"]) == ("", "bn", "b")
+
+
+def test_scores_other_than_the_tables_own_stand_without_the_papers_numbers(tmp_path):
+    table = table_of(tmp_path, {"b": {0: metrics(0.5, 0.25)}})
+    other = dataclasses.replace(table, feature="pool", other=("pool",))
+    text = report.to_markdown(other)
+    assert "`sysu/all/single`, feature `pool`, in percent" in text and "authors" not in text
+    assert rows_of(text)[1]["row b"][-2:] == ["-", "-"]
 
 
 def test_one_seed_has_no_spread(tmp_path):
