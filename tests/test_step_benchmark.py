@@ -208,7 +208,7 @@ def test_the_forms_of_the_cross_modality_learner_agree_and_fold_into_less_memory
     grown = {
         k: generator.kept_bytes(generator_parts.parts(tiny(), 8)[k]) / 2**20 - kept[k] for k in kept
     }
-    assert grown["product"] >= of_all > 4 * grown["folded"]
+    assert min(grown["product"], grown["convolution"]) >= of_all > 2 * grown["folded"]
 
 
 def test_rematerialization_keeps_less(found):
