@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = common.base("mun", dataset)
 
     m = c.method = ml_collections.ConfigDict(dict(name="mun"))
-    m.depth = 50  # sec. 4.1
+    m.depth = 50  # sec. 4.2
     m.width = 64
     m.last_stride = 1  # not in the paper; AGW, CAJ and MPANet use 1
     m.specific = 2  # "stage 1" of each modality: stem and layer1; 1 is the stem alone
@@ -39,11 +39,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.x_input = "unit"
     m.mix = "half"
     g = m.generator = ml_collections.ConfigDict()
-    g.ratios = (2, 4, 6, 12)  # sec. 4.1
+    g.ratios = (2, 4, 6, 12)  # sec. 4.2
     g.ratio_form = "factor"
     g.transposed = "full"
     g.scale_shape = "vector"
-    g.scale_form = "project"  # layer scales in (0, 1], sec. 3.2
+    g.scale_form = "project"  # layer scales in (0, 1], sec. 3.1
     g.residual = False
     g.relu = False
     g.form = "auto"  # of eqs. 7 to 9: direct, folded (the same numbers), or the cheaper one
@@ -56,16 +56,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.tri_form = "hard"
     m.tri_margin = 0.3
     m.tri_normalize = False
-    m.idc_weight = 0.25  # gamma of eq. 17, sec. 4.1
+    m.idc_weight = 0.25  # gamma of eq. 17, sec. 4.2
     m.ida_weight = 0.0  # table 1, "+Aux": 1
     m.ia_weight = 0.5  # theta
     m.ma_weight = 0.008  # sigma
-    m.ia_margin = 0.55  # alpha of eq. 12, sec. 4.1
+    m.ia_margin = 0.55  # alpha of eq. 12, sec. 4.2
     m.ia_form = "hinge"
     m.ia_normalize = False
     m.prototypes = "slot"
     m.prototype_map = "linear"
-    m.beta_schedule = "linear"  # beta of eq. 14: 1e-8 to 1, sec. 4.1
+    m.beta_schedule = "linear"  # beta of eq. 14: 1e-8 to 1, sec. 3.4
     m.beta_role = "new"
     m.beta_first = "full"
     m.bridge = True
@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.mmd_sigma = 1.0
     m.bn_running = "all"
 
-    # Sec. 4.1: 288 x 144; flip, erasing and channel augmentation, whose probabilities are the
+    # Sec. 4.2: 288 x 144; flip, erasing and channel augmentation, whose probabilities are the
     # field's, as is the crop; AdamW with decay 0.01; 90 epochs, from 1e-8 to 2e-3 in 15 epochs, a
     # tenth at 30 and 60.
     if dataset != "synthetic":

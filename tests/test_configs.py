@@ -284,7 +284,7 @@ def test_smcl_is_the_papers(dataset, epochs, q, m, images, steps):
 
 @pytest.mark.parametrize("dataset", ["sysu", "regdb", "llcm"])
 def test_mun_is_the_papers(dataset):
-    """Yu et al., ICCV 2023, section 4.1; one recipe for all data sets."""
+    """Yu et al., ICCV 2023, section 4.2; one recipe for all data sets."""
     c = recipe_of("mun", dataset)
     assert c.data.image_size == (288, 144)
     assert (c.sampler.num_ids, c.sampler.num_instances) == (8, 4)

@@ -44,7 +44,7 @@ def test_killed_and_terminated_with_prototypes_in_memory(tmp_path):
     (name,) = (name for name in arrays if "memory" in name)
     assert arrays[name]["shape"] == [8, 3, 32] and arrays[name]["dtype"] == "float32"
     # Beta goes from the first step to the last, whichever process did them.
-    betas = [row["beta"] for row in rows if "beta" in row]
+    betas = [row["new_weight"] for row in rows if "new_weight" in row]
     np.testing.assert_allclose(betas, [1.0, *(np.arange(1, STEPS) / (STEPS - 1))], rtol=1e-6)
     at = {s: manifest.read(job.workdir / "checkpoints" / str(s))[name] for s in job.committed()}
     assert len(at) == 3 and len({a["crc32"] for a in at.values()}) == 3, "it goes on changing"

@@ -15,7 +15,7 @@ from vireid_jax.losses.distance import pairwise_distance, safe_norm, unit
 from vireid_jax.losses.mmd import mmd
 from vireid_jax.types import INFRARED, VISIBLE
 
-FIRST_BETA = 1e-8  # sec. 4.2; the last one is 1
+FIRST_BETA = 1e-8  # sec. 3.4; the last one is 1
 FORMS = ("hinge", "literal", "softplus")
 
 

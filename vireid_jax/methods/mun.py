@@ -125,7 +125,8 @@ def build(
       prototype_map: W_p of eq. 13: "linear" maps of features, one a modality; one "shared";
         "frozen", the identity; or "slot": maps of the batch's rows, as eq. 13 reads literally.
       beta_schedule, beta_role: see `losses.alignment.new_weight`.
-      beta_first: "full" lets the first step, whose beta is 1, teach; "stop" does not.
+      beta_first: "full" lets the first step, whose beta is 1, teach; "stop" does not. Under
+        prototypes="identity" the first appearance of a person after it teaches either way.
       bridge: compare v and r with the auxiliary modality, not with each other (table 3).
       mmd_bandwidth, mmd_sigma: see `losses.mmd.mmd`.
       bn_running: "all" or "vi": running statistics of the shared stages from v, r and a, or from
@@ -166,6 +167,10 @@ def build(
     feature_width(depth, width)  # refuses an unknown depth before anything is traced
     if specific not in (1, 2):
         raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
+    if not gem_p >= 1:
+        raise ValueError(f"method.gem_p is {gem_p}, expected 1 (the mean) or more")
+    if not mmd_sigma > 0:
+        raise ValueError(f"method.mmd_sigma is {mmd_sigma}, expected a squared distance above 0")
     if num_ids < 2:
         raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
     common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
@@ -217,7 +222,8 @@ def build(
         prototype_map=prototype_map if remembers else None,
     )
     accumulate = {"slot": alignment.by_slot, "identity": alignment.by_identity}
-    projects = auxiliary == "mun" and generator.get("scale_form", "project") == "project"
+    scale_form = generator.get("scale_form", "project")
+    projects = auxiliary == "mun" and scale_form == "project"
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
@@ -294,11 +300,11 @@ def build(
                     mapped = jnp.where(step == 0, jax.lax.stop_gradient(mapped), mapped)
                 prototype, memory = accumulate[prototypes](memory, mapped, labels, share)
                 # The maps can bring prototypes together while the features stay apart.
-                scalars |= {"beta": share, "ma_features": compare(plain)}
+                scalars |= {"new_weight": share, "ma_features": compare(plain)}
             terms["ma"] = compare(prototype)
         if auxiliary == "mun":
             for name, part in state["params"]["auxiliary"].items():
-                scalars[f"scale_{name}"] = part["layer_scale"].mean()
+                scalars[f"scale_{name}"] = aux.layer_scale(part["layer_scale"], scale_form).mean()
         total = sum(weights[name] * term for name, term in terms.items())
         kept = {"memory": memory} if remembers else {}
         return total, Aux(terms, {**updates, **kept}, scalars)

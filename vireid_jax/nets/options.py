@@ -27,7 +27,7 @@ def check(
         if value not in allowed:
             raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
     for name, number in not_negative.items():
-        if number < 0:
+        if not number >= 0:  # NaN too
             raise ValueError(f"method.{name} is {number}, expected 0 or more")
     if num_classes < 2:
         raise ValueError(f"{num_classes} training identities, expected at least 2")

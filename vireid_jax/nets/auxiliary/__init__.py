@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from vireid_jax.nets.auxiliary.checks import IMAGE_KINDS, KINDS, check
 from vireid_jax.nets.auxiliary.images import SMGM, Gray, Mixed, X
-from vireid_jax.nets.auxiliary.unifying import ModalityUnifying, project_scales
+from vireid_jax.nets.auxiliary.unifying import ModalityUnifying, layer_scale, project_scales
 
 __all__ = [
     "IMAGE_KINDS",
@@ -23,6 +23,7 @@ __all__ = [
     "ModalityUnifying",
     "X",
     "check",
+    "layer_scale",
     "make",
     "project_scales",
 ]

@@ -102,9 +102,7 @@ def _check_map(
     try:
         pyramid.windows(height, width, ratios, section.get("ratio_form", default.ratio_form))
     except ValueError as error:
-        raise ValueError(
-            f"data.image_size is {tuple(image_size)}, whose first stage gives {error}"
-        ) from error
+        raise ValueError(f"data.image_size is {tuple(image_size)}, but {error}") from error
     if channels is None:
         return
     if channels % 2:

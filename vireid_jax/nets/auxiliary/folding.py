@@ -112,6 +112,7 @@ def project(
     else:
         folded = jnp.einsum("abcf,mfd->abmcd", kernel, weights)
     folded = folded.reshape(*kernel.shape[:2], -1, weights.shape[-1])
+    center = jax.lax.stop_gradient(center)  # any value gives the same result
     flat = center.reshape(-1)
     places = jnp.einsum(
         "npqc,abcd->npqabd",
@@ -119,7 +120,12 @@ def project(
         folded.astype(dtype),
         preferred_element_type=weights.dtype,
     )
-    offset = jnp.einsum("c,abcd->abd", flat, folded, precision=HIGHEST)
+    # In full precision from the factors on, as the shift of the normalization that it makes up for.
+    if kernel.shape[2] == 1:
+        moved = center[:, None, None] * kernel[None, :, :, 0]
+    else:
+        moved = jnp.einsum("mc,abcf->mabf", center, kernel, precision=HIGHEST)
+    offset = jnp.einsum("mabf,mfd->abd", moved, weights, precision=HIGHEST)
     return depth_to_space(places + offset[None, None, None])
 
 

@@ -44,7 +44,7 @@ def windows(height: int, width: int, ratios: Sequence[int], form: str) -> list[W
 def check_ratios(ratios: Sequence[int]) -> None:
     """Raises ValueError unless ratios are distinct positive integers, at least one."""
     given = list(ratios)
-    if not given or len(set(given)) < len(given) or any(int(r) != r or r < 1 for r in given):
+    if not given or len(set(given)) < len(given) or any(type(r) is not int or r < 1 for r in given):
         raise ValueError(
             f"method.generator.ratios is {tuple(given)}, expected distinct whole numbers from 1 "
             "on, such as (2, 4, 6, 12)"

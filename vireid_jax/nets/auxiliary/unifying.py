@@ -31,7 +31,7 @@ class ModalityUnifying(nn.Module):
     """Two intra-modality learners and one cross-modality learner.
 
     Attributes:
-      ratios: of the average pooling (section 4.1).
+      ratios: of the average pooling (section 4.2).
       ratio_form: what a ratio is, see `pyramid.windows`; the paper does not say.
       transposed: F of the transposed convolutions, which the paper does not give: "full" C,
         "reduce" C / 4, "depthwise" C with one kernel for each channel.
@@ -283,16 +283,19 @@ def project_scales(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(project, params)
 
 
+def layer_scale(parameter: jax.Array, scale_form: str) -> jax.Array:
+    """The scale in (0, 1] that a leaf "layer_scale" stands for."""
+    if scale_form == "sigmoid":
+        return jax.nn.sigmoid(parameter)
+    return jnp.clip(parameter, SMALLEST_SCALE, 1.0) if scale_form == "clip" else parameter
+
+
 def _layer_scale(module: Any, channels: int) -> jax.Array:
     """The module's layer scale [1, 1, 1, C] or [1, 1, 1, 1], in (0, 1]."""
     shape = (channels,) if module.scale_shape == "vector" else (1,)
     start = SIGMOID_START if module.scale_form == "sigmoid" else 1.0
     scale = module.param("layer_scale", init.constant(start), shape)
-    if module.scale_form == "sigmoid":
-        scale = jax.nn.sigmoid(scale)
-    elif module.scale_form == "clip":
-        scale = jnp.clip(scale, SMALLEST_SCALE, 1.0)
-    return scale.reshape(1, 1, 1, -1)
+    return layer_scale(scale, module.scale_form).reshape(1, 1, 1, -1)
 
 
 def _row(vector: jax.Array | None, x: jax.Array) -> jax.Array:
