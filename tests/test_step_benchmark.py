@@ -37,7 +37,9 @@ def tiny(method="mun"):
     s = step.settings(method, "main", 2)
     small = {"num_instances": 2, "image_size": (48, 48), "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
-    return {**s, **small, "facts": facts, "method": {**s["method"], "width": 8}}
+    options = {**s["method"], "width": 8}
+    options["generator"] = {**options["generator"], "ratios": (2, 6)}
+    return {**s, **small, "facts": facts, "method": options}
 
 
 def test_settings_are_those_of_the_recipes():
@@ -66,7 +68,7 @@ def test_both_sides_of_mun_take_the_same_steps():
     s["method"]["ma_weight"] = 1.0
     one, _ = step.torch_step(s, "channels_last")
     want = [one() for _ in range(4)]
-    one, figures = step.jax_step(s, "remat")
+    one, figures = step.jax_step(s, "")
     np.testing.assert_allclose([one() for _ in range(4)], want, rtol=2e-3)
     assert figures["xla_temp_mb"] > 0 and figures["xla_argument_mb"] > 0
     assert want[3] < 0.99 * want[0]
@@ -201,14 +203,15 @@ def test_the_forms_of_the_cross_modality_learner_agree_and_fold_into_less_memory
     assert len(rows["folded"]["wall_s"]) == 1
     kept = {k: r["kept_mb"] for k, r in rows.items()}
     _, height, width, channels = found["folded"].maps[0]
-    of_all = 4 * height * width * 8 * channels * 4 / 2**20  # the 2nF channels that are normalized
+    of_all = 4 * height * width * 4 * channels * 4 / 2**20  # the 2nF channels that are normalized
     assert kept["product"] > of_all
     assert kept["convolution"] > of_all
     # Kernels are small beside maps at the real size, not here: only how it grows tells.
     grown = {
         k: generator.kept_bytes(generator_parts.parts(tiny(), 8)[k]) / 2**20 - kept[k] for k in kept
     }
-    assert min(grown["product"], grown["convolution"]) >= of_all > 2 * grown["folded"]
+    assert min(grown["product"], grown["convolution"]) >= of_all
+    assert grown["product"] > 4 * grown["folded"] > 0
 
 
 def test_rematerialization_keeps_less(found):
