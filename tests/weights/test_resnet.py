@@ -182,7 +182,7 @@ def test_a_method_starts_from_the_file(specific):
     assert set(report.matched) == {p for p in old if p.split("/")[1] == "backbone"}
     assert set(report.untouched) == set(old) - set(report.matched)
     assert all(new[p] is old[p] for p in report.untouched)
-    assert str(report).endswith("not from the file: auxiliary, classifier, neck")
+    assert str(report).endswith("not from the file: neck, auxiliary, classifier")
     images = trunk.images(size=SIZE)
     for modality in (VISIBLE, INFRARED):
         pooled = jax.jit(model.embed, static_argnums=2)(filled, images, modality)["pool"]
