@@ -107,9 +107,13 @@ def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypa
     ("signum", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130), (signal.SIGHUP, 42)]
 )
 def test_a_signal_is_passed_on_and_the_command_can_be_repeated(
-    ablation, tmp_path, starts, monkeypatch, signum, code
+    ablation, tmp_path, starts, monkeypatch, request, signum, code
 ):
     ask(monkeypatch, wait=["/b:", "/it:"])
+    outside = signal.getsignal(signum)
+    if outside is signal.SIG_IGN:  # as under nohup, which the command respects
+        signal.signal(signum, signal.SIG_DFL)
+        request.addfinalizer(lambda: signal.signal(signum, outside))
     before = signal.getsignal(signum)
 
     def send():
