@@ -213,7 +213,8 @@ def _method(
         "num_steps": epochs_to_steps(config.train.epochs, steps_per_epoch),
         "num_ids": config.sampler.num_ids,
         "num_instances": config.sampler.num_instances,
-        "second_view": config.augment.second_view != "none",
+        # Runs from before there was a second view have no such key.
+        "second_view": config.augment.get("second_view", "none") != "none",
     }
     # A method has a parameter for each fact of the run that it depends on, and for no other.
     wanted = inspect.signature(build).parameters
