@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import losses, smcl
+from . import losses, pooling, smcl
 from .case import Arrays, Case
 from .cases_mun import settled, start
 from .inputs import case_inputs
@@ -129,7 +129,7 @@ def _trajectory(case: Case) -> Arrays:
 
 
 def _pool(case: Case) -> Arrays:
-    pool = smcl.GAP() if case.kind == "gap" else smcl.GeM()
+    pool = pooling.GAP() if case.kind == "gap" else pooling.LearnedGeM()
     return module(case, pool, {"maps": images(case_inputs(case.name)["maps"])})
 
 

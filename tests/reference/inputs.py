@@ -1,17 +1,11 @@
 """Every case that is compared, by name, and its inputs. NumPy only."""
 
 import functools
-import importlib
-import importlib.util
 
+from . import cases_auxiliary, cases_core, cases_metric, cases_mun
 from .case import Arrays, Case
 
-PARTS = ("core", "metric", "auxiliary", "mun")
-_MODULES = [
-    importlib.import_module(f".cases_{part}", __package__)
-    for part in PARTS
-    if importlib.util.find_spec(f".cases_{part}", __package__)
-]
+_MODULES = (cases_core, cases_metric, cases_auxiliary, cases_mun)
 _ALL: list[Case] = [case for module in _MODULES for case in module.CASES]
 CASES = {c.name: c for c in _ALL}
 INPUTS = {kind: make for module in _MODULES for kind, make in module.INPUTS.items()}

@@ -15,26 +15,13 @@ from . import losses
 from .auxiliary import Gray, Mixed, Unifying, X
 from .metric import batch_hard_triplet, weighted_regularized_triplet
 from .mun_losses import accumulate, alignment, beta, modality_alignment
+from .pooling import GeM, LearnedGeM
 from .resnet import BatchNorm, ResNet
 from .smcl import SMGM
 
 Features = dict[str, torch.Tensor]  # by modality, [B, D] each
 Memory = dict[str, torch.Tensor]
 NAMES = ("visible", "infrared", "auxiliary")
-
-
-class GeM(nn.Module):
-    """Generalized mean over the map, (mean(x^p) + 1e-12)^(1/p); a learned p clamps x at 1e-6."""
-
-    def __init__(self, p: float, learned: bool) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor([p])) if learned else None
-        self.fixed = p
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.p is not None:
-            return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)
-        return ((x**self.fixed).mean((2, 3)) + 1e-12) ** (1 / self.fixed)
 
 
 # --- Model ------------------------------------------------------------------------------
@@ -115,7 +102,7 @@ class MUN(nn.Module):
         elif auxiliary in ("gray", "mixed"):
             self.auxiliary = {"gray": Gray, "mixed": Mixed}[auxiliary]()
         d = self.backbone.features
-        self.pool = GeM(gem_p, gem_learned)
+        self.pool = LearnedGeM(gem_p) if gem_learned else GeM(gem_p)
         self.neck = BatchNorm(d, use_bias=False) if neck == "shared" else None
         self.classifier_visible = nn.Linear(d, num_classes, bias=False)
         self.classifier_infrared = nn.Linear(d, num_classes, bias=False)

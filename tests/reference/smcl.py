@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from . import losses
 from . import metric as metrics
+from .pooling import GAP, LearnedGeM
 from .resnet import BatchNorm, ResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the standardized images
@@ -36,24 +37,6 @@ class SMGM(nn.Module):
         i = (self.conv1 if self.shared else self.conv1_infrared)(infrared)
         s = self.conv2(torch.relu(v * i))
         return (s - mean) / std if self.space == "unit" else s
-
-
-class GAP(nn.Module):
-    """Mean over the map."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3))
-
-
-class GeM(nn.Module):
-    """Generalized mean over the map: mean(max(x, eps)^p)^(1/p) with a learnt p."""
-
-    def __init__(self, p: float = 3.0) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor([p]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)
 
 
 def _sum(values: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -137,7 +120,7 @@ class SMCL(nn.Module):
             ((image_size[0] + 3) // 4, (image_size[1] + 3) // 4),
             generator or {},
         )
-        self.pool = GeM() if pooling == "gem" else GAP()
+        self.pool = LearnedGeM() if pooling == "gem" else GAP()
         self.neck = BatchNorm(self.backbone.features, use_bias=False)
         self.classifier = nn.Linear(self.backbone.features, num_classes, bias=False)
         self.id_margin, self.cehl_form = id_margin, cehl_form

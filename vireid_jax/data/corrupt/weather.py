@@ -111,8 +111,7 @@ def rain(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
     out[rows[seen], columns[seen]] = _DROP
     for axis in range(2):
         out = ndimage.uniform_filter1d(out, 2 + int(severity), axis=axis, mode="mirror")
-    darker = np.maximum(ops.value(out) - np.float32(0.05 + 0.05 * severity), 0)
-    return ops.clip(ops.with_value(out, darker))
+    return ops.clip(out - np.float32(0.05 + 0.05 * severity))
 
 
 def spatter(image: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
