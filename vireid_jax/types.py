@@ -20,6 +20,8 @@ MODALITIES = ("visible", "infrared")
 # for the images of an auxiliary modality. They are suffixes of parameter names.
 AUXILIARY = 2
 STEMS = (*MODALITIES, "auxiliary")
+# A second copy of the last stages, for what is specific to modalities in all of them (IDKL).
+SPECIFIC = "specific"
 
 Variables = Mapping[str, Any]  # flax collections: {"params": tree, "batch_stats": tree, ...}
 

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 
-from vireid_jax.methods import mun, smcl
+from vireid_jax.methods import idkl, mun, smcl
 from vireid_jax.types import Method
 
-METHODS: dict[str, Callable[..., Method]] = {"mun": mun.build, "smcl": smcl.build}
+METHODS: dict[str, Callable[..., Method]] = {
+    "idkl": idkl.build,
+    "mun": mun.build,
+    "smcl": smcl.build,
+}
 
 
 def get_build(name: str) -> Callable[..., Method]:

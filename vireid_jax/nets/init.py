@@ -21,10 +21,20 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, std: float) -> j
     """N(0, std^2) of `shape`, drawn by NumPy where the key is concrete."""
     if isinstance(key, jax.core.Tracer):
         return std * jax.random.normal(key, shape, dtype)
+    return jnp.asarray((std * _generator(key).standard_normal(shape)).astype(dtype))
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, bound: float) -> jax.Array:
+    """U(-bound, bound) of `shape`, the same way."""
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return jnp.asarray(_generator(key).uniform(-bound, bound, shape).astype(dtype))
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
     # Hard-typed keys and raw uint32 keys both occur: linen folds whichever it was given.
     raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    rng = np.random.Generator(np.random.Philox(np.asarray(raw, np.uint32).tolist()))
-    return jnp.asarray((std * rng.standard_normal(shape)).astype(dtype))
+    return np.random.Generator(np.random.Philox(np.asarray(raw, np.uint32).tolist()))
 
 
 def normal(std: float) -> Initializer:
@@ -45,6 +55,24 @@ def kaiming_normal(mode: str = "fan_out") -> Initializer:
         return _normal(key, shape, dtype, math.sqrt(2.0 / fan))
 
     return init
+
+
+def torch_uniform() -> Initializer:
+    """U(-b, b), b = 1 / sqrt(inputs): what PyTorch's linear and convolution layers start from.
+
+    For kernels laid out [..., in, out]. PyTorch draws biases from the same interval; a layer's
+    bias has no inputs of its own, so `torch_uniform_bias` is told them.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return _uniform(key, shape, dtype, 1 / math.sqrt(math.prod(shape[:-1])))
+
+    return init
+
+
+def torch_uniform_bias(inputs: int) -> Initializer:
+    """U(-b, b), b = 1 / sqrt(inputs), for the bias of such a layer."""
+    return lambda key, shape, dtype=jnp.float32: _uniform(key, shape, dtype, inputs**-0.5)
 
 
 def constant(value: float) -> Initializer:

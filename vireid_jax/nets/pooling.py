@@ -26,12 +26,27 @@ def gem(x: jax.Array, p: float = 3.0) -> jax.Array:
     return ((x**p).mean((1, 2)) + 1e-12) ** (1 / p)
 
 
-class GeM(nn.Module):
-    """Generalized-mean pooling: (mean of max(x, eps)^p)^(1/p), p learned.
+def gem_above(x: jax.Array, p: jax.Array | float = 3.0, *, epsilon: float = 1e-6) -> jax.Array:
+    """Generalized-mean pooling of what is above a floor: (mean of max(x, eps)^p)^(1/p).
 
-    Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation", eq. 3;
-    p_init 3 and eps 1e-6 are the values of the AGW baseline.
+    Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation", eq. 3.
+
+    Args:
+      x: [N, h, w, F]; entries below epsilon, negative ones too, count as epsilon.
+      p: 1 is the mean.
+      epsilon: 1e-6 is AGW's and IDKL's.
+
+    Returns:
+      [N, F], float32 or wider.
     """
+    x = jnp.maximum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), epsilon)
+    whole = isinstance(p, float | int) and p == int(p)
+    power = x ** int(p) if whole else x**p  # multiplications, not exp and log, where they do
+    return power.mean((1, 2)) ** (1 / p)
+
+
+class GeM(nn.Module):
+    """`gem_above` with a learned p; p_init 3 and eps 1e-6 are the values of the AGW baseline."""
 
     p_init: float = 3.0
     epsilon: float = 1e-6
@@ -40,5 +55,4 @@ class GeM(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, F] -> [N, F], float32 or wider."""
         p = self.param("p", init.constant(self.p_init), (1,))[0]
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return (jnp.maximum(x, self.epsilon) ** p).mean((1, 2)) ** (1 / p)
+        return gem_above(x, p, epsilon=self.epsilon)

@@ -87,7 +87,9 @@ class ResNet(nn.Module):
         train: bool,
         generate: Callable[[list[jax.Array]], list[jax.Array]] | None = None,
         after: int = 2,
-    ) -> jax.Array:
+        branches: Sequence[str] = (),
+        fork: int = 3,
+    ) -> Any:
         """Embeds M images per slot.
 
         Args:
@@ -98,14 +100,18 @@ class ResNet(nn.Module):
           generate: turns the M maps [B, h, w, F] after some stages into those that pass the
             others, such as the same and a generated one.
           after: how many stages come before `generate`: 1 the stem, 2 the stem and layer1.
+          branches: copies of the stages from `fork` on that the maps pass, each for itself:
+            "" the stages as they are always called, another name a copy with that suffix.
+          fork: how many stages the branches have in common: 3 is the stem, layer1 and layer2.
 
         Returns:
           Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b, with the M of
-          `generate` if it is given.
+          `generate` if it is given. With `branches` a list for each, of such maps after each of
+          its stages.
 
         Raises:
-          ValueError: for an unknown depth, an impossible set of stems, or a `generate` amid
-            specific stages.
+          ValueError: for an unknown depth, an impossible set of stems, a `generate` or a fork
+            amid specific stages.
         """
         if not 0 <= self.specific <= 5:
             raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
@@ -121,7 +127,15 @@ class ResNet(nn.Module):
                 f"{len(images)} modalities with stems {stems}: name the stem of each "
                 "(VISIBLE, INFRARED or AUXILIARY) when specific > 0"
             )
+        if branches and (generate is not None or not max(self.specific, 1) <= fork <= 4):
+            raise ValueError(
+                f"fork is {fork} with specific {self.specific}, expected {max(self.specific, 1)} to "
+                "4 and no generate"
+            )
         x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
+        if branches:
+            x = self._stages(x, range(done, fork), self._kept(count), train)
+            return [self._branch(x, name, fork, self._kept(count), train) for name in branches]
         if generate is not None:
             x = self._stages(x, range(done, after), self._kept(count), train)
             x = deinterleave(x, count)
@@ -157,6 +171,16 @@ class ResNet(nn.Module):
         for stage in stages:
             x = self._stage(x, stage, "", running, train)
         return x
+
+    def _branch(
+        self, x: jax.Array, name: str, fork: int, running: Any, train: bool
+    ) -> list[jax.Array]:
+        """The maps after each stage of one branch."""
+        maps = []
+        for stage in range(fork, 5):
+            x = self._stage(x, stage, f"_{name}" if name else "", running, train)
+            maps.append(x)
+        return maps
 
     def _stem(self, images: Any, suffix: str, running: Any, train: bool) -> jax.Array:
         options = dict(kernels=self.kernels, dtype=self.dtype, running=running)

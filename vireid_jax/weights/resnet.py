@@ -7,8 +7,8 @@
   layer2.0.downsample.1.bias              params/backbone/layer2_0/downsample_1/bias
   layer3.5.bn1.running_var                batch_stats/backbone/layer3_5/bn1/var
 
-Stages that a model has once per modality (stem_visible, stem_infrared, stem_auxiliary) start
-from the same arrays. torchvision's normalization (epsilon 1e-5, unbiased running variance) is ours.
+Stages that a model has several times (stem_visible, stem_infrared, stem_auxiliary; layer3_0 and
+layer3_0_specific) start from the same arrays. torchvision's normalization (epsilon 1e-5, unbiased running variance) is ours.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.types import STEMS, Variables
+from vireid_jax.types import SPECIFIC, STEMS, Variables
 from vireid_jax.weights.files import read
 
-_SUFFIX = re.compile(f"_({'|'.join(STEMS)})$")
+_SUFFIX = re.compile(f"_({'|'.join((*STEMS, SPECIFIC))})$")
 _BLOCK = re.compile(r"layer([1-4])_(\d+)$")
 _LEAVES = {
     ("params", "kernel"): "weight",
