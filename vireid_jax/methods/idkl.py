@@ -270,7 +270,7 @@ def build(
         labels, pool, logits = batch["label"], out["pool"], out["logits"]
         person = jnp.repeat(labels, 2)  # of row 2b + m, as in all arrays [2B, ...]
         modality = jnp.tile(jnp.arange(2), len(labels))
-        terms = {}
+        terms: dict[str, Any] = {}
         for name in ("sh", "sp", "purified"):
             if f"id_{name}" in weights:
                 terms[f"id_{name}"] = cross_entropy(_flat(logits[name]), person)
@@ -319,7 +319,7 @@ def build(
         return total, Aux(terms, dict(updates), scalars)
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
-        return net.apply(variables, images, method=IDKLNet.embed)
+        return net.apply(variables, images, method="embed")  # type: ignore[return-value]
 
     return Method(initialize, loss, embed)
 

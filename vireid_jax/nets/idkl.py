@@ -95,7 +95,7 @@ class IDKLNet(nn.Module):
             [visible, infrared], train=True, branches=("", SPECIFIC), fork=3
         )
         maps = {"sh": shared[-1], "sp": specific[-1]}
-        purified = None
+        purified: Any = None
         if self.purifier_options is not None:
             purified = self.purifier(specific[-1])
             maps["purified"] = purified.purified
@@ -136,7 +136,7 @@ class IDKLNet(nn.Module):
         return out
 
     def embed(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Features of the shared branch alone, [N, D] float32 or wider: after the neck, before it."""
+        """Features of the shared branch alone, [N, D]: after the neck, and before it."""
         ((*_, maps),) = self.backbone([images], train=False, branches=("",), fork=3)
         pool = gem_above(maps)
         return {"bn": self.neck["sh"](pool, train=False), "pool": pool}

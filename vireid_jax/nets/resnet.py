@@ -129,8 +129,8 @@ class ResNet(nn.Module):
             )
         if branches and (generate is not None or not max(self.specific, 1) <= fork <= 4):
             raise ValueError(
-                f"fork is {fork} with specific {self.specific}, expected {max(self.specific, 1)} to "
-                "4 and no generate"
+                f"fork is {fork} with specific {self.specific}, expected "
+                f"{max(self.specific, 1)} to 4, and no generate"
             )
         x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
         if branches:

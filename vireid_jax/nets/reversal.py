@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def reverse_gradient(x: jax.Array, strength: Any) -> jax.Array:
-    """x itself; its gradient is multiplied by -strength, a number or a scalar array."""
+    """The same x; its gradient is multiplied by -strength, a number or a scalar array."""
     return x
 
 

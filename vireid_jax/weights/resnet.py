@@ -8,7 +8,8 @@
   layer3.5.bn1.running_var                batch_stats/backbone/layer3_5/bn1/var
 
 Stages that a model has several times (stem_visible, stem_infrared, stem_auxiliary; layer3_0 and
-layer3_0_specific) start from the same arrays. torchvision's normalization (epsilon 1e-5, unbiased running variance) is ours.
+layer3_0_specific) start from the same arrays. torchvision's normalization (epsilon 1e-5, unbiased
+running variance) is ours.
 """
 
 import dataclasses
