@@ -1,22 +1,36 @@
-"""The rows of the ablation tables of SMCL and MUN, each the recipe with a few values changed.
+"""The rows of the ablation tables of SMCL, MUN and IDKL: the recipe with a few values changed.
 
   python -m vireid_jax.main --config configs/ablation.py:smcl/1/ceh_adsl        embedded data
   python -m vireid_jax.main --config configs/ablation.py:mun/3/both:sysu        SYSU-MM01
+  python -m vireid_jax.main --config configs/ablation.py:idkl/5a/0.1            a point of a sweep
   python -m vireid_jax.ablation --list                                          all rows
   python -m vireid_jax.ablation smcl/1 mun/3 --seeds 0 1 2                      whole tables
 
 SMCL: Wei et al., ICCV 2021, tables 1, 2 and 4. MUN: ICCV 2023, arXiv 2309.06262, tables 1, 2, 3
-and 5. Rows of MUN's table 5 that are other methods (X-Modality, CIL, AGW+J) are left out. "paper"
-holds rank-1 and mAP in percent as printed, {"sysu": ..., "regdb": ...}.
+and 5. Rows of MUN's table 5 that are other methods (X-Modality, CIL, AGW+J) are left out. IDKL:
+CVPR 2024, table 4 and the three sweeps of figure 5, whose axes were not at hand: their values are
+ours, and only the best ones, which the text gives, have printed numbers. "idkl/presets" is the
+paper's method beside the released code's. "paper" holds rank-1 and mAP in percent as printed,
+{"sysu": ..., "regdb": ...}.
 """
 
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from configs import mun, smcl
+from configs import idkl, mun, smcl
 
-METHODS = {"smcl": smcl.get_config, "mun": mun.get_config}
+
+def _official(dataset: str | None = None) -> ml_collections.ConfigDict:
+    return idkl.get_config(f"{dataset},official" if dataset else "official")
+
+
+METHODS = {
+    "smcl": smcl.get_config,
+    "mun": mun.get_config,
+    "idkl": idkl.get_config,
+    "idkl,official": _official,
+}
 
 Paper = dict[str, tuple[float, float]]
 
@@ -34,7 +48,7 @@ class Row(NamedTuple):
     changes: dict[str, Any]
     paper: Paper
     embedded: dict[str, Any] = {}  # noqa: RUF012  changes on the embedded data, after those above
-    method: str | None = None  # another one than the table's
+    method: str | None = None  # of METHODS, another one than the table's
 
 
 class Table(NamedTuple):
@@ -188,6 +202,41 @@ _MUN_CORRUPTED = {
     ),
 }
 
+# IDKL -------------------------------------------------------------------------------------------
+
+_IDKL = {"sysu": (81.42, 79.85)}
+# What the rows of table 4 do without. Without L_ip there is no purifier: F~ = F.
+_NO_IP = {"method.purify_form": "none"}
+_NO_TGSA = {"method.tgsa_weight": 0.0}
+_NO_CSA = {"method.csa_weight": 0.0}
+_NO_MDR = {"method.mdr_tgsa_weight": 0.0, "method.mdr_csa_weight": 0.0}
+
+_IDKL_COMPONENTS = {
+    "b": Row("L_b", _NO_IP | _NO_TGSA | _NO_CSA | _NO_MDR, {"sysu": (67.60, 66.47)}),
+    "tgsa": Row("L_b + L_tgsa", _NO_IP | _NO_CSA | _NO_MDR, {"sysu": (68.38, 67.30)}),
+    "ip_tgsa": Row("L_b + L_ip + L_tgsa", _NO_CSA | _NO_MDR, {"sysu": (76.40, 74.83)}),
+    "ip_csa": Row("L_b + L_ip + L_csa", _NO_TGSA | _NO_MDR, {"sysu": (76.28, 74.34)}),
+    "ip_mdr": Row("L_b + L_ip + L_mdr", _NO_TGSA | _NO_CSA, {"sysu": (77.04, 75.66)}),
+    "all": Row("L_b + L_ip + L_tgsa + L_csa + L_mdr", {}, _IDKL),
+}
+
+
+def _sweep(symbol: str, option: str, best: float) -> dict[str, Row]:
+    """One row for each value of one weight; at the paper's best the numbers of the whole method."""
+    return {
+        f"{value:g}": Row(
+            f"{symbol} = {value:g}", {f"method.{option}": value}, _IDKL if value == best else {}
+        )
+        for value in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    }
+
+
+# No printed numbers: the paper's are of neither preset for certain (docs/idkl.md).
+_IDKL_PRESETS = {
+    "paper": Row("paper", {}, {}),
+    "official": Row("released code", {}, {}, method="idkl,official"),
+}
+
 TABLES = {
     "smcl/1": Table("components of SMCL", "smcl", _SMCL_COMPONENTS, _THERMAL_TO_VISIBLE),
     "smcl/2": Table("auxiliary modalities in SMCL", "smcl", _SMCL_AUXILIARY, _THERMAL_TO_VISIBLE),
@@ -198,6 +247,18 @@ TABLES = {
     "mun/3": Table("prototypes and auxiliary bridge in MUN's L_ma", "mun", _MUN_ALIGNMENT),
     # The benchmark corrupts RegDB's visible queries, SYSU-MM01's visible gallery.
     "mun/5": Table("corrupted visible test images", "mun", _MUN_CORRUPTED, corrupt="visible"),
+    "idkl/4": Table("components of IDKL", "idkl", _IDKL_COMPONENTS),
+    # L_reid(f~), which eq. 21 has under lambda_1 too, keeps its weight, method.purified_weight.
+    "idkl/5a": Table(
+        "lambda_1 of IDKL, weight of L_e and L_r", "idkl", _sweep("lambda_1", "ip_weight", 0.1)
+    ),
+    "idkl/5b": Table(
+        "lambda_2 of IDKL, weight of L_tgsa", "idkl", _sweep("lambda_2", "tgsa_weight", 0.6)
+    ),
+    "idkl/5c": Table(
+        "lambda_3 of IDKL, weight of L_csa", "idkl", _sweep("lambda_3", "csa_weight", 0.8)
+    ),
+    "idkl/presets": Table("IDKL as printed and as released", "idkl", _IDKL_PRESETS),
 }
 
 

@@ -147,6 +147,7 @@ def _listing(names: Sequence[str], tables: dict[str, Any], dataset: str) -> str:
             changed = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}
             lines.append(f"  {row:10} {spec.label}")
             lines.append(f"             {plan.row_command(name, row, dataset)}")
+            lines += [f"             the recipe of {spec.method}"] * (spec.method is not None)
             lines += [f"             {key} = {_shown(value)}" for key, value in changed.items()]
     if dataset == "synthetic":
         lines += ["", f"Tables are of shorter trainings than these commands: {_embedded()}."]
@@ -175,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vireid_jax.ablation",
         usage="%(prog)s TABLE ... [options] [--config.key=value ...]",
         allow_abbrev=False,
-        description="Train every row of the tables of SMCL's and MUN's papers with every seed, and "
-        "write mean and spread as Markdown and CSV. What is done is not done again; repeat a "
+        description="Train every row of the tables of the papers of SMCL, MUN and IDKL with every "
+        "seed, and write mean and spread as Markdown and CSV. What is done is not done again; repeat a "
         "command that was stopped.",
         epilog="--config.key=value changes a value of all rows, such as --config.optim.lr=1e-3 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
