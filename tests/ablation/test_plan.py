@@ -8,6 +8,7 @@ from vireid_jax.ablation import plan, report
 
 TABLES = plan.load_tables()
 SMALL = ["--config.train.epochs=2"]
+IDKL = ["idkl/4", "idkl/5a", "idkl/5b", "idkl/5c", "idkl/presets"]
 
 
 def planned(names, tmp_path=pathlib.Path("runs"), *, changes=SMALL, seeds=(0,), **options):
@@ -36,6 +37,19 @@ def test_rows_that_are_one_training_are_one_cell():
     assert len(cells) == len({cell.folder for cell in cells}) == 24 - 3 - 4 - 1
     (cell,) = [cell for cell in cells if cell.folder in whole]
     assert [score.corrupt for score in cell.scores] == [None, "visible"]
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "sysu"])
+def test_the_best_points_of_idkls_sweeps_are_the_whole_method(dataset):
+    tables = planned(IDKL, dataset=dataset, changes=[])
+    four, a, b, c, presets = map(folders, tables)
+    whole = {four["all"], a["0.1"], b["0.6"], c["0.8"], presets["paper"]}
+    assert len(whole) == 1
+    # Of 29 rows those five are one; nothing else is shared.
+    assert len(plan.cells_of(tables)) == 29 - 4
+    # A preset is a recipe of the method's, whose folder has the method's name.
+    assert presets["official"].parent.name.startswith(f"idkl_{dataset}-")
+    assert presets["official"] not in whole
 
 
 def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_embedded():

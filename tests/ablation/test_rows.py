@@ -1,7 +1,6 @@
 """Every row of the papers' tables is a configuration that its method can be built from."""
 
 import functools
-import importlib
 import inspect
 import json
 
@@ -9,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation, common
+from configs import ablation, common, idkl
 from vireid_jax.ablation import plan, settings
 from vireid_jax.methods import get_build
 
+SWEEP = ["0", "0.1", "0.2", "0.4", "0.6", "0.8", "1"]
 ROWS = [(table, row) for table, spec in ablation.TABLES.items() for row in spec.rows]
 FACTS = dict(
     num_classes=7, steps_per_epoch=10, num_steps=100, num_ids=4, num_instances=2, second_view=False
@@ -21,7 +21,7 @@ FACTS = dict(
 
 def recipe_of(table, row):
     spec = ablation.TABLES[table]
-    return importlib.import_module(f"configs.{spec.rows[row].method or spec.method}")
+    return ablation.METHODS[spec.rows[row].method or spec.method]
 
 
 def test_the_tables_have_the_rows_of_the_papers():
@@ -33,6 +33,11 @@ def test_the_tables_have_the_rows_of_the_papers():
         "mun/2": ["x", "mixed", "syncretic", "mun"],
         "mun/3": ["neither", "prototype", "bridge", "both"],
         "mun/5": ["smcl", "b", "aux", "idc", "ia", "ma"],
+        "idkl/4": ["b", "tgsa", "ip_tgsa", "ip_csa", "ip_mdr", "all"],
+        "idkl/5a": SWEEP,
+        "idkl/5b": SWEEP,
+        "idkl/5c": SWEEP,
+        "idkl/presets": ["paper", "official"],
     }
 
 
@@ -40,7 +45,7 @@ def test_the_tables_have_the_rows_of_the_papers():
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
     config = ablation.get_config(f"{table}/{row}:{dataset}").to_dict()
-    recipe = recipe_of(table, row).get_config(dataset).to_dict()
+    recipe = recipe_of(table, row)(dataset).to_dict()
     assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
     del recipe["run_name"]
     spec = ablation.TABLES[table].rows[row]
@@ -108,6 +113,36 @@ def test_mun_rows_are_what_the_paper_says():
     assert values("mun/3/both", *scheme) == ("slot", True)
 
 
+def test_idkl_rows_are_what_the_paper_says():
+    """Table 4: what each row has of L_ip, L_tgsa, L_csa and the two parts of L_mdr."""
+    keys = ("purify_form", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
+    rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in ablation.TABLES["idkl/4"].rows}
+    assert rows == {
+        "b": ("none", 0, 0, 0, 0),
+        "tgsa": ("none", 0.6, 0, 0, 0),
+        "ip_tgsa": ("masks", 0.6, 0, 0, 0),
+        "ip_csa": ("masks", 0, 0.8, 0, 0),
+        "ip_mdr": ("masks", 0, 0, 1, 1),
+        "all": ("masks", 0.6, 0.8, 1, 1),
+    }
+    # Figure 5: one weight runs, the others stay at their best.
+    weights = ("ip_weight", "tgsa_weight", "csa_weight")
+    for place, (table, best) in enumerate({"idkl/5a": 0.1, "idkl/5b": 0.6, "idkl/5c": 0.8}.items()):
+        for row, spec in ablation.TABLES[table].rows.items():
+            expected = [0.1, 0.6, 0.8]
+            expected[place] = float(row)
+            assert values(f"{table}/{row}:sysu", *weights) == tuple(expected)
+            assert bool(spec.paper) == (float(row) == best)
+
+
+@pytest.mark.parametrize("dataset", common.DATASETS)
+def test_the_presets_of_idkl_are_its_recipes_on_every_data_set(dataset):
+    for preset in idkl.PRESETS:
+        found = ablation.get_config(f"idkl/presets/{preset}:{dataset}").to_dict()
+        recipe = idkl.get_config(f"{dataset},{preset}").to_dict()
+        assert found | {"run_name": recipe["run_name"]} == recipe
+
+
 # As printed: rank-1 and mAP on SYSU-MM01, then on RegDB.
 PRINTED = """
 smcl/1 b         57.00 55.49 75.77 70.52
@@ -143,6 +178,15 @@ mun/5 aux        30.85 26.54 36.40 31.21
 mun/5 idc        31.12 27.44 38.13 32.29
 mun/5 ia         36.78 32.32 45.44 42.89
 mun/5 ma         41.17 38.63 52.69 50.18
+idkl/4 b         67.60 66.47
+idkl/4 tgsa      68.38 67.30
+idkl/4 ip_tgsa   76.40 74.83
+idkl/4 ip_csa    76.28 74.34
+idkl/4 ip_mdr    77.04 75.66
+idkl/4 all       81.42 79.85
+idkl/5a 0.1      81.42 79.85
+idkl/5b 0.6      81.42 79.85
+idkl/5c 0.8      81.42 79.85
 """
 
 
@@ -151,6 +195,7 @@ def test_the_papers_numbers():
         f"{name} {row}": [n for data in ("sysu", "regdb") for n in spec.paper.get(data, ())]
         for name, table in ablation.TABLES.items()
         for row, spec in table.rows.items()
+        if spec.paper or name.split("/")[0] != "idkl"  # the sweeps have the best values' alone
     }
     lines = [line.split() for line in PRINTED.strip().splitlines()]
     assert found == {f"{table} {row}": [*map(float, n)] for table, row, *n in lines}
@@ -176,10 +221,12 @@ def test_on_real_data_it_is_the_recipes_own(dataset, share):
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        (None, r"no table for ''; .* one of smcl/1, .*mun/5"),
+        (None, r"no table for ''; .* one of smcl/1, .*mun/5, idkl/4"),
         ("smcl/3/b", r"no table for 'smcl/3/b'"),
         ("smcl/1/adsl", r"no row 'adsl' in smcl/1; expected one of b, ceh, ceh_adsl, it"),
         ("smcl/1/b:market", r"no recipe for the data set 'market'"),
+        ("idkl/presets/official:market", r"neither a data set nor a preset 'market'"),
+        ("idkl/5a/0.3", r"no row '0.3' in idkl/5a; expected one of 0, 0.1, 0.2"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(arg, message):
@@ -195,8 +242,18 @@ def test_a_row_cannot_change_a_value_that_is_not_there(monkeypatch):
         ablation.get_config("smcl/1/typo")
 
 
-# Terms of the loss beside the identity losses of the two modalities.
+# Terms of the loss beside those that all rows of a method have.
+ALWAYS = {
+    "smcl": {"id_visible", "id_infrared"},
+    "mun": {"id_visible", "id_infrared"},
+    "idkl": {"id_sh", "tri_sh", "confuser", "discriminator"},
+}
 ADSL, MUN = {"tri_center", "global_center"}, {"tri", "idc", "ia", "ma"}
+RAW, IP, MDR = (
+    {"id_sp", "tri_sp"},
+    {"id_purified", "tri_purified", "e", "r"},
+    {"mdr_tgsa", "mdr_csa"},
+)
 TERMS = {
     "smcl/1": {
         # Of weight 0: see test_smcl_rows_are_what_the_paper_says.
@@ -228,6 +285,18 @@ TERMS = {
     },
     "mun/2": {"x": MUN, "mixed": MUN, "syncretic": MUN, "mun": MUN},
     "mun/3": {"neither": MUN, "prototype": MUN, "bridge": MUN, "both": MUN},
+    "idkl/4": {
+        "b": RAW,
+        "tgsa": {*RAW, "tgsa"},
+        "ip_tgsa": {*RAW, *IP, "tgsa"},
+        "ip_csa": {*RAW, *IP, "csa"},
+        "ip_mdr": {*RAW, *IP, *MDR},
+        "all": {*RAW, *IP, "tgsa", "csa", *MDR},
+    },
+    "idkl/presets": {
+        "paper": {*RAW, *IP, "tgsa", "csa", *MDR},
+        "official": {*IP, "tgsa", "csa", *MDR, "csa_block", "mdr_csa_block"},
+    },
 }
 
 
@@ -259,4 +328,4 @@ def traced_terms(options):
 def test_a_row_trains_with_the_terms_of_the_paper(table, row):
     method = ablation.get_config(f"{table}/{row}").method.to_dict()
     found = traced_terms(json.dumps(method, sort_keys=True))
-    assert found == {"id_visible", "id_infrared"} | TERMS[table][row]
+    assert found == ALWAYS[table.split("/")[0]] | TERMS[table][row]

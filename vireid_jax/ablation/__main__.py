@@ -177,8 +177,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s TABLE ... [options] [--config.key=value ...]",
         allow_abbrev=False,
         description="Train every row of the tables of the papers of SMCL, MUN and IDKL with every "
-        "seed, and write mean and spread as Markdown and CSV. What is done is not done again; repeat a "
-        "command that was stopped.",
+        "seed, and write mean and spread as Markdown and CSV. What is done is not done again; "
+        "repeat a command that was stopped.",
         epilog="--config.key=value changes a value of all rows, such as --config.optim.lr=1e-3 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
         + f"{_embedded()}.",
