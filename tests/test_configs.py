@@ -22,7 +22,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "ablation")
 )
+# A recipe and what follows its name; IDKL's has a second preset.
 ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
+ALL += [("idkl", f"{dataset},official") for dataset in common.DATASETS]
 SECTIONS = ("data", "init", "sampler", "loader", "augment", "method", "optim", "train", "eval")
 RUN_KEYS = ("keep", "tensorboard")  # of the train section, for run.py and not for train.train
 
@@ -43,13 +45,23 @@ def recipe(request):
     return recipe_of(*request.param)
 
 
+@pytest.fixture
+def run_name(request):
+    """The folder of a run of `recipe`: its method and data set, and a preset in between."""
+    name, arg = request.node.callspec.params["recipe"]
+    dataset, *preset = arg.split(",")
+    return "_".join([name, *preset, dataset])
+
+
 def test_there_are_recipes():
     assert "smcl" in RECIPES and set(common.DATASETS) == set(datasets.DATASETS)
 
 
-def test_every_recipe_has_the_sections(recipe):
+def test_every_recipe_has_the_sections(recipe, run_name):
     assert {key for key, value in recipe.items() if hasattr(value, "items")} == set(SECTIONS)
-    assert recipe.run_name == f"{recipe.method.name}_{recipe.data.name}"
+    assert recipe.run_name == run_name
+    assert run_name.split("_")[0] == recipe.method.name
+    assert run_name.split("_")[-1] == recipe.data.name
 
 
 def test_data(recipe):

@@ -1,0 +1,205 @@
+"""IDKL's recipe: every value of both presets on every data set, and how they are asked for."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from configs import common, idkl
+from vireid_jax import optim
+from vireid_jax.methods import idkl as method
+
+# Where the released code differs from the paper; docs/idkl.md has the same list in words.
+PAPER = dict(
+    specific_weight=1.0,
+    confuser="reversal",
+    discriminator_input="sp",
+    mask="channel",
+    e_form="softplus",
+    e_head="raw",
+    r_form="softplus",
+    tgsa_pairs="all",
+    tgsa_cross="true",
+    block_weight=0.0,
+)
+OFFICIAL = dict(
+    specific_weight=0.0,
+    confuser="half_flip",
+    discriminator_input="purified",
+    mask="map",
+    e_form="exponential",
+    e_head="own",
+    r_form="relu",
+    tgsa_pairs="self",
+    tgsa_cross="mix",
+    block_weight=1.0,
+)
+# Of both, the code's where the paper is silent.
+BOTH = dict(
+    depth=50,
+    width=64,
+    last_stride=1,
+    kernels="auto",
+    dtype="float32",
+    tri_margin=1.3,
+    confuser_weight=1.0,
+    reversal_strength=1.0,
+    reversal_ramp=False,
+    discriminator_weight=1.0,
+    modality_stages=("neck",),
+    modality_dropout=0.5,
+    purify_form="masks",
+    in_affine=True,
+    purified_weight=1.0,
+    ip_weight=0.1,
+    e_stop_reference=False,
+    r_relative=False,
+    distilled="purified",
+    tgsa_weight=0.6,
+    tgsa_drop_self=True,
+    tgsa_temperature=1.0,
+    tgsa_scale="none",
+    csa_weight=0.8,
+    mdr_tgsa_weight=1.0,
+    mdr_csa_weight=1.0,
+    kl="symmetric",
+    kl_reduction="mean",
+    stop_teacher=False,
+)
+# RegDB.yml has no TGSA, and its batch is not 120, so that the weight of CSA is another.
+OFFICIAL_REGDB = dict(tgsa_weight=0.0, mdr_tgsa_weight=0.0, csa_weight=0.3)
+REAL = ("sysu", "regdb", "llcm", "folders")
+
+
+@pytest.mark.parametrize("dataset", REAL)
+@pytest.mark.parametrize(("preset", "own"), [("paper", PAPER), ("official", OFFICIAL)])
+def test_every_option_of_the_method(dataset, preset, own):
+    expected = {"name": "idkl", **BOTH, **own}
+    if (dataset, preset) == ("regdb", "official"):
+        expected |= OFFICIAL_REGDB
+    assert idkl.get_config(f"{dataset},{preset}").method.to_dict() == expected
+
+
+def test_the_defaults_of_the_method_are_the_preset_paper():
+    named = inspect.signature(method.build).parameters
+    defaults = {k: p.default for k, p in named.items() if p.default is not p.empty}
+    assert defaults == BOTH | PAPER
+
+
+@pytest.mark.parametrize(
+    ("arg", "size", "people", "milestones"),
+    [
+        ("sysu", (384, 128), 12, (60, 100)),
+        ("llcm", (384, 128), 12, (60, 100)),
+        ("folders", (384, 128), 12, (60, 100)),
+        ("regdb", (256, 128), 6, (60, 100)),
+        ("sysu,official", (384, 144), 12, (55, 95)),
+        ("llcm,official", (384, 144), 12, (55, 95)),
+        ("folders,official", (384, 144), 12, (55, 95)),
+        ("regdb,official", (256, 128), 6, (55, 95)),
+    ],
+)
+def test_the_recipe_is_the_papers_and_the_codes(arg, size, people, milestones):
+    """Sec. 4.1 (size, batch, milestones, lambdas); SYSU.yml, LLCM.yml, RegDB.yml of the code."""
+    c = idkl.get_config(arg)
+    assert (c.data.image_size, c.data.filter) == (size, "bilinear")
+    # 10 images of a person are 5 of each modality.
+    assert (c.sampler.num_ids, c.sampler.num_instances) == (people, 5)
+    assert 2 * people * 5 == {12: 120, 6: 60}[people]
+    assert c.sampler.rule == "exhaust" and c.sampler.steps_per_epoch is None
+    assert c.augment.to_dict() == common.base("x", "sysu").augment.to_dict() | dict(
+        flip=0.5,
+        pad=10,
+        pad_value=127,
+        erase=(0.5, 0.5),
+        erase_area=(0.02, 0.33),
+        erase_aspect=(0.3, 3.3),
+        erase_form="log_uniform",
+        erase_attempts=10,
+        erase_value=(0.0, 0.0, 0.0),
+        grayscale=(0.0, 0.0),
+        visible_channel="none",
+        infrared_channel="none",
+        second_view="none",
+    )
+    o = c.optim
+    assert (o.name, o.lr, o.weight_decay, o.decay) == ("adam", 3.5e-4, 5e-3, "coupled")
+    # On everything, at one rate, without a warm-up.
+    assert (o.no_decay, o.multipliers, o.warmup_epochs, o.clip_norm) == ((), (), 0.0, None)
+    assert c.train.epochs == 160
+    _, rate = optim.make(steps_per_epoch=10, epochs=c.train.epochs, **o)
+    first, second = (10 * m for m in milestones)
+    found = [float(rate(s)) for s in (0, first - 1, first, second - 1, second, 1599)]
+    np.testing.assert_allclose(found, [3.5e-4] * 2 + [3.5e-5] * 2 + [3.5e-6] * 2, rtol=1e-6)
+    assert (c.eval.rerank, c.eval.flip) == ("none", False)
+
+
+@pytest.mark.parametrize("dataset", common.DATASETS)
+def test_a_preset_changes_the_method_the_size_and_the_milestones_alone(dataset):
+    paper, official = (idkl.get_config(f"{dataset},{p}").to_dict() for p in idkl.PRESETS)
+    for c in (paper, official):
+        del c["run_name"]
+    differing = {
+        f"{section}.{key}"
+        for section, values in paper.items()
+        if isinstance(values, dict)
+        for key in values
+        if values[key] != official[section][key]
+    }
+    expected = {f"method.{key}" for key in PAPER}
+    if dataset != "synthetic":  # there sizes and schedule are ours
+        expected |= {"optim.milestones"} | ({"data.image_size"} if dataset != "regdb" else set())
+    if dataset == "regdb":
+        expected |= {f"method.{key}" for key in OFFICIAL_REGDB}
+    assert differing == expected
+    assert {k: v for k, v in paper.items() if not isinstance(v, dict)} == {
+        k: v for k, v in official.items() if not isinstance(v, dict)
+    }
+
+
+@pytest.mark.parametrize(
+    ("arg", "dataset", "preset"),
+    [
+        (None, "synthetic", "paper"),
+        ("", "synthetic", "paper"),
+        ("paper", "synthetic", "paper"),
+        ("official", "synthetic", "official"),
+        ("llcm", "llcm", "paper"),
+        ("llcm,paper", "llcm", "paper"),
+        ("llcm,official", "llcm", "official"),
+        ("official,llcm", "llcm", "official"),
+    ],
+)
+def test_data_set_and_preset_are_words_in_any_order(arg, dataset, preset):
+    c = idkl.get_config(arg)
+    assert c.data.name == dataset
+    assert c.method.confuser == {"paper": "reversal", "official": "half_flip"}[preset]
+    # The folder says which it was, as does the command in it.
+    assert c.run_name == {"paper": "idkl", "official": "idkl_official"}[preset] + f"_{dataset}"
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("market", "'market'; expected .*:DATASET,PRESET .*synthetic, .*paper, official"),
+        ("sysu,offical", "'offical'"),
+        ("sysu,", "''"),
+        ("Official", "'Official'"),
+        ("sysu official", "'sysu official'"),
+        ("sysu,llcm", "names a data set twice, sysu and llcm"),
+        ("sysu,sysu", "names a data set twice"),
+        ("official,paper", "names a preset twice, official and paper"),
+    ],
+)
+def test_other_words_are_refused(arg, message):
+    with pytest.raises(ValueError, match=message):
+        idkl.get_config(arg)
+
+
+def test_what_is_commented_out_in_the_code_is_within_reach():
+    """Its linear warm-up and its channel operator; see docs/idkl.md for the commands."""
+    c = idkl.get_config("sysu,official")
+    c.optim.warmup_epochs, c.optim.warmup_factor = 20.0, 0.0
+    _, rate = optim.make(steps_per_epoch=10, epochs=160.0, **c.optim)
+    found = [float(rate(s)) for s in (0, 50, 100, 200, 549, 550)]
+    np.testing.assert_allclose(found, [0, 8.75e-5, 1.75e-4, 3.5e-4, 3.5e-4, 3.5e-5], atol=1e-10)
