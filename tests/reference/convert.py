@@ -5,6 +5,7 @@ backbone.shared.stem.conv1.weight  [o,i,h,w]   params/backbone/stem/conv1/kernel
 backbone.shared.layer1.0.bn1.weight            params/backbone/layer1_0/bn1/scale
 backbone.shared.layer2.0.downsample.0.weight   params/backbone/layer2_0/downsample_0/kernel
 backbone.visible.layer1.0.conv1.weight         params/backbone/layer1_0_visible/conv1/kernel
+backbone.specific.layer3.0.conv1.weight        params/backbone/layer3_0_specific/conv1/kernel
 neck.running_var                               batch_stats/neck/var
 classifier.weight                  [o,i]       params/classifier/kernel [i,o]
 """
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 Flat = dict[str, np.ndarray]
-STREAMS = ("visible", "infrared", "auxiliary")
+STREAMS = ("visible", "infrared", "auxiliary", "specific")
 
 
 def _path(name: str, ndim: int) -> str:

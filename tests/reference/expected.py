@@ -1,6 +1,6 @@
 """What the PyTorch references give for a case: values, gradients, new statistics, in float64."""
 
-from . import expected_auxiliary, expected_core, expected_metric, expected_mun
+from . import expected_auxiliary, expected_core, expected_idkl, expected_metric, expected_mun
 from .case import Arrays
 from .inputs import CASES
 
@@ -9,6 +9,7 @@ COMPUTE = {
     **expected_metric.COMPUTE,
     **expected_auxiliary.COMPUTE,
     **expected_mun.COMPUTE,
+    **expected_idkl.COMPUTE,
 }
 
 

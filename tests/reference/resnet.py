@@ -206,3 +206,23 @@ class ResNet(nn.Module):
             maps = list(x.unflatten(0, (-1, len(maps))).unbind(1))
             done += 1
         return torch.stack(maps, 1).flatten(0, 1)
+
+
+class ForkedResNet(nn.Module):
+    """A trunk whose layer3 and layer4 are there twice, in a shared and in a specific branch."""
+
+    def __init__(self, depth: int = 50, width: int = 64, last_stride: int = 1) -> None:
+        super().__init__()
+        self.shared = nn.ModuleDict(_stages(depth, width, last_stride, 0, 5))
+        self.specific = nn.ModuleDict(_stages(depth, width, last_stride, 3, 5))
+        self.features = width * 8 * (4 if LAYOUTS[depth][0] else 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Images [N, 3, H, W] to the maps after layer3 and after layer4, of either branch."""
+        for name in ("stem", "layer1", "layer2"):
+            x = self.shared[name](x)
+        result = []
+        for branch in (self.shared, self.specific):
+            third = branch["layer3"](x)
+            result.append([third, branch["layer4"](third)])
+        return result[0], result[1]

@@ -1,0 +1,287 @@
+"""IDKL (Ren and Zhang, CVPR 2024) in PyTorch: network, terms, one training step.
+
+Written from the paper's equations, and for what it calls "official" from what the released code
+(1KK077/IDKL at 8676b62) computes. The network always sees a batch in that code's order, infrared
+and visible images in turn, infrared first; see `idkl_losses`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from . import idkl_losses as losses
+from .idkl_net import ModalityClassifier, Purifier, gem, reverse
+from .metric import batch_hard_triplet
+from .resnet import BatchNorm, ForkedResNet
+
+Tensors = dict[str, torch.Tensor]
+
+PAPER: dict[str, Any] = {
+    "tri_margin": 1.3,
+    "specific_weight": 1.0,
+    "confuser": "reversal",
+    "confuser_weight": 1.0,
+    "reversal_strength": 1.0,
+    "reversal_ramp": False,
+    "discriminator_weight": 1.0,
+    "discriminator_input": "sp",
+    "modality_stages": ("neck",),
+    "purify_form": "masks",
+    "mask": "channel",
+    "in_affine": True,
+    "purified_weight": 1.0,
+    "ip_weight": 0.1,
+    "e_form": "softplus",
+    "e_head": "raw",
+    "e_stop_reference": False,
+    "r_form": "softplus",
+    "r_relative": False,
+    "distilled": "purified",
+    "tgsa_weight": 0.6,
+    "tgsa_pairs": "all",
+    "tgsa_cross": "true",
+    "tgsa_drop_self": True,
+    "tgsa_temperature": 1.0,
+    "tgsa_scale": "none",
+    "csa_weight": 0.8,
+    "mdr_tgsa_weight": 1.0,
+    "mdr_csa_weight": 1.0,
+    "block_weight": 0.0,
+    "kl": "symmetric",
+    "kl_reduction": "mean",
+    "stop_teacher": False,
+}
+# What of it decides on the parts of the network in the released code. Its terms are coded apart,
+# in `released_terms`.
+OFFICIAL = {
+    **PAPER,
+    "specific_weight": 0.0,
+    "confuser": "half_flip",
+    "discriminator_input": "purified",
+    "mask": "map",
+    "e_head": "own",
+}
+PRESETS = {"paper": PAPER, "official": OFFICIAL}
+
+
+# --- Network -----------------------------------------------------------------------------
+
+
+class IDKL(nn.Module):
+    """The model and what it is taught.
+
+    preset "official" has `released_terms`, with all loss weights as options; anything else has
+    the equations under `options`, which are those of `PAPER`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_ids: int,
+        num_instances: int,
+        num_steps: int = 1,
+        depth: int = 50,
+        width: int = 64,
+        last_stride: int = 1,
+        preset: str = "paper",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if set(options) - set(PAPER):
+            raise ValueError(f"unknown options {set(options) - set(PAPER)}")
+        self.o = {**PRESETS[preset], **options}
+        self.official = preset == "official"
+        self.num_ids, self.num_instances, self.num_steps = num_ids, num_instances, num_steps
+        o = self.o
+        self.purifies = o["purify_form"] == "masks"
+        self.teacher = "purified" if self.purifies and o["distilled"] == "purified" else "sp"
+        self.backbone = ForkedResNet(depth, width, last_stride)
+        d = self.backbone.features
+        if self.purifies:
+            self.purifier = Purifier(d, o["mask"], o["in_affine"])
+        judged = self.purifies and o["e_head"] == "raw"
+        self.heads = ["sh"]
+        if o["specific_weight"] or judged or "sp" in (self.teacher, o["discriminator_input"]):
+            self.heads.append("sp")
+        if self.purifies:
+            self.heads.append("purified")
+        for name in self.heads:
+            self.add_module(f"neck_{name}", BatchNorm(d, use_bias=False))
+            self.add_module(f"classifier_{name}", nn.Linear(d, num_classes, bias=False))
+        if self.purifies and o["e_head"] == "own":
+            self.classifier_entropy = nn.Linear(d, num_classes, bias=False)
+        for kind in ("discriminator", "confuser"):
+            for stage in o["modality_stages"]:
+                inputs = d // 2 if stage == "layer3" else d
+                self.add_module(f"{kind}_{stage}", ModalityClassifier(inputs))
+
+    def head(self, name: str, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled features to those after the neck, and logits."""
+        z = self.get_submodule(f"neck_{name}")(f)
+        return z, self.get_submodule(f"classifier_{name}")(z)
+
+    def forward(self, images: torch.Tensor, strength: float) -> dict[str, Any]:
+        """Images [2N, 3, H, W] in any order to all that the terms are made of, row by row."""
+        shared, specific = self.backbone(images)
+        pool, neck, logits = {"sh": gem(shared[-1]), "sp": gem(specific[-1])}, {}, {}
+        out: dict[str, Any] = {"pool": pool, "logits": logits}
+        if self.purifies:
+            normalized, enhanced, reduced, purified = self.purifier(specific[-1])
+            pool["purified"] = gem(purified)
+            out["reduced"], out["normalized"] = gem(reduced), gem(normalized)
+        for name in self.heads:
+            neck[name], logits[name] = self.head(name, pool[name])
+        if self.purifies:
+            f = gem(enhanced)
+            if self.o["e_head"] == "own":
+                out["enhanced"], out["plain"] = map(self.classifier_entropy, (f, pool["sp"]))
+            else:
+                out["enhanced"], out["plain"] = self.head("sp", f)[1], logits["sp"]
+        for kind, name, maps in (
+            ("discriminator", self.o["discriminator_input"], specific),
+            ("confuser", "sh", shared),
+        ):
+            out[kind] = []
+            for stage in self.o["modality_stages"]:
+                x = neck[name] if stage == "neck" else gem(maps[("layer3", "layer4").index(stage)])
+                if kind == "confuser" and self.o["confuser"] == "reversal":
+                    x = reverse(x, strength)
+                out[kind].append(self.get_submodule(f"{kind}_{stage}")(x))
+        return out
+
+    @torch.no_grad()
+    def embed(self, images: torch.Tensor) -> Tensors:
+        """Test features: of the shared branch, after its neck ("bn") and before."""
+        training = self.training
+        self.eval()
+        f = gem(self.backbone(images)[0][-1])
+        z = self.head("sh", f)[0]
+        self.train(training)
+        return {"bn": z, "pool": f}
+
+    # --- Objective -----------------------------------------------------------------------
+
+    def terms(self, images: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> Tensors:
+        """The unweighted terms whose weight is not 0; images visible and infrared [N, 3, H, W]."""
+        strength = self.o["reversal_strength"]
+        if self.o["reversal_ramp"]:
+            strength *= 2 / (1 + math.exp(-10 * step / (self.num_steps - 1))) - 1
+        out = self(losses.released_order(torch.stack(list(images), 1)), strength)
+        person, t = labels.repeat_interleave(2), losses.released_labels(len(labels))
+        found = (released_terms if self.official else paper_terms)(self, out, person, t)
+        return {k: v for k, v in found.items() if self.weight(k)}
+
+    def weight(self, term: str) -> float:
+        """Of a term in eq. (21)."""
+        o = self.o
+        kind, _, of = term.partition("_")
+        if kind in ("id", "tri"):
+            weight: float = {
+                "sh": 1.0,
+                "sp": o["specific_weight"],
+                "purified": o["purified_weight"] * self.purifies,
+            }[of]
+        elif term in ("e", "r"):
+            weight = o["ip_weight"] * self.purifies
+        elif term.endswith("_block"):
+            weight = o[term.replace("block", "weight")] * o["block_weight"]
+        else:
+            weight = o[f"{term}_weight"]
+        return weight
+
+    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Eq. (21)."""
+        return torch.stack([self.weight(k) * v for k, v in terms.items()]).sum()
+
+
+def paper_terms(
+    model: IDKL, out: Mapping[str, Any], person: torch.Tensor, t: torch.Tensor
+) -> Tensors:
+    """The equations; `person` and t label the rows of `out`."""
+    o, labels = model.o, person[::2]
+    pool = {k: losses.our_order(x) for k, x in out["pool"].items()}
+    logits = {k: losses.our_order(x) for k, x in out["logits"].items()}
+    terms = {}
+    for name in model.heads:
+        terms[f"id_{name}"] = functional.cross_entropy(out["logits"][name], person)
+        terms[f"tri_{name}"] = batch_hard_triplet(pool[name], labels, o["tri_margin"])
+    told = losses.confuser_labels(t) if o["confuser"] == "half_flip" else t
+    terms["confuser"] = sum(functional.cross_entropy(x, told) for x in out["confuser"])
+    terms["discriminator"] = sum(functional.cross_entropy(x, t) for x in out["discriminator"])
+    if model.purifies:
+        plain = out["plain"].detach() if o["e_stop_reference"] else out["plain"]
+        terms["e"] = losses.enhancing(out["enhanced"], plain, o["e_form"])
+        pair = [losses.our_order(out[k]) for k in ("reduced", "normalized")]
+        terms["r"] = losses.reducing(*pair, labels, o["r_form"], o["r_relative"])
+    graph = {k: o[f"tgsa_{k}"] for k in ("cross", "drop_self", "temperature", "scale")}
+    kl = {"direction": o["kl"], "reduction": o["kl_reduction"]}
+    teach = (lambda x: x.detach()) if o["stop_teacher"] else (lambda x: x)
+    sp, sh = teach(pool[model.teacher]), pool["sh"]
+    terms["tgsa"] = sum(  # eq. (17): a is the specific branch, b the shared one
+        losses.tgsa(torch.stack([sp[:, m], sh[:, m]], 1), o["tgsa_pairs"], **graph, **kl)
+        for m in (0, 1)
+    )
+    terms["mdr_tgsa"] = losses.tgsa(sh, **graph, **kl)
+    z_sp, z_sh = teach(logits[model.teacher]), logits["sh"]
+    for suffix, k in (("", None), ("_block", model.num_instances)):
+        terms[f"csa{suffix}"] = sum(
+            losses.csa(torch.stack([z_sh[:, m], z_sp[:, m]], 1), **kl, num_instances=k)
+            for m in (0, 1)
+        )
+        terms[f"mdr_csa{suffix}"] = losses.csa(z_sh, **kl, num_instances=k)
+    return terms
+
+
+def released_terms(
+    model: IDKL, out: Mapping[str, Any], labels: torch.Tensor, t: torch.Tensor
+) -> Tensors:
+    """What the released code adds up, on rows in its order."""
+    pool, logits = out["pool"], out["logits"]
+    feat, feat_p = pool["sh"], pool["purified"]
+    v, i = t == 0, t == 1
+    z, z_p = logits["sh"], logits["purified"]
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        return losses.released_blocks(x, model.num_ids)
+
+    return {
+        "id_sh": functional.cross_entropy(z, labels),
+        "tri_sh": losses.released_triplet(feat, labels, 1.3),
+        "id_purified": functional.cross_entropy(z_p, labels),
+        "tri_purified": losses.released_triplet(feat_p, labels, 1.3),
+        "discriminator": functional.cross_entropy(out["discriminator"][0], t),
+        "confuser": functional.cross_entropy(out["confuser"][0], losses.confuser_labels(t)),
+        "e": losses.released_enhancing(out["enhanced"], out["plain"]),
+        "r": losses.released_reducing(out["reduced"], out["normalized"], labels, t),
+        "tgsa": losses.released_tgsa_self(feat[v], feat_p[v])
+        + losses.released_tgsa_self(feat[i], feat_p[i]),
+        "mdr_tgsa": losses.released_tgsa_mix(feat, t),
+        "csa": losses.bg_kl(z[v], z_p[v]) + losses.bg_kl(z[i], z_p[i]),
+        "mdr_csa": losses.bg_kl(z[v], z[i]),
+        "csa_block": losses.bg_kl(block(z[v]), block(z_p[v]))
+        + losses.bg_kl(block(z[i]), block(z_p[i])),
+        "mdr_csa_block": losses.bg_kl(block(z[v]), block(z[i])),
+    }
+
+
+# --- Training ----------------------------------------------------------------------------
+
+
+def train_step(
+    model: IDKL,
+    optimizer: torch.optim.Optimizer,
+    images: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    step: int,
+) -> Tensors:
+    """One step on eq. (21); returns terms and total."""
+    optimizer.zero_grad()
+    terms = model.terms(images, labels, step)
+    total = model.total(terms)
+    total.backward()
+    optimizer.step()
+    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}
