@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from configs import idkl as idkl_recipe
 from configs import smcl as smcl_recipe
 from vireid_jax import evaluate, optim, parts, sharding, train
 from vireid_jax.data import augment
-from vireid_jax.methods import mun, smcl
+from vireid_jax.methods import idkl, mun, smcl
 from vireid_jax.nets.resnet import interleave
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
@@ -51,7 +52,20 @@ METHODS = {
         second_view=True,
         generator={"ratios": (2, 4)},  # of maps of 8 x 4
     ),
+    **{
+        f"idkl,{preset}": partial(
+            idkl.build,
+            **{k: v for k, v in idkl_recipe.get_config(preset).method.items() if k != "name"}
+            | SMALL,
+            num_steps=8,
+            num_ids=P,
+            num_instances=K,
+        )
+        for preset in idkl_recipe.PRESETS
+    },
 }
+CASES = [(method, kernels) for method in METHODS for kernels in ("cpu", "xla")]
+CASES.remove(("idkl,official", "xla"))  # the kernels are those of the backbone, as in "paper"
 
 
 class Step:
@@ -98,8 +112,7 @@ def steps():
 
 
 # Both kernels compute the same numbers, so one device of one kind is a reference for both.
-@pytest.mark.parametrize("kernels", ["cpu", "xla"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kernels"), CASES)
 def test_four_devices_compute_the_step_of_one(steps, method, kernels):
     one, four = steps(1, method=method), steps(4, kernels, method)
     assert set(one.scalars) == set(four.scalars) and len(one.scalars) >= 13
@@ -176,8 +189,7 @@ def _axes(shape):
     return tuple(sorted(n for n in shape if n > 1))
 
 
-@pytest.mark.parametrize("kernels", ["cpu", "xla"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kernels"), CASES)
 def test_no_step_moves_activation_maps_between_devices(steps, method, kernels):
     four = steps(4, kernels, method)
     params = {_axes(x.shape) for x in jax.tree.leaves(four.state.variables["params"])}
