@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import step
+from benchmarks import candidates, step
 from benchmarks.generator_parts import NETWORK, Part, parts
 from tests.reference.case import fill
 from tests.reference.convert import flatten, nest
@@ -122,7 +122,7 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
 
 def measure_step(s: dict[str, Any], *, remat: bool) -> dict[str, Any]:
     """Memory of a whole train step, which is compiled and not run."""
-    method, transform, step_fn, mesh = step.jax_program(s, "remat" if remat else "")
+    method, transform, step_fn, mesh = candidates.jax_program(s, "remat" if remat else "")
     state = sharding.abstract(train.abstract_state(method, transform), mesh)
     rows = sharding.by_rows(mesh)
     pairs = s["num_ids"] * s["num_instances"]
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="timed runs after a first one")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/generator.json"))
     flags = parser.parse_args()
-    s = step.settings("mun", flags.size)
+    s = candidates.settings("mun", flags.size)
     ids, rest = divmod(flags.memory_pairs, s["num_instances"])
     if rest or ids < 2:
         parser.error(f"--memory-pairs {flags.memory_pairs} is not a multiple of 4 from 8 on")
@@ -203,7 +203,7 @@ def main() -> None:
     found = parts(s, flags.memory_pairs)
     report["memory"] = [measure(found[key], 0) for key in MEMORY_OF]
     if flags.step:
-        s = step.settings("mun", flags.size, ids)
+        s = candidates.settings("mun", flags.size, ids)
         report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
     print(f"\n{flags.memory_pairs} pairs, {jax.device_count()} devices\n")
     print(memory_table(report["memory"]))

@@ -1,15 +1,16 @@
 """A method's train step beside the same model in PyTorch eager: step time and peak memory.
 
   python -m benchmarks.step                       SMCL at both sizes, Markdown and a JSON file
-  python -m benchmarks.step --method mun          MUN
+  python -m benchmarks.step --method mun          MUN; or idkl
   python -m benchmarks.step --sizes main --rounds 3
   python -m benchmarks.step --threads 1           pin every candidate to one core
 
-Sizes: `main` is what `configs/smcl.py` or `configs/mun.py` trains by default. `paper` is
-ResNet-50: SMCL on 4 x 4 images of 384 x 128 in each modality, 48 with the syncretic ones; MUN
-on 4 x 4 of 288 x 144, 48 maps with the auxiliary ones. MUN's recipe has 8 x 4 (`--ids 8`), for
-machines with memory for it. A step takes uint8 images to updated parameters: standardize,
-forward pass, all terms, gradients, optimizer. Random crops and flips are left out of both sides.
+Sizes: `main` is what the method's recipe trains by default. `paper` is ResNet-50: SMCL on 4 x 4
+images of 384 x 128 in each modality, 48 with the syncretic ones; MUN on 4 x 4 of 288 x 144, 48
+maps with the auxiliary ones; IDKL on 4 x 5 of 384 x 128, 40 images. Recipes of MUN and IDKL have 8
+and 12 identities (`--ids`), for machines with memory for it. A step takes uint8 images to updated
+parameters: standardize, forward pass, all terms, gradients, optimizer. Random crops, flips and
+dropout are left out of both sides.
 
 Every candidate runs in a process of its own on the same cores, so that its peak of resident
 memory is its own, and from the same weights and images; the losses of the first step must
@@ -18,20 +19,18 @@ core a device; "one device" is XLA left to its own threads. Needs PyTorch.
 """
 
 import argparse
-import importlib
 import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from benchmarks.candidates import measure, settings
 
 CANDIDATES = {
     "jax": "vireid_jax",
@@ -43,194 +42,9 @@ CANDIDATES = {
 COMPARED = {
     "smcl": ("jax", "jax_one_device", "torch_channels_last", "torch"),
     "mun": ("jax", "jax_one_device", "jax_remat", "torch_channels_last", "torch"),
-}
-STEPS = {  # warm-up and timed steps
-    ("smcl", "main"): (3, 15),
-    ("smcl", "paper"): (1, 4),
-    ("mun", "main"): (3, 15),
-    ("mun", "paper"): (1, 1),
+    "idkl": ("jax", "jax_one_device", "torch_channels_last", "torch"),
 }
 SIZES = ("main", "paper")
-LR = 1e-4
-
-
-def settings(method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
-    """What a method is measured with at a size; see `settings` of its module."""
-    return {"name": method, **_module(method).settings(size, num_ids)}
-
-
-def _module(method: str) -> Any:
-    return importlib.import_module(f"benchmarks.step_{method}")
-
-
-def reference(name: str) -> Any:
-    """A module of the tests' PyTorch reference, which needs PyTorch; its types are not checked."""
-    return importlib.import_module(f"tests.reference.{name}")
-
-
-def written_options(config: Any, written: dict[str, Any]) -> dict[str, Any]:
-    """Options of a config's method, which must have those that a PyTorch step is written for."""
-    method = config.method.to_dict()
-    method.pop("name")
-    if other := {k: method[k] for k in written if method[k] != written[k]}:
-        raise ValueError(f"the PyTorch step is written for {written}, the config has {other}")
-    return method
-
-
-def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A batch of random uint8 images, always the same."""
-    rows = s["num_ids"] * s["num_instances"]
-    r = np.random.default_rng(0)
-    label = np.repeat(r.permutation(s["num_classes"])[: s["num_ids"]], s["num_instances"])
-    images = [r.integers(256, size=(rows, *s["image_size"], 3), dtype=np.uint8) for _ in range(2)]
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": label.astype(np.int32),
-        "camera": np.zeros((rows, 2), np.int32),
-    }
-
-
-# --- Candidates -------------------------------------------------------------------------
-
-
-def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
-    """The method, the optimizer's transform, the train step and the mesh it runs on."""
-    from vireid_jax import optim, sharding
-    from vireid_jax.data.augment import standardize
-    from vireid_jax.train import make_train_step
-
-    if variant != "one_device":
-        sharding.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
-    options = s["method"]
-    if variant == "remat":
-        options = {**options, "generator": {**options["generator"], "remat": True}}
-    build = importlib.import_module(f"vireid_jax.methods.{s['name']}").build
-    method = build(**s["facts"], **options)
-    transform, learning_rate = optim.make(
-        steps_per_epoch=1, epochs=1, lr=LR, schedule="constant", **s["optim"]
-    )
-
-    def only_standardize(key: Any, batch: Any) -> Any:
-        return {**batch, **{k: standardize(batch[k]) for k in ("visible", "infrared")}}
-
-    mesh = sharding.make_mesh()
-    step_fn = make_train_step(method, only_standardize, transform, learning_rate, mesh=mesh, seed=0)
-    return method, transform, step_fn, mesh
-
-
-def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A function that does one step and returns its loss, and the compiler's memory figures."""
-    import jax
-
-    from tests.reference.case import fill
-    from tests.reference.convert import flatten, nest
-    from vireid_jax import sharding
-    from vireid_jax.train import TrainState
-
-    method, transform, step_fn, mesh = jax_program(s, variant)
-    shapes = dict(jax.eval_shape(lambda: method.init(jax.random.key(0))))
-    memory = {k: np.zeros(v.shape, v.dtype) for k, v in shapes.pop("memory", {}).items()}
-    variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
-    variables |= {"memory": memory} if memory else {}
-    state = TrainState(np.int32(0), variables, transform.init(variables["params"]))
-    held = [sharding.replicate(state, mesh)]
-    batch = sharding.to_global(batch_of(s), mesh)
-
-    start = time.perf_counter()
-    compiled = step_fn.lower(held[0], batch).compile()
-    figures: dict[str, Any] = {"compile_s": time.perf_counter() - start}
-    if (analysis := compiled.memory_analysis()) is not None:
-        for name in ("temp", "argument"):  # of all devices together
-            size = getattr(analysis, f"{name}_size_in_bytes") * mesh.size
-            figures[f"xla_{name}_mb"] = size / 2**20
-
-    def step() -> float:
-        held[0], scalars = compiled(held[0], batch)
-        return float(scalars["loss"])  # waits for the whole step
-
-    return step, figures
-
-
-def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """The same in PyTorch."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-
-    def prepare(model: Any) -> Any:
-        return model.to(device).to(memory_format=memory_format).train()
-
-    optimizer, loss = _module(s["name"]).torch_training(s, prepare, LR)
-    batch = batch_of(s)
-    pixels = [torch.tensor(batch[k]).to(device) for k in ("visible", "infrared")]
-    labels = torch.tensor(batch["label"], dtype=torch.int64, device=device)
-    smcl = reference("smcl")
-    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (smcl.MEAN, smcl.STD))
-
-    def standardized(x: Any) -> Any:
-        x = (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        return x.contiguous(memory_format=memory_format)
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        total = loss(*(standardized(x) for x in pixels), labels)
-        total.backward()
-        optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return float(total.detach())
-
-    return step, {}
-
-
-def measure(candidate: str, method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
-    """Runs one candidate in this process."""
-    s = settings(method, size, num_ids)
-    warmup, timed = STEPS[method, size]
-    framework, _, variant = candidate.partition("_")
-    step, figures = (jax_step if framework == "jax" else torch_step)(s, variant)
-
-    losses, wall, cpu = [], [], []
-    for _ in range(warmup + timed):
-        start = time.perf_counter(), time.process_time()
-        losses.append(step())
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-    return {
-        "candidate": candidate,
-        "size": size,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "step_s": wall[warmup:],
-        "cpu_s": cpu[warmup:],
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **device_memory(framework),
-        **figures,
-    }
-
-
-def device_memory(framework: str) -> dict[str, Any]:
-    """The device's name, and an accelerator's peak memory."""
-    if framework == "jax":
-        import jax
-
-        device = jax.devices()[0]
-        stats = device.memory_stats() or {}
-        peak = stats.get("peak_bytes_in_use") if device.platform != "cpu" else None
-        return {"device": device.device_kind, **({"device_mb": peak / 2**20} if peak else {})}
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"device": "cpu"}
-    return {
-        "device": torch.cuda.get_device_name(),
-        "device_mb": torch.cuda.max_memory_allocated() / 2**20,
-    }
-
-
-# --- Comparison -------------------------------------------------------------------------
 
 
 def run_candidate(candidate: str, options: list[str], cores: list[int]) -> dict[str, Any]:
@@ -299,7 +113,7 @@ def compare(
     check_same_model(rows, size)
     s = settings(method, size, num_ids)
     slots = s["num_ids"] * s["num_instances"]
-    images = 3 * slots
+    images = s["modalities"] * slots
     height, width = s["image_size"]
     print(
         f"\n{size}: ResNet-{s['method']['depth']} of width {s['method']['width']}, {images} images "

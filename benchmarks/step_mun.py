@@ -36,11 +36,11 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
     Raises:
       ValueError: the config has options that the PyTorch step is not written for.
     """
-    from benchmarks import step
+    from benchmarks import candidates
     from configs import mun
 
     config = mun.get_config("synthetic" if size == "main" else "sysu")
-    method = step.written_options(config, WRITTEN)
+    method = candidates.written_options(config, WRITTEN)
     batch = {
         "num_classes": config.data.train_ids if size == "main" else 395,
         "image_size": tuple(config.data.image_size),
@@ -50,6 +50,7 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
     optim = config.optim
     return {
         **batch,
+        "modalities": 3,
         "facts": {**batch, "num_steps": NUM_STEPS},
         "optim": {
             "weight_decay": optim.weight_decay,
@@ -78,7 +79,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     import torch
     from torch.nn import functional
 
-    from benchmarks.step import reference
+    from benchmarks.candidates import reference
 
     mun = reference("mun")
     known = inspect.signature(mun.MUN).parameters

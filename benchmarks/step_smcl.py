@@ -16,11 +16,11 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
     Raises:
       ValueError: the config has options that the PyTorch step is not written for.
     """
-    from benchmarks import step
+    from benchmarks import candidates
     from configs import smcl
 
     config = smcl.get_config("synthetic" if size == "main" else "sysu")
-    method = step.written_options(config, WRITTEN)
+    method = candidates.written_options(config, WRITTEN)
     image_size = tuple(config.data.image_size)
     classes = config.data.train_ids if size == "main" else 395
     return {
@@ -28,6 +28,7 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
         "num_ids": num_ids or config.sampler.num_ids,
         "num_instances": config.sampler.num_instances,
         "num_classes": classes,
+        "modalities": 3,
         "facts": {"num_classes": classes, "image_size": image_size, "steps_per_epoch": 1},
         "optim": {"weight_decay": config.optim.weight_decay},
         # From the first step, so that the metric terms are part of what is timed.
@@ -50,7 +51,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     import torch
     from torch.nn import functional
 
-    from benchmarks.step import reference
+    from benchmarks.candidates import reference
 
     smcl = reference("smcl").SMCL
     options = {k: v for k, v in s["method"].items() if k in inspect.signature(smcl).parameters}

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from benchmarks import generator, generator_parts, step, step_mun, step_smcl  # noqa: E402
+from benchmarks import candidates, generator, generator_parts, step, step_mun, step_smcl  # noqa: E402
 from tests.reference.case import fill  # noqa: E402
 from tests.reference.convert import flatten, nest  # noqa: E402
 from vireid_jax import sharding  # noqa: E402
@@ -34,30 +34,35 @@ def one_device(monkeypatch):
 
 def tiny(method="mun"):
     """The settings of `main`, of a network that compiles in seconds."""
-    s = step.settings(method, "main", 2)
+    s = candidates.settings(method, "main", 2)
     small = {"num_instances": 2, "image_size": (48, 48), "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "width": 8}
-    options["generator"] = {**options["generator"], "ratios": (2, 6)}
+    if "generator" in options:
+        options["generator"] = {**options["generator"], "ratios": (2, 6)}
     return {**s, **small, "facts": facts, "method": options}
 
 
 def test_settings_are_those_of_the_recipes():
-    from configs import mun, smcl
+    from configs import idkl, mun, smcl
 
-    paper, recipe = step.settings("mun", "paper"), mun.get_config("sysu")
+    paper, recipe = candidates.settings("mun", "paper"), mun.get_config("sysu")
     assert paper["image_size"] == (288, 144) and paper["method"]["depth"] == 50
-    assert step.settings("mun", "paper", recipe.sampler.num_ids)["facts"]["num_ids"] == 8
+    assert candidates.settings("mun", "paper", recipe.sampler.num_ids)["facts"]["num_ids"] == 8
     assert paper["optim"]["decay"] == "decoupled" and dict(paper["optim"]["multipliers"])
-    main = step.settings("mun", "main")
+    main = candidates.settings("mun", "main")
     assert main["num_ids"] == main["facts"]["num_ids"] == mun.get_config().sampler.num_ids
-    s = step.settings("smcl", "paper")
+    s = candidates.settings("smcl", "paper")
     assert s["image_size"] == tuple(smcl.get_config("sysu").data.image_size)
     assert s["method"]["metric_from_epoch"] == 0
+    s = candidates.settings("idkl", "paper")
+    assert s["image_size"] == (384, 128) and s["modalities"] == 2
+    assert s["optim"]["weight_decay"] == idkl.get_config("sysu").optim.weight_decay
+    assert s["method"]["modality_dropout"] == 0 and s["method"]["confuser"] == "reversal"
     config = mun.get_config()
     config.method.tri = "vra"
     with pytest.raises(ValueError, match=r"the config has \{'tri': 'vra'\}"):
-        step.written_options(config, {"tri": "vr"})
+        candidates.written_options(config, {"tri": "vr"})
 
 
 def test_both_sides_of_mun_take_the_same_steps():
@@ -66,12 +71,21 @@ def test_both_sides_of_mun_take_the_same_steps():
     s["optim"] = {**s["optim"], "multipliers": (("backbone/", 0.1),)}
     s["facts"]["num_steps"] = 5  # so that new and old prototypes weigh much
     s["method"]["ma_weight"] = 1.0
-    one, _ = step.torch_step(s, "channels_last")
+    one, _ = candidates.torch_step(s, "channels_last")
     want = [one() for _ in range(4)]
-    one, figures = step.jax_step(s, "")
+    one, figures = candidates.jax_step(s, "")
     np.testing.assert_allclose([one() for _ in range(4)], want, rtol=2e-3)
     assert figures["xla_temp_mb"] > 0 and figures["xla_argument_mb"] > 0
     assert want[3] < 0.99 * want[0]
+
+
+def test_both_sides_of_idkl_take_the_same_steps():
+    s = tiny("idkl")
+    one, _ = candidates.torch_step(s, "channels_last")
+    want = [one() for _ in range(3)]
+    one, _ = candidates.jax_step(s, "")
+    np.testing.assert_allclose([one() for _ in range(3)], want, rtol=2e-3)
+    assert want[2] < want[0]
 
 
 def double_loss(module, s):
@@ -86,7 +100,7 @@ def double_loss(module, s):
         return kept[0]
 
     _, loss = module.torch_training(s, prepare, 0.0)
-    batch = step.batch_of(s)
+    batch = candidates.batch_of(s)
     images = [running.images(np.asarray(standardize(batch[k]))) for k in ("visible", "infrared")]
     return loss, kept[0], images, torch.tensor(batch["label"], dtype=torch.int64)
 
@@ -145,7 +159,7 @@ def test_the_comparison_refuses_other_models_and_shows_ratios():
     assert "| vireid_jax | 2.000 | 1.000 | 1.000 | 6.0 | 100 | 5 + 2 |" in text
     assert "| ratio to PyTorch eager | 0.40 | 0.50 | 0.33 | | 0.50 | |" in text
     assert set(step.CANDIDATES) == {c for group in step.COMPARED.values() for c in group}
-    assert set(step.STEPS) == {(m, size) for m in step.COMPARED for size in step.SIZES}
+    assert set(candidates.STEPS) == {(m, size) for m in step.COMPARED for size in step.SIZES}
 
 
 # --- The generator's profile ------------------------------------------------------------
