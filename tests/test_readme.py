@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import pathlib
 import re
 import shlex
@@ -14,7 +15,7 @@ from ml_collections import config_flags
 
 from configs import common
 from vireid_jax import main
-from vireid_jax.methods import mun, smcl
+from vireid_jax.methods import idkl, mun, smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -197,8 +198,9 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
     if change.startswith("--config.key="):
         return
     refused = []
-    for dataset in common.DATASETS:  # some keys belong to some data sets only
-        argv = ["vireid", f"--config={ROOT / 'configs/smcl.py'}:{dataset}", main.quoted(change)]
+    # Some keys belong to some methods or data sets only.
+    for recipe, dataset in itertools.product(RECIPES, common.DATASETS):
+        argv = ["vireid", f"--config={recipe}:{dataset}", main.quoted(change)]
         values = flags.FlagValues()
         config_flags.DEFINE_config_file(
             "config", lock_config=True, flag_values=values, sys_argv=argv
@@ -206,7 +208,7 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
         try:
             values(argv)
         except (flags.Error, AttributeError, KeyError, ValueError) as error:
-            refused.append(f"{dataset}: {error}")
+            refused.append(f"{recipe.stem}:{dataset}: {error}")
         else:
             return
     raise AssertionError("\n".join(refused))
@@ -244,6 +246,12 @@ TABLES = {
         ),
         {"specific=1", "generator.ratios", "ia_form=literal", "prototypes=identity"},
     ),
+    "IDKL": (
+        partial(
+            idkl.build, num_classes=4, image_size=(48, 48), num_steps=9, num_ids=2, num_instances=2
+        ),
+        {"confuser=half_flip", "mask=map", "purified_weight=0.1", "kl=reverse"},
+    ),
 }
 
 
@@ -253,17 +261,77 @@ def test_every_option_in_the_table_of_a_method_is_an_option_and_takes_the_value(
     config = importlib.import_module(f"configs.{method.lower()}").get_config()
     # "--config.optim.restart_epoch, milestones" names a second key of the optimizer.
     known = set(config.method) | set(config.optim)
-    known |= {f"generator.{key}" for key in config.method.generator}
+    known |= {f"generator.{key}" for key in config.method.get("generator", ())}
     assert some <= method_options(method)
     for cell in method_options(method):
         name, _, text = cell.partition("=")
         assert name in known, cell
         if text:
-            value = {"True": True, "False": False, "1": 1, "2": 2}.get(text, text)
+            value = _value(text)
             section, _, key = name.rpartition(".")
             default = config.method.generator if section else build.func.__kwdefaults__
             assert value != default[key], f"{cell} is what we do anyway"
             build(**({"generator": {key: value}} if section else {key: value}))
+
+
+def _value(text):
+    """True, 1, 0.1, ("neck",) or a word."""
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return text
+
+
+def test_every_option_of_idkl_has_its_line():
+    """Sec. 2.6 has a decision for each; what is left has no counterpart in paper or code."""
+    named = {cell.partition("=")[0] for cell in method_options("IDKL")}
+    options = set(importlib.import_module("configs.idkl").get_config().method) - {"name"}
+    assert options - named == {"depth", "width", "last_stride", "kernels", "dtype"}
+
+
+def preset_rows():
+    """(options, what paper has, what official has) of docs/idkl.md's table of differences."""
+    text = (ROOT / "docs/idkl.md").read_text()
+    section = text[text.index("## What differs") :]
+    table = section[: section.index("| recipe |")]
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+    return [
+        (re.findall(r"`(\w+)`", row[3]), *row[4:])
+        for row in rows
+        if len(row) == 6 and row[3].startswith("`") and row[0] != "topic"
+    ]
+
+
+@pytest.mark.parametrize("row", preset_rows(), ids=lambda row: row[0][0])
+def test_the_presets_of_idkl_are_what_the_page_says(row):
+    names, *cells = row
+    get_config = importlib.import_module("configs.idkl").get_config
+    for preset, cell in zip(("paper", "official"), cells, strict=True):
+        dataset = "regdb" if cell.startswith("on RegDB ") else "sysu"
+        found = cell.removeprefix("on RegDB ").replace("`", "")
+        found = [_value(found)] if len(names) == 1 else [_value(v) for v in found.split(", ")]
+        method = get_config(f"{dataset},{preset}").method
+        assert found == [method[name] for name in names], preset
+
+
+def test_the_page_shows_every_option_in_which_the_presets_of_idkl_differ():
+    get_config = importlib.import_module("configs.idkl").get_config
+    shown = {name for names, *_ in preset_rows() for name in names}
+    for dataset in common.DATASETS:
+        paper, official = (get_config(f"{dataset},{p}").method for p in ("paper", "official"))
+        assert {name for name in paper if paper[name] != official[name]} <= shown
+
+
+def test_the_recipes_that_the_texts_ask_for_exist():
+    """configs/NAME.py:WORDS wherever a page or a recipe has it."""
+    texts = [*(path.read_text() for path in PAGES), *map(docstring, RECIPES)]
+    texts.append(docstring(ROOT / "configs/ablation.py"))
+    found = set(re.findall(r"configs/(\w+)\.py:([\w,./]+(?::\w+)?)", "\n".join(texts)))
+    found = {(name, arg.rstrip(".,")) for name, arg in found}
+    assert {("idkl", "sysu,official"), ("ablation", "mun/3/both:sysu")} <= found
+    for name, arg in found:
+        if not re.search("[A-Z]", arg):  # a place to fill in
+            importlib.import_module(f"configs.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
