@@ -102,7 +102,7 @@ def draw(key: jax.Array, facts: Mapping[str, jax.Array]) -> tuple[jax.Array, jax
 
 def told(arm: str) -> jax.Array:
     """The confuser's labels of a batch, int32 [2 * P * K]."""
-    return half_flipped(P * K, K) if arm == "half_flip" else jnp.tile(jnp.arange(2), P * K)
+    return half_flipped(P * K) if arm == "half_flip" else jnp.tile(jnp.arange(2), P * K)
 
 
 @partial(jax.jit, static_argnames=("arm", "steps"))

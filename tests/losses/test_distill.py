@@ -339,13 +339,13 @@ def test_blocks_that_do_not_divide_are_refused(shape):
 # --- The labels that the code tells its confuser ----------------------------------------
 
 
-@pytest.mark.parametrize("p, k", [(12, 5), (6, 5)])
+@pytest.mark.parametrize("p, k", [(12, 5), (6, 5), (8, 4), (3, 2)])
 def test_half_flipped_labels_in_the_released_order(p, k):
     """There a pair is infrared, visible; the labels 1, 0 are halved, doubled and rolled."""
     truth = np.tile([1, 0], p * k)
     expected = np.roll(np.repeat(truth[: p * k], 2), -1)
     np.testing.assert_array_equal(expected[:6], [1, 0, 0, 1, 1, 0])
-    ours = np.asarray(half_flipped(p * k, k)).reshape(-1, 2)
+    ours = np.asarray(half_flipped(p * k)).reshape(-1, 2)
     assert ours.dtype == np.int32
     np.testing.assert_array_equal(ours[:, ::-1].reshape(-1), expected)
     flipped = ours != np.arange(2)

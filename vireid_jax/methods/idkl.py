@@ -285,7 +285,7 @@ def build(
             if name in weights:
                 told = modality
                 if name == "confuser" and confuser == "half_flip":
-                    told = half_flipped(len(labels), num_instances)
+                    told = half_flipped(len(labels))
                 terms[name] = sum(cross_entropy(x, told) for x in out[name])
                 scalars[f"accuracy_{name}"] = accuracy(out[name][-1], modality)
         if "e" in weights:
@@ -324,16 +324,16 @@ def build(
     return Method(initialize, loss, embed)
 
 
-def half_flipped(rows: int, num_instances: int) -> jax.Array:
+def half_flipped(rows: int) -> jax.Array:
     """The code's labels for its confuser: half of each modality turned over, int32 [2 * rows].
 
-    In the released sampler's order (infrared first, alternating) they are 1, 0, 0, 1, repeated;
-    told by the identity's place p and the image's place k: infrared is told 1 where p + k is
-    even, visible where it is odd. Returned for row 2b + m of image b of modality m.
+    In the order of the released sampler (infrared first, alternating) they are the first half of
+    the true labels 1, 0, 1, 0, ..., each twice, rolled left by one: 1, 0, 0, 1, repeated. So
+    infrared is told 1 in even rows, visible in odd ones; of an odd number of rows the last
+    visible one is told 1 too. Returned for row 2b + m of image b of modality m.
     """
-    b = jnp.arange(rows)
-    even = (b // num_instances + b % num_instances) % 2 == 0
-    return jnp.stack([~even, even], 1).reshape(-1).astype(jnp.int32)
+    infrared = (jnp.arange(rows) + 1) % 2
+    return jnp.stack([jnp.roll(infrared, -1), infrared], 1).reshape(-1).astype(jnp.int32)
 
 
 def _flat(x: jax.Array) -> jax.Array:
