@@ -55,8 +55,8 @@ PAPER: dict[str, Any] = {
     "kl_reduction": "mean",
     "stop_teacher": False,
 }
-# What of it decides on the parts of the network in the released code. Its terms are coded apart,
-# in `released_terms`.
+# What of it decides on the parts of the network in the released code, and on weights. Its terms are
+# coded apart, in `released_terms`.
 OFFICIAL = {
     **PAPER,
     "specific_weight": 0.0,
@@ -64,6 +64,7 @@ OFFICIAL = {
     "discriminator_input": "purified",
     "mask": "map",
     "e_head": "own",
+    "block_weight": 1.0,
 }
 PRESETS = {"paper": PAPER, "official": OFFICIAL}
 
