@@ -6,7 +6,7 @@ and visible images in turn, infrared first; see `idkl_losses`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,7 +128,9 @@ class IDKL(nn.Module):
     def forward(self, images: torch.Tensor, strength: float) -> dict[str, Any]:
         """Images [2N, 3, H, W] in any order to all that the terms are made of, row by row."""
         shared, specific = self.backbone(images)
-        pool, neck, logits = {"sh": gem(shared[-1]), "sp": gem(specific[-1])}, {}, {}
+        pool = {"sh": gem(shared[-1]), "sp": gem(specific[-1])}
+        neck: Tensors = {}
+        logits: Tensors = {}
         out: dict[str, Any] = {"pool": pool, "logits": logits}
         if self.purifies:
             normalized, enhanced, reduced, purified = self.purifier(specific[-1])
@@ -199,6 +201,10 @@ class IDKL(nn.Module):
         return torch.stack([self.weight(k) * v for k, v in terms.items()]).sum()
 
 
+def _sum(terms: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(terms)).sum()
+
+
 def paper_terms(
     model: IDKL, out: Mapping[str, Any], person: torch.Tensor, t: torch.Tensor
 ) -> Tensors:
@@ -211,25 +217,25 @@ def paper_terms(
         terms[f"id_{name}"] = functional.cross_entropy(out["logits"][name], person)
         terms[f"tri_{name}"] = batch_hard_triplet(pool[name], labels, o["tri_margin"])
     told = losses.confuser_labels(t) if o["confuser"] == "half_flip" else t
-    terms["confuser"] = sum(functional.cross_entropy(x, told) for x in out["confuser"])
-    terms["discriminator"] = sum(functional.cross_entropy(x, t) for x in out["discriminator"])
+    for kind, truth in (("confuser", told), ("discriminator", t)):
+        terms[kind] = _sum(functional.cross_entropy(x, truth) for x in out[kind])
     if model.purifies:
         plain = out["plain"].detach() if o["e_stop_reference"] else out["plain"]
         terms["e"] = losses.enhancing(out["enhanced"], plain, o["e_form"])
-        pair = [losses.our_order(out[k]) for k in ("reduced", "normalized")]
-        terms["r"] = losses.reducing(*pair, labels, o["r_form"], o["r_relative"])
+        reduced, normalized = (losses.our_order(out[k]) for k in ("reduced", "normalized"))
+        terms["r"] = losses.reducing(reduced, normalized, labels, o["r_form"], o["r_relative"])
     graph = {k: o[f"tgsa_{k}"] for k in ("cross", "drop_self", "temperature", "scale")}
     kl = {"direction": o["kl"], "reduction": o["kl_reduction"]}
     teach = (lambda x: x.detach()) if o["stop_teacher"] else (lambda x: x)
     sp, sh = teach(pool[model.teacher]), pool["sh"]
-    terms["tgsa"] = sum(  # eq. (17): a is the specific branch, b the shared one
+    terms["tgsa"] = _sum(  # eq. (17): a is the specific branch, b the shared one
         losses.tgsa(torch.stack([sp[:, m], sh[:, m]], 1), o["tgsa_pairs"], **graph, **kl)
         for m in (0, 1)
     )
     terms["mdr_tgsa"] = losses.tgsa(sh, **graph, **kl)
     z_sp, z_sh = teach(logits[model.teacher]), logits["sh"]
     for suffix, k in (("", None), ("_block", model.num_instances)):
-        terms[f"csa{suffix}"] = sum(
+        terms[f"csa{suffix}"] = _sum(
             losses.csa(torch.stack([z_sh[:, m], z_sp[:, m]], 1), **kl, num_instances=k)
             for m in (0, 1)
         )

@@ -26,13 +26,13 @@ class _Reverse(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return -ctx.strength * gradient, None
 
 
 def reverse(x: torch.Tensor, strength: float) -> torch.Tensor:
     """Gradient reversal (Ganin and Lempitsky, ICML 2015)."""
-    result: torch.Tensor = _Reverse.apply(x, strength)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Reverse.apply(x, strength)
     return result
 
 
