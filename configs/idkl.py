@@ -130,13 +130,14 @@ def _laptop(c: ml_collections.ConfigDict) -> None:
     """
     m = c.method
     m.depth, m.width = 10, 32
+    m.tgsa_scale = "mean"  # features of a fresh network have no scale to rely on
     c.sampler.rule = "agw"
-    c.sampler.num_ids, c.sampler.num_instances = 8, 4
+    c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
     c.augment.pad, c.augment.pad_value = 4, 0  # 10 of 384 rows would be 2.5 of 96
     c.augment.erase = (0.0, 0.0)
     c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
-    c.optim.lr = 2e-3
+    c.optim.lr = 4e-3
     c.optim.weight_decay = 5e-4
     c.optim.schedule, c.optim.milestones = "cosine", ()
     c.optim.warmup_epochs, c.optim.warmup_factor = 1.0, 0.1
