@@ -1,7 +1,7 @@
 """Does IDKL's confuser take the modality out of shared features? A small experiment.
 
   python -m benchmarks.confuser                    a Markdown table over 3 seeds, and a JSON file
-  python -m benchmarks.confuser --seeds 1 --steps 500
+  python -m benchmarks.confuser --seeds 1 --steps 600
 
 Vectors of persons with a modality gap go through a small encoder and a BN neck, on which an
 identity classifier and the confuser of `vireid_jax.nets.modality` are trained together, in three
@@ -23,8 +23,7 @@ import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,11 +33,13 @@ import optax
 
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.methods.idkl import half_flipped
+from vireid_jax.nets import init
 from vireid_jax.nets.modality import ModalityClassifier
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.reversal import reverse_gradient
 
-ARMS = ("half_flip", "reversal", "none")
+# What `reverse_gradient` is told: -1 passes the gradient as it is, 0 passes none.
+STRENGTH = {"half_flip": -1.0, "reversal": 1.0, "none": 0.0}
 COLUMNS = {
     "cross_entropy": "cross-entropy of the confuser's task",
     "confuser": "confuser on true labels, %",
@@ -47,57 +48,54 @@ COLUMNS = {
 }
 PERSONS, WIDTH = 24, 32
 P, K = 12, 5  # identities and images of each modality in a batch, as in the recipe
-GAP = 1.0  # distance of a modality's mean from the middle, in each coordinate's unit of noise
-STEPS, RATE = 1500, 2e-3
-BATCHES = 32  # of 2 * P * K = 120 vectors each, to fit the probe to; as many for scores
-FRESH = 1000  # what is added to a seed for vectors that no training saw
+GAP = 2.0  # standard deviation of a coordinate of a modality's mean; that of the noise is 1
+STEPS, RATE = 1500, 1e-3
+BATCHES = 32  # of 2 * P * K vectors, to fit the probe to; as many to score on
+
+
+class World(NamedTuple):
+    """What the vectors of one seed are made of."""
+
+    persons: np.ndarray  # [PERSONS, WIDTH]
+    view: np.ndarray  # [2, WIDTH, WIDTH], how a modality shows them
+    mean: np.ndarray  # [2, WIDTH], of a modality
 
 
 class Network(nn.Module):
-    """Encoder of two layers, BN neck, identity classifier and confuser.
-
-    Attributes:
-      arm: of `ARMS`, what the confuser does to the gradient.
-    """
-
-    arm: str
+    """A linear encoder, BN neck, identity classifier and confuser."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, strength: Any = 0.0, *, train: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[N, WIDTH] -> neck features [N, WIDTH], logits [N, PERSONS] and [N, 2]."""
-        x = nn.Dense(WIDTH)(nn.relu(nn.Dense(2 * WIDTH)(x)))
+        x = nn.Dense(WIDTH, kernel_init=init.torch_uniform())(x)
         x = BatchNorm(use_bias=False)(x, train=train)
-        logits = nn.Dense(PERSONS, use_bias=False)(x)
-        seen = {
-            "half_flip": lambda: x,
-            "reversal": lambda: reverse_gradient(x, 1.0),
-            "none": lambda: jax.lax.stop_gradient(x),
-        }[self.arm]()
-        return x, logits, ModalityClassifier()(seen, train=train)
+        logits = nn.Dense(PERSONS, use_bias=False, kernel_init=init.torch_uniform())(x)
+        return x, logits, ModalityClassifier()(reverse_gradient(x, strength), train=train)
 
 
-def world(key: jax.Array) -> dict[str, jax.Array]:
-    """What does not change: persons [PERSONS, WIDTH], a view of them and a mean per modality."""
-    persons, view, gap = jax.random.split(key, 3)
-    common = jnp.eye(WIDTH)[None]
-    return {
-        "persons": jax.random.normal(persons, (PERSONS, WIDTH)),
-        "view": common + 0.1 * jax.random.normal(view, (2, WIDTH, WIDTH)),
-        "gap": GAP * jax.random.normal(gap, (2, WIDTH)),
-    }
+def world(seed: int) -> World:
+    """Persons and modalities of a seed."""
+    rng = np.random.default_rng([seed, 0])
+    persons = rng.normal(size=(PERSONS, WIDTH))
+    view = np.eye(WIDTH)[None] + 0.1 * rng.normal(size=(2, WIDTH, WIDTH))
+    return World(persons, view, GAP * rng.normal(size=(2, WIDTH)))
 
 
-def draw(key: jax.Array, facts: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """A batch in the order of the package: vectors [2 * P * K, WIDTH] and persons [2 * P * K].
+def draw(facts: World, rng: np.random.Generator, batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Batches in the order of the package, N = 2 * P * K rows each.
 
     Row 2b + m is image b of modality m, identity-major. A vector is the person as the modality
     shows it, the modality's mean, and noise of unit variance.
+
+    Returns:
+      Vectors float32 [batches, N, WIDTH] and persons int32 [batches, N].
     """
-    who, noise = jax.random.split(key)
-    label = jnp.repeat(jax.random.permutation(who, PERSONS)[:P], K)
-    seen = jnp.einsum("bd,mde->bme", facts["persons"][label], facts["view"])
-    x = seen + facts["gap"][None] + jax.random.normal(noise, seen.shape)
-    return x.reshape(-1, WIDTH), jnp.repeat(label, 2)
+    who = np.stack([rng.permutation(PERSONS)[:P] for _ in range(batches)]).repeat(K, 1)
+    shown = np.einsum("nbd,mde->nbme", facts.persons[who], facts.view) + facts.mean
+    x = shown + rng.normal(size=shown.shape)
+    return x.reshape(batches, -1, WIDTH).astype(np.float32), who.repeat(2, 1).astype(np.int32)
 
 
 def told(arm: str) -> jax.Array:
@@ -105,59 +103,47 @@ def told(arm: str) -> jax.Array:
     return half_flipped(P * K) if arm == "half_flip" else jnp.tile(jnp.arange(2), P * K)
 
 
-@partial(jax.jit, static_argnames=("arm", "steps"))
-def train(arm: str, seed: Any, steps: int) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """Trains one network with Adam; returns its variables and the world it lives in."""
-    net = Network(arm)
-    key, at_world, at_init = jax.random.split(jax.random.key(seed), 3)
-    facts = world(at_world)
-    variables = net.init(at_init, jnp.zeros((2, WIDTH)), train=False)
-    params, state = variables["params"], variables["batch_stats"]
-    optimizer = optax.adam(RATE)
+@jax.jit
+def train(
+    variables: Any, x: jax.Array, person: jax.Array, modality: jax.Array, strength: Any, key: Any
+) -> Any:
+    """Trains on batches x [steps, N, WIDTH] in turn with Adam, its rate falling as a cosine.
 
-    def objective(params: Any, state: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        at_batch, at_dropout = jax.random.split(key)
-        x, label = draw(at_batch, facts)
-        (_, logits, modality), updates = net.apply(
+    One program for all arms: they differ in the confuser's labels `modality` [N] and in what of
+    its gradient gets through, `strength`. Returns the variables at the end.
+    """
+    steps = len(x)
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+    def objective(params: Any, state: Any, batch: Any) -> tuple[jax.Array, Any]:
+        x, person, key = batch
+        (_, logits, guess), updates = Network().apply(
             {"params": params, "batch_stats": state},
             x,
+            strength,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": at_dropout},
+            rngs={"dropout": key},
         )
-        total = cross_entropy(logits, label) + cross_entropy(modality, told(arm))
+        total = cross_entropy(logits, person) + cross_entropy(guess, modality)
         return total, updates["batch_stats"]
 
-    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        params, state, optimum = carry
-        gradient, state = jax.grad(objective, has_aux=True)(params, state, key)
-        change, optimum = optimizer.update(gradient, optimum)
-        return (optax.apply_updates(params, change), state, optimum), None
+    def step(carry: Any, batch: Any) -> tuple[Any, None]:
+        params, state, moments = carry
+        gradient, state = jax.grad(objective, has_aux=True)(params, state, batch)
+        change, moments = optimizer.update(gradient, moments)
+        return (optax.apply_updates(params, change), state, moments), None
 
-    start = (params, state, optimizer.init(params))
-    (params, state, _), _ = jax.lax.scan(step, start, jax.random.split(key, steps))
-    return {"params": params, "batch_stats": state}, facts
+    params, state = variables["params"], variables["batch_stats"]
+    carry = (params, state, optimizer.init(params))
+    (params, state, _), _ = jax.lax.scan(step, carry, (x, person, jax.random.split(key, steps)))
+    return {"params": params, "batch_stats": state}
 
 
-@partial(jax.jit, static_argnames=("arm", "batches"))
-def look(
-    arm: str, variables: Any, facts: Any, key: jax.Array, batches: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Fresh batches at test time: neck features [batches * N, WIDTH], and the heads' scores."""
-    net = Network(arm)
-
-    def one(key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x, label = draw(key, facts)
-        z, logits, modality = net.apply(variables, x, train=False)
-        scores = {
-            "cross_entropy": cross_entropy(modality, told(arm)),
-            "confuser": accuracy(modality, jnp.tile(jnp.arange(2), P * K)),
-            "identity": accuracy(logits, label),
-        }
-        return z, scores
-
-    z, scores = jax.lax.map(one, jax.random.split(key, batches))
-    return z.reshape(-1, WIDTH), {name: x.mean() for name, x in scores.items()}
+@jax.jit
+def look(variables: Any, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`Network` at test time."""
+    return Network().apply(variables, x, train=False)  # type: ignore[return-value]
 
 
 def probe(fit: np.ndarray, test: np.ndarray) -> float:
@@ -173,33 +159,44 @@ def probe(fit: np.ndarray, test: np.ndarray) -> float:
 
     sign = np.where(np.arange(len(fit)) % 2, 1.0, -1.0)
     weights = np.linalg.lstsq(with_one(fit), sign, rcond=None)[0]
-    right = (with_one(test) @ weights > 0) == (np.arange(len(test)) % 2 == 1)
-    return float(right.mean())
+    infrared = np.arange(len(test)) % 2 == 1
+    return float(((with_one(test) @ weights > 0) == infrared).mean())
 
 
 def run(arm: str, seed: int, *, steps: int = STEPS, batches: int = BATCHES) -> dict[str, float]:
     """Trains and scores one arm; the same seed is the same world in every arm.
 
     Args:
-      arm: of `ARMS`.
+      arm: of `STRENGTH`.
       seed: of the world, the initial weights and all batches.
       steps: of training.
       batches: of 2 * P * K vectors to fit the probe to, and as many to score everything on.
 
     Returns:
-      A number for each of `COLUMNS`.
+      A number for each of `COLUMNS`; shares are 0 to 1.
 
     Raises:
       ValueError: for an unknown arm.
     """
-    if arm not in ARMS:
-        raise ValueError(f"arm is {arm!r}, expected one of {ARMS}")
-    variables, facts = train(arm, seed, steps)
-    at_fit, at_test = jax.random.split(jax.random.key(seed + FRESH))
-    fit, _ = look(arm, variables, facts, at_fit, batches)
-    test, scores = look(arm, variables, facts, at_test, batches)
-    found = {name: float(x) for name, x in scores.items()}
-    return found | {"probe": probe(np.asarray(fit), np.asarray(test))}
+    if arm not in STRENGTH:
+        raise ValueError(f"arm is {arm!r}, expected one of {list(STRENGTH)}")
+    facts = world(seed)
+    x, person = draw(facts, np.random.default_rng([seed, 1]), steps)
+    at_init, at_dropout = jax.random.split(jax.random.key(seed))
+    variables = Network().lazy_init(
+        at_init, jax.ShapeDtypeStruct(x.shape[1:], x.dtype), train=False
+    )
+    variables = train(variables, x, person, told(arm), STRENGTH[arm], at_dropout)
+    x, person = draw(facts, np.random.default_rng([seed, 2]), 2 * batches)
+    z, logits, guess = look(variables, x.reshape(-1, WIDTH))
+    fit, test = np.split(np.asarray(z), 2)
+    logits, guess = jnp.split(logits, 2)[1], jnp.split(guess, 2)[1]
+    return {
+        "cross_entropy": float(cross_entropy(guess, jnp.tile(told(arm), batches))),
+        "confuser": float(accuracy(guess, jnp.tile(jnp.arange(2), batches * P * K))),
+        "probe": probe(fit, test),
+        "identity": float(accuracy(logits, jnp.asarray(person[batches:].reshape(-1)))),
+    }
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -226,7 +223,7 @@ def main() -> None:
     if flags.seeds < 1 or flags.steps < 1:
         parser.error("--seeds and --steps are 1 or more")
     results = {
-        arm: [run(arm, seed, steps=flags.steps) for seed in range(flags.seeds)] for arm in ARMS
+        arm: [run(arm, seed, steps=flags.steps) for seed in range(flags.seeds)] for arm in STRENGTH
     }
     print(f"{flags.steps} steps, {flags.seeds} seeds, mean ± standard deviation\n")
     print(table(results))
