@@ -138,10 +138,11 @@ def test_instances_are_normalized_one_by_one():
     assert not net.init(jax.random.key(0), X)
     y = np.asarray(net.apply({}, X))
     np.testing.assert_allclose(y.mean((1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(y.var((1, 2)), 1, atol=1e-3)
+    var = X.var((1, 2))
+    np.testing.assert_allclose(y.var((1, 2)), var / (var + 1e-5), rtol=1e-4)
     scale, shift = R.uniform(2, 5, (3, 1, 1, WIDTH)), R.normal(size=(3, 1, 1, WIDTH))
     styled = net.apply({}, (scale * X + shift).astype(np.float32))
-    np.testing.assert_allclose(styled, y, atol=1e-3)
+    np.testing.assert_allclose(styled, y, atol=5e-3)  # the epsilon beside other variances
     np.testing.assert_allclose(net.apply({}, X[:1]), y[:1], atol=1e-6)
 
 
