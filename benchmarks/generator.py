@@ -3,6 +3,7 @@
   python -m benchmarks.generator                   Markdown tables and a JSON file
   python -m benchmarks.generator --pairs 8         smaller batches
   python -m benchmarks.generator --repeats 0       memory alone: nothing is run
+  python -m benchmarks.generator --pairs 32 --parts product folded    these parts alone
   python -m benchmarks.generator --step            and that of whole train steps, minutes to compile
 
 The first table is of `--pairs` pairs of images of 288 x 144: the time of value and gradient of
@@ -149,7 +150,8 @@ def temp_mb(compiled: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
 
 def time_table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown; shares are of the network's forward and backward pass, heads and losses aside."""
-    network = sum(rows[k]["median_wall_s"] for k in NETWORK)
+    whole = all(k in rows for k in NETWORK)
+    network = sum(rows[k]["median_wall_s"] for k in NETWORK) if whole else math.nan
     lines = [
         "| value and gradient | s, median | CPU-s | ms a pair | share of the network |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -159,7 +161,7 @@ def time_table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {r['part']} | {r['median_wall_s']:.2f} | {r['median_cpu_s']:.2f} "
             f"| {1000 * r['median_wall_s'] / r['pairs']:.0f} "
-            f"| {100 * r['median_wall_s'] / network:.0f} % |"
+            + (f"| {100 * r['median_wall_s'] / network:.0f} % |" if whole else "| |")
         )
     return "\n".join(lines)
 
@@ -186,6 +188,7 @@ def main() -> None:
     parser.add_argument("--memory-pairs", type=int, default=32, help="a multiple of K, 4")
     parser.add_argument("--step", action="store_true", help="memory of whole train steps too")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs after a first one")
+    parser.add_argument("--parts", nargs="+", help="of these parts alone, by key")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/generator.json"))
     flags = parser.parse_args()
     s = candidates.settings("mun", flags.size)
@@ -197,11 +200,15 @@ def main() -> None:
     print(json.dumps(report["machine"]))
     if flags.repeats:
         found = parts(s, flags.pairs)
-        report["times"] = {key: measure(part, flags.repeats) for key, part in found.items()}
+        chosen = flags.parts or list(found)
+        if unknown := set(chosen) - set(found):
+            parser.error(f"no parts {sorted(unknown)}; there are {', '.join(found)}")
+        report["times"] = {key: measure(found[key], flags.repeats) for key in chosen}
         print(f"\n{flags.pairs} pairs, {jax.device_count()} devices\n")
         print(time_table(report["times"]), flush=True)
     found = parts(s, flags.memory_pairs)
-    report["memory"] = [measure(found[key], 0) for key in MEMORY_OF]
+    memory_of = [key for key in MEMORY_OF if key in (flags.parts or MEMORY_OF)]
+    report["memory"] = [measure(found[key], 0) for key in memory_of]
     if flags.step:
         s = candidates.settings("mun", flags.size, ids)
         report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]

@@ -138,8 +138,9 @@ def test_folding_is_chosen_where_the_batch_is_large():
     windows = [(2, 2), (4, 4), (6, 6), (12, 12)]
     place = 72 * 36
     assert folding.is_cheaper(32 * place, windows, 256, 256, 256)
-    assert folding.is_cheaper(32 * place, windows, 256, 256, 1)
-    assert not folding.is_cheaper(2 * place, windows, 256, 256, 256)
+    for pairs in (2, 8, 16):
+        assert not folding.is_cheaper(pairs * place, windows, 256, 256, 256)
+    assert not folding.is_cheaper(32 * place, windows, 256, 256, 1)
     assert not folding.is_cheaper(32 * place, windows, 256, 64, 256)
     assert not folding.is_cheaper(16 * 24 * 12, windows, 32, 32, 32)
 

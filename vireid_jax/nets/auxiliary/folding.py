@@ -32,17 +32,22 @@ from vireid_jax.nets import init
 from vireid_jax.nets.auxiliary.pyramid import Window, depth_to_space
 
 HIGHEST = jax.lax.Precision.HIGHEST  # statistics never in reduced precision
-# What reading and writing a value of a map costs, forward and backward, in multiply-adds:
-# fitted to times on CPU; accelerators compute faster still beside their memory.
-TRAFFIC = 200
-# Multiply-adds that must be saved in a step: the folded graph takes 5 s longer to compile.
-WORTH_COMPILING = 10**9
+# Fitted to times on CPU of the paper's maps (256 channels, 72 x 36) for 8, 16 and 32 pairs, in
+# multiply-adds: what reading and writing a value of a map costs, forward and backward, for eqs. 7
+# to 9 one after the other and folded; and how often the products of weights are to be counted.
+# Accelerators compute faster still beside their memory, but were not measured.
+TRAFFIC, FOLDED_TRAFFIC = 200, 250
+WEIGHTS = 2.7
+# Where both cost about the same, folding is taken: it keeps a quarter of the memory.
+TOLERANCE = 1.1
+# Multiply-adds of a step below which nothing is worth 5 s more of compilation.
+WORTH_COMPILING = 10**10
 
 
 def is_cheaper(
     places: int, windows: Sequence[Window], channels: int, features: int, inputs: int
 ) -> bool:
-    """Whether folding needs clearly less work than eqs. 7 to 9 one after the other.
+    """Whether folding is expected to take no longer than eqs. 7 to 9 one after the other.
 
     Args:
       places: B * h * w.
@@ -53,8 +58,8 @@ def is_cheaper(
     taps = sum(a * b for a, b in windows)
     direct = maps * features * (inputs + channels + TRAFFIC)
     weights = 2 * taps * features * (2 * channels if inputs > 1 else 1) * channels
-    folded = maps * channels * (channels + TRAFFIC // 2) + weights
-    return direct - folded > WORTH_COMPILING
+    folded = maps * channels * (channels + FOLDED_TRAFFIC) + WEIGHTS * weights
+    return direct > WORTH_COMPILING and folded < TOLERANCE * direct
 
 
 def moments(cells: jax.Array, modalities: int) -> tuple[jax.Array, jax.Array]:
