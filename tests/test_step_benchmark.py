@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from benchmarks import candidates, generator, generator_parts, step, step_mun, step_smcl  # noqa: E402
+from benchmarks import candidates, generator, generator_parts, step, step_idkl, step_mun, step_smcl  # noqa: E402
 from tests.reference.case import fill  # noqa: E402
 from tests.reference.convert import flatten, nest  # noqa: E402
 from vireid_jax import sharding  # noqa: E402
@@ -110,6 +110,15 @@ def test_the_torch_step_of_smcl_has_the_loss_of_the_reference():
     s["method"]["metric_weight"] = 2.0
     loss, model, images, labels = double_loss(step_smcl, s)
     want = model.total(model.terms(*images, labels), True)
+    assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", ["none", "mean"])
+def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
+    s = tiny("idkl")
+    s["method"]["tgsa_scale"] = scale
+    loss, model, images, labels = double_loss(step_idkl, s)
+    want = model.total(model.terms(images, labels, 0))
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
