@@ -125,6 +125,28 @@ def test_embedding_needs_the_shared_branch_alone():
     np.testing.assert_allclose(jax.jit(plain)(parts, images), whole["pool"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_half_precision_stays_inside_the_network(preset):
+    method = build(preset, dtype="bfloat16")
+    variables = jax.eval_shape(method.init, jax.random.key(0))
+
+    def loss(params):
+        state = {**variables_of(variables), "params": params}
+        return method.loss(state, batch(), jax.random.key(1), 0)
+
+    def variables_of(shapes):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(shapes))
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (total, aux), gradient = jax.eval_shape(step, variables["params"])
+    leaves = jax.tree.leaves([total, list(aux.terms.values()), aux.updates, gradient])
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda v, x: method.embed(v, x, 0))(variables, image)
+    convolutions = [e for e in jaxpr.eqns if "conv_general" in e.primitive.name]
+    assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}
+
+
 def test_what_has_no_weight_has_no_parameters():
     method = build(purify_form="none", tgsa_weight=0.0, csa_weight=0.0, confuser_weight=0.0)
     names = set(jax.eval_shape(method.init, jax.random.key(0))["params"])
