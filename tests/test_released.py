@@ -76,13 +76,15 @@ def saved(workdir):
     return [json.loads(p.read_text()) for p in sorted(step.iterdir())]
 
 
-# IDKL's second preset is another method; what is special on a data set is so with both.
-RUNS = [(recipe, dataset, "") for recipe in RECIPES for dataset in common.DATASETS]
+# What is special on a data set is so with every method, and a step of the larger ones compiles for
+# half a minute: they are trained on one. tests/test_configs.py builds all of them on all data sets.
+RUNS = [("smcl", dataset, "") for dataset in common.DATASETS]
+RUNS += [(recipe, "sysu", "") for recipe in RECIPES if recipe != "smcl"]
 RUNS += [("idkl", "regdb", "official")]
 
 
 @pytest.mark.parametrize(("recipe", "dataset", "preset"), RUNS)
-def test_every_recipe_trains_and_scores_on_every_data_set(
+def test_recipes_train_and_score_on_the_data_sets(
     recipe, dataset, preset, trees, tmp_path, capsys
 ):
     c = small(recipe, dataset, tmp_path, trees.get(dataset), preset)
