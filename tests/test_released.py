@@ -84,9 +84,7 @@ RUNS += [("idkl", "regdb", "official")]
 
 
 @pytest.mark.parametrize(("recipe", "dataset", "preset"), RUNS)
-def test_recipes_train_and_score_on_the_data_sets(
-    recipe, dataset, preset, trees, tmp_path, capsys
-):
+def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees, tmp_path, capsys):
     c = small(recipe, dataset, tmp_path, trees.get(dataset), preset)
     if dataset in ("regdb", "llcm", "folders"):
         c.data.val_ids = 2
