@@ -236,3 +236,47 @@ def test_another_model_is_refused(whole, tmp_path):
     out = job.finish("--config.method.width=8", "--config.allow_changes=True", code=1)
     assert "was saved by another model" in out and "Traceback" not in out
     assert job.committed() == whole(4).committed()
+
+
+# --- Other methods, in files of their own so that they run side by side ------------------------
+
+RECIPE_OF = """
+from configs import {method}
+
+def get_config(arg=None):
+    c = {method}.get_config()
+    c.run_name = "tiny"
+    parts = ("train", "val", "test")
+    c.data.update({{f"{{part}}_{{m}}": 1 for part in parts for m in ("visible", "infrared")}})
+    c.data.update(train_ids=6, val_ids=3, test_ids=3, cache={cache!r})
+    c.data.image_size = (32, 16)
+    c.method.width = 4
+    c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 4
+    c.train.epochs, c.train.log_every = 6.0, 1
+    c.train.eval_every, c.train.checkpoint_every = 0.0, 1.0
+    c.eval.protocols, c.eval.trials = ("sysu/all/single",), 2
+    c.eval.baselines, c.eval.batch_size = False, 16
+    {changes}
+    return c
+"""
+
+
+def killed_and_terminated(tmp_path, method, changes):
+    """The job of a run that was killed, terminated and finished, which equals one that was not.
+
+    Args:
+      method: name of a recipe.
+      changes: statements on its config `c`, which are of minutes otherwise.
+    """
+    recipe = tmp_path / "tiny.py"
+    cache = str(tmp_path / "cache")
+    recipe.write_text(RECIPE_OF.format(method=method, changes=changes, cache=cache))
+    whole, job = (Job(recipe, tmp_path / name, devices=2) for name in ("whole", "run"))
+    whole.finish()
+    code, out, _ = job.stop_when(lambda: 7 in job.steps_written(), signal.SIGKILL)
+    assert code == -signal.SIGKILL, out
+    code, out, _ = job.stop_when(lambda: 14 in job.steps_written(), signal.SIGTERM)
+    assert code == 42, out
+    job.finish()
+    assert job.result() == whole.result()
+    return job

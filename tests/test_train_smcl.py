@@ -70,9 +70,10 @@ def without_gradient(gradients):
     return found
 
 
-def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
+def train_on_people(method):
+    """Trains on `people_batches`: the logged rows by step, and parameters without a gradient."""
     transform, rate = optim.make(steps_per_epoch=STEPS, epochs=1, lr=0.01, schedule="constant")
-    method, writer = _smcl(metric_from_epoch=0.5, normalize_centers=True), Recorder()
+    writer = Recorder()
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
     state, start = restore_or_init(method, transform, None, mesh=mesh, seed=0)
     light = partial(augment.augment, pad=1, flip=0.5)
@@ -87,7 +88,12 @@ def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
         writer=writer,
         log_every=1,
     )
-    rows = writer.of("train")
+    # Adam's second moment is 0 where no batch gave a gradient.
+    return writer.of("train"), without_gradient(optax.tree.get(state.optimizer, "nu"))
+
+
+def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
+    rows, without = train_on_people(_smcl(metric_from_epoch=0.5, normalize_centers=True))
     last = [rows[n] for n in range(STEPS - 4, STEPS + 1)]
     for name in ("visible", "infrared", "syncretic"):
         assert rows[1][f"accuracy_{name}"] < 0.5
@@ -96,8 +102,7 @@ def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
     assert shown.index("loss") < shown.index("tri_center") < shown.index("accuracy_visible")
     assert last[-1]["loss"] < 0.5 * rows[1]["loss"]
     assert last[-1]["tri_center"] < rows[STEPS // 2]["tri_center"]
-    # Adam's second moment is 0 where no batch gave a gradient.
-    assert not without_gradient(optax.tree.get(state.optimizer, "nu"))
+    assert not without
 
 
 def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():

@@ -224,9 +224,8 @@ def build(
             "classifier; choose e_head=own, or a weight"
         )
     common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
-    needs_purifier = "purified" in (*classified, discriminated) or bool(
-        {"e", "r", "tri_purified"} & set(weights) or ("tgsa" in weights and teacher == "purified")
-    )
+    taught = {teacher} if "tgsa" in weights else set()
+    needs_purifier = "e" in weights or "purified" in {*classified, discriminated, *taught}
     net = IDKLNet(
         num_classes=num_classes,
         backbone_options=dict(depth=depth, width=width, last_stride=last_stride, **common),
@@ -235,7 +234,6 @@ def build(
         else None,
         classified=tuple(sorted(classified, key=("sh", "sp", "purified").index)),
         entropy_head=e_head if "e" in weights else None,
-        with_reduced="r" in weights,
         discriminated=discriminated,
         confused="confuser" in weights,
         modality_stages=stages,

@@ -35,8 +35,7 @@ class IDKLNet(nn.Module):
       purifier_options: of `Purifier`; None: no purifier, and no "purified".
       classified: of "sh", "sp", "purified": the features with a neck and a classifier.
       entropy_head: what judges f^d+ against f_sp in L_e: "raw" the neck and classifier of "sp",
-        "own" a classifier of pooled features; None: no L_e.
-      with_reduced: also pool what L_r compares.
+        "own" a classifier of pooled features; None: neither L_e nor L_r.
       discriminated: "sp" or "purified", what the discriminator sees; None: no discriminator.
       confused: whether there is a confuser of "sh".
       modality_stages: of those two: ("neck",), or stages whose pooled maps each get a head.
@@ -49,7 +48,6 @@ class IDKLNet(nn.Module):
     purifier_options: Mapping[str, Any] | None
     classified: Sequence[str]
     entropy_head: str | None
-    with_reduced: bool
     discriminated: str | None
     confused: bool
     modality_stages: Sequence[str]
@@ -85,9 +83,9 @@ class IDKLNet(nn.Module):
           strength: of the gradient reversal before the confuser.
 
         Returns:
-          "pool": {"sh", "sp", and "purified": [B, 2, D]}, visible first; "neck" and "logits":
-          the same for `classified`, [B, 2, D] and [B, 2, C]; "enhanced", "plain": logits
-          [2B, C] of f^d+ and f_sp for L_e; "reduced", "normalized": [B, 2, D] for L_r;
+          "pool": {"sh", "sp", and "purified": [B, 2, D]}, visible first; "logits": the same
+          for `classified`, [B, 2, C]; "enhanced", "plain": logits [2B, C] of f^d+ and f_sp for
+          L_e; "reduced", "normalized": [B, 2, D] for L_r;
           "discriminator", "confuser": a list of logits [2B, 2], row 2b + m of modality m. Each
           as far as it is asked for.
         """
@@ -104,7 +102,7 @@ class IDKLNet(nn.Module):
         logits = {name: self.classifier[name](neck[name]) for name in self.classified}
         out: dict[str, Any] = {
             key: {name: deinterleave(x, 2) for name, x in features.items()}
-            for key, features in (("pool", pool), ("neck", neck), ("logits", logits))
+            for key, features in (("pool", pool), ("logits", logits))
         }
         if self.entropy_head is not None:
             enhanced = gem_above(purified.enhanced)
@@ -113,7 +111,6 @@ class IDKLNet(nn.Module):
             else:
                 out["enhanced"] = self.classifier["sp"](self.neck["sp"](enhanced, train=True))
                 out["plain"] = logits["sp"]
-        if self.with_reduced:
             out["reduced"], out["normalized"] = (
                 deinterleave(gem_above(x), 2) for x in (purified.reduced, purified.normalized)
             )
@@ -137,6 +134,5 @@ class IDKLNet(nn.Module):
 
     def embed(self, images: jax.Array) -> dict[str, jax.Array]:
         """Features of the shared branch alone, [N, D]: after the neck, and before it."""
-        ((*_, maps),) = self.backbone([images], train=False, branches=("",), fork=3)
-        pool = gem_above(maps)
+        pool = gem_above(self.backbone([images], train=False))
         return {"bn": self.neck["sh"](pool, train=False), "pool": pool}
