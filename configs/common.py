@@ -112,11 +112,13 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.optim.weight_decay = 5e-4
     c.optim.decay = "coupled"  # as torch.optim.Adam; "decoupled" is AdamW
     c.optim.momentum = 0.9  # SGD only
+    c.optim.nesterov = False  # SGD only
     c.optim.schedule = "multistep"  # or cosine, constant
     c.optim.milestones = ()  # epochs
     c.optim.gamma = 0.1
     c.optim.warmup_epochs = 0.0
     c.optim.warmup_factor = 0.1
+    c.optim.warmup_by = "step"  # or epoch: AGW's staircase
     c.optim.restart_epoch = config_dict.placeholder(float)  # start the schedule again here
     c.optim.clip_norm = config_dict.placeholder(float)
     c.optim.multipliers = ()  # e.g. (("backbone/.*", 0.1),)

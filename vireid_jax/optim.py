@@ -17,6 +17,7 @@ from vireid_jax.types import epochs_to_steps
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("multistep", "cosine", "constant")
+WARMUPS = ("step", "epoch")
 
 
 def make(
@@ -28,11 +29,13 @@ def make(
     weight_decay: float = 0.0,
     decay: str = "coupled",
     momentum: float = 0.9,
+    nesterov: bool = False,
     schedule: str = "multistep",
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
     warmup_epochs: float = 0.0,
     warmup_factor: float = 0.1,
+    warmup_by: str = "step",
     restart_epoch: float | None = None,
     clip_norm: float | None = None,
     multipliers: Sequence[tuple[str, float]] = (),
@@ -50,12 +53,16 @@ def make(
         torch.optim.Adam and SGD do; "decoupled" is AdamW: the decay is scaled by the
         parameter's learning rate alone.
       momentum: of SGD.
+      nesterov: of SGD: Nesterov's momentum, as torch.optim.SGD's.
       schedule: "multistep" multiplies by gamma at each milestone, "cosine" falls to 0,
         "constant" stays.
-      milestones: epochs, ascending.
+      milestones: epochs, ascending; one that is given twice counts twice.
       gamma: factor at a milestone.
       warmup_epochs: linear rise from warmup_factor * lr.
       warmup_factor: where the rise starts.
+      warmup_by: "step", a rise to lr at the end of warmup_epochs; or "epoch", a rate that is
+        constant within an epoch, warmup_factor * lr in the first and lr in the last of
+        warmup_epochs (AGW's code and its descendants: lr (e + 1) / 10 for ten epochs).
       restart_epoch: the whole schedule, without warm-up, starts again here.
       clip_norm: upper bound of the global gradient norm; None or 0 for none.
       multipliers: (regular expression, factor) pairs; a parameter whose path, such as
@@ -75,6 +82,14 @@ def make(
     _check(name, OPTIMIZERS, "name")
     _check(schedule, SCHEDULES, "schedule")
     _check(decay, ("coupled", "decoupled"), "decay")
+    _check(warmup_by, WARMUPS, "warmup_by")
+    if warmup_by == "epoch" and warmup_epochs and (warmup_epochs % 1 or warmup_epochs < 2):
+        raise ValueError(
+            f"optim.warmup_epochs is {warmup_epochs} with warmup_by=epoch, expected 0 or a whole "
+            "number from 2 on"
+        )
+    if nesterov and (name != "sgd" or not momentum):
+        raise ValueError(f"optim.nesterov with {name} and momentum {momentum}, expected sgd, > 0")
     if list(milestones) != sorted(milestones):
         raise ValueError(f"optim.milestones {tuple(milestones)} must ascend")
     numbers = {
@@ -107,7 +122,7 @@ def make(
     parts = [
         optax.clip_by_global_norm(clip_norm) if clip_norm else None,
         decayed_weights if decay == "coupled" else None,
-        optax.scale_by_adam() if name == "adam" else optax.trace(decay=momentum),
+        optax.scale_by_adam() if name == "adam" else optax.trace(momentum, nesterov),
         decayed_weights if decay == "decoupled" else None,
         _scale_by_path(multipliers) if multipliers else None,
     ]
@@ -128,7 +143,10 @@ def make(
         step = jnp.asarray(step)
         total, factor = steps(epochs), decayed(step, steps(epochs))
         if warmup_epochs:
-            ramp = jnp.clip(step / max(steps(warmup_epochs), 1), 0, 1)
+            if warmup_by == "epoch":
+                ramp = jnp.clip(step // steps_per_epoch / (warmup_epochs - 1), 0, 1)
+            else:
+                ramp = jnp.clip(step / max(steps(warmup_epochs), 1), 0, 1)
             factor = factor * (warmup_factor + (1 - warmup_factor) * ramp)
         if restart_epoch is not None:
             again = steps(restart_epoch)

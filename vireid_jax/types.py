@@ -161,6 +161,9 @@ class Method(NamedTuple):
       {feature name: float32 [N, D]}; the first feature is the method's headline.
     later: losses minimized one after the other in the same step, after `loss`.
     project: (params) -> params, applied after every update: keeps parameters within bounds.
+    fusions: {row: {feature: weight}}: further rows of a result, the first of them the headline;
+      the similarity of two images is the weighted sum of the inner products of these features,
+      which are then no rows of their own. For features too wide to be kept for a gallery.
     """
 
     init: Callable[[Any], Variables]
@@ -168,6 +171,7 @@ class Method(NamedTuple):
     embed: Callable[[Variables, Any, int], dict[str, Any]]
     later: tuple[LaterLoss, ...] = ()
     project: Callable[[Any], Any] | None = None
+    fusions: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
 
 class Stopped(Exception):

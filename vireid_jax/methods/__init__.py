@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 
-from vireid_jax.methods import idkl, mun, smcl
+from vireid_jax.methods import agw, deen, idkl, mun, pdm, smcl
 from vireid_jax.types import Method
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "agw": agw.build,
+    "deen": deen.build,
     "idkl": idkl.build,
     "mun": mun.build,
+    "pdm": pdm.build,
     "smcl": smcl.build,
 }
 

@@ -37,9 +37,9 @@ def _generator(key: jax.Array) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.asarray(raw, np.uint32).tolist()))
 
 
-def normal(std: float) -> Initializer:
-    """N(0, std^2)."""
-    return lambda key, shape, dtype=jnp.float32: _normal(key, shape, dtype, std)
+def normal(std: float, mean: float = 0.0) -> Initializer:
+    """N(mean, std^2)."""
+    return lambda key, shape, dtype=jnp.float32: mean + _normal(key, shape, dtype, std)
 
 
 def kaiming_normal(mode: str = "fan_out") -> Initializer:

@@ -20,6 +20,7 @@ class BatchNorm(nn.Module):
       use_bias: learn a shift; a BN neck has none (Luo et al. 2019, "Bag of Tricks").
       momentum: weight of the new statistics (torch's sense; flax writes 1 - momentum).
       epsilon: added to the variance.
+      scale_init: where the factors start.
       running: (M, kept): rows are M interleaved modalities, row b * M + m; all of them
         normalize the batch, the first `kept` alone update the running statistics.
     """
@@ -27,6 +28,7 @@ class BatchNorm(nn.Module):
     use_bias: bool = True
     momentum: float = 0.1
     epsilon: float = 1e-5
+    scale_init: init.Initializer = init.constant(1.0)
     running: tuple[int, int] | None = None
 
     @nn.compact
@@ -36,7 +38,7 @@ class BatchNorm(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)  # statistics never in half precision
         running_mean = self.variable("batch_stats", "mean", init.constant(0.0), None, (width,))
         running_var = self.variable("batch_stats", "var", init.constant(1.0), None, (width,))
-        scale = self.param("scale", init.constant(1.0), (width,))
+        scale = self.param("scale", self.scale_init, (width,))
 
         rows = x.astype(wide)
         mean, var = running_mean.value, running_var.value

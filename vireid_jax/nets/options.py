@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vireid_jax.nets.resnet import feature_width, map_size
+
 
 def check(
     *,
@@ -31,6 +33,42 @@ def check(
             raise ValueError(f"method.{name} is {number}, expected 0 or more")
     if num_classes < 2:
         raise ValueError(f"{num_classes} training identities, expected at least 2")
+
+
+def check_expanded(
+    *,
+    depth: int,
+    width: int,
+    last_stride: int,
+    image_size: tuple[int, int],
+    stages: int,
+    mfa: bool,
+    branches: int,
+    dropout: float,
+    num_ids: int,
+) -> None:
+    """Refuses what a `MultiFeatureNet` cannot be built of, before anything is traced.
+
+    Raises:
+      ValueError: naming the option, what it is and what it may be.
+    """
+    feature_width(depth, width)  # refuses an unknown depth
+    if stages not in (3, 4):
+        raise ValueError(f"method.stages is {stages}, expected 4, or 3 to end with layer3")
+    if branches < 0:
+        raise ValueError(f"method.branches is {branches}, expected 0 or more")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"method.dropout is {dropout}, expected 0 to below 1")
+    if num_ids < 2:
+        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
+    for stage in range(stages if mfa else 0):
+        height, wide = map_size(image_size, stage, last_stride)
+        if height * wide % 2:
+            raise ValueError(
+                f"data.image_size is {tuple(image_size)}, whose map of {height} x {wide} places "
+                "the position attention of method.mfa cannot halve; choose a height or width that "
+                "is a multiple of 32, or method.mfa=False"
+            )
 
 
 DTYPES = ("float32", "bfloat16")

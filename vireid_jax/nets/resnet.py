@@ -32,9 +32,25 @@ DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
 }
 
 
-def feature_width(depth: int, width: int) -> int:
-    """Channels of the last feature map, D. Raises ValueError for an unknown depth."""
-    return width * 8 * (4 if _layout(depth)[0] else 1)
+def feature_width(depth: int, width: int, stage: int = 4) -> int:
+    """Channels of the map after a stage, by default the last, D; 0 is the stem.
+
+    Raises:
+      ValueError: for an unknown depth.
+    """
+    return width if not stage else width * 2 ** (stage - 1) * (4 if _layout(depth)[0] else 1)
+
+
+def block_names(depth: int, stage: int) -> list[str]:
+    """What the blocks of a stage are called: "layer2_0", ... Raises ValueError for a depth."""
+    return [f"layer{stage}_{block}" for block in range(_layout(depth)[1][stage - 1])]
+
+
+def map_size(image_size: tuple[int, int], stage: int, last_stride: int = 1) -> tuple[int, int]:
+    """Height and width of the map after a stage; 0 is the stem."""
+    halvings = 2 + max(min(stage, 3) - 1, 0) + (stage == 4 and last_stride == 2)
+    height, width = (-(-side // 2**halvings) for side in image_size)
+    return height, width
 
 
 def interleave(arrays: Sequence[jax.Array]) -> jax.Array:
@@ -60,7 +76,8 @@ class ResNet(nn.Module):
     Attributes:
       depth: 18, 34, 50; or 10 and 14, one block a stage.
       width: channels of the stem, 64 in the paper.
-      last_stride: stride of the last stage; 1 in most re-ID work, 2 in the paper.
+      last_stride: stride of layer4; 1 in most re-ID work, 2 in the paper.
+      stages: 4, or 3 to end with layer3 (DEEN and PDM on RegDB).
       specific: leading stages with parameters of their own for each modality:
         0 one-stream, 1 the stem (conv1, bn1, max-pool), 2 the stem and layer1, ...
       kernels: "xla", or "cpu": 1x1 convolutions as matrix products and max-pooling as
@@ -73,6 +90,7 @@ class ResNet(nn.Module):
     depth: int = 50
     width: int = 64
     last_stride: int = 1
+    stages: int = 4
     specific: int = 0
     kernels: str = "xla"
     dtype: Any = None
@@ -89,6 +107,7 @@ class ResNet(nn.Module):
         after: int = 2,
         branches: Sequence[str] = (),
         fork: int = 3,
+        then: Callable[[str, jax.Array], jax.Array] | None = None,
     ) -> Any:
         """Embeds M images per slot.
 
@@ -103,6 +122,9 @@ class ResNet(nn.Module):
           branches: copies of the stages from `fork` on that the maps pass, each for itself:
             "" the stages as they are always called, another name a copy with that suffix.
           fork: how many stages the branches have in common: 3 is the stem, layer1 and layer2.
+          then: called with the name of every part that the modalities share ("stem", where all
+            are joined, "layer1_0", ...) and its map, returns the map that goes on; its rows may
+            multiply, each into a run of rows.
 
         Returns:
           Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b, with the M of
@@ -113,6 +135,8 @@ class ResNet(nn.Module):
           ValueError: for an unknown depth, an impossible set of stems, a `generate` or a fork
             amid specific stages.
         """
+        if self.stages not in (3, 4):
+            raise ValueError(f"stages is {self.stages}, expected 4, or 3 to end with layer3")
         if not 0 <= self.specific <= 5:
             raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
         if generate is not None and not max(self.specific, 1) <= after <= 5:
@@ -126,6 +150,11 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"{len(images)} modalities with stems {stems}: name the stem of each "
                 "(VISIBLE, INFRARED or AUXILIARY) when specific > 0"
+            )
+        if then is not None and (generate is not None or branches or self.specific > 1):
+            raise ValueError(
+                f"then with specific {self.specific}, expected at most 1, and neither generate "
+                "nor branches"
             )
         if branches and (generate is not None or not max(self.specific, 1) <= fork <= 4):
             raise ValueError(
@@ -141,7 +170,9 @@ class ResNet(nn.Module):
             x = deinterleave(x, count)
             maps = generate([x[:, m] for m in range(count)])
             x, count, done = interleave(maps), len(maps), after
-        return self._stages(x, range(done, 5), self._kept(count), train)
+        if then is not None:
+            x = then("stem", x)
+        return self._stages(x, range(done, self.stages + 1), self._kept(count), train, then)
 
     def _specific(
         self, images: Sequence[jax.Array], stems: Sequence[int], train: bool
@@ -167,9 +198,11 @@ class ResNet(nn.Module):
         kept = self.running[1] if self.running else modalities
         return (modalities, kept) if kept < modalities else None
 
-    def _stages(self, x: jax.Array, stages: range, running: Any, train: bool) -> jax.Array:
+    def _stages(
+        self, x: jax.Array, stages: range, running: Any, train: bool, then: Any = None
+    ) -> jax.Array:
         for stage in stages:
-            x = self._stage(x, stage, "", running, train)
+            x = self._stage(x, stage, "", running, train, then)
         return x
 
     def _branch(
@@ -177,7 +210,7 @@ class ResNet(nn.Module):
     ) -> list[jax.Array]:
         """The maps after each stage of one branch."""
         maps = []
-        for stage in range(fork, 5):
+        for stage in range(fork, self.stages + 1):
             x = self._stage(x, stage, f"_{name}" if name else "", running, train)
             maps.append(x)
         return maps
@@ -186,15 +219,17 @@ class ResNet(nn.Module):
         options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
         return _Stem(self.width, **options, name=f"stem{suffix}")(images, train)
 
-    def _stage(self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool) -> jax.Array:
+    def _stage(
+        self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool, then: Any = None
+    ) -> jax.Array:
         """Stages 1-4 are torchvision's layer1-layer4."""
         options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
-        bottleneck, blocks = _layout(self.depth)
-        for block in range(blocks[stage - 1]):
+        for block, name in enumerate(block_names(self.depth, stage)):
             stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
-            name = f"layer{stage}_{block}{suffix}"
             width = self.width * 2 ** (stage - 1)
-            x = _Block(width, stride, bottleneck, **options, name=name)(x, train)
+            block_of = _Block(width, stride, _layout(self.depth)[0], **options, name=name + suffix)
+            x = block_of(x, train)
+            x = x if then is None else then(name, x)
         return x
 
 

@@ -1,0 +1,171 @@
+"""DEEN: Diverse Embedding Expansion Network (Zhang and Wang, CVPR 2023), from its code.
+
+Each image becomes 1 + G feature maps before the last stage: its own, and one of each branch of an
+expansion. All of them have the image's label, and are compared branch by branch at test time.
+
+  term   function                              weight in the total
+  id     cross-entropy, of all rows            1
+  tri    losses.triplet, batch-hard, all rows  1
+  cpm    losses.pairmining, over the branches  cpm_weight
+  ort    losses.pairmining                     ort_weight
+
+Released code: ZYK100/LLCM, folder DEEN, at 886e27c; the paper itself was not at hand.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.losses import pairmining, triplet
+from vireid_jax.losses.distance import safe_norm, unit
+from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.nets import expansion, options
+from vireid_jax.nets.multifeature import MultiFeatureNet
+from vireid_jax.types import Aux, Batch, Method, Variables
+
+# Both rows that the code's test prints; see `types.Method.fusions`.
+FUSIONS = {"sum": {"pools": 1.0, "necks": 1.0}, "weighted": {"pools": 0.1, "necks": 0.9}}
+
+
+def build(
+    *,
+    num_classes: int,
+    image_size: tuple[int, int],
+    num_ids: int,
+    depth: int = 50,
+    width: int = 64,
+    last_stride: int = 1,
+    stages: int = 4,
+    kernels: str = "auto",
+    dtype: str = "float32",
+    mfa: bool = True,
+    branches: int = 2,
+    expansion_fuse: str = "mean",
+    dropout: float = 0.01,
+    tri_margin: float = 0.3,
+    tri_normalize: bool = False,
+    cpm_weight: float = 0.8,
+    cpm_margin: float = 0.2,
+    cpm_normalize: bool = False,
+    ort_weight: float = 0.01,
+) -> Method:
+    """DEEN as a `Method`; the defaults are those of the authors' code.
+
+    Args:
+      num_classes: C, identities in training.
+      image_size: (height, width); with `mfa` the maps must have an even number of places.
+      num_ids: P of a batch.
+      depth, width, last_stride, kernels: see `ResNet`.
+      stages: 4; or 3, the code's network for RegDB: it ends with layer3 and expands after layer2.
+      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
+      mfa: the aggregation blocks after layer1 to layer3 (layer2 with stages=3).
+      branches: of the expansion, 2 in the code.
+      expansion_fuse: of its three convolutions, "mean" or "sum".
+      dropout: of all entries of the expanded maps, the image's own too.
+      tri_margin: of the batch-hard triplet loss.
+      tri_normalize, cpm_normalize: of features of unit length, for tri and for cpm and ort. Ours,
+        for networks that start from random weights: the authors' features are as they come.
+      cpm_weight, cpm_margin: of center-guided pair mining, summed over the branches.
+      ort_weight: of the branches' inner products.
+
+    Raises:
+      ValueError: for an unknown choice or a value out of range, naming the option.
+    """
+    options.check(
+        choices={
+            "dtype": (dtype, options.DTYPES),
+            "kernels": (kernels, options.KERNELS),
+            "expansion_fuse": (expansion_fuse, expansion.FUSIONS),
+        },
+        not_negative=dict(
+            tri_margin=tri_margin,
+            cpm_weight=cpm_weight,
+            cpm_margin=cpm_margin,
+            ort_weight=ort_weight,
+        ),
+        num_classes=num_classes,
+    )
+    options.check_expanded(
+        depth=depth,
+        width=width,
+        last_stride=last_stride,
+        image_size=image_size,
+        stages=stages,
+        mfa=mfa,
+        branches=branches,
+        dropout=dropout,
+        num_ids=num_ids,
+    )
+    common: dict[str, Any] = {"dtype": options.compute_dtype(dtype)}
+    net = MultiFeatureNet(
+        num_classes=num_classes,
+        backbone_options=dict(
+            depth=depth,
+            width=width,
+            last_stride=last_stride,
+            stages=stages,
+            specific=1,
+            kernels=options.resolve_kernels(kernels),
+            **common,
+        ),
+        expansion_options=dict(branches=branches, fuse=expansion_fuse, **common),
+        prototype_options=None,
+        classified=("global",),
+        aggregates=mfa,
+        gates=False,
+        phase_residual=0.0,
+        dropout=dropout,
+    )
+    weights = {"id": 1.0, "tri": 1.0, "cpm": cpm_weight, "ort": ort_weight}
+    weights = {name: weight for name, weight in weights.items() if weight}
+
+    def initialize(key: Any) -> Variables:
+        image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
+        return net.lazy_init(key, image, image)
+
+    def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
+        del step
+        out, updates = net.apply(
+            variables,
+            batch["visible"],
+            batch["infrared"],
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        f, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
+        person = jnp.repeat(batch["label"], 2 * (1 + branches))
+        rows = f.reshape(len(f), -1, f.shape[-1])
+        terms = {
+            "id": cross_entropy(logits, person),
+            "tri": triplet.batch_hard_triplet(
+                unit(rows) if tri_normalize else rows, batch["label"], margin=tri_margin
+            ),
+        }
+        f = unit(f) if cpm_normalize else f
+        if "cpm" in weights:
+            centers = pairmining.by_identity(f, num_ids).mean(1)  # [P, 2, 1 + G, D]
+            terms["cpm"] = sum(
+                pairmining.center_pair_mining(
+                    centers[:, :, 0], centers[:, :, 1 + i], margin=cpm_margin
+                )
+                for i in range(branches)
+            )
+        if "ort" in weights:
+            terms["ort"] = pairmining.orthogonality(f[:, :, 1:].reshape(-1, branches, f.shape[-1]))
+        total = sum(weights[name] * term for name, term in terms.items())
+        metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(rows).mean()}
+        return total, Aux(terms, dict(updates), metrics)
+
+    def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
+        found: Any = net.apply(variables, images, modality, method="embed")
+        pool, neck = found["feature"]["global"], found["neck"]["global"]  # [N, 1 + G, D]
+        return {
+            "bn": neck[:, 0],
+            "pool": pool[:, 0],
+            # A row each of unit vectors: inner products add up over the branches.
+            "pools": unit(pool).reshape(len(pool), -1),
+            "necks": unit(neck).reshape(len(neck), -1),
+        }
+
+    return Method(initialize, loss, embed, fusions=FUSIONS)
