@@ -32,6 +32,70 @@ def dataset_of(arg: str | None) -> str:
     return dataset
 
 
+def dataset_and_preset(name: str, arg: str | None, presets: tuple[str, ...]) -> tuple[str, str]:
+    """(data set, preset) of what follows "configs/NAME.py:": either, both or neither.
+
+    Without one the data set is synthetic and the preset the first.
+    """
+    found: dict[str, str] = {}
+    for word in arg.split(",") if arg else ():
+        kind = "preset" if word in presets else "data set"
+        if word not in (*presets, *DATASETS):
+            raise ValueError(
+                f"configs/{name}.py has neither a data set nor a preset {word!r}; expected "
+                f"--config configs/{name}.py:DATASET, :PRESET or :DATASET,PRESET with DATASET one "
+                f"of {', '.join(DATASETS)} and PRESET one of {', '.join(presets)}"
+            )
+        if kind in found:
+            raise ValueError(
+                f"configs/{name}.py:{arg} names a {kind} twice, {found[kind]} and {word}; expected "
+                "one at most"
+            )
+        found[kind] = word
+    return found.get("data set", DATASETS[0]), found.get("preset", presets[0])
+
+
+def agw_optimizer(c: ml_collections.ConfigDict, milestones: tuple[float, ...]) -> None:
+    """SGD as in AGW's code and its descendants: all but necks and classifiers at a tenth."""
+    c.optim.name = "sgd"
+    c.optim.lr = 0.1
+    c.optim.momentum, c.optim.nesterov = 0.9, True
+    c.optim.weight_decay = 5e-4
+    c.optim.warmup_epochs, c.optim.warmup_factor, c.optim.warmup_by = 10.0, 0.1, "epoch"
+    c.optim.milestones = milestones
+    c.optim.multipliers = (("(?!neck|classifier)", 0.1),)
+
+
+def deen_augmentation(c: ml_collections.ConfigDict, dataset: str) -> None:
+    """DEEN's and PDM's: gray and erased images in both modalities, on SYSU-MM01 large patches."""
+    c.augment.grayscale = c.augment.erase = (0.5, 0.5)
+    c.augment.erase_value = (0.485, 0.456, 0.406)  # in standardized units
+    c.augment.erase_area = (0.2, 0.8) if dataset == "sysu" else (0.02, 0.4)
+
+
+def laptop(c: ml_collections.ConfigDict) -> None:
+    """The embedded data on two CPU cores: a small network that starts from random weights.
+
+    Of AGW, CAJ, DEEN and PDM. Ours, not the papers'. Where it departs from their recipes, the
+    reason is speed: few steps from random weights instead of many from ImageNet's.
+    """
+    c.method.depth, c.method.width = 10, 32
+    c.method.tri_normalize = True  # features of a fresh network have no scale to rely on
+    c.sampler.num_ids, c.sampler.num_instances = 16, 2
+    c.sampler.steps_per_epoch = 20
+    c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
+    c.augment.erase = c.augment.grayscale = (0.0, 0.0)
+    c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
+    c.augment.infrared_channel = "none"
+    c.optim.name, c.optim.lr = "adam", 4e-3
+    c.optim.nesterov, c.optim.multipliers = False, ()  # nothing is pretrained
+    c.optim.schedule, c.optim.milestones = "cosine", ()
+    c.optim.warmup_epochs, c.optim.warmup_factor, c.optim.warmup_by = 1.0, 0.1, "step"
+    c.train.epochs = 32.0
+    c.train.eval_every = 5.0
+    c.train.checkpoint_every = 5.0
+
+
 def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     """The sections that do not depend on the method, at the size of the data set."""
     laptop = dataset == "synthetic"
@@ -140,6 +204,9 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.eval.gallery = "agw"  # or official: SYSU-MM01's fixed permutations, from the file below
     c.eval.rand_perm = config_dict.placeholder(str)  # rand_perm_cam.mat
     c.eval.flip = False  # rows for the mean feature of an image and its mirror image, too
+    # Of methods whose headline is a sum of similarities (DEEN, PDM): "accumulate" the sum, or
+    # "store" one wide vector an image, which re-ranking needs.
+    c.eval.fuse = "accumulate"
     c.eval.rerank = "none"  # or all, queries: rows after k-reciprocal re-ranking, too
     c.eval.corrupt = config_dict.placeholder(str)  # visible, infrared, both, visible:fog:3, ...
     c.eval.corrupt_repeats = 10

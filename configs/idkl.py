@@ -22,7 +22,7 @@ PRESETS = ("paper", "official")
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     """The recipe DATASET, DATASET,PRESET or PRESET; synthetic and paper by default."""
-    dataset, preset = _parse(arg)
+    dataset, preset = common.dataset_and_preset("idkl", arg, PRESETS)
     c = common.base("idkl", dataset)
     if preset != "paper":
         c.run_name = f"idkl_{preset}_{dataset}"
@@ -100,26 +100,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     if dataset == "synthetic":
         _laptop(c)
     return c
-
-
-def _parse(arg: str | None) -> tuple[str, str]:
-    """(data set, preset) of what follows "configs/idkl.py:"."""
-    found: dict[str, str] = {}
-    for word in arg.split(",") if arg else ():
-        kind = "preset" if word in PRESETS else "data set"
-        if word not in (*PRESETS, *common.DATASETS):
-            raise ValueError(
-                f"configs/idkl.py has neither a data set nor a preset {word!r}; expected "
-                "--config configs/idkl.py:DATASET, :PRESET or :DATASET,PRESET with DATASET one of "
-                f"{', '.join(common.DATASETS)} and PRESET one of {', '.join(PRESETS)}"
-            )
-        if kind in found:
-            raise ValueError(
-                f"configs/idkl.py:{arg} names a {kind} twice, {found[kind]} and {word}; expected "
-                "one at most"
-            )
-        found[kind] = word
-    return found.get("data set", common.DATASETS[0]), found.get("preset", PRESETS[0])
 
 
 def _laptop(c: ml_collections.ConfigDict) -> None:

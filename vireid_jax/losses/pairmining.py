@@ -146,9 +146,7 @@ def dual_center_separation(
     return pull + valid_mean(push.reshape(-1), other.reshape(-1))
 
 
-def heterogeneity(
-    similarity: jax.Array, logits: jax.Array, *, form: str = "code_rms"
-) -> jax.Array:
+def heterogeneity(similarity: jax.Array, logits: jax.Array, *, form: str = "code_rms") -> jax.Array:
     """L_ch of PDM: prototypes are to look at different places.
 
     Over all maps n and pairs of prototypes i < j, a mean of

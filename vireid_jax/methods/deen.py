@@ -136,7 +136,7 @@ def build(
         f, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
         person = jnp.repeat(batch["label"], 2 * (1 + branches))
         rows = f.reshape(len(f), -1, f.shape[-1])
-        terms = {
+        terms: dict[str, Any] = {
             "id": cross_entropy(logits, person),
             "tri": triplet.batch_hard_triplet(
                 unit(rows) if tri_normalize else rows, batch["label"], margin=tri_margin

@@ -214,7 +214,7 @@ def build(
         )
         labels, features, logits = batch["label"], out["feature"], out["logits"]
         person = jnp.repeat(labels, 2 * (1 + branches))
-        terms = {"id_full": cross_entropy(logits[full], person)}
+        terms: dict[str, Any] = {"id_full": cross_entropy(logits[full], person)}
         if "id_global" in weights:
             terms["id_global"] = cross_entropy(logits["global"], person)
 

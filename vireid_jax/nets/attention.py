@@ -106,7 +106,7 @@ class PositionAttention(nn.Module):
         half = low.shape[-1] // 2
         theta = fold_halves(_point(high, half, "theta", self.dtype))
         phi, g = (fold_halves(_point(low, half, name, self.dtype)) for name in ("phi", "g"))
-        y = unfold_halves(attend(theta, phi, g), (*high.shape[1:3], half))
+        y = unfold_halves(attend(theta, phi, g), (high.shape[1], high.shape[2], half))
         y = _point(y, high.shape[-1], "w", self.dtype)
         return high + _zero_norm("bn")(y, train=train)
 

@@ -188,4 +188,3 @@ def _stacked(start: init.Initializer) -> init.Initializer:
         return jnp.stack([start(k, shape[1:], dtype) for k in keys])
 
     return of_branches
-

@@ -6,8 +6,8 @@ makes of it: from then on every image is 1 + G rows. PDM adds a gate after the s
 the expansion, and prototypes that pool parts. On RegDB both end with layer3, and expand after
 layer2.
 
-Rows: image n of the shared stages is rows (1 + G) n ... (1 + G) n + G after the expansion, the image
-itself first.
+Rows: image n of the shared stages is rows (1 + G) n ... (1 + G) n + G after the expansion, the
+image itself first.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ from vireid_jax.types import INFRARED, VISIBLE
 class MultiFeatureNet(nn.Module):
     """Backbone, expansion, pooling, and a BN neck with a classifier for each feature.
 
-    Features: "global" F_g [.., D], pooled by average; with prototypes also "full" F [.., (m + 1) D],
-    the m parts and then F_g (eq. 8 of PDM).
+    Features: "global" F_g [.., D], pooled by average; with prototypes also "full" F
+    [.., (m + 1) D], the m parts and then F_g (eq. 8 of PDM).
 
     Attributes:
       num_classes: C.
