@@ -46,17 +46,22 @@ def fill(shapes: Mapping[str, tuple[int, ...]], seed: str) -> Arrays:
         leaf = path.rsplit("/", 1)[-1]
         if leaf == "kernel":
             x = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
+        elif leaf.endswith("_kernel") or leaf.startswith("channel_"):  # a kernel for each branch
+            x = r.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:-1]))
+        elif leaf in ("prototypes", "positions"):
+            x = r.standard_normal(shape) * np.sqrt(2 / shape[-1])
         elif leaf in ("scale", "var"):
             x = r.uniform(0.5, 1.5, shape)
         elif leaf == "layer_scale":
             x = r.uniform(0.2, 0.9, shape)  # within (0, 1]
-        elif leaf in ("bias", "mean"):
+        elif leaf.endswith("bias") or leaf == "mean":
             x = 0.2 * r.standard_normal(shape)
         elif leaf == "p":
             x = r.uniform(2.5, 3.5, shape)
         else:
             raise ValueError(
-                f"no rule to fill {path}; expected kernel, scale, layer_scale, var, bias, mean or p"
+                f"no rule to fill {path}; expected kernel, ..._kernel, channel_..., scale, "
+                "layer_scale, var, bias, ..._bias, mean, prototypes, positions or p"
             )
         result[path] = np.asarray(x, np.float32)
     return result
