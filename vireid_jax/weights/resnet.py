@@ -124,7 +124,7 @@ def fill(
     Raises:
       ValueError: anything of `module` is not in `arrays` or has another shape there, another
         depth or width included; `arrays` hold a part of a trunk that the model lacks (a deep
-        stem, squeeze-and-excitation); or values are not finite.
+        stem, squeeze-and-excitation; but layer4 may be left over); or values are not finite.
     """
     collections = [c for c in ("params", "batch_stats") if module in variables.get(c, {})]
     tree = {c: variables[c][module] for c in collections}
@@ -134,9 +134,12 @@ def fill(
             f"{', '.join(sorted(variables.get('params', {})))}"
         )
     leaves = _flatten(tree)
+    model = _model_layout(leaves)
     prefix = _prefix(arrays, source)
     names = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
-    _check_layout(_source_layout(names, arrays), _model_layout(leaves), module, source)
+    if not model.blocks[-1]:  # the model ends with layer3
+        names = {k: name for k, name in names.items() if not k.startswith("layer4.")}
+    _check_layout(_source_layout(names, arrays), model, module, source)
     wanted = {path: _torch_name(path) for path in leaves}
     _check_names(wanted, names, module, source)
     theirs = {path: names[name] for path, name in wanted.items()}
@@ -164,7 +167,11 @@ class _Layout(NamedTuple):
 
     @property
     def depth(self) -> int | None:
-        return _DEPTHS.get((self.bottleneck, self.blocks))
+        """None for one without a name; without layer4 it is that of the first three stages."""
+        for (bottleneck, blocks), depth in _DEPTHS.items():
+            if bottleneck == self.bottleneck and self.blocks in (blocks, (*blocks[:3], 0)):
+                return depth
+        return None
 
     def __str__(self) -> str:
         kind = "bottlenecks" if self.bottleneck else "basic blocks"
@@ -202,7 +209,7 @@ def _check_layout(source: _Layout, model: _Layout, module: str, name: str) -> No
     if source.depth in _BUILDABLE:
         change = [f"--config.method.depth={source.depth}"] if source.depth != model.depth else []
         change += [f"--config.method.width={source.width}"] if source.width != model.width else []
-        ways.append(" ".join(change))
+        ways += [" ".join(change)] if change else []
     raise ValueError(
         f"{name} holds a {source}, the model's {module} is a {model}; take {' or '.join(ways)}"
     )
