@@ -1,6 +1,13 @@
 """What the PyTorch references give for a case: values, gradients, new statistics, in float64."""
 
-from . import expected_auxiliary, expected_core, expected_idkl, expected_metric, expected_mun
+from . import (
+    expected_auxiliary,
+    expected_core,
+    expected_idkl,
+    expected_metric,
+    expected_mun,
+    expected_pdm,
+)
 from .case import Arrays
 from .inputs import CASES
 
@@ -10,6 +17,7 @@ COMPUTE = {
     **expected_auxiliary.COMPUTE,
     **expected_mun.COMPUTE,
     **expected_idkl.COMPUTE,
+    **expected_pdm.COMPUTE,
 }
 
 
