@@ -6,8 +6,9 @@ import os
 import pathlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -85,10 +86,46 @@ def embed_records(
     Raises:
       Stopped: when `should_stop` said so.
     """
+    out: Features = {}
+    for index, features in embedded_batches(
+        embed,
+        variables,
+        records,
+        mesh=mesh,
+        image_size=image_size,
+        filter=filter,
+        batch_size=batch_size,
+        mirror=mirror,
+        should_stop=should_stop,
+    ):
+        for name, value in features.items():
+            feature = np.asarray(value)[: len(index)]
+            if name not in out:
+                out[name] = np.empty((len(records), feature.shape[1]), np.float32)
+            out[name][index] = feature
+    return out
+
+
+def embedded_batches(
+    embed: Embed,
+    variables: Variables,
+    records: Records,
+    *,
+    mesh: jax.sharding.Mesh,
+    image_size: tuple[int, int],
+    filter: str = "lanczos",
+    batch_size: int = 256,
+    mirror: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Batches of `embed_records`, on the device.
+
+    Yields:
+      Rows of the records, int [n], and {feature name: [batch size, D]}, whose first n are theirs.
+    """
     devices = mesh.size
     batch_size = -(-batch_size // devices) * devices
     own = sharding.process_rows(batch_size)
-    out: Features = {}
     for modality in (VISIBLE, INFRARED):
         rows = np.flatnonzero(records.modality == modality)
         for at in range(0, len(rows), batch_size):
@@ -100,12 +137,7 @@ def embed_records(
             if mirror:
                 images = np.ascontiguousarray(images[:, :, ::-1])
             batch = sharding.to_global({"images": images}, mesh)["images"]
-            for name, value in embed(variables, batch, modality).items():
-                feature = np.asarray(value)[: len(index)]
-                if name not in out:
-                    out[name] = np.empty((len(records), feature.shape[1]), np.float32)
-                out[name][index] = feature
-    return out
+            yield index, embed(variables, batch, modality)
 
 
 def pixels(
@@ -154,6 +186,7 @@ def score(
     query: Features,
     gallery: Features,
     retrieval: Retrieval,
+    similarity: Mapping[str, np.ndarray] = MappingProxyType({}),
     *,
     protocol_names: Sequence[str],
     trials: int | None = None,
@@ -170,6 +203,7 @@ def score(
       gallery: {feature: [G, D]}, rows as in retrieval.gallery (the visible ones). Protocols that
         search the other way swap the two here.
       retrieval: who and where the images are.
+      similarity: {row: [Q, G]}, further rows, before the features.
       protocol_names: keys of `metrics.PROTOCOLS`.
       trials: draws to average over, where the protocol draws; None for its own number.
       gallery_draw: "agw", or "official" where a protocol has fixed permutations.
@@ -187,14 +221,18 @@ def score(
     for name in protocol_names:
         protocol = protocols.get_protocol(name)
         sides = directed(protocol, retrieval)
-        for feature in query:
+        for feature in (*similarity, *query):
             if should_stop():
                 raise Stopped
-            values = (query[feature], gallery[feature])
-            if sides is not retrieval:
-                values = values[::-1]
+            turned = sides is not retrieval
+            if feature in similarity:
+                matrix = similarity[feature]
+                values: dict[str, Any] = {"similarity": matrix.T if turned else matrix}
+            else:
+                first, second = (gallery, query) if turned else (query, gallery)
+                values = {"query_features": first[feature], "gallery_features": second[feature]}
             result = protocols.evaluate(
-                *values,
+                **values,
                 query_person=sides.query.person,
                 gallery_person=sides.gallery.person,
                 query_camera=sides.query.camera,

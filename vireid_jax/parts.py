@@ -12,6 +12,7 @@ from absl import logging
 
 from vireid_jax import sharding, weights
 from vireid_jax.data import arrays, corrupt, datasets, sampler
+from vireid_jax.fused import FUSE
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
 from vireid_jax.scoring import check_protocols
@@ -136,9 +137,10 @@ def check_eval(config: ml_collections.ConfigDict) -> None:
     for name in ("trials", "batch_size", "corrupt_repeats", "memory_mb"):
         if config.eval[name] is not None and config.eval[name] < 1:
             raise ValueError(f"eval.{name} is {config.eval[name]}, expected at least 1")
-    choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries")}
+    choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries"), "fuse": FUSE}
     for name, known in choices.items():
-        if config.eval[name] not in known:
+        # Runs from before there were fused rows have no eval.fuse.
+        if name in config.eval and config.eval[name] not in known:
             raise ValueError(
                 f"eval.{name} is {config.eval[name]!r}, expected one of {', '.join(known)}"
             )

@@ -198,6 +198,7 @@ def _scorer(config: ml_collections.ConfigDict, parts: Parts, embed: evaluate.Emb
         image_size=parts.image_size,
         mesh=parts.mesh,
         embed=embed,
+        fusions=parts.method.fusions,
         should_stop=preemption.requested,
     )
 

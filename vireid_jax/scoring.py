@@ -6,18 +6,19 @@ at test time (mirrored images, re-ranking) and rows under corruption are separat
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from vireid_jax import evaluate, sharding
+from vireid_jax import evaluate, fused, sharding
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
+from vireid_jax.fused import FUSE, Embedded, mean_direction
 from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
 from vireid_jax.metrics.combine import combine
-from vireid_jax.metrics.distance import unit_rows
 from vireid_jax.types import Records, Retrieval, Stopped
 
 RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
@@ -124,6 +125,7 @@ class Scorer:
       image_size: (height, width) in pixels.
       mesh: see `sharding.make_mesh`.
       embed: from `evaluate.make_embed`.
+      fusions: the method's rows that are sums of similarities.
       should_stop: polled between batches; `Stopped` is raised when it says so.
     """
 
@@ -134,10 +136,11 @@ class Scorer:
         image_size: tuple[int, int],
         mesh: jax.sharding.Mesh,
         embed: Embed,
+        fusions: fused.Fusions = MappingProxyType({}),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.image_size, self.mesh = config, image_size, mesh
-        self.embed, self.should_stop = embed, should_stop
+        self.embed, self.fusions, self.should_stop = embed, fusions, should_stop
         self._permutations: Any = None
 
     @property
@@ -146,13 +149,20 @@ class Scorer:
 
     def check(self, test: Retrieval, val: Retrieval | None) -> None:
         """Refuses protocols that do not fit the data set: see `check_protocols`."""
+        if self._accumulates and self.config.eval.rerank != "none":
+            raise ValueError(
+                f"eval.rerank is {self.config.eval.rerank!r}, but similarities of "
+                f"{self.config.method.name} are accumulated and nothing of the gallery is kept to "
+                "compare it with itself; add --config.eval.fuse=store, which keeps a wide vector "
+                "for each image"
+            )
         self._permutations = check_protocols(self.config, test, val)
 
     def validate(self, variables: Any, retrieval: Retrieval) -> dict[str, float]:
         """mAP, R1 and mINP of the headline feature under the validation protocol."""
-        features = self._features(variables, retrieval)
+        found = self._embedded(variables, retrieval)
         names = [self.config.eval.validation]
-        result = next(self._plain(features, retrieval, names, gallery="agw"))
+        result = next(self._plain(found, retrieval, names, gallery="agw"))
         scores = {name: result["metrics"][name] for name in ("mAP", "R1", "mINP")}
         return scores | {"chance_mAP": result["chance"]["mAP"]}
 
@@ -167,44 +177,71 @@ class Scorer:
         names = self.config.eval.protocols
         if self.config.eval.corrupt is not None:
             return list(self._corrupted(variables, retrieval))
-        features = self._features(variables, retrieval)
-        results = list(self._plain(features, retrieval, names))
+        found = self._embedded(variables, retrieval)
+        features = found[:2]
+        results = list(self._plain(found, retrieval, names))
         if self.config.eval.flip:
-            mirrored = self._features(variables, retrieval, mirror=True)
-            both = _each(
-                lambda a, b: {name: _mean_direction(a[name], b[name]) for name in a},
-                features,
-                mirrored,
-            )
+            both = self._flipped(variables, retrieval, features)
             results += [r | {"flip": True} for r in self._plain(both, retrieval, names)]
         if self.config.eval.rerank != "none":
             headline = _each(lambda side: {name: side[name] for name in list(side)[:1]}, features)
-            results += self._plain(headline, retrieval, names, rerank=self.config.eval.rerank)
+            results += self._plain(
+                Embedded(*headline, {}), retrieval, names, rerank=self.config.eval.rerank
+            )
         if self.config.eval.baselines:
             pixels = _each(
                 lambda r: evaluate.pixel_features(r, self.image_size, self._filter), retrieval
             )
-            results += self._plain(pixels, retrieval, names[:1])
+            results += self._plain(Embedded(*pixels, {}), retrieval, names[:1])
             if fresh is not None:
-                untrained = self._features(fresh(), retrieval)
-                first = next(iter(untrained[0]))
                 label = UNTRAINED if self.config["init"]["from"] is None else FILE_ALONE
-                renamed = _each(lambda side: {label: side[first]}, untrained)
-                results += self._plain(renamed, retrieval, names[:1])
+                untrained = self._embedded(fresh(), retrieval)
+                result = next(self._plain(untrained, retrieval, names[:1]))
+                results.append(result | {"feature": label})
         return results
+
+    @property
+    def _accumulates(self) -> bool:
+        # Runs from before there were fused rows have no such key, and no such methods.
+        return bool(self.fusions) and self.config.eval.fuse == FUSE[0]
+
+    def _embedded(self, variables: Any, retrieval: Retrieval) -> Embedded:
+        if self._accumulates:
+            return self._accumulated(variables, retrieval)
+        return Embedded(*self._features(variables, retrieval), {})
+
+    def _flipped(self, variables: Any, retrieval: Retrieval, features: Sides) -> Embedded:
+        """The same from images and their mirror images together."""
+        if self._accumulates:
+            return self._accumulated(variables, retrieval, flip=True)
+        mirrored = self._features(variables, retrieval, mirror=True)
+        both = _each(
+            lambda a, b: {name: mean_direction(a[name], b[name]) for name in a}, features, mirrored
+        )
+        return Embedded(*both, {})
+
+    def _accumulated(self, variables: Any, retrieval: Retrieval, *, flip: bool = False) -> Embedded:
+        return fused.accumulate(
+            self.embed, variables, retrieval, self.fusions, flip=flip, **self._options
+        )
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(
+            mesh=self.mesh,
+            image_size=self.image_size,
+            filter=self._filter,
+            batch_size=self.config.eval.batch_size,
+            should_stop=self.should_stop,
+        )
 
     def _features(self, variables: Any, retrieval: Retrieval, *, mirror: bool = False) -> Sides:
         query, gallery = (
-            evaluate.embed_records(
-                self.embed,
-                variables,
-                records,
-                mesh=self.mesh,
-                image_size=self.image_size,
-                filter=self._filter,
-                batch_size=self.config.eval.batch_size,
-                mirror=mirror,
-                should_stop=self.should_stop,
+            fused.stored(
+                evaluate.embed_records(
+                    self.embed, variables, records, mirror=mirror, **self._options
+                ),
+                self.fusions,
             )
             for records in retrieval
         )
@@ -212,7 +249,7 @@ class Scorer:
 
     def _plain(
         self,
-        features: Sides,
+        found: Embedded,
         retrieval: Retrieval,
         names: Any,
         *,
@@ -222,8 +259,10 @@ class Scorer:
     ) -> Iterator[dict[str, Any]]:
         section = self.config.eval
         return evaluate.score(
-            *features,
+            found.query,
+            found.gallery,
             retrieval,
+            found.similarity,
             protocol_names=names,
             trials=section.trials if trials is None else trials,
             gallery_draw=gallery or section.gallery,
@@ -242,19 +281,23 @@ class Scorer:
         asked = corrupt.parse(section.corrupt)
         for name in section.protocols:
             some = self._first_trial(name, retrieval)
-            clean = self._features(variables, some)
+            clean = None if self._accumulates else self._features(variables, some)
             repeats: list[list[dict[str, Any]]] = []
             for repeat in range(section.corrupt_repeats):
                 damaged = Retrieval(*(self._damage(records, asked, repeat) for records in some))
-                sides = []
-                for before, after, features in zip(some, damaged, clean, strict=True):
-                    if after is before:  # nothing of this side is corrupted
-                        sides.append(features)
-                    else:
-                        sides.append(self._one_side(variables, after))
-                found = self._plain((sides[0], sides[1]), damaged, [name], trials=1)
+                if clean is None:
+                    found = self._accumulated(variables, damaged)
+                else:
+                    sides = []
+                    for before, after, features in zip(some, damaged, clean, strict=True):
+                        if after is before:  # nothing of this side is corrupted
+                            sides.append(features)
+                        else:
+                            sides.append(self._one_side(variables, after))
+                    found = Embedded(sides[0], sides[1], {})
+                rows = self._plain(found, damaged, [name], trials=1)
                 asked_for = {"corrupt": section.corrupt, "corrupt_seed": section.corrupt_seed}
-                repeats.append([r | asked_for for r in found])
+                repeats.append([r | asked_for for r in rows])
             for results in zip(*repeats, strict=True):
                 yield combine(results, over="repeats")
 
@@ -302,8 +345,3 @@ def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Me
 def _each(function: Callable[..., Features], *sides: Any) -> Sides:
     query, gallery = (function(*of_a_side) for of_a_side in zip(*sides, strict=True))
     return query, gallery
-
-
-def _mean_direction(features: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """The mean of two unit vectors, row by row [N, D]: the flip test of CAJ's released code."""
-    return (unit_rows(features) + unit_rows(mirrored)) / 2

@@ -37,7 +37,7 @@ from vireid_jax.metrics.official import Permutations
 from vireid_jax.metrics.plan import Protocol, make_labels, make_plan
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 from vireid_jax.metrics.report import REPORTED_RANKS, report
-from vireid_jax.metrics.search import Search, rank_plan
+from vireid_jax.metrics.search import Search, rank_plan, rank_similarity
 
 CMC = ("id", "image")
 RERANK = (None, "all", "queries")
@@ -175,9 +175,10 @@ def sampled_rows(
 
 
 def evaluate(
-    query_features: Any,
-    gallery_features: Any,
+    query_features: Any = None,
+    gallery_features: Any = None,
     *,
+    similarity: Any = None,
     query_person: Any,
     gallery_person: Any,
     query_camera: Any = None,
@@ -203,6 +204,8 @@ def evaluate(
       query_features: [Q, D], every image of the modality that searches (`Protocol.query`), also
         where the trials draw some of them.
       gallery_features: [G, D], every image of the other modality that a trial may draw.
+      similarity: [Q, G] instead of features, of any scale, larger for what is closer: for
+        similarities that are no cosine of two vectors.
       query_person: int [Q].
       gallery_person: int [G].
       query_camera: int [Q], needed where a rule or a draw of the protocol goes by cameras.
@@ -246,18 +249,18 @@ def evaluate(
     Raises:
       ValueError: unknown protocol or option, wrong shapes, cameras or names missing that the
         protocol needs, a camera that it does not know (swapped modalities), an image of the
-        official draw that is missing, features that are not finite (naming the image), or no
-        valid query (naming the likely cause).
+        official draw that is missing, features that are not finite (naming the image), no valid
+        query (naming the likely cause), features and a similarity both or neither, or re-ranking
+        of a similarity, which says nothing of queries among themselves.
     """
     rule = get_protocol(protocol)
     if cmc is None:
         cmc = rule.cmc
     _check_options(cmc, ties, rerank, max_rank, block_bytes)
-    query_features = _matrix(query_features, "query features")
-    gallery_features = _matrix(gallery_features, "gallery features")
+    count, images = _check_sides(query_features, gallery_features, similarity, rerank)
     labels = make_labels(
-        len(query_features),
-        len(gallery_features),
+        count,
+        images,
         query_person=query_person,
         gallery_person=gallery_person,
         query_camera=query_camera,
@@ -267,16 +270,14 @@ def evaluate(
     )
     times = rule.trials if trials is None else trials
     plan = make_plan(protocol, rule, labels, gallery, range(times), permutations)
-    rankings = rank_plan(
-        query_features,
-        gallery_features,
-        plan,
-        Search(labels, rule.exclude, ties, max_rank, block_bytes),
-        rerank=rerank,
-    )
-    result = report(rankings, plan.queries(len(query_features)), labels.query_person, cmc)
-    side = query_features if rule.drawn == "query" else gallery_features
-    result["counts"]["pool_images"] = len(side)
+    search = Search(labels, rule.exclude, ties, max_rank, block_bytes)
+    if similarity is None:
+        sides = as_array(query_features), as_array(gallery_features)
+        rankings = rank_plan(*sides, plan, search, rerank=rerank)
+    else:
+        rankings = rank_similarity(as_array(similarity), plan, search)
+    result = report(rankings, plan.queries(count), labels.query_person, cmc)
+    result["counts"]["pool_images"] = count if rule.drawn == "query" else images
     known = {"person": labels.query_person.tolist()}
     if query_name is not None:
         known["name"] = [str(name) for name in query_name]
@@ -308,11 +309,36 @@ def _check_options(
         )
 
 
-def _matrix(features: Any, what: str) -> np.ndarray:
-    features = as_array(features)
-    if features.ndim != 2:
+def _check_sides(query: Any, gallery: Any, similarity: Any, rerank: str | None) -> tuple[int, int]:
+    """How many queries and gallery images there are."""
+    given = [x is not None for x in (query, gallery, similarity)]
+    if given not in ([True, True, False], [False, False, True]):
         raise ValueError(
-            f"{what} are {features.dtype} {list(features.shape)}, expected a real matrix "
+            "expected features of both sides or a similarity, got "
+            + (", ".join(name for name, x in zip(_SIDES, given, strict=True) if x) or "nothing")
+        )
+    if similarity is None:
+        return tuple(
+            _rows_of(x, f"{what} features") for what, x in (("query", query), ("gallery", gallery))
+        )  # type: ignore[return-value]
+    if rerank is not None:
+        raise ValueError(
+            f"rerank is {rerank!r} with a similarity, expected None: re-ranking compares queries "
+            "and gallery images among themselves, and needs features"
+        )
+    matrix = as_array(similarity)
+    _rows_of(matrix, "the similarity")
+    return matrix.shape
+
+
+_SIDES = ("query features", "gallery features", "a similarity")
+
+
+def _rows_of(values: Any, what: str) -> int:
+    values = as_array(values)
+    if values.ndim != 2:
+        raise ValueError(
+            f"{what} are {values.dtype} {list(values.shape)}, expected a real matrix "
             "[rows, width], one row per image"
         )
-    return features
+    return len(values)

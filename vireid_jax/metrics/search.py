@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,10 +84,56 @@ def rank_plan(
         check_widths(query, gallery)
         if rerank is not None:
             return _rank_reranked(query, gallery, plan, search, scope=rerank)
+
+        def distances(block: slice) -> np.ndarray:
+            # Minus the cosine orders as the cosine distance does, without its rounding: 1 - s
+            # would make similarities near 0 equal that are not.
+            return -query[block] @ gallery.T
+
+        shape = len(query), len(gallery)
         if drawn:
-            return _rank_blocks(query, gallery, drawn, search)
+            return _rank_blocks(distances, shape, drawn, search)
         rest = search._replace(block_bytes=max(1, search.block_bytes - unit_bytes))
-        [whole] = _rank_blocks(query, gallery, [np.arange(len(gallery))], rest)
+        [whole] = _rank_blocks(distances, shape, [np.arange(len(gallery))], rest)
+    return [
+        whole if places is None else _some_queries(whole, places, search)
+        for places, _ in plan.trials
+    ]
+
+
+def rank_similarity(similarity: np.ndarray, plan: Plan, search: Search) -> list[Ranking]:
+    """One ranking for each trial of a plan, by a matrix of similarities.
+
+    Args:
+      similarity: real [Q, G], larger for what is closer.
+      plan: rows of both that take part.
+      search: labels of all rows, and options.
+
+    Raises:
+      ValueError: entries that are not finite, naming the query.
+    """
+    names = search.labels.query_name
+    for at in range(0, len(similarity), 1024):
+        bad = np.flatnonzero(~np.isfinite(similarity[at : at + 1024]).all(1))
+        if len(bad):
+            row = at + int(bad[0])
+            named = "" if names is None else f" ({names[row]})"
+            raise ValueError(
+                f"similarities of query row {row}{named} are not finite; check the weights and the "
+                "images"
+            )
+    search = search._replace(labels=search.labels.take(plan.query, plan.gallery))
+    rows = np.arange(similarity.shape[0]) if plan.query is None else plan.query
+    columns = slice(None) if plan.gallery is None else plan.gallery
+    shape = len(rows), len(np.arange(similarity.shape[1])[columns])
+
+    def distances(block: slice) -> np.ndarray:
+        return -np.asarray(similarity[rows[block]][:, columns], np.float32)
+
+    drawn = [places for _, places in plan.trials if places is not None]
+    if drawn:
+        return _rank_blocks(distances, shape, drawn, search)
+    [whole] = _rank_blocks(distances, shape, [np.arange(shape[1])], search)
     return [
         whole if places is None else _some_queries(whole, places, search)
         for places, _ in plan.trials
@@ -95,13 +141,16 @@ def rank_plan(
 
 
 def _rank_blocks(
-    query: np.ndarray, gallery: np.ndarray, trials: Sequence[np.ndarray], search: Search
+    distances: Callable[[slice], np.ndarray],
+    shape: tuple[int, int],
+    trials: Sequence[np.ndarray],
+    search: Search,
 ) -> list[Ranking]:
     """Ranks every query in each trial's gallery; each block of distances serves all trials.
 
     Args:
-      query: float32 [Q, D], rows of length 1.
-      gallery: float32 [G, D], rows of length 1.
+      distances: rows of queries -> a new array float32 [q, G], smaller for what is closer.
+      shape: Q and G.
       trials: for each trial, ascending int columns [g] of the gallery.
       search: labels of these rows, and options.
     """
@@ -112,14 +161,12 @@ def _rank_blocks(
     workers = min(MAX_WORKERS, os.cpu_count() or 1)
     parts = -(-workers // len(trials))
     blocks: list[list[Rows]] = [[] for _ in trials]
-    pairs = 6 * len(gallery)  # bytes of a query's distances and masks; then comes its ranking
+    pairs = 6 * shape[1]  # bytes of a query's distances and masks; then comes its ranking
     step = max(1, search.block_bytes // 2 // max(1, pairs))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for at in range(0, len(query), step):
+        for at in range(0, shape[0], step):
             block = slice(at, at + step)
-            # Minus the cosine orders as the cosine distance does, without its rounding: 1 - s
-            # would make similarities near 0 equal that are not.
-            distance = -query[block] @ gallery.T
+            distance = distances(block)
             dropped = search.excluded(block)
             people = person[block]
             cuts = np.linspace(0, len(distance), min(parts, len(distance)) + 1).astype(int)
