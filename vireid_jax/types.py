@@ -173,6 +173,10 @@ class Method(NamedTuple):
     project: Callable[[Any], Any] | None = None
     fusions: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
+    def __hash__(self) -> int:
+        """Of the functions: a mapping has none, and `jax.jit` may be told a method."""
+        return hash((self.init, self.loss, self.embed, self.later, self.project))
+
 
 class Stopped(Exception):
     """A long piece of work was asked to stop half-way; it has no result."""
