@@ -235,7 +235,7 @@ def test_a_wrong_command_line_is_refused_before_anything_runs(
     ("argv", "message"),
     [
         ([TABLE, "--sedes", "0"], "--sedes"),
-        ([TABLE, "--feature", "neck"], "choose from 'pool', 'bn'"),
+        ([TABLE, "--feature", "neck"], "choose from 'bn', 'pool', 'sum', 'weighted'"),
         (["--seeds", "0", TABLE], "'smcl/1' is no seed; name tables before --seeds"),
     ],
 )

@@ -206,9 +206,9 @@ def test_another_score_than_the_tables_own_is_named():
     [
         ({"protocol": "regdb/v2t"}, "is not one of synthetic; expected of sysu/all/single, "),
         ({"protocol": "sysu/outdoor"}, "unknown protocol 'sysu/outdoor'"),
-        ({"feature": "neck"}, "mun/1/b:synthetic has no feature 'neck'; give --feature pool or bn"),
+        ({"feature": "sum"}, "mun/1/b:synthetic has no feature 'sum'; give --feature bn or pool"),
         (
-            {"changes": ["--config.method.neck=none"]},
+            {"changes": ["--config.method.neck=none"], "feature": "bn"},
             "mun/1/b:synthetic has no feature 'bn' with method.neck=none; give --feature pool",
         ),
     ],
@@ -217,6 +217,18 @@ def test_a_score_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         planned(["mun/1"], **options)
     planned(["mun/1"], changes=["--config.method.neck=none"], feature="pool")
+
+
+def test_without_a_feature_every_row_has_its_methods_headline():
+    (table,) = planned(["methods/1"])
+    found = {name: row.score.feature for name, row in table.rows.items()}
+    assert found.pop("deen") == found.pop("pdm") == "sum" and set(found.values()) == {"bn"}
+    assert table.other == ()
+    (table,) = planned(["mun/1"], changes=["--config.method.neck=none"])
+    assert {row.score.feature for row in table.rows.values()} == {"pool"}
+    (table,) = planned(["methods/1"], feature="pool")
+    assert {row.score.feature for row in table.rows.values()} == {"pool"}
+    assert table.other == ("pool",)
 
 
 def test_rows_that_are_not_asked_for_need_not_take_the_settings():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation, common, idkl
+from configs import ablation, common, idkl, pdm
 from vireid_jax.ablation import plan, settings
 from vireid_jax.methods import get_build
 
@@ -38,6 +38,10 @@ def test_the_tables_have_the_rows_of_the_papers():
         "idkl/5b": SWEEP,
         "idkl/5c": SWEEP,
         "idkl/presets": ["paper", "official"],
+        "pdm/2": ["b", "plm", "plm_mfgm", "plm_mfgm_ch", "plm_mfgm_dcs", "mfgm", "all"],
+        "pdm/3": ["6", "8", "10", "12"],
+        "pdm/presets": ["code", "paper"],
+        "methods/1": ["agw", "caj", "deen", "smcl", "mun", "idkl", "pdm"],
     }
 
 
@@ -135,11 +139,30 @@ def test_idkl_rows_are_what_the_paper_says():
             assert bool(spec.paper) == (float(row) == best)
 
 
+def test_pdm_rows_are_what_the_paper_says():
+    """Table II: PLM, MFGM, L_ch and L_dcs; table III: the number of prototypes."""
+    keys = ("num_prototypes", "branches", "ch_weight", "dcs_weight")
+    rows = {row: values(f"pdm/2/{row}:sysu", *keys) for row in ablation.TABLES["pdm/2"].rows}
+    assert rows == {
+        "b": (0, 0, 0, 0),
+        "plm": (10, 0, 0, 0),
+        "plm_mfgm": (10, 2, 0, 0),
+        "plm_mfgm_ch": (10, 2, 0.25, 0),
+        "plm_mfgm_dcs": (10, 2, 0, 1),
+        "mfgm": (0, 2, 0, 0),
+        "all": (10, 2, 0.25, 1),
+    }
+    for row in ablation.TABLES["pdm/3"].rows:
+        assert values(f"pdm/3/{row}:sysu", *keys) == (int(row), 2, 0.25, 1)
+
+
 @pytest.mark.parametrize("dataset", common.DATASETS)
-def test_the_presets_of_idkl_are_its_recipes_on_every_data_set(dataset):
-    for preset in idkl.PRESETS:
-        found = ablation.get_config(f"idkl/presets/{preset}:{dataset}").to_dict()
-        recipe = idkl.get_config(f"{dataset},{preset}").to_dict()
+@pytest.mark.parametrize("method", [idkl, pdm], ids=["idkl", "pdm"])
+def test_the_presets_are_the_recipes_on_every_data_set(method, dataset):
+    name = method.__name__.split(".")[-1]
+    for preset in method.PRESETS:
+        found = ablation.get_config(f"{name}/presets/{preset}:{dataset}").to_dict()
+        recipe = method.get_config(f"{dataset},{preset}").to_dict()
         assert found | {"run_name": recipe["run_name"]} == recipe
 
 
@@ -187,7 +210,27 @@ idkl/4 all       81.42 79.85
 idkl/5a 0.1      81.42 79.85
 idkl/5b 0.6      81.42 79.85
 idkl/5c 0.8      81.42 79.85
+pdm/2 b            64.7 62.0
+pdm/2 plm          71.6 66.9
+pdm/2 plm_mfgm     73.0 70.2
+pdm/2 plm_mfgm_ch  75.7 72.2
+pdm/2 plm_mfgm_dcs 75.6 71.4
+pdm/2 mfgm         74.2 70.9
+pdm/2 all          79.3 76.3
+pdm/3 6          78.4 75.2
+pdm/3 8          78.6 75.6
+pdm/3 10         79.3 76.3
+pdm/3 12         78.1 75.8
+methods/1 agw    47.50 47.65 70.05 66.37
+methods/1 caj    69.88 66.89 85.03 79.14
+methods/1 deen   74.7 71.8 91.1 85.1
+methods/1 smcl   67.39 61.78 83.93 79.83
+methods/1 mun    76.24 73.81 95.19 87.15
+methods/1 idkl   81.42 79.85 94.72 90.19
+methods/1 pdm    79.3 76.3
 """
+# Sweeps have the best values' alone, and presets none.
+UNPRINTED = ("idkl/5a", "idkl/5b", "idkl/5c", "idkl/presets", "pdm/presets")
 
 
 def test_the_papers_numbers():
@@ -195,7 +238,7 @@ def test_the_papers_numbers():
         f"{name} {row}": [n for data in ("sysu", "regdb") for n in spec.paper.get(data, ())]
         for name, table in ablation.TABLES.items()
         for row, spec in table.rows.items()
-        if spec.paper or name.split("/")[0] != "idkl"  # the sweeps have the best values' alone
+        if spec.paper or name not in UNPRINTED
     }
     lines = [line.split() for line in PRINTED.strip().splitlines()]
     assert found == {f"{table} {row}": [*map(float, n)] for table, row, *n in lines}
@@ -247,6 +290,7 @@ ALWAYS = {
     "smcl": {"id_visible", "id_infrared"},
     "mun": {"id_visible", "id_infrared"},
     "idkl": {"id_sh", "tri_sh", "confuser", "discriminator"},
+    "pdm": {"id_full", "tri"},
 }
 ADSL, MUN = {"tri_center", "global_center"}, {"tri", "idc", "ia", "ma"}
 RAW, IP, MDR = (
@@ -254,6 +298,7 @@ RAW, IP, MDR = (
     {"id_purified", "tri_purified", "e", "r"},
     {"mdr_tgsa", "mdr_csa"},
 )
+MFGM = {"cpm", "ort"}
 TERMS = {
     "smcl/1": {
         # Of weight 0: see test_smcl_rows_are_what_the_paper_says.
@@ -296,6 +341,19 @@ TERMS = {
     "idkl/presets": {
         "paper": {*RAW, *IP, "tgsa", "csa", *MDR},
         "official": {*IP, "tgsa", "csa", *MDR, "csa_block", "mdr_csa_block"},
+    },
+    "pdm/2": {
+        "b": set(),
+        "plm": {"id_global"},
+        "plm_mfgm": {"id_global", *MFGM},
+        "plm_mfgm_ch": {"id_global", *MFGM, "ch"},
+        "plm_mfgm_dcs": {"id_global", *MFGM, "dcs"},
+        "mfgm": MFGM,
+        "all": {"id_global", *MFGM, "ch", "dcs"},
+    },
+    "pdm/presets": {
+        "code": {"id_global", *MFGM, "ch", "dcs"},
+        "paper": {"cpm", "ch", "dcs"},
     },
 }
 

@@ -176,9 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vireid_jax.ablation",
         usage="%(prog)s TABLE ... [options] [--config.key=value ...]",
         allow_abbrev=False,
-        description="Train every row of the tables of the papers of SMCL, MUN and IDKL with every "
-        "seed, and write mean and spread as Markdown and CSV. What is done is not done again; "
-        "repeat a command that was stopped.",
+        description="Train every row of the tables of the papers of SMCL, MUN, IDKL and PDM with "
+        "every seed, and write mean and spread as Markdown and CSV. What is done is not done "
+        "again; repeat a command that was stopped.",
         epilog="--config.key=value changes a value of all rows, such as --config.optim.lr=1e-3 "
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
         + f"{_embedded()}.",
@@ -201,9 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--protocol", help="what is shown (default: the table's own)")
     parser.add_argument(
-        "--feature", choices=settings.FEATURES, default=plan.FEATURE,
-        help="of the model, likewise (default: %(default)s)",
-    )  # fmt: skip
+        "--feature",
+        choices=list(dict.fromkeys([*settings.FEATURES, *sum(settings.FUSED.values(), ())])),
+        help="of the model, likewise (default: the headline of each row's method)",
+    )
     parser.add_argument("--show", action="store_true", help="train nothing, write what there is")
     parser.add_argument(
         "--page",

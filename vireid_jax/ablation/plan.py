@@ -16,7 +16,6 @@ from vireid_jax.ablation import settings
 from vireid_jax.main import ROOT
 
 RECIPES = ROOT / "configs" / "ablation.py"
-FEATURE = "bn"  # of the tables
 
 
 class Score(NamedTuple):
@@ -85,7 +84,7 @@ class PlannedTable:
     corrupt: str | None
     protocol: str
     rows: Mapping[str, PlannedRow]
-    feature: str = FEATURE
+    feature: str | None = None  # of all rows; None: the headline of each row's method
     other: tuple[str, ...] = ()  # protocol and feature, those that are not the table's own
     trial: int | None = None  # RegDB's split
     left_out: tuple[str, ...] = ()  # labels of rows that do not take the settings
@@ -135,7 +134,7 @@ def plan(
     folder: pathlib.Path,
     changes: Sequence[str] = (),
     protocol: str | None = None,
-    feature: str = FEATURE,
+    feature: str | None = None,
     rows: Sequence[str] | None = None,
 ) -> list[PlannedTable]:
     """Resolves the rows of the named tables with every seed.
@@ -149,7 +148,7 @@ def plan(
       changes: --config.key=value, for all rows; before them on the embedded data,
         `settings.EMBEDDED`.
       protocol: what the tables show; None for each table's own.
-      feature: of the model, likewise.
+      feature: of the model; None for the headline of each row's method.
       rows: those that must take the changes, the others are left out if they do not; None for all.
 
     Raises:
@@ -161,6 +160,7 @@ def plan(
     planned = []
     for name in names:
         table, planned_rows, left_out = tables[name], {}, []
+        headlines = set()
         own, shown, trial = "", "", None
         settings.check_differences(name, table, changes)
         for row, spec in table.rows.items():
@@ -176,7 +176,8 @@ def plan(
                     raise
                 left_out.append(spec.label)
                 continue
-            score = Score(shown, table.corrupt, feature)
+            headlines.add(headline := settings.features(config)[0])
+            score = Score(shown, table.corrupt, feature or headline)
             cells = []
             for seed in seeds:
                 full = {**config, "seed": seed}
@@ -197,7 +198,9 @@ def plan(
             trial = config.get("data.trial")
         if not planned_rows:
             continue
-        other = [shown] * (shown != own) + [feature] * (feature != FEATURE)
+        # A feature that is the headline of all rows is the table's own.
+        asked = [feature] if feature and headlines != {feature} else []
+        other = [shown] * (shown != own) + asked
         planned.append(
             PlannedTable(
                 name,

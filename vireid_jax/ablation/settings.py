@@ -30,7 +30,9 @@ OWN_KEYS = {
     "run_name": "--folder",
     "allow_changes": "--folder",
 }
-FEATURES = ("pool", "bn")  # of every method; the latter is that after the neck
+FEATURES = ("bn", "pool")  # of most methods: after the neck, and before it
+# Of methods whose headline is a sum of similarities.
+FUSED = {name: ("sum", "weighted", *FEATURES) for name in ("deen", "pdm")}
 # Files of the user, which a relative and an absolute path name alike.
 PATHS = ("init.from", "data.root")
 
@@ -118,7 +120,16 @@ def check_lengths(source: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_score(source: str, config: Mapping[str, Any], *, protocol: str, feature: str) -> None:
+def features(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features that a trained model of this flat config is scored by, its headline first."""
+    if config.get("method.neck") == "none":
+        return ("pool",)
+    return FUSED.get(config["method.name"], FEATURES)
+
+
+def check_score(
+    source: str, config: Mapping[str, Any], *, protocol: str, feature: str | None
+) -> None:
     """Refuses, before anything is trained, a score that the trained model cannot have.
 
     Raises:
@@ -134,9 +145,9 @@ def check_score(source: str, config: Mapping[str, Any], *, protocol: str, featur
             f"--protocol is {protocol}, which is not one of {config['data.name']}; expected of "
             f"{', '.join(known)}"
         )
-    given = FEATURES[:1] if config.get("method.neck") == "none" else FEATURES
-    if feature not in given:
-        neck = "" if feature not in FEATURES else " with method.neck=none"
+    given = features(config)
+    if feature is not None and feature not in given:
+        neck = " with method.neck=none" if config.get("method.neck") == "none" else ""
         raise ValueError(
             f"{_row(source)} has no feature {feature!r}{neck}; give --feature {' or '.join(given)}"
         )
