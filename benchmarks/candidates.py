@@ -15,6 +15,8 @@ STEPS = {  # warm-up and timed steps
     ("mun", "paper"): (1, 1),
     ("idkl", "main"): (3, 15),
     ("idkl", "paper"): (1, 1),
+    ("pdm", "main"): (3, 15),
+    ("pdm", "paper"): (1, 1),
 }
 LR = 1e-4
 
@@ -123,7 +125,10 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
     def prepare(model: Any) -> Any:
-        return model.to(device).to(memory_format=memory_format).train()
+        for p in model.to(device).parameters():
+            if p.ndim == 4:  # `Module.to` takes parameters of 5 dimensions for maps of volumes
+                p.data = p.data.contiguous(memory_format=memory_format)
+        return model.train()
 
     optimizer, loss = method_module(s["name"]).torch_training(s, prepare, LR)
     batch = batch_of(s)

@@ -1,16 +1,17 @@
 """A method's train step beside the same model in PyTorch eager: step time and peak memory.
 
   python -m benchmarks.step                       SMCL at both sizes, Markdown and a JSON file
-  python -m benchmarks.step --method mun          MUN; or idkl
+  python -m benchmarks.step --method mun          MUN; or idkl, pdm
   python -m benchmarks.step --sizes main --rounds 3
   python -m benchmarks.step --threads 1           pin every candidate to one core
 
 Sizes: `main` is what the method's recipe trains by default. `paper` is ResNet-50: SMCL on 4 x 4
 images of 384 x 128 in each modality, 48 with the syncretic ones; MUN on 4 x 4 of 288 x 144, 48
-maps with the auxiliary ones; IDKL on 4 x 5 of 384 x 128, 40 images. Recipes of MUN and IDKL have 8
-and 12 identities (`--ids`), for machines with memory for it. A step takes uint8 images to updated
-parameters: standardize, forward pass, all terms, gradients, optimizer. Random crops, flips and
-dropout are left out of both sides.
+maps with the auxiliary ones; IDKL on 4 x 5 of 384 x 128, 40 images; PDM on 4 x 4 of 384 x 192, 32
+images that are 96 rows from layer4 on. Recipes of MUN, IDKL and PDM have 8, 12 and 8 identities
+(`--ids`), for machines with memory for it. A step takes uint8 images to updated parameters:
+standardize, forward pass, all terms, gradients, optimizer. Random crops, flips and dropout are left
+out of both sides.
 
 Every candidate runs in a process of its own on the same cores, so that its peak of resident
 memory is its own, and from the same weights and images; the losses of the first step must
@@ -43,6 +44,7 @@ COMPARED = {
     "smcl": ("jax", "jax_one_device", "torch_channels_last", "torch"),
     "mun": ("jax", "jax_one_device", "jax_remat", "torch_channels_last", "torch"),
     "idkl": ("jax", "jax_one_device", "torch_channels_last", "torch"),
+    "pdm": ("jax", "jax_one_device", "torch_channels_last", "torch"),
 }
 SIZES = ("main", "paper")
 

@@ -9,7 +9,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from benchmarks import candidates, generator, generator_parts, step, step_idkl, step_mun, step_smcl  # noqa: E402
+from benchmarks import (  # noqa: E402
+    candidates,
+    generator,
+    generator_parts,
+    step,
+    step_idkl,
+    step_mun,
+    step_pdm,
+    step_smcl,
+)
 from tests.reference.case import fill  # noqa: E402
 from tests.reference.convert import flatten, nest  # noqa: E402
 from vireid_jax import sharding  # noqa: E402
@@ -35,16 +44,19 @@ def one_device(monkeypatch):
 def tiny(method="mun"):
     """The settings of `main`, of a network that compiles in seconds."""
     s = candidates.settings(method, "main", 2)
-    small = {"num_instances": 2, "image_size": (48, 48), "num_classes": 6}
+    size = (64, 32) if method == "pdm" else (48, 48)  # an even number of places in every map
+    small = {"num_instances": 2, "image_size": size, "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "width": 8}
+    if method == "pdm":
+        options |= {"attention_kernel": 5, "num_prototypes": 3}
     if "generator" in options:
         options["generator"] = {**options["generator"], "ratios": (2, 6)}
     return {**s, **small, "facts": facts, "method": options}
 
 
 def test_settings_are_those_of_the_recipes():
-    from configs import idkl, mun, smcl
+    from configs import idkl, mun, pdm, smcl
 
     paper, recipe = candidates.settings("mun", "paper"), mun.get_config("sysu")
     assert paper["image_size"] == (288, 144) and paper["method"]["depth"] == 50
@@ -59,6 +71,14 @@ def test_settings_are_those_of_the_recipes():
     assert s["image_size"] == (384, 128) and s["modalities"] == 2
     assert s["optim"]["weight_decay"] == idkl.get_config("sysu").optim.weight_decay
     assert s["method"]["modality_dropout"] == 0 and s["method"]["confuser"] == "reversal"
+    s, recipe = candidates.settings("pdm", "paper"), pdm.get_config("sysu")
+    assert s["image_size"] == (384, 192) and s["num_ids"] == s["num_instances"] == 4
+    assert s["method"]["dropout"] == 0 < recipe.method.dropout
+    assert s["method"]["attention_kernel"] == 49 and s["method"]["num_prototypes"] == 10
+    assert s["optim"]["nesterov"] and s["optim"]["name"] == "sgd" and s["optim"]["multipliers"]
+    recipe.method.attention = "concat"  # of the preset "paper", which has no PyTorch step
+    with pytest.raises(ValueError, match=r"the config has \{'attention': 'concat'\}"):
+        candidates.written_options(recipe, step_pdm.WRITTEN)
     config = mun.get_config()
     config.method.tri = "vra"
     with pytest.raises(ValueError, match=r"the config has \{'tri': 'vra'\}"):
@@ -86,6 +106,18 @@ def test_both_sides_of_idkl_take_the_same_steps():
     one, _ = candidates.jax_step(s, "")
     np.testing.assert_allclose([one() for _ in range(3)], want, rtol=2e-3)
     assert want[2] < want[0]
+
+
+def test_both_sides_of_pdm_take_the_same_steps(monkeypatch):
+    """With Nesterov's momentum and rates by parameter, as in the recipes of the data sets."""
+    monkeypatch.setattr(candidates, "LR", 1e-3)
+    s = tiny("pdm")
+    s["optim"] = candidates.settings("pdm", "paper")["optim"]
+    one, _ = candidates.torch_step(s, "channels_last")
+    want = [one() for _ in range(4)]
+    one, _ = candidates.jax_step(s, "")
+    np.testing.assert_allclose([one() for _ in range(4)], want, rtol=1e-3)
+    assert want[3] < 0.99 * want[0]
 
 
 def double_loss(module, s):
@@ -120,6 +152,20 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
     loss, model, images, labels = double_loss(step_idkl, s)
     want = model.total(model.terms(images, labels, 0))
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_torch_step_of_pdm_has_the_loss_of_the_reference(normalize):
+    """Whole-array forms against loops over images, prototypes and identities."""
+    s = tiny("pdm")
+    s["method"] |= {"tri_normalize": normalize, "center_normalize": normalize}
+    s["method"]["ort_weight"] = 1.0
+    loss, model, images, labels = double_loss(step_pdm, s)
+    terms = model.terms(dict(zip(("visible", "infrared"), images, strict=True)), labels, labels)
+    assert set(terms) == {"id_global", "id_full", "tri", "cpm", "ch", "dcs", "ort"}
+    assert all(abs(float(v.detach())) > 0.01 for v in terms.values())
+    got, want = loss(*images, labels), model.total(terms)
+    assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
