@@ -14,7 +14,7 @@ LAYERS = [
     ["types"],
     ["nets", "losses", "metrics", "data", "weights", "optim", "sharding", "preemption"],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
-    ["methods", "evaluate", "visual", "stored_recipe"],
+    ["methods", "evaluate", "fused", "visual", "stored_recipe"],
     ["train", "parts", "scoring", "scored_run"],
     ["run"],
     ["main"],

@@ -123,6 +123,8 @@ def stored(features: Features, fusions: Fusions) -> Features:
 
     The inner product of two such vectors is the sum of weighted inner products.
     """
+    if not features:  # of no images
+        return {}
     rows = {
         row: np.concatenate(
             [np.float32(weight**0.5) * features[name] for name, weight in weights.items()], 1
