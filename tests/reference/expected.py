@@ -7,6 +7,7 @@ from . import (
     expected_metric,
     expected_mun,
     expected_pdm,
+    expected_pdm_model,
 )
 from .case import Arrays
 from .inputs import CASES
@@ -18,6 +19,7 @@ COMPUTE = {
     **expected_mun.COMPUTE,
     **expected_idkl.COMPUTE,
     **expected_pdm.COMPUTE,
+    **expected_pdm_model.COMPUTE,
 }
 
 

@@ -2,10 +2,26 @@
 
 import functools
 
-from . import cases_auxiliary, cases_core, cases_idkl, cases_metric, cases_mun, cases_pdm
+from . import (
+    cases_auxiliary,
+    cases_core,
+    cases_idkl,
+    cases_metric,
+    cases_mun,
+    cases_pdm,
+    cases_pdm_model,
+)
 from .case import Arrays, Case
 
-_MODULES = (cases_core, cases_metric, cases_auxiliary, cases_mun, cases_idkl, cases_pdm)
+_MODULES = (
+    cases_core,
+    cases_metric,
+    cases_auxiliary,
+    cases_mun,
+    cases_idkl,
+    cases_pdm,
+    cases_pdm_model,
+)
 _ALL: list[Case] = [case for module in _MODULES for case in module.CASES]
 CASES = {c.name: c for c in _ALL}
 INPUTS = {kind: make for module in _MODULES for kind, make in module.INPUTS.items()}

@@ -1,0 +1,189 @@
+"""AGW and CAJ's joint learning as a whole against PyTorch with the same weights, in float64.
+
+What is compared of one step and of a training is in functions that take the case's name, which
+test_pdm_reference.py has in common.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import agw as agw_recipe
+from configs import common
+from configs import deen as deen_recipe
+from configs import pdm as pdm_recipe
+from tests.parity import precision, reference, sources, to_jax, to_numpy, weights
+from tests.reference import store
+from tests.reference.cases_mun import settled
+from tests.reference.cases_pdm_model import calm
+from tests.reference.convert import flatten, nest
+from tests.reference.inputs import CASES, case_inputs, cases
+from vireid_jax import optim
+from vireid_jax.methods import get_build
+
+KEY = jax.random.key(0)
+# A program runs once here: the compiler's time counts, not the program's.
+FAST = {"xla_backend_optimization_level": 0}
+NOT_OF_THE_MODEL = ("optimizer", "preset")
+MODALITIES = ("visible", "infrared")
+
+
+def method_of(name):
+    """The method of a case; cases that differ in weights and steps alone share it."""
+    case = CASES[name]
+    given = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
+    size = case.shape["size"], case.shape["ids"]
+    return _built(case.options.get("preset", "agw"), tuple(given.items()), *size)
+
+
+@functools.cache
+def _built(preset, given, size, ids):
+    recipe = {
+        "agw": lambda: agw_recipe.get_config("sysu"),
+        "deen": lambda: deen_recipe.get_config("sysu"),
+    }.get(preset, lambda: pdm_recipe.get_config(f"sysu,{preset}"))()
+    options = recipe.method.to_dict() | dict(given)
+    if preset == "deen" and "center_normalize" in options:
+        options["cpm_normalize"] = options.pop("center_normalize")
+    if "dropout" in options:
+        options["dropout"] = 0.0  # masks are drawn differently in PyTorch
+    return get_build(options.pop("name"))(**options, image_size=size, num_ids=ids)
+
+
+def _weights(method, name):
+    drawn = weights(lambda: method.init(KEY), name, "float64")
+    return nest(calm(flatten(drawn)))
+
+
+def batch_of(name, step):
+    data = case_inputs(name)
+    batch = {k: to_jax(v[step], "float64") for k, v in data.items()}
+    return {**batch, "camera": jnp.zeros((len(batch["label"]), 2), jnp.int32)}
+
+
+@functools.cache
+def _embed(method):
+    # The modality as an array would do for methods without stems of their own only.
+    return jax.jit(method.embed, static_argnums=2, compiler_options=FAST)
+
+
+def _embeddings(method, variables, batch):
+    found = {name: _embed(method)(variables, batch[name], m) for m, name in enumerate(MODALITIES)}
+    if not method.fusions:
+        return {"embed": found}
+    query, gallery = found["infrared"], found["visible"]
+    fused = {
+        row: sum(w * np.asarray(query[k]) @ np.asarray(gallery[k]).T for k, w in parts.items())
+        for row, parts in method.fusions.items()
+    }
+    return {"embed": found, "similarity": fused}
+
+
+@functools.cache
+def step_of(method):
+    """Value and gradient of a method's loss."""
+
+    def objective(params, rest, batch):
+        return method.loss({**rest, "params": params}, batch, KEY, 0)
+
+    return jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=FAST)
+
+
+@functools.cache
+def model(name):
+    """Terms, total, gradients, statistics, embeddings and similarities of one step."""
+    with precision("float64"):
+        method = method_of(name)
+        variables = _weights(method, name)
+        batch = batch_of(name, 0)
+        (total, aux), gradient = step_of(method)(variables["params"], variables, batch)
+        return to_numpy(
+            {
+                "total": total,
+                "terms": aux.terms,
+                **settled(to_numpy({"grad": {"params": gradient}})),
+                **aux.updates,
+                **_embeddings(method, variables, batch),
+            }
+        )
+
+
+def without_gradient(name):
+    """Parameters of a stored case that have none; the digest of an array of zeros is zero."""
+    gradients = {k: v for k, v in store.load(name).items() if "grad/" in k}
+    return {k.split("grad/params/")[1] for k, v in gradients.items() if not v.any()}
+
+
+def idle_terms(name):
+    """Terms of a stored case that are next to nothing."""
+    terms = {k: v for k, v in store.load(name).items() if k.startswith("terms/")}
+    return {k.removeprefix("terms/") for k, v in terms.items() if not abs(v) > 1e-4}
+
+
+@functools.cache
+def trajectory(name):
+    """Losses of every step, final weights and statistics of a short training."""
+    recipe = common.base("agw", "sysu")
+    common.agw_optimizer(recipe, milestones=(2.0,))
+    options = recipe.optim.to_dict() | CASES[name].options["optimizer"]
+    options |= dict(warmup_epochs=2.0, warmup_factor=0.125, gamma=0.125)
+    tx, learning_rate = optim.make(steps_per_epoch=2, epochs=3, **options)
+    with precision("float64"):
+        method = method_of(name)
+        variables = _weights(method, name)
+        state = tx.init(variables["params"])
+
+        @functools.partial(jax.jit, compiler_options=FAST)
+        def update(params, gradient, state, step):
+            updates, state = tx.update(gradient, state, params)
+            return optim.apply(params, updates, learning_rate(step)), state
+
+        history = []
+        for t in range(CASES[name].shape["steps"]):
+            (total, aux), gradient = step_of(method)(
+                variables["params"], variables, batch_of(name, t)
+            )
+            params, state = update(variables["params"], gradient, state, jnp.asarray(t))
+            variables = {**aux.updates, "params": params}
+            history.append({**aux.terms, "total": total})
+        stacked = {k: np.stack([h[k] for h in history]) for k in history[0]}
+        return to_numpy({"history": stacked, **variables})
+
+
+@sources
+@pytest.mark.parametrize("name", cases("agw"))
+def test_model(name, source):
+    store.compare(model(name), reference(name, source), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", cases("agw"))
+def test_every_parameter_gets_a_gradient(name):
+    """But the shifts in front of a batch normalization, a 1x1 convolution between them or not."""
+    gradients = [k for k in store.load(name) if "grad/" in k]
+    blocks = {k.split("/")[2] for k in gradients if "attention_layer" in k}
+    assert len(blocks) == {"agw": 4, "agw_base": 0}.get(name, 2)
+    shifts = ("w/bias", "bn/bias") if CASES[name].options["depth"] == 14 else ("w/bias",)
+    assert without_gradient(name) == {f"{block}/{k}" for block in blocks for k in shifts}
+
+
+@pytest.mark.parametrize("name", cases("agw"))
+def test_every_term_counts(name):
+    assert not idle_terms(name)
+
+
+@sources
+@pytest.mark.parametrize("name", cases("agw_trajectory"))
+def test_training_trajectory(name, source):
+    """Six steps of Nesterov's SGD with the recipe's rates: a staircase, and a milestone."""
+    store.compare(trajectory(name), reference(name, source), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", cases("agw_trajectory", "multi_feature_trajectory"))
+def test_a_trajectory_goes_somewhere(name):
+    """Weights move by more than the tolerance; the last total differs from the first."""
+    golden = store.load(name)
+    total = golden["history/total"]
+    assert np.isfinite(total).all() and np.ptp(total) > 1e-2 * total.max()
