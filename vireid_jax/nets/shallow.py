@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LAMBDA = 1e-4
 
@@ -39,5 +40,22 @@ def phase_only(images: jax.Array) -> jax.Array:
       The same shape, float32 or wider.
     """
     wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
-    phase = jnp.angle(jnp.fft.fft2(wide, axes=(1, 2)))
-    return jnp.fft.ifft2(jnp.exp(1j * phase), axes=(1, 2)).real.astype(wide.dtype)
+    phase = jnp.angle(_fourier(wide, sign=-1))
+    places = wide.shape[1] * wide.shape[2]
+    return _fourier(jnp.exp(1j * phase), sign=1).real.astype(wide.dtype) / places
+
+
+def _fourier(x: jax.Array, *, sign: int) -> jax.Array:
+    """Sums over the places of [N, H, W, F] times exp(sign 2 pi i (u y / H + v x / W)).
+
+    As matrix products: the compiler gathers the operand of an FFT on every device, and with it the
+    images of a sharded batch.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.complex64)
+    factors = []
+    for size in x.shape[1:3]:
+        steps = np.outer(np.arange(size), np.arange(size)) % size  # exact, however large the image
+        factors.append(jnp.asarray(np.exp(sign * 2j * np.pi * steps / size), wide))
+    highest = jax.lax.Precision.HIGHEST
+    rows = jnp.einsum("uy,nyxc->nuxc", factors[0], x.astype(wide), precision=highest)
+    return jnp.einsum("vx,nuxc->nuvc", factors[1], rows, precision=highest)
