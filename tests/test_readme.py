@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from configs import common
 from vireid_jax import main
-from vireid_jax.methods import idkl, mun, smcl
+from vireid_jax.methods import agw, deen, idkl, mun, pdm, smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -252,6 +252,18 @@ TABLES = {
         ),
         {"confuser=half_flip", "mask=map", "purified_weight=0.1", "kl=reverse"},
     ),
+    "AGW": (
+        partial(agw.build, num_classes=4, image_size=(48, 48), num_ids=2),
+        {"non_local=False", "tri_form=squared", "pool_p"},
+    ),
+    "DEEN": (
+        partial(deen.build, num_classes=4, image_size=(64, 32), num_ids=2),
+        {"mfa=False", "expansion_fuse=sum", "stages"},
+    ),
+    "PDM": (
+        partial(pdm.build, num_classes=4, image_size=(64, 32), num_ids=2),
+        {"ch_form=cos_min", "cpm_form=single", "attention=concat", "num_prototypes"},
+    ),
 }
 
 
@@ -278,15 +290,24 @@ def _value(text):
     """True, 1, 0.1, ("neck",) or a word."""
     try:
         return ast.literal_eval(text)
-    except ValueError:
+    except (ValueError, SyntaxError):  # "global" is a word of Python's
         return text
 
 
-def test_every_option_of_idkl_has_its_line():
-    """Sec. 2.6 has a decision for each; what is left has no counterpart in paper or code."""
-    named = {cell.partition("=")[0] for cell in method_options("IDKL")}
-    options = set(importlib.import_module("configs.idkl").get_config().method) - {"name"}
-    assert options - named == {"depth", "width", "last_stride", "kernels", "dtype"}
+@pytest.mark.parametrize("method", ["IDKL", "AGW", "DEEN", "PDM"])
+def test_every_option_of_a_method_has_its_line(method):
+    """What is left has no counterpart in paper or code."""
+    named = {cell.partition("=")[0] for cell in method_options(method)}
+    options = set(importlib.import_module(f"configs.{method.lower()}").get_config().method)
+    assert options - named == {"name", "depth", "width", "last_stride", "kernels", "dtype"}
+
+
+def test_the_table_of_pdm_names_every_value_in_which_its_presets_differ():
+    named = {cell.partition("=")[0] for cell in method_options("PDM")}
+    get_config = importlib.import_module("configs.pdm").get_config
+    for dataset in common.DATASETS:
+        code, paper = (get_config(f"{dataset},{p}").method for p in ("code", "paper"))
+        assert {name for name in code if paper[name] != code[name]} <= named
 
 
 def preset_rows():
