@@ -8,6 +8,7 @@ whose inner products are that sum.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -70,13 +71,7 @@ def accumulate(
     similarity = {
         row: np.empty((len(sides[kept]), len(sides[1 - kept])), np.float32) for row in fusions
     }
-    weights = {row: dict(found) for row, found in fusions.items()}
-
-    @jax.jit
-    def product(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-        highest = jax.lax.Precision.HIGHEST  # scores must not depend on the device's default
-        each = {p: jnp.matmul(some[p], others[p].T, precision=highest) for p in parts}
-        return {row: sum(w * each[p] for p, w in of.items()) for row, of in weights.items()}
+    weights = tuple((row, tuple(found.items())) for row, found in fusions.items())
 
     def batches(side: int, rows: np.ndarray, plain: bool) -> Any:
         """(rows of the side, {part: [n, D]} on the device); notes the other features."""
@@ -109,13 +104,25 @@ def accumulate(
         block = {p: jnp.concatenate([x[p][: len(index)] for index, x in found]) for p in parts}
         every = np.arange(len(sides[1 - kept]))
         for index, some in batches(1 - kept, every, plain=not at):
-            for row, value in product(block, some).items():
+            for row, value in _sums(weights, block, some).items():
                 part = np.asarray(value)[:, : len(index)]
                 similarity[row][order[:, None], index[None, :]] = part
     if kept == 1:
         similarity = {row: np.ascontiguousarray(value.T) for row, value in similarity.items()}
     ordered = [{name: side[name] for name in names} for side in out]
     return Embedded(ordered[0], ordered[1], similarity)
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(
+    weights: tuple[tuple[str, tuple[tuple[str, float], ...]], ...],
+    some: dict[str, Any],
+    others: dict[str, Any],
+) -> dict[str, Any]:
+    """{row: [n, l]} of features {part: [n, D]} and {part: [l, D]}."""
+    highest = jax.lax.Precision.HIGHEST  # scores must not depend on the device's default
+    each = {p: jnp.matmul(x, others[p].T, precision=highest) for p, x in some.items()}
+    return {row: sum(w * each[p] for p, w in of) for row, of in weights}
 
 
 def stored(features: Features, fusions: Fusions) -> Features:
