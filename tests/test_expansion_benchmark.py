@@ -172,7 +172,7 @@ def test_the_tables_say_what_was_measured():
     assert "a list" not in text
     assert text.index("| heads") < text.index("| sum") < text.index("| dropout")
     text = expansion.form_table(rows)
-    assert "| mfgm | MFGM, a list | 1.000 | 4.000 | 0.25 | 10 | 5 | 2.00 |" in text
+    assert "| mfgm | MFGM, a list | 1.000 | 4.000 | 0.25 | 0.25 | 10.0 | 5.0 | 2.00 |" in text
     assert text.count("\n") == 2
     del rows["layer4"]
     assert "%" not in expansion.time_table(rows, 8)
