@@ -146,7 +146,7 @@ def time_table(rows: dict[str, dict[str, Any]], images: int) -> str:
 def form_table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown; ratios are of the form in use over the other, below 1 is better for it."""
     lines = [
-        "| form in use | other form | s | other s | ratio | ratio of CPU-s | XLA temp MB | other MB "
+        "| form in use | other form | s | other s | ratio | CPU-s ratio | XLA temp MB | other MB "
         "| ratio |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
