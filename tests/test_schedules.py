@@ -109,3 +109,44 @@ def test_the_warm_up_of_mun_has_its_landmarks():
     np.testing.assert_allclose(jax.vmap(rate)(steps), before, rtol=1e-6)
     ramp = np.diff(jax.vmap(rate)(jnp.arange(15 * per_epoch)))
     np.testing.assert_allclose(ramp, (2e-3 - 1e-8) / (15 * per_epoch), rtol=2e-3)  # float32
+
+
+def test_a_staircase_of_epochs():
+    """AGW's: lr (e + 1) / 10 in epoch e of ten, then lr; constant within an epoch."""
+    _, rate = optim.make(
+        **dict(steps_per_epoch=7, epochs=20, lr=0.1, schedule="multistep", milestones=(12.0, 12.0)),
+        warmup_epochs=10.0,
+        warmup_factor=0.1,
+        warmup_by="epoch",
+    )
+    for step in range(7 * 15):
+        epoch = step // 7
+        expected = 0.1 * min((epoch + 1) / 10, 1) * (0.01 if epoch >= 12 else 1)  # given twice
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-6), step
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(warmup_by="epochs"), r"optim.warmup_by is 'epochs', expected one of \['step', 'epo"),
+        (dict(warmup_by="epoch", warmup_epochs=1.5), "optim.warmup_epochs is 1.5 with warmup_by"),
+        (dict(warmup_by="epoch", warmup_epochs=1.0), "optim.warmup_epochs is 1.0 with warmup_by"),
+        (dict(nesterov=True), "optim.nesterov with adam and momentum 0.9, expected sgd"),
+        (dict(nesterov=True, name="sgd", momentum=0.0), "optim.nesterov with sgd and momentum 0.0"),
+    ],
+)
+def test_warm_up_and_momentum_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        optim.make(steps_per_epoch=10, epochs=4, **options)
+    optim.make(steps_per_epoch=10, epochs=4, warmup_by="epoch", warmup_epochs=0.0)
+
+
+def test_nesterov_is_torchs():
+    """Two steps by hand: v = mu v + g, then the update g + mu v (torch.optim.SGD)."""
+    transform, _ = optim.make(steps_per_epoch=1, epochs=1, name="sgd", nesterov=True)
+    params = {"w": jnp.zeros(3)}
+    state, velocity = transform.init(params), np.zeros(3)
+    for gradient in (np.array([1.0, -2.0, 0.5]), np.array([0.3, 0.1, -4.0])):
+        updates, state = transform.update({"w": jnp.asarray(gradient)}, state, params)
+        velocity = 0.9 * velocity + gradient
+        np.testing.assert_allclose(updates["w"], gradient + 0.9 * velocity, rtol=1e-6)
