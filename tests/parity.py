@@ -16,7 +16,7 @@ import pytest
 from tests.reference import store
 from tests.reference.case import Arrays, direction, fill
 from tests.reference.convert import flatten, nest
-from tests.reference.inputs import case_inputs
+from tests.reference.inputs import CASES, case_inputs, cases
 
 sources = pytest.mark.parametrize(
     "source", ["golden", pytest.param("torch", marks=pytest.mark.torch)]
@@ -130,3 +130,39 @@ def relative_error(actual: Any, expected: Any) -> float:
     """Largest error over the largest expected entry."""
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def loss_tests(
+    functions: Mapping[str, tuple[Callable[..., Any], str]], *, rtol64: float
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The two tests that every file of losses against their references has.
+
+    Args:
+      functions: {kind of case: (our function, names of its arguments)}.
+      rtol64: relative tolerance in float64; it is 1e-5 in float32.
+
+    Returns:
+      `test_value_and_gradient` and `test_the_cases_test_something`.
+    """
+
+    @functools.cache
+    def ours(name: str, dtype: str) -> Arrays:
+        """Once for both sources."""
+        function, arguments = functions[CASES[name].kind]
+        function = functools.partial(function, **CASES[name].options)
+        return loss_outputs(name, function, arguments, dtype)
+
+    @sources
+    @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", rtol64)])
+    @pytest.mark.parametrize("name", cases(*functions))
+    def test_value_and_gradient(name: str, dtype: str, rtol: float, source: str) -> None:
+        actual = ours(name, dtype)
+        assert {str(x.dtype) for x in actual.values()} == {dtype}
+        store.compare(actual, reference(name, source), rtol=rtol)
+
+    @pytest.mark.parametrize("name", cases(*functions))
+    def test_the_cases_test_something(name: str) -> None:
+        """A hinge that no row is in would agree with anything that is 0."""
+        assert all(np.abs(x).max() > 1e-3 for x in store.load(name).values())
+
+    return test_value_and_gradient, test_the_cases_test_something

@@ -1,14 +1,6 @@
 """Metric losses and the MMD against the formulas written in PyTorch."""
 
-import functools
-from functools import partial
-
-import numpy as np
-import pytest
-
-from tests.parity import loss_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, cases
+from tests.parity import loss_tests
 from vireid_jax.losses.center import bi_center, hetero_center, hetero_center_triplet
 from vireid_jax.losses.mmd import mmd
 from vireid_jax.losses.triplet import batch_hard_triplet, bdtr, weighted_regularized_triplet
@@ -24,24 +16,4 @@ FUNCTIONS = {
 }
 
 
-@functools.cache
-def _ours(name, dtype):
-    """Once for both sources."""
-    function, arguments = FUNCTIONS[CASES[name].kind]
-    return loss_outputs(name, partial(function, **CASES[name].options), arguments, dtype)
-
-
-@sources
-@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
-@pytest.mark.parametrize("name", cases(*FUNCTIONS))
-def test_value_and_gradient(name, dtype, rtol, source):
-    actual = _ours(name, dtype)
-    assert {str(x.dtype) for x in actual.values()} == {dtype}
-    store.compare(actual, reference(name, source), rtol=rtol)
-
-
-@pytest.mark.parametrize("name", cases(*FUNCTIONS))
-def test_the_cases_test_something(name):
-    """A hinge that no row is in would agree with anything that is 0."""
-    stored = store.load(name)
-    assert all(np.abs(x).max() > 1e-3 for x in stored.values())
+test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-12)

@@ -4,16 +4,9 @@ The released code's run on rows in that code's order, so that agreement is also 
 with its chunks.
 """
 
-import functools
-from functools import partial
-
 import jax
-import numpy as np
-import pytest
 
-from tests.parity import loss_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, cases
+from tests.parity import loss_tests
 from vireid_jax.losses import pairmining
 from vireid_jax.losses.triplet import squared_difference
 
@@ -46,24 +39,4 @@ FUNCTIONS = {
 }
 
 
-@functools.cache
-def _ours(name, dtype):
-    """Once for both sources."""
-    function, arguments = FUNCTIONS[CASES[name].kind]
-    return loss_outputs(name, partial(function, **CASES[name].options), arguments, dtype)
-
-
-@sources
-@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-11)])
-@pytest.mark.parametrize("name", cases(*FUNCTIONS))
-def test_value_and_gradient(name, dtype, rtol, source):
-    actual = _ours(name, dtype)
-    assert {str(x.dtype) for x in actual.values()} == {dtype}
-    store.compare(actual, reference(name, source), rtol=rtol)
-
-
-@pytest.mark.parametrize("name", cases(*FUNCTIONS))
-def test_the_cases_test_something(name):
-    """A hinge that no row is in would agree with anything that is 0."""
-    stored = store.load(name)
-    assert all(np.abs(x).max() > 1e-3 for x in stored.values())
+test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-11)
