@@ -90,7 +90,7 @@ copy() {
 }
 
 pids=() copies=() codes=()
-deadline="" told="" killed=""
+deadline="" told="" killed="" messages=2
 
 # Each process leads a group of its own (set -m): its children can be killed with it.
 to_all() {
@@ -106,10 +106,10 @@ kill_all() {
 # shellcheck disable=SC2329  # called by the traps
 on_signal() {
   if [[ -n $told ]]; then
-    echo "local_pod: a second signal, killing what still runs" >&2
+    echo "local_pod: a second signal, killing what still runs" >&"$messages"
     kill_all
   else
-    echo "local_pod: SIG$1 goes on to the processes" >&2
+    echo "local_pod: SIG$1 goes on to the processes" >&"$messages"
     told=1 deadline=$((SECONDS + grace))
     to_all "${1/HUP/TERM}"
   fi
@@ -138,6 +138,8 @@ for ((i = 0; i < n; i++)); do
 done
 printf '%s\n' "${pids[@]}" >"$logs/pids.new" && mv "$logs/pids.new" "$logs/pids"
 [[ -z $told ]] || to_all TERM # those that started after the signal
+messages=4
+exec 4>&2 2>/dev/null # bash would print the whole command of a process that was killed
 
 alive() { kill -0 "$1" 2>/dev/null; }
 left=$n first="" saved=""
@@ -148,7 +150,7 @@ while ((left)); do
       codes[i]=$?
       kill -KILL -- "-${pids[i]}" 2>/dev/null # children that it left behind
       left=$((left - 1))
-      echo "local_pod: process $i ended with ${codes[i]}" >&2
+      echo "local_pod: process $i ended with ${codes[i]}" >&4
       if ((codes[i] == 42)); then
         saved=42
       elif ((codes[i])); then
@@ -157,13 +159,13 @@ while ((left)); do
       ((codes[i] == 0)) || deadline=${deadline:-$((SECONDS + grace))}
     fi
   done
-  if ((left)) && [[ -n $deadline ]] && ((SECONDS >= deadline)); then
+  if ((left)) && [[ -n $deadline ]] && ((SECONDS > deadline)); then
     if [[ -z $told ]]; then
-      echo "local_pod: $left processes still run $grace s after a failure, telling them to stop" >&2
+      echo "local_pod: $left processes still run $grace s after a failure, telling them to stop" >&4
       told=1 deadline=$((SECONDS + 10))
       to_all TERM
     elif [[ -z $killed ]]; then
-      echo "local_pod: $left processes do not stop, killing them" >&2
+      echo "local_pod: $left processes do not stop, killing them" >&4
       kill_all
     fi
   fi
