@@ -99,7 +99,7 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
     variables |= {"memory": memory} if memory else {}
     state = TrainState(np.int32(0), variables, transform.init(variables["params"]))
-    held = [sharding.replicate(state, mesh)]
+    held = [sharding.place(state, mesh)]
     batch = sharding.to_global(batch_of(s), mesh)
 
     start = time.perf_counter()

@@ -59,7 +59,7 @@ class Program:
         variables, maps = abstract(part)
         # One seed: forms of one part get the same weights, as they have the same names.
         filled = fill({k: v.shape for k, v in flatten(variables).items()}, "expansion")
-        self.weights = sharding.replicate({"params": {}, **nest(filled)}, mesh)
+        self.weights = sharding.place({"params": {}, **nest(filled)}, mesh)
         r = np.random.default_rng(0)
         values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
         self.maps = list(sharding.to_global(values, mesh).values())

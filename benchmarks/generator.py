@@ -104,7 +104,7 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
         return row
     variables, maps = abstract(part)
     weights = nest(fill({k: v.shape for k, v in flatten(variables).items()}, "generator"))
-    weights = sharding.replicate(weights, mesh)
+    weights = sharding.place(weights, mesh)
     r = np.random.default_rng(0)
     values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
     given = list(sharding.to_global(values, mesh).values())

@@ -197,6 +197,13 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.train.keep = 3  # newest checkpoints kept, beside the best by validation mAP
     c.train.tensorboard = True
 
+    # How a step is laid out on the devices. None of it is in the papers.
+    c.devices = ml_collections.ConfigDict()
+    c.devices.fsdp = 1  # devices that share one copy of parameters and optimizer state
+    c.devices.bn_groups = 1  # runs of rows with batch statistics of their own; 1: of all rows
+    c.devices.accumulate = 1  # chunks that a batch is embedded and back-propagated in
+    c.devices.remat = False  # compute the maps inside blocks anew in the backward pass
+
     c.eval = ml_collections.ConfigDict()
     c.eval.protocols = PROTOCOLS[dataset]
     c.eval.validation = PROTOCOLS[dataset][0]

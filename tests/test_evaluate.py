@@ -30,7 +30,7 @@ class Embedder:
         self.mesh = sharding.make_mesh()
         method = Method(lambda key: VARIABLES, None, self._embed)
         self._jitted = evaluate.make_embed(method, self.mesh)
-        self.variables = sharding.replicate(VARIABLES, self.mesh)
+        self.variables = sharding.place(VARIABLES, self.mesh)
 
     def _embed(self, variables, images, modality):
         self.traced.append((images.shape, images.dtype, modality))

@@ -54,7 +54,7 @@ def records(count, modality, seed):
 def parts():
     mesh = sharding.make_mesh()
     method = Method(lambda key: VARIABLES, None, embed_images, fusions=FUSIONS)
-    return evaluate.make_embed(method, mesh), sharding.replicate(VARIABLES, mesh), mesh
+    return evaluate.make_embed(method, mesh), sharding.place(VARIABLES, mesh), mesh
 
 
 def sides(queries=11, images=17):

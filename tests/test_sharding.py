@@ -101,7 +101,7 @@ class Step:
             memory = state.variables["memory"]["prototype"]
             drawn = np.random.default_rng(1).standard_normal(memory.shape).astype(np.float32)
             state.variables["memory"] = {"prototype": jnp.asarray(drawn)}
-        state = sharding.replicate(state, self.mesh)
+        state = sharding.place(state, self.mesh)
         self.batch = sharding.to_global(host_batch(), self.mesh)
         self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
         self.state, scalars = compiled(state, self.batch)
@@ -306,7 +306,7 @@ def test_arrays_to_the_mesh_and_back():
         assert array.dtype == batch[name].dtype
         np.testing.assert_array_equal(array, batch[name])
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": (np.int32(7), jnp.ones(5))}
-    everywhere = sharding.replicate(tree, mesh)
+    everywhere = sharding.place(tree, mesh)
     shapes = sharding.abstract(everywhere, mesh)
     assert jax.tree.structure(shapes) == jax.tree.structure(tree)
     for array, shape, host in zip(*map(jax.tree.leaves, (everywhere, shapes, tree)), strict=True):

@@ -129,7 +129,7 @@ def test_randomness_depends_on_seed_and_step_alone():
         run = runs.setdefault(seed, Run(seed=seed, augment=keep, method=plain._replace(loss=loss)))
         state = init_state(run.method, run.transform, weights)._replace(step=jnp.int32(step))
         batch = sharding.to_global(host_batch(images), run.mesh)
-        _, scalars = run.step_fn(sharding.replicate(state, run.mesh), batch)
+        _, scalars = run.step_fn(sharding.place(state, run.mesh), batch)
         return float(scalars["draw"]), float(scalars["augment_draw"])
 
     runs = {}

@@ -41,11 +41,12 @@ BASELINE_PIXELS = 96 * 48
 def make_embed(method: Method, mesh: jax.sharding.Mesh) -> Embed:
     """Jits (variables, uint8 images [N, H, W, 3], modality) -> {feature: float32 [N, D]}.
 
-    Images are sharded by rows, features gathered, so every process holds all of them.
+    Images are sharded by rows, features gathered, so every process holds all of them. The
+    variables may be placed in any way, as those of a training state.
     """
     everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
 
-    @partial(jax.jit, static_argnums=2, in_shardings=(everywhere, rows), out_shardings=everywhere)
+    @partial(jax.jit, static_argnums=2, in_shardings=(None, rows), out_shardings=everywhere)
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         features = method.embed(variables, standardize(images), modality)
         # jit sorts the keys of a dict; the first feature is the headline.

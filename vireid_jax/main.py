@@ -1,7 +1,8 @@
 """The command line: python -m vireid_jax.main --config configs/smcl.py [--config.key=value ...].
 
 Exit codes: 0 done, 1 an error that the user can cure, 2 a wrong command line, 42 stopped by
-SIGTERM with everything saved (run the same command again), 130 the same for Ctrl-C.
+SIGTERM with everything saved (run the same command again), 130 the same for Ctrl-C, 43 another
+process of the run was lost (run the same command again on all hosts).
 """
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
@@ -38,6 +39,13 @@ _MODE = flags.DEFINE_enum(
 _STEP = flags.DEFINE_string(
     "step", "last", "Checkpoint that --mode=eval scores: last, best, or a number of steps."
 )
+_DIST = flags.DEFINE_enum(
+    "dist",
+    "auto",
+    ["auto", "off", "on"],
+    "Several processes: auto finds a TPU pod, a Slurm step or JAX_COORDINATOR_ADDRESS, "
+    "JAX_NUM_PROCESSES and JAX_PROCESS_ID; off: one process; on: refuse to be only one.",
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -66,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
             overrides=overrides,
             mode=_MODE.value,
             step=_STEP.value,
+            processes=_DIST.value,
             debug=_DEBUG.value,
         )
     )

@@ -56,7 +56,9 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
         `Parts.weights` is None and `Parts.method` starts from random weights.
     """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
+    _check_devices(**config.devices, rows=num_ids * num_instances)
     rows = sharding.process_rows(num_ids * num_instances)
+    mesh = sharding.make_mesh(fsdp=config.devices.fsdp)
     _check_share(rows.stop - rows.start, num_ids, num_instances)
     get_build(config.method.name)
     if config.loader.name not in LOADERS:
@@ -99,7 +101,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
     label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
-    parts = Parts(split, method, image_size, sharding.make_mesh(), persons, report)
+    parts = Parts(split, method, image_size, mesh, persons, report)
     return parts, Feed(batches, batch, steps)
 
 
@@ -175,6 +177,20 @@ def _check_split(config: ml_collections.ConfigDict, split: Split) -> None:
     check_protocols(config, split.test, split.val)
 
 
+def _check_devices(*, fsdp: int, bn_groups: int, accumulate: int, remat: bool, rows: int) -> None:
+    """Refuses what no batch can be cut into; `sharding.make_mesh` knows what fits the devices."""
+    del remat
+    for name, value in dict(fsdp=fsdp, bn_groups=bn_groups, accumulate=accumulate).items():
+        if value < 1:
+            raise ValueError(f"devices.{name} is {value}, expected at least 1")
+    for name, value in dict(bn_groups=bn_groups, accumulate=accumulate).items():
+        if rows % value:
+            raise ValueError(
+                f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
+                f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
+            )
+
+
 def _check_share(rows: int, num_ids: int, num_instances: int) -> None:
     """Refuses to cut an identity between processes: a process loads whole ones."""
     processes = jax.process_count()
@@ -218,6 +234,8 @@ def _method(
         # Runs from before there was a second view have no such key.
         "second_view": config.augment.get("second_view", "none") != "none",
     }
+    devices = config.get("devices", {})  # runs from before there was such a section have none
+    facts |= {"remat": devices.get("remat", False), "accumulate": devices.get("accumulate", 1)}
     # A method has a parameter for each fact of the run that it depends on, and for no other.
     wanted = inspect.signature(build).parameters
     if facts["second_view"] and "second_view" not in wanted:
@@ -226,6 +244,10 @@ def _method(
             "no use for a second view of the visible images; expected none"
         )
     method = build(**{k: v for k, v in facts.items() if k in wanted}, **options)
+    if devices.get("bn_groups", 1) > 1:
+        from vireid_jax.nets.norm import grouped
+
+        method = grouped(method, devices["bn_groups"])
     if pretrained is None:
         return method, None
     path, content = pretrained

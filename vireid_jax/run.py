@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from clu import parameter_overview
 
 from vireid_jax import (
     checkpoint,
+    dist,
     evaluate,
     optim,
     preemption,
@@ -24,6 +26,7 @@ from vireid_jax import (
     scoring,
     sharding,
     train,
+    watch,
     writer,
 )
 from vireid_jax.data import augment, datasets, disk
@@ -41,6 +44,7 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     mode: str = "train",
     step: str = "last",
+    processes: str = "auto",
     debug: bool = False,
 ) -> int:
     """Trains and scores a recipe, or scores a run.
@@ -52,6 +56,7 @@ def run(
       overrides: the values that were changed in the recipe, for that name.
       mode: "train" or "eval".
       step: what "eval" scores: "last", "best" or a number.
+      processes: "auto", "off" or "on", see `dist.start`.
       debug: let errors through with their traceback.
 
     Returns:
@@ -59,31 +64,45 @@ def run(
     """
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
-    preemption.install()
-    _use_compilation_cache()
+    code, message = 0, ""
     try:
         folder = _folder(config, workdir, overrides or {})
+        dist.start(folder, processes)
+        preemption.install()
+        _use_compilation_cache()
         if mode == "eval":
             config = scored_run.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runinfo.load_config(folder)
-        sharding.use_cpu_cores(config.sampler.num_ids * config.sampler.num_instances)
+        rows = config.sampler.num_ids * config.sampler.num_instances
+        # A batch that does not divide over the processes is refused later, with a reason.
+        sharding.use_cpu_cores(max(rows // dist.processes(), min(rows, 1)))
+        dist.check_equal("the package and the config", runinfo.shared_facts(config.to_dict()))
+        dist.check_equal("devices", sharding.local_facts())
         if mode == "eval":
             score_run(config, folder, step=step)
         else:
             train_and_score(config, folder)
     except train.Preempted as stop:
-        print(f"{stop}; run the same command again to go on", file=sys.stderr)
-        return preemption.exit_code()
+        code, message = preemption.exit_code(), f"{stop}; run the same command again to go on"
     except Stopped:
-        print("evaluation stopped on request; run the same command again", file=sys.stderr)
-        return preemption.exit_code()
+        code = preemption.exit_code()
+        message = "evaluation stopped on request; run the same command again"
     except (ValueError, OSError, FloatingPointError) as error:
-        if debug:
+        if debug and dist.processes() == 1:
             raise
-        print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
-        return 1
-    return 0
+        if debug:
+            traceback.print_exc()
+        code, message = 1, f"error: {error}\n(--debug shows where)"
+    except Exception as error:
+        if dist.processes() == 1:
+            raise
+        # With another process gone, jax, Orbax and the collectives fail in many ways.
+        traceback.print_exc()
+        code, message = watch.EXIT_PEER_LOST, dist.explain(error)
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    return dist.finish(code, message.partition("\n")[0])
 
 
 def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[dict]:
@@ -94,7 +113,10 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     """
     _check_durations(**config.train)
     runinfo.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
+    watch.phase("data")
     parts, feed = build(config, resuming=_has_checkpoint(workdir))
+    dist.check_equal("the data", runinfo.data_facts(parts.split))
+    watch.phase("start")
     transform, learning_rate = optim.make(
         steps_per_epoch=feed.steps_per_epoch, epochs=config.train.epochs, **config.optim
     )
@@ -224,6 +246,7 @@ def _score(
     def fresh() -> Any:
         return scoring.fresh_variables(parts.method.init, config.seed, parts.mesh)
 
+    watch.phase("score")
     # Without the file, "fresh" would be something else than what the run began with.
     baseline = None if _file_is_gone(config, parts) else fresh
     results = scorer.test(variables, parts.split.test, baseline)
@@ -254,6 +277,11 @@ def _folder(
 ) -> pathlib.Path:
     """The run's folder; unless named, runs/<recipe>[,key=value...] in the working directory."""
     if workdir is not None:
+        if "://" in str(workdir):
+            raise ValueError(
+                f"--workdir is {str(workdir)!r}, expected a folder of the file system, which all "
+                "hosts of a run share; mount a bucket with gcsfuse, or use Filestore, NFS or Lustre"
+            )
         return pathlib.Path(workdir)
     if config is None:
         raise ValueError("neither a recipe nor a workdir is given")

@@ -36,6 +36,8 @@ FREE_KEYS = (
     "data.images",
     "data.prepared",
     "data.root",
+    "devices.fsdp",
+    "devices.remat",
     "eval.*",
     "loader.*",
     "run_name",
@@ -48,6 +50,15 @@ FREE_KEYS = (
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = object()
+
+# What runs did from before these keys were there.
+_BEFORE = {
+    "augment.second_view": "none",
+    "devices.accumulate": 1,
+    "devices.bn_groups": 1,
+    "optim.nesterov": False,
+    "optim.warmup_by": "step",
+}
 
 
 def changes_training(key: str) -> bool:
@@ -99,13 +110,13 @@ def check_resume(
     if not path.exists():
         return []
     try:
-        old = _flat(json.loads(path.read_text()))
+        old = _BEFORE | _flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a config ({error}); the run cannot be compared with its first start. "
             "Restore the file, or name another --workdir"
         ) from error
-    new = _flat(_plain(config_dict))
+    new = _BEFORE | _flat(_plain(config_dict))
     lines = [
         f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
         for key in sorted(old.keys() | new.keys())
@@ -234,18 +245,42 @@ def check_classes(
         )
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices and the commit of this process."""
+# Keys that may differ between the hosts of a run: where things are.
+_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.from", "eval.rand_perm")
+
+
+def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the processes of a run must have in common before they compute: code and config."""
+    flat = _flat(_plain(config))
+    own = {key: value for key, value in flat.items() if key not in _OF_A_HOST}
+    return {"python": platform.python_version(), **_versions(), "commit": _commit(), **own}
+
+
+def data_facts(split: Split) -> dict[str, Any]:
+    """What the data of all processes must have in common: their names, not their pixels."""
+    return {
+        "images to train on": len(split.train),
+        "names of images to train on": _digest(split.train.name)[:12],
+        "names of images to test on": name_test_set(split),
+    }
+
+
+def _versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
             versions[name] = None
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the commit of this process."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **versions,
+        **_versions(),
         "commit": _commit(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),

@@ -339,7 +339,7 @@ class Scorer:
 
 def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Mesh) -> Any:
     """The variables before training, on the mesh."""
-    return sharding.replicate(dict(init(jax.random.key(seed))), mesh)
+    return sharding.place(dict(init(jax.random.key(seed))), mesh)
 
 
 def _each(function: Callable[..., Features], *sides: Any) -> Sides:

@@ -1,11 +1,14 @@
 """Mesh, shardings, and the way from host arrays to global ones.
 
 One mesh axis, "data": the batch is sharded over its rows, parameters are replicated, and
-`jax.jit` with these shardings (what pjit became) does the rest.
+`jax.jit` with these shardings (what pjit became) does the rest. A second axis, "fsdp", is
+optional: the batch is sharded over both, and the devices along it share one copy of what a
+training state holds, instead of holding one each (ZeRO, Rajbhandari et al. 2020; FSDP).
 """
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 POOL_THREADS = 32
+SHARDED_FROM = 4096  # numbers; cutting less saves nothing and costs a message
 
 
 def use_cpu_cores(rows: int) -> None:
@@ -52,11 +56,44 @@ def use_cpu_cores(rows: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, "data"."""
+def local_facts() -> dict[str, Any]:
+    """What the devices of a process must have in common with those of the others."""
+    devices = jax.local_devices()
+    return {
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "local devices": len(devices),
+        "devices": jax.device_count(),
+    }
+
+
+def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
+    """All devices of all processes along one axis, "data"; or two, ("data", "fsdp").
+
+    The devices of a process are neighbors along both, so its rows of a batch are one run.
+
+    Args:
+      devices: None takes all there are.
+      fsdp: how many devices share one copy of the training state; 1 leaves the axis out.
+
+    Raises:
+      ValueError: `fsdp` does not divide the devices.
+    """
+    # jax.make_mesh would reorder the devices of a TPU pod, and with them the rows of a process.
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
+    )
+    if fsdp < 1 or len(devices) % fsdp:
+        choices = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise ValueError(
+            f"devices.fsdp is {fsdp}, which does not divide {len(devices)} devices; choose one of "
+            f"{', '.join(map(str, choices))}"
+        )
+    shape, names = ((len(devices),), ("data",)) if fsdp == 1 else ((-1, fsdp), ("data", "fsdp"))
     # Since jax 0.8 axes are Explicit unless said otherwise; then x[:, None] - x[None]
     # of a sharded x, an all-pairs distance, is an error.
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    types = (AxisType.Auto,) * len(names)
+    return Mesh(np.asarray(devices).reshape(shape), names, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -66,7 +103,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
     """Every device holds a contiguous run of rows."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    names = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(names if len(names) > 1 else names[0]))
+
+
+def of_state(tree: Any, mesh: Mesh) -> Any:
+    """How the arrays of a training state are placed: a sharding for each.
+
+    Replicated; on a mesh with "fsdp", arrays of `SHARDED_FROM` numbers or more are cut along
+    their longest axis that divides over it (the later one of equals).
+    """
+    share = mesh.shape.get("fsdp", 1)
+
+    def place(x: Any) -> NamedSharding:
+        axes = [n for n, size in enumerate(x.shape) if size % share == 0]
+        if share == 1 or not axes or math.prod(x.shape) < SHARDED_FROM:
+            return replicated(mesh)
+        axis = max(axes, key=lambda n: (x.shape[n], n))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(place, tree)
 
 
 def process_rows(rows: int) -> slice:
@@ -93,20 +149,23 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays, equal in every process -> global arrays that every device holds."""
-    sharding = replicated(mesh)
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, equal in every process -> global arrays, placed as `of_state` says."""
+    host = jax.tree.map(np.asarray, tree)
     return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), np.shape(x)), tree
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
+        host,
+        of_state(host, mesh),
     )
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Shapes and dtypes of a tree, with the replicated sharding, as a restore target."""
-    sharding = replicated(mesh)
+    """Shapes and dtypes of a tree, with the shardings of `of_state`, as a restore target."""
+    shapes = jax.eval_shape(lambda: tree) if not _is_abstract(tree) else tree
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: tree) if not _is_abstract(tree) else tree,
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        of_state(shapes, mesh),
     )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
-from vireid_jax import optim, sharding
+from vireid_jax import optim, sharding, watch
 from vireid_jax.checkpoint import Checkpoints
 from vireid_jax.types import Batch, LossFn, Method, Stopped, Variables, epochs_to_steps
 
@@ -30,10 +30,11 @@ class TrainState(NamedTuple):
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is on disk at `step`."""
+    """The run was asked to stop; its state is on disk at `step`, if that is not 0."""
 
     def __init__(self, step: int):
-        super().__init__(f"stopped on request; step {step} is saved")
+        saved = f"step {step} is saved" if step else "before the first step"
+        super().__init__(f"stopped on request; {saved}")
         self.step = step
 
 
@@ -76,14 +77,21 @@ def make_train_step(
 ) -> StepFn:
     """One optimizer step: (state, uint8 batch) -> (state, scalars of the batch).
 
-    The state is donated and replicated, the batch sharded by rows; batch statistics and
-    losses are those of the global batch.
+    The state is donated and placed as `sharding.of_state` says, the batch sharded by rows; batch
+    statistics and losses are those of the global batch.
     """
+    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    state_sharding: Any = everywhere
+    if len(mesh.axis_names) > 1:
+        state_sharding = sharding.of_state(abstract_state(method, transform), mesh)
 
     def minimize(
         loss: LossFn, variables: dict[str, Any], optimizer: Any, batch: Batch, key: Any, step: Any
     ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
         def of_params(params: Any) -> Any:
+            # Where devices share a copy (fsdp) it is gathered here, once, so that the compiler
+            # has no reason to cut a convolution by its channels and to move activations.
+            params = jax.lax.with_sharding_constraint(params, everywhere)
             return loss({**variables, "params": params}, batch, key, step)
 
         params = variables["params"]
@@ -118,11 +126,10 @@ def make_train_step(
         scalars = OrderedDict((k, jnp.asarray(v, jnp.float32)) for k, v in scalars.items())
         return TrainState(state.step + 1, variables, optimizer), scalars
 
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
     return jax.jit(
         step_fn,
-        in_shardings=(everywhere, rows),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(state_sharding, rows),
+        out_shardings=(state_sharding, everywhere),
         donate_argnums=0,
     )
 
@@ -140,7 +147,7 @@ def restore_or_init(
         shapes = abstract_state(method, transform)
         if (found := checkpoints.restore(sharding.abstract(shapes, mesh))) is not None:
             return found
-    return sharding.replicate(init_state(method, transform, seed), mesh), 0
+    return sharding.place(init_state(method, transform, seed), mesh), 0
 
 
 def train(
@@ -203,6 +210,7 @@ def train(
     def validate() -> None:
         if evaluate is None:
             return
+        watch.phase("validate")
         try:
             scores = dict(evaluate(state.variables))
         except Stopped:
@@ -210,6 +218,7 @@ def train(
             raise Preempted(step) from None
         writer.write(step, scores, split="val")
         save(scores)
+        watch.phase("train")
 
     pending: list[tuple[int, dict[str, jax.Array]]] = []
 
@@ -226,9 +235,13 @@ def train(
         # Stopped between a save and its validation: do the validation now.
         if checkpoints is not None and checkpoints.metrics(step) is None:
             validate()
+    if should_stop():  # asked while the data was loaded; compiling may take minutes
+        raise Preempted(step)
+    watch.phase("compile")
     mark, mark_step = clock(), step
     for batch in batches(step, total):
         state, scalars = step_fn(state, sharding.to_global(batch, mesh))  # type: ignore[arg-type]
+        watch.phase("train")
         step += 1
         pending.append((step, scalars))
         log, validation, saving = (
