@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import options
+from vireid_jax.nets import chunks, options
 from vireid_jax.nets.agw import AGWNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import Aux, Batch, Method, Variables
@@ -45,6 +45,8 @@ def build(
     tri_margin: float = 0.3,
     tri_normalize: bool = False,
     tri_weight: float = 1.0,
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """AGW as a `Method`; the defaults are those of the authors' code.
 
@@ -64,6 +66,8 @@ def build(
       tri_normalize: of features of unit length. Ours, for networks that start from random weights:
         the authors' features are as they come.
       tri_weight: 0 leaves the term out.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -77,6 +81,7 @@ def build(
         not_negative=dict(tri_margin=tri_margin, tri_weight=tri_weight),
         num_classes=num_classes,
     )
+    chunks.check(accumulate)
     feature_width(depth, width)  # refuses an unknown depth before anything is traced
     if not pool_p >= 1:
         raise ValueError(f"method.pool_p is {pool_p}, expected 1 (the average) or more")
@@ -91,6 +96,7 @@ def build(
             specific=1,
             kernels=options.resolve_kernels(kernels),
             dtype=options.compute_dtype(dtype),
+            remat=remat,
         ),
         non_local=non_local,
         pool_p=pool_p,
@@ -100,12 +106,17 @@ def build(
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, image, image)
 
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        del key
+        return net.apply(variables, *images, mutable=["batch_stats"])
+
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        del key, step
+        del step
         images = [batch["visible"], batch["infrared"]]
         if second_view:
             images.append(batch["visible_second"])
-        (pool, logits), updates = net.apply(variables, *images, mutable=["batch_stats"])
+        found, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        pool, logits = found
         labels = batch["label"]
         person = jnp.repeat(labels, len(images))
         flat = logits.reshape(-1, num_classes)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import pairmining, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import expansion, options
+from vireid_jax.nets import chunks, expansion, options
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.types import Aux, Batch, Method, Variables
 
@@ -49,6 +49,8 @@ def build(
     cpm_margin: float = 0.2,
     cpm_normalize: bool = False,
     ort_weight: float = 0.01,
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """DEEN as a `Method`; the defaults are those of the authors' code.
 
@@ -68,6 +70,8 @@ def build(
         for networks that start from random weights: the authors' features are as they come.
       cpm_weight, cpm_margin: of center-guided pair mining, summed over the branches.
       ort_weight: of the branches' inner products.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -86,6 +90,7 @@ def build(
         ),
         num_classes=num_classes,
     )
+    chunks.check(accumulate)
     options.check_expanded(
         depth=depth,
         width=width,
@@ -107,6 +112,7 @@ def build(
             stages=stages,
             specific=1,
             kernels=options.resolve_kernels(kernels),
+            remat=remat,
             **common,
         ),
         expansion_options=dict(branches=branches, fuse=expansion_fuse, **common),
@@ -124,15 +130,13 @@ def build(
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, image, image)
 
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"dropout": key})
+
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
-        out, updates = net.apply(
-            variables,
-            batch["visible"],
-            batch["infrared"],
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+        images = (batch["visible"], batch["infrared"])
+        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
         f, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
         person = jnp.repeat(batch["label"], 2 * (1 + branches))
         rows = f.reshape(len(f), -1, f.shape[-1])

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import distill, purify, triplet
 from vireid_jax.losses.distance import safe_norm
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import options, purifier
+from vireid_jax.nets import chunks, options, purifier
 from vireid_jax.nets.idkl import IDKLNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.nets.reversal import ramp
@@ -91,6 +91,8 @@ def build(
     kl: str = "symmetric",
     kl_reduction: str = "mean",
     stop_teacher: bool = False,
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """IDKL as a `Method`; the defaults are the preset "paper".
 
@@ -134,6 +136,8 @@ def build(
         leaves them out, 1 is the code.
       kl, kl_reduction: see `losses.distill.divergence`, of all distillation terms.
       stop_teacher: no gradient from tgsa and csa to the specific branch.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -172,6 +176,7 @@ def build(
         ),
         num_classes=num_classes,
     )
+    chunks.check(accumulate)
     feature_width(depth, width)  # refuses an unknown depth before anything is traced
     stages = _check_stages(modality_stages)
     if not 0 <= modality_dropout < 1:
@@ -228,7 +233,9 @@ def build(
     needs_purifier = "e" in weights or "purified" in {*classified, discriminated, *taught}
     net = IDKLNet(
         num_classes=num_classes,
-        backbone_options=dict(depth=depth, width=width, last_stride=last_stride, **common),
+        backbone_options=dict(
+            depth=depth, width=width, last_stride=last_stride, remat=remat, **common
+        ),
         purifier_options=dict(mask=mask, affine=in_affine, dtype=common["dtype"])
         if needs_purifier
         else None,
@@ -257,14 +264,13 @@ def build(
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         strength = reversal_strength * (ramp(step, num_steps) if reversal_ramp else 1.0)
-        out, updates = net.apply(
-            variables,
-            batch["visible"],
-            batch["infrared"],
-            strength,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+
+        def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+            rngs = {"dropout": key}
+            return net.apply(variables, *images, strength, mutable=["batch_stats"], rngs=rngs)
+
+        images = (batch["visible"], batch["infrared"])
+        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
         labels, pool, logits = batch["label"], out["pool"], out["logits"]
         person = jnp.repeat(labels, 2)  # of row 2b + m, as in all arrays [2B, ...]
         modality = jnp.tile(jnp.arange(2), len(labels))

@@ -34,7 +34,7 @@ from vireid_jax.losses import alignment, mmd, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import options
+from vireid_jax.nets import chunks, options
 from vireid_jax.nets.mun import MUNNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import AUXILIARY, STEMS, VISIBLE, Aux, Batch, Method, Variables
@@ -88,6 +88,8 @@ def build(
     mmd_bandwidth: str = "adaptive",
     mmd_sigma: float = 1.0,
     bn_running: str = "all",
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """MUN as a `Method`; the defaults are the paper's recipe.
 
@@ -131,6 +133,8 @@ def build(
       mmd_bandwidth, mmd_sigma: see `losses.mmd.mmd`.
       bn_running: "all" or "vi": running statistics of the shared stages from v, r and a, or from
         v and r, which alone occur at test time. Batches are normalized over all either way.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -164,6 +168,7 @@ def build(
         ),
         num_classes=num_classes,
     )
+    chunks.check(accumulate)
     feature_width(depth, width)  # refuses an unknown depth before anything is traced
     if specific not in (1, 2):
         raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
@@ -209,6 +214,7 @@ def build(
             **dict(depth=depth, width=width, last_stride=last_stride, specific=specific),
             **common,
             "running": running,
+            "remat": remat,
         },
         auxiliary_kind=auxiliary,
         auxiliary_options={**common, **auxiliary_options},
@@ -221,7 +227,7 @@ def build(
         neck_running=running,
         prototype_map=prototype_map if remembers else None,
     )
-    accumulate = {"slot": alignment.by_slot, "identity": alignment.by_identity}
+    remember = {"slot": alignment.by_slot, "identity": alignment.by_identity}
     scale_form = generator.get("scale_form", "project")
     projects = auxiliary == "mun" and scale_form == "project"
 
@@ -237,13 +243,16 @@ def build(
         }
         return {**variables, "memory": memory[prototypes]}
 
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
+
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         state = dict(variables)
         memory = state.pop("memory", {})
         images = [batch["visible"], batch["infrared"]]
         if second_view:
             images.append(batch["visible_second"])
-        out, updates = net.apply(state, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
+        out, updates = chunks.apply(forward, state, images, key, chunks=accumulate)
         labels, pool, logits = batch["label"], out["pool"], out["logits"]
         visible = [name for name in ("visible", "second") if name in pool]
 
@@ -295,10 +304,11 @@ def build(
                 share = alignment.new_weight(
                     step, num_steps, schedule=beta_schedule, role=beta_role
                 )
-                mapped = out["mapped"]
+                # Of all rows, which prototype_map="slot" mixes.
+                mapped: Any = net.apply(state, pool, method="mapped")
                 if beta_first == "stop":
                     mapped = jnp.where(step == 0, jax.lax.stop_gradient(mapped), mapped)
-                prototype, memory = accumulate[prototypes](memory, mapped, labels, share)
+                prototype, memory = remember[prototypes](memory, mapped, labels, share)
                 # The maps can bring prototypes together while the features stay apart.
                 scalars |= {"new_weight": share, "ma_features": compare(plain)}
             terms["ma"] = compare(prototype)

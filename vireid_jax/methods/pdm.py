@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import pairmining, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import expansion, options, prototypes
+from vireid_jax.nets import chunks, expansion, options, prototypes
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.types import Aux, Batch, Method, Variables
 
@@ -74,6 +74,8 @@ def build(
     dcs_weight: float = 1.0,
     center_normalize: bool = False,
     ort_weight: float = 0.01,
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """PDM as a `Method`; the defaults are the released code but for `phase_residual`.
 
@@ -105,6 +107,8 @@ def build(
       dcs_pull_margin, dcs_push_margin: rho1 and rho2 of eq. 10, in units of the distance.
       center_normalize: cpm, dcs and ort of features of unit length; ours, as tri_normalize.
       cpm_weight, ch_weight, dcs_weight, ort_weight: 0 leaves a term out.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -140,6 +144,7 @@ def build(
     expansion.check(
         fuse=expansion_fuse, attention=attention, kernel=attention_kernel, form=attention_form
     )
+    chunks.check(accumulate)
     options.check_expanded(
         depth=depth,
         width=width,
@@ -168,6 +173,7 @@ def build(
             stages=stages,
             specific=1,
             kernels=options.resolve_kernels(kernels),
+            remat=remat,
             **common,
         ),
         expansion_options=dict(
@@ -203,15 +209,13 @@ def build(
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, image, image)
 
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"dropout": key})
+
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
-        out, updates = net.apply(
-            variables,
-            batch["visible"],
-            batch["infrared"],
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+        images = (batch["visible"], batch["infrared"])
+        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
         labels, features, logits = batch["label"], out["feature"], out["logits"]
         person = jnp.repeat(labels, 2 * (1 + branches))
         terms: dict[str, Any] = {"id_full": cross_entropy(logits[full], person)}

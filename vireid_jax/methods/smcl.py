@@ -43,7 +43,7 @@ from vireid_jax.losses.distance import unit, wide
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
 from vireid_jax.losses.triplet import BDTR_FORMS, batch_hard_triplet, bdtr
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import init, options
+from vireid_jax.nets import chunks, init, options
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
 from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width
@@ -79,7 +79,10 @@ class SMCLNet(nn.Module):
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         if self.auxiliary_kind != "none":
-            self.auxiliary: Any = aux.make(self.auxiliary_kind, **self.auxiliary_options)
+            remat = self.backbone_options.get("remat", False) and not self.is_initializing()
+            self.auxiliary: Any = aux.make(
+                self.auxiliary_kind, **self.auxiliary_options, remat=remat
+            )
         self.backbone = ResNet(**self.backbone_options)
         if self.pooling == "gem":
             self.pool = GeM(self.gem_p)
@@ -163,6 +166,8 @@ def build(
     metric_from_epoch: float = 220.0,
     updates: str = "joint",
     bn_running: str = "all",
+    remat: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """SMCL as a `Method`; the defaults are the paper's recipe for SYSU-MM01.
 
@@ -198,6 +203,8 @@ def build(
         eq. 4 and then one on lambda times eq. 8, with the statistics of the first pass.
       bn_running: "all" or "vi": running statistics from v, i and s, or from v and i, which
         alone occur at test time. Batches are normalized over all modalities either way.
+      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
+        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
@@ -225,6 +232,7 @@ def build(
         ),
         num_classes=num_classes,
     )
+    chunks.check(accumulate)
     # Maps are generated after layer1, up to which modalities may have stages of their own.
     most = 2 if auxiliary == "mun" else 5
     if not 0 <= specific <= most:
@@ -252,7 +260,7 @@ def build(
     backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
     net = SMCLNet(
         num_classes=num_classes,
-        backbone_options={**backbone, **common, "running": running},
+        backbone_options={**backbone, **common, "running": running, "remat": remat},
         auxiliary_kind=auxiliary,
         auxiliary_options={**auxiliary_options, **common},
         pooling=pooling,
@@ -286,11 +294,12 @@ def build(
         shape = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return net.lazy_init(key, shape, shape)
 
-    def forward(variables: Variables, batch: Batch, key: Any) -> tuple[dict[str, Any], Aux]:
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
+
+    def compared(variables: Variables, batch: Batch, key: Any) -> tuple[dict[str, Any], Aux]:
         images = (batch["visible"], batch["infrared"])
-        out, updates = net.apply(
-            variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key}
-        )
+        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
         labels, logits = batch["label"], out["logits"]
         terms, scalars = {}, {}
         for m, name in enumerate(modalities):
@@ -310,14 +319,14 @@ def build(
     id_terms = [name for name in weights if name not in metrics]
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, rest = forward(variables, batch, key)
+        terms, rest = compared(variables, batch, key)
         total = weighted(terms, id_terms)
         if updates == "joint":  # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on
             total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
         return total, rest
 
     def metric_loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, rest = forward(variables, batch, key)
+        terms, rest = compared(variables, batch, key)
         return weighted(terms, metrics), rest._replace(updates={})
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:

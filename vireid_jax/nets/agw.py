@@ -10,6 +10,7 @@ from vireid_jax.nets import init
 from vireid_jax.nets.attention import NonLocal
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap, gem
+from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, block_names, deinterleave
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -22,7 +23,7 @@ class AGWNet(nn.Module):
 
     Attributes:
       num_classes: C.
-      backbone_options: of `ResNet`, with specific 1.
+      backbone_options: of `ResNet`, with specific 1; remat is that of the non-local blocks too.
       non_local: whether there are non-local blocks: after the last two blocks of layer2 and the
         last three of layer3, or all of them where a stage has fewer.
       pool_p: exponent of the generalized mean; 1 is the average.
@@ -43,7 +44,8 @@ class AGWNet(nn.Module):
             for name in block_names(options["depth"], stage)[-count:]
         ]
         # attention_layer2_2, ...
-        self.attention = {n: NonLocal(options.get("dtype")) for n in names if self.non_local}
+        block = rematerialized(NonLocal, self, options.get("remat", False), static=(2,))
+        self.attention = {n: block(options.get("dtype")) for n in names if self.non_local}
         self.neck = BatchNorm(use_bias=False, scale_init=init.normal(0.01, mean=1.0))
         start = init.normal(0.001)
         self.classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=start)
@@ -74,7 +76,7 @@ class AGWNet(nn.Module):
 
     def _pooled(self, images: list[jax.Array], stems: list[int], *, train: bool) -> jax.Array:
         def then(name: str, x: jax.Array) -> jax.Array:
-            return self.attention[name](x, train=train) if name in self.attention else x
+            return self.attention[name](x, train) if name in self.attention else x
 
         maps = self.backbone(images, stems=stems, train=train, then=then)
         return gap(maps) if self.pool_p == 1 else gem(maps, self.pool_p)

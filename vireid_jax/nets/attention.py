@@ -57,7 +57,7 @@ class NonLocal(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, h, w, F] -> the same shape."""
         width = x.shape[-1]
         half = width // 2
@@ -117,7 +117,7 @@ class Aggregation(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, high: jax.Array, low: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, high: jax.Array, low: jax.Array, train: bool) -> jax.Array:
         """High [N, h, w, F] and low [N, h, w, c] or [N, 2h, 2w, c] -> [N, h, w, F]."""
         x = ChannelAttention(dtype=self.dtype, name="channel")(high, low, train=train)
         return PositionAttention(dtype=self.dtype, name="position")(x, low, train=train)

@@ -21,6 +21,7 @@ from vireid_jax.nets.modality import ModalityClassifier
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.purifier import Purifier
+from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, deinterleave
 from vireid_jax.nets.reversal import reverse_gradient
 from vireid_jax.types import SPECIFIC
@@ -31,7 +32,7 @@ class IDKLNet(nn.Module):
 
     Attributes:
       num_classes: C.
-      backbone_options: of `ResNet`.
+      backbone_options: of `ResNet`; its remat is that of the purifier too.
       purifier_options: of `Purifier`; None: no purifier, and no "purified".
       classified: of "sh", "sp", "purified": the features with a neck and a classifier.
       entropy_head: what judges f^d+ against f_sp in L_e: "raw" the neck and classifier of "sp",
@@ -58,7 +59,8 @@ class IDKLNet(nn.Module):
         """Names the parts; the names are those of the parameter tree."""
         self.backbone = ResNet(**self.backbone_options)
         if self.purifier_options is not None:
-            self.purifier = Purifier(**self.purifier_options)
+            remat = self.backbone_options.get("remat", False)
+            self.purifier = rematerialized(Purifier, self, remat)(**self.purifier_options)
         neck = partial(BatchNorm, use_bias=False)
         classifier = partial(
             nn.Dense, self.num_classes, use_bias=False, kernel_init=init.torch_uniform()

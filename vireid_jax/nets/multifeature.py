@@ -23,6 +23,7 @@ from vireid_jax.nets.expansion import Expansion
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap
 from vireid_jax.nets.prototypes import Prototypes
+from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, block_names
 from vireid_jax.nets.shallow import phase_only, simam
 from vireid_jax.types import INFRARED, VISIBLE
@@ -36,7 +37,7 @@ class MultiFeatureNet(nn.Module):
 
     Attributes:
       num_classes: C.
-      backbone_options: of `ResNet`, with specific 1.
+      backbone_options: of `ResNet`, with specific 1; remat is that of MFA and expansion too.
       expansion_options: of `Expansion`; None: no expansion, one row an image.
       prototype_options: of `Prototypes`; None: no parts.
       classified: of "global", "full": the features with a classifier.
@@ -61,10 +62,12 @@ class MultiFeatureNet(nn.Module):
         options = self.backbone_options
         self.backbone = ResNet(**options)
         stages = options.get("stages", 4)
+        remat = options.get("remat", False)
         if self.aggregates:  # mfa1 and mfa2, mfa3 where layer4 follows
-            self.mfa = [Aggregation(options.get("dtype")) for _ in range(stages - 1)]
+            block = rematerialized(Aggregation, self, remat, static=(3,))
+            self.mfa = [block(options.get("dtype")) for _ in range(stages - 1)]
         if self.expansion_options is not None:
-            self.expansion = Expansion(**self.expansion_options)
+            self.expansion = rematerialized(Expansion, self, remat)(**self.expansion_options)
         self.drop = nn.Dropout(self.dropout)
         names = ["global"]
         if self.prototype_options is not None:
@@ -126,7 +129,7 @@ class MultiFeatureNet(nn.Module):
             if name not in ends:
                 return x
             if self.aggregates:
-                x = low = self.mfa[ends[name] - 1](x, low, train=train)
+                x = low = self.mfa[ends[name] - 1](x, low, train)
             if ends[name] < stages - 1 or self.expansion_options is None:
                 return x
             x = self.expansion(x)

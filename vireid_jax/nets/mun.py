@@ -41,7 +41,10 @@ class MUNNet(nn.Module):
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         if self.auxiliary_kind != "none":
-            self.auxiliary: Any = aux.make(self.auxiliary_kind, **self.auxiliary_options)
+            remat = self.backbone_options.get("remat", False) and not self.is_initializing()
+            self.auxiliary: Any = aux.make(
+                self.auxiliary_kind, **self.auxiliary_options, remat=remat
+            )
         self.backbone = ResNet(**self.backbone_options)
         if self.gem_learned:
             self.pool = GeM(self.gem_p)
@@ -79,8 +82,7 @@ class MUNNet(nn.Module):
 
         Returns:
           "pool": {modality: Z [B, D]} for "visible", "infrared", and as they are there
-          "second", "auxiliary"; "logits": {(classifier, modality): [B, C]};
-          "mapped": W Z [B, 3, D], if prototypes are asked for.
+          "second", "auxiliary"; "logits": {(classifier, modality): [B, C]}.
         """
         images, stems, names = [visible, infrared], [VISIBLE, INFRARED], ["visible", "infrared"]
         if second is not None:
@@ -101,10 +103,9 @@ class MUNNet(nn.Module):
             {name: split[:, m] for m, name in enumerate(names)}
             for split in (deinterleave(x, len(names)) for x in (z, f))
         )
-        out: dict[str, Any] = {"pool": pool, "logits": self._logits(neck)}
-        if self.prototype_map is not None:
-            out["mapped"] = self._mapped(pool)
-        return out
+        if self.prototype_map is not None and self.is_initializing():
+            self.mapped(pool)
+        return {"pool": pool, "logits": self._logits(neck)}
 
     def _generate(self, maps: list[jax.Array]) -> list[jax.Array]:
         auxiliary, *refined = self.auxiliary(maps[VISIBLE], maps[INFRARED], train=True)
@@ -121,8 +122,8 @@ class MUNNet(nn.Module):
             pairs.append(("auxiliary", "auxiliary"))
         return {(c, m): getattr(self, f"classifier_{c}")(features[m]) for c, m in pairs}
 
-    def _mapped(self, pool: Mapping[str, jax.Array]) -> jax.Array:
-        """W_m Z_m of the three modalities (eq. 13), [B, 3, D]."""
+    def mapped(self, pool: Mapping[str, jax.Array]) -> jax.Array:
+        """W_m Z_m of the three modalities (eq. 13), [B, 3, D], for all rows of a batch."""
         if self.prototype_map == "frozen":
             return jnp.stack([pool[m] for m in STEMS], 1)
         if self.prototype_map == "shared":

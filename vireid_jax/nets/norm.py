@@ -1,5 +1,7 @@
-"""Batch normalization with PyTorch's arithmetic."""
+"""Batch normalization with PyTorch's arithmetic: of the global batch, or of runs of its rows."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.nets import init
+from vireid_jax.types import Batch, LossFn, Method, Variables
 
 
 class BatchNorm(nn.Module):
@@ -14,7 +17,7 @@ class BatchNorm(nn.Module):
 
     Differs from `flax.linen.BatchNorm` in what torch does otherwise: the running variance
     is the unbiased one, n / (n - 1) times the batch variance. Under jit with a sharded
-    batch the statistics are those of the global batch.
+    batch the statistics are those of the global batch, unless it is called with groups.
 
     Attributes:
       use_bias: learn a shift; a BN neck has none (Luo et al. 2019, "Bag of Tricks").
@@ -32,8 +35,20 @@ class BatchNorm(nn.Module):
     running: tuple[int, int] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalizes x [N, ..., F]; returns the same shape and dtype."""
+    def __call__(self, x: jax.Array, *, train: bool, groups: int = 1) -> jax.Array:
+        """Normalizes x [N, ..., F]; returns the same shape and dtype.
+
+        Args:
+          x: rows, with any axes between them and the F channels.
+          train: normalize by batch statistics and move the running ones; else by those.
+          groups: contiguous runs of N / groups rows that are each normalized by their own mean and
+            variance, in training. The first alone moves the running statistics, as it does on
+            several GPUs without SyncBN: torch's DataParallel keeps the buffers of replica 0, and
+            of DistributedDataParallel's processes the first one saves its own.
+
+        Raises:
+          ValueError: the groups do not divide the rows, or cut the M rows of a slot (`running`).
+        """
         width = x.shape[-1]
         wide = jnp.promote_types(x.dtype, jnp.float32)  # statistics never in half precision
         running_mean = self.variable("batch_stats", "mean", init.constant(0.0), None, (width,))
@@ -43,22 +58,42 @@ class BatchNorm(nn.Module):
         rows = x.astype(wide)
         mean, var = running_mean.value, running_var.value
         if train:
-            mean, var = _moments(rows, running_mean.value)
+            if groups != 1:
+                rows = self._runs(rows, groups)
+            mean, var = _moments(rows, running_mean.value, groups)
             if not self.is_initializing():
-                self._update(rows, mean, var, running_mean, running_var)
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        y = (rows - _row(mean, x.ndim)) * _row(factor, x.ndim)
+                self._update(rows, mean, var, running_mean, running_var, groups)
+        factor = _row(scale, var.ndim) * jax.lax.rsqrt(var + self.epsilon)
+        y = (rows - _row(mean, rows.ndim)) * _row(factor, rows.ndim)
+        y = y.reshape(x.shape)
         if self.use_bias:
             y = y + _row(self.param("bias", init.constant(0.0), (width,)), x.ndim)
         return y.astype(x.dtype)
 
-    def _update(self, rows: Any, mean: Any, var: Any, running_mean: Any, running_var: Any) -> None:
+    def _runs(self, rows: jax.Array, groups: int) -> jax.Array:
+        """[N, ..., F] -> [groups, N / groups, ..., F]; a sharded axis of rows stays in place."""
+        slot = self.running[0] if self.running else 1
+        if groups < 1 or rows.shape[0] % (groups * slot):
+            of = f" of {slot} to a slot" if slot > 1 else ""
+            raise ValueError(
+                f"{groups} groups of batch statistics for {rows.shape[0]} rows{of}, expected a "
+                "divisor; change devices.bn_groups, or sampler.num_ids to a multiple of it"
+            )
+        return rows.reshape(groups, -1, *rows.shape[1:])
+
+    def _update(
+        self, rows: Any, mean: Any, var: Any, running_mean: Any, running_var: Any, groups: int
+    ) -> None:
         """Moves the running statistics toward those of the batch (or of the kept rows)."""
+        lead = () if groups == 1 else (groups,)
         if self.running is not None:
             modalities, kept = self.running
-            rows = rows.reshape(-1, modalities, *rows.shape[1:])[:, :kept]
-            mean, var = _moments(rows, running_mean.value)
-        count = rows.size // rows.shape[-1]
+            slots = rows.reshape(*lead, -1, modalities, *rows.shape[1 + len(lead) :])
+            rows = slots[:, :, :kept] if lead else slots[:, :kept]
+            mean, var = _moments(rows, running_mean.value, groups)
+        count = rows.size // rows.shape[-1] // groups
+        if lead:  # of all groups, computed where their rows are; the first is then taken
+            mean, var = mean[0], var[0]
         unbiased = var * (count / max(count - 1, 1))
         for stat, new in ((running_mean, mean), (running_var, unbiased)):
             value = (1 - self.momentum) * stat.value + self.momentum * new
@@ -66,19 +101,65 @@ class BatchNorm(nn.Module):
 
 
 def _row(vector: jax.Array, ndim: int) -> jax.Array:
-    """[F] -> [1, ..., 1, F], because rank promotion is an error in this project's tests."""
-    return vector.reshape((1,) * (ndim - 1) + (-1,))
+    """[F] or [groups, F] -> [(groups or) 1, 1, ..., F]: ranks are never promoted silently here."""
+    return vector.reshape(*vector.shape[:-1], *(1,) * (ndim - vector.ndim), vector.shape[-1])
 
 
-def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of x over all axes but the last.
+def _moments(x: jax.Array, shift: jax.Array, groups: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [F] of x over all axes but the last.
+
+    With groups x is [groups, n, ..., F], and they are [groups, F].
 
     One pass over x, so one all-reduce on a mesh; shifting by the running mean keeps
     E[x^2] - E[x]^2 from cancelling when the mean is far from zero.
     """
-    axes = tuple(range(x.ndim - 1))
+    axes = tuple(range(groups > 1, x.ndim - 1))
     shift = jax.lax.stop_gradient(shift.astype(x.dtype))
     moved = x - _row(shift, x.ndim)
     mean = moved.mean(axes)
     var = jnp.maximum((moved * moved).mean(axes) - mean * mean, 0)
-    return mean + shift, var
+    return mean + _row(shift, mean.ndim), var
+
+
+def grouped(method: Method, groups: int) -> Method:
+    """The method with batch statistics of `groups` contiguous runs of slots, each by itself.
+
+    That is what a batch on several GPUs has in torch without SyncBN: see `BatchNorm`. Only the
+    normalizations differ, losses still see the whole batch. Runs that lie on devices of their
+    own need no communication to be normalized.
+
+    Args:
+      method: any; groups=1 returns it.
+      groups: runs of a batch. With chunks (`chunks.apply`) they are runs of a chunk.
+
+    Raises:
+      ValueError: groups below 1, and while tracing a loss if they do not divide its rows.
+    """
+    if groups < 1:
+        raise ValueError(f"devices.bn_groups is {groups}, expected 1 (the whole batch) or more")
+    if groups == 1:
+        return method
+
+    def tell(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        # Whatever normalizes a batch has a keyword `groups`; no method needs to hand it down.
+        if kwargs.get("train"):
+            function = getattr(type(context.module), context.method_name)
+            if "groups" in inspect.signature(function).parameters:
+                kwargs = {**kwargs, "groups": groups}
+        return call(*args, **kwargs)
+
+    def of_groups(loss: LossFn) -> LossFn:
+        def wrapped(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Any]:
+            rows = batch["label"].shape[0]
+            if rows % groups:
+                raise ValueError(
+                    f"devices.bn_groups is {groups} with a batch of {rows} rows (sampler.num_ids x "
+                    "sampler.num_instances), expected a divisor; change one of them"
+                )
+            with nn.intercept_methods(tell):
+                return loss(variables, batch, key, step)
+
+        return wrapped
+
+    later = tuple(each._replace(loss=of_groups(each.loss)) for each in method.later)
+    return method._replace(loss=of_groups(method.loss), later=later)

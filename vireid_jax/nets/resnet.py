@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
+from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import STEMS
 
 KERNELS = ("xla", "cpu")
@@ -85,6 +86,8 @@ class ResNet(nn.Module):
         computes several times faster.
       dtype: compute type of convolutions; None follows the input.
       running: see `BatchNorm`.
+      remat: in training keep the maps between blocks alone, and compute those inside the stem
+        and the blocks anew in the backward pass.
     """
 
     depth: int = 50
@@ -95,6 +98,7 @@ class ResNet(nn.Module):
     kernels: str = "xla"
     dtype: Any = None
     running: tuple[int, int] | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -217,17 +221,19 @@ class ResNet(nn.Module):
 
     def _stem(self, images: Any, suffix: str, running: Any, train: bool) -> jax.Array:
         options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
-        return _Stem(self.width, **options, name=f"stem{suffix}")(images, train)
+        stem = rematerialized(_Stem, self, self.remat and train, static=(2,))
+        return stem(self.width, **options, name=f"stem{suffix}")(images, train)
 
     def _stage(
         self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool, then: Any = None
     ) -> jax.Array:
         """Stages 1-4 are torchvision's layer1-layer4."""
         options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
+        make = rematerialized(_Block, self, self.remat and train, static=(2,))
         for block, name in enumerate(block_names(self.depth, stage)):
             stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
             width = self.width * 2 ** (stage - 1)
-            block_of = _Block(width, stride, _layout(self.depth)[0], **options, name=name + suffix)
+            block_of = make(width, stride, _layout(self.depth)[0], **options, name=name + suffix)
             x = block_of(x, train)
             x = x if then is None else then(name, x)
         return x

@@ -42,6 +42,7 @@ def make(
     x_input: str = "unit",
     mix: str = "half",
     generator: Mapping[str, Any] | None = None,
+    remat: bool = False,
 ) -> nn.Module | None:
     """The module of an auxiliary modality; None for "none".
 
@@ -52,22 +53,24 @@ def make(
       x_width, x_input: of "x", see `X`.
       mix: of "mixed", see `Mixed`.
       generator: of "mun", attributes of `ModalityUnifying`.
+      remat: compute inner maps of "x", "syncretic" and "mun" anew in the backward pass.
 
     Raises:
       ValueError: there is no such kind.
     """
+    again = nn.remat if remat else (lambda module: module)
     common: dict[str, Any] = {"kernels": kernels, "dtype": dtype}
     match kind:
         case "none":
             return None
         case "x":
-            return X(width=x_width, input=x_input, **common)
+            return again(X)(width=x_width, input=x_input, **common)
         case "gray":
             return Gray()
         case "mixed":
             return Mixed(mix=mix)
         case "syncretic":
-            return SMGM(
+            return again(SMGM)(
                 width=smgm_width,
                 shared=smgm_shared,
                 initial=smgm_init,
@@ -75,5 +78,7 @@ def make(
                 **common,
             )
         case "mun":
-            return ModalityUnifying(**(generator or {}), **common)
+            options = dict(generator or {})
+            options["remat"] = remat or options.get("remat", False)
+            return ModalityUnifying(**options, **common)
     raise ValueError(f"method.auxiliary is {kind!r}, expected one of {list(KINDS)}")

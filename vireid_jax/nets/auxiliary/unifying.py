@@ -17,6 +17,7 @@ from vireid_jax.nets import init
 from vireid_jax.nets.auxiliary import folding, pyramid
 from vireid_jax.nets.depthwise import depthwise
 from vireid_jax.nets.norm import BatchNorm
+from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import MODALITIES
 
 TRANSPOSED = ("full", "reduce", "depthwise")
@@ -72,10 +73,9 @@ class ModalityUnifying(nn.Module):
         Raises:
           ValueError: the ratios do not divide the map, or C does not fit the options.
         """
-        intra, cross = IntraModality, CrossModality
-        if self.remat:
-            intra = nn.remat(intra, static_argnums=(2,))  # `train`; 0 is the module
-            cross = nn.remat(cross, static_argnums=(3,))
+        remat = self.remat and train
+        intra = rematerialized(IntraModality, self, remat, static=(2,))
+        cross = rematerialized(CrossModality, self, remat, static=(3,))
         common: dict[str, Any] = {
             "scale_shape": self.scale_shape,
             "scale_form": self.scale_form,
@@ -150,7 +150,8 @@ class CrossModality(nn.Module):
 
     Attributes:
       form: "direct" computes eqs. 7 to 9 one after the other. "folded" gives the same numbers
-        without the map of 2nF channels, see `folding`. "auto" takes what should be faster.
+        without the map of 2nF channels, see `folding`. "auto" takes what should be faster, and
+        "direct" for batch statistics of several groups, which the moments of a batch do not give.
     """
 
     ratios: tuple[int, ...] = (2, 4, 6, 12)
@@ -176,16 +177,23 @@ class CrossModality(nn.Module):
         shape = (1, 1, groups * features, channels)
         kernel, bias = Weights(shape, 1 / (groups * features), True, name="project")()
         dtype = jnp.result_type(visible) if self.dtype is None else self.dtype
-        folded = self.form == "folded" or (
-            self.form == "auto"
-            and folding.is_cheaper(visible.size // channels, windows, channels, features, inputs)
-        )
-        compute = self._folded if folded else self._direct
+        sizes = (visible.size // channels, windows, channels, features, inputs)
+        compute = self._folded if self._folds(sizes, train=train) else self._direct
         pooled = [[pyramid.pool(x, window) for window in windows] for x in (visible, infrared)]
         y = compute(pooled, kernels, kernel[0, 0], train, dtype)
         y = (y + _row(bias, y)) * _layer_scale(self, channels).astype(y.dtype)  # eq. 9
         y = y.astype(dtype)
         return nn.relu(y) if self.relu else y
+
+    def _folds(self, sizes: Any, *, train: bool, groups: int = 1) -> bool:
+        """Whether to fold, given the arguments of `folding.is_cheaper`; see `norm.grouped`."""
+        if self.form == "folded" and train and groups > 1:
+            raise ValueError(
+                f"method.generator.form is 'folded' with devices.bn_groups={groups}, expected "
+                "'direct' or 'auto': folding has the statistics of the whole batch"
+            )
+        cheaper = self.form == "auto" and groups == 1 and folding.is_cheaper(*sizes)
+        return self.form == "folded" or cheaper
 
     def _direct(
         self, pooled: Any, kernels: Any, projection: jax.Array, train: bool, dtype: Any
