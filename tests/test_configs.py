@@ -124,6 +124,8 @@ def test_method(recipe):
         num_ids=recipe.sampler.num_ids,
         num_instances=recipe.sampler.num_instances,
         second_view=False,
+        remat=False,
+        accumulate=1,
     )
     method = build(**{k: v for k, v in facts.items() if k in named}, **options)
     assert all(callable(f) for f in (method.init, method.loss, method.embed))

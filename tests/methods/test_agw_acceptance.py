@@ -112,7 +112,7 @@ def test_defaults_are_the_recipe():
     assert options.items() <= defaults.items()
     required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
     assert required == {"num_classes", "image_size", "num_ids"}
-    assert set(defaults) == set(options) | required | {"second_view"}
+    assert set(defaults) == set(options) | required | {"second_view", "remat", "accumulate"}
 
 
 def test_parameters_of_the_network_of_the_paper():
