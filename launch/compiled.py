@@ -1,0 +1,181 @@
+"""Compiles steps for devices that are not there, and reads off what the compiler knows."""
+
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from launch import chips, hlo, roofline
+from launch.recipe import Built
+from vireid_jax import sharding
+from vireid_jax.types import VISIBLE
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+# The TPU compiler's words; the first number of each is what the program would need.
+_NEEDED = re.compile(r"(?:Used|required for [\w ]+ \(|temporaries \()\s*([\d.]+)([KMGT]?)")
+
+
+class Devices(NamedTuple):
+    """What to compile for."""
+
+    topology: chips.Topology
+    devices: list[Any]
+    chip: chips.Chip | None
+
+    @property
+    def kind(self) -> str:
+        """JAX's name of the device."""
+        return self.devices[0].device_kind
+
+
+class Program(NamedTuple):
+    """A compiled program; None where the compiler found no room for it."""
+
+    fits: bool | None  # None: the memory of the device is not known
+    memory: dict[str, int]  # bytes of a chip: arguments, outputs, temporaries, aliased, peak
+    flops: float | None  # of a chip
+    bytes_accessed: float | None  # by a chip
+    collectives: list[hlo.Collective]
+    seconds: float  # to compile
+    error: str = ""  # the compiler's, if there was no room
+
+
+def devices(topology: chips.Topology) -> Devices:
+    """The devices of a topology; see `compile_ahead.prepare`, which comes before JAX starts.
+
+    Raises:
+      ValueError: they cannot be had.
+    """
+    if topology.kind in ("cpu", "gpu"):
+        try:
+            found = jax.devices(topology.kind)
+        except RuntimeError as error:
+            raise ValueError(f"no {topology.kind.upper()} for JAX here: {error}") from None
+        wanted = topology.chips or len(found)
+        if len(found) < wanted:
+            raise ValueError(
+                f"{topology.name}: this process has {len(found)} {topology.kind.upper()} devices; "
+                f"XLA_FLAGS or JAX_NUM_CPU_DEVICES say so, or JAX had started; expected {wanted}"
+            )
+        chip = chips.chip_of(topology, found[0].device_kind)
+        stats = found[0].memory_stats() if topology.kind == "gpu" else None
+        if chip and stats and "bytes_limit" in stats:
+            chip = chip._replace(memory=stats["bytes_limit"])
+        return Devices(topology._replace(shape=(wanted,)), list(found[:wanted]), chip)
+    from jax.experimental import topologies
+
+    name, count = topology.name, topology.chips
+    if count == 1:  # libtpu describes whole hosts
+        name = f"{topology.kind}:{'2x2x1' if len(topology.shape) == 3 else '2x2'}"
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except Exception as error:  # what libtpu raises, and what JAX does without it, is not stable
+        raise ValueError(
+            f"no description of {name}: {str(error).splitlines()[0]}. TPU topologies need libtpu, "
+            "not a TPU: in an environment of its own, pip install 'jax[tpu]' and this package"
+        ) from None
+    found = sorted(described.devices, key=lambda d: d.id)[:count]
+    return Devices(topology, found, chips.chip_of(topology))
+
+
+def mesh_of(target: Devices, *, fsdp: int = 1) -> jax.sharding.Mesh:
+    """The package's mesh over these devices."""
+    return sharding.make_mesh(target.devices, fsdp=fsdp)
+
+
+def train_step(built: Built, target: Devices) -> Program:
+    """Compiles the train step."""
+    return _compile(built.step, (built.state, built.batch), target)
+
+
+def embed_step(built: Built, target: Devices) -> Program:
+    """Compiles the embedding of a batch of visible images."""
+    arguments = (built.state.variables, built.images, VISIBLE)
+    return _compile(built.embed, arguments, target)
+
+
+def _compile(function: Any, arguments: tuple[Any, ...], target: Devices) -> Program:
+    start = time.perf_counter()
+    lowered = function.trace(*arguments).lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        text = str(error)
+        needed = {"peak": n} if (n := needed_bytes(text)) else {}
+        seconds = time.perf_counter() - start
+        return Program(False, needed, None, None, [], seconds, text.splitlines()[0])
+    seconds = time.perf_counter() - start
+    memory = _memory(compiled.memory_analysis())
+    fits = None if target.chip is None else memory["peak"] <= target.chip.memory
+    cost = compiled.cost_analysis() or {}
+    if isinstance(cost, list):  # of older JAX: one for each program
+        cost = cost[0]
+    return Program(
+        fits,
+        memory,
+        cost.get("flops"),
+        cost.get("bytes accessed"),
+        hlo.collectives(compiled.as_text()),
+        seconds,
+    )
+
+
+def needed_bytes(message: str) -> int | None:
+    """What a program would have needed, by the compiler's refusal."""
+    match = _NEEDED.search(message)
+    return round(float(match[1]) * _UNITS[match[2]]) if match else None
+
+
+def _memory(stats: Any) -> dict[str, int]:
+    """Bytes of a chip; the peak is the compiler's if it says, else all that it names together."""
+    found = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    total = sum(found.values()) - 2 * found["aliased"]
+    # Some backends leave arguments out of their peak, or say 0.
+    found["peak"] = max(getattr(stats, "peak_memory_in_bytes", 0), total)
+    return {name: int(size) for name, size in found.items()}
+
+
+def estimate(program: Program, target: Devices, dtype: str) -> roofline.Estimate | None:
+    """The step's time on the chip; None where there are no figures for it."""
+    if target.chip is None or program.flops is None or program.bytes_accessed is None:
+        return None
+    return roofline.estimate(
+        flops=program.flops,
+        bytes_accessed=program.bytes_accessed,
+        collectives=program.collectives,
+        chip=target.chip,
+        shape=target.topology.shape,
+        dtype=dtype,
+    )
+
+
+def grouped(program: Program, built: Built) -> dict[str, list[hlo.Collective]]:
+    """The collectives of a train step by what they carry, see `hlo.group_of`."""
+    variables = built.state.variables
+    sizes = {int(np.prod(x.shape)) for x in jax.tree.leaves(variables["params"])}
+    statistics = [int(np.prod(x.shape)) for x in jax.tree.leaves(variables.get("batch_stats", {}))]
+    features = jax.eval_shape(lambda v, x: built.embed(v, x, VISIBLE), variables, built.images)
+    widest = max(x.shape[1] for x in features.values())
+    rows = built.batch["label"].shape[0]
+    found: dict[str, list[hlo.Collective]] = {hlo.GRADIENTS: [], hlo.FEATURES: [], hlo.OTHER: []}
+    for collective in program.collectives:
+        kind = hlo.group_of(
+            collective,
+            parameters=sizes,
+            # Sum, sum of squares and count of up to three modalities with a view each.
+            statistics=8 * max(statistics, default=1),
+            # Two modalities, auxiliary and second views of them.
+            features=4 * rows * widest,
+        )
+        found[kind].append(collective)
+    return found
