@@ -62,7 +62,7 @@ example=(PROJECT=my-project ZONE=us-east5-b NAME=vireid ACCELERATOR=v6e-16)
 for pair in "${example[@]}"; do
   name=${pair%%=*}
   [[ -n ${!name-} ]] ||
-    die "$name is not set, expected for example ${pair#*=}; export it, or put $pair before bash"
+    die "$name is not set, expected something like ${pair#*=}; export $pair"
 done
 # https://cloud.google.com/tpu/docs/runtimes
 # shellcheck disable=SC2153  # not the variable in small letters
