@@ -20,7 +20,8 @@
 #   POLL_SECONDS        between looks at a request that waits (30)
 #   PASS                names of variables that go on to the job: PASS="LIBTPU_INIT_ARGS"
 #
-# --dry_run after the action prints the commands. It assumes machines that are there, and for resume lost ones.
+# --dry_run after the action prints the commands, as for machines that are there; for up, that are
+# not; for resume, that are lost.
 set -euo pipefail
 
 usage="tpu_vm.sh up|run|status|logs|stop|resume|down [--dry_run] [-- ARGS of vireid_jax.main]"
@@ -73,8 +74,8 @@ case $ACCELERATOR in
   v2-* | v3-* | v4-*) image=tpu-ubuntu2204-base ;;
   *) image=${RUNTIME:-} ;;
 esac
-[[ -n $image ]] || die "no runtime version is known for ACCELERATOR '$ACCELERATOR', expected v6e-N," \
-  "v5p-N, v5e-N or v4-N; set RUNTIME to one of https://cloud.google.com/tpu/docs/runtimes"
+[[ -n $image ]] || die "no runtime version is known for ACCELERATOR '$ACCELERATOR', expected" \
+  "v6e-N, v5p-N, v5e-N or v4-N; set RUNTIME to one of https://cloud.google.com/tpu/docs/runtimes"
 image=${RUNTIME:-$image}
 accelerator=${ACCELERATOR/#v5e-/v5litepod-}
 case ${SPOT:=1} in

@@ -37,14 +37,15 @@ done
 workdir=""
 for argument in "$@"; do [[ $argument != --workdir=* ]] || workdir=${argument#*=}; done
 [[ $workdir == /* ]] ||
-  die "--workdir is '$workdir', expected a folder that all hosts share: --workdir=/shared/runs/$name"
+  die "--workdir is '$workdir', expected a folder that all hosts share; pass" \
+    "--workdir=/shared/runs/$name"
 
 # xpk wants one string, which a shell in the container reads.
 command="ulimit -l 68719476736 && exec python -m vireid_jax.main"
 for argument in "$@"; do printf -v command '%s %q' "$command" "$argument"; done
 line=(xpk workload create --workload="$name" --cluster="$CLUSTER" --project="$PROJECT"
   --zone="$ZONE" --tpu-type="${TPU_TYPE:-v6e-16}" --num-slices="${NUM_SLICES:-1}"
-  --docker-image="$IMAGE" --max-restarts="${MAX_RESTARTS:-50}" --restart-on-exit-codes=42,43,143
+  --docker-image="$IMAGE" --max-restarts="${MAX_RESTARTS:-50}" "--restart-on-exit-codes=42,43,143"
   --termination-grace-period-seconds=120 --command="$command")
 if [[ -n $dry ]]; then
   printf '%q' "${line[0]}"
