@@ -1,0 +1,283 @@
+"""Batch statistics by groups: against PyTorch's replicas, NumPy, and what devices exchange."""
+
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vireid_jax.nets.auxiliary import ModalityUnifying
+from vireid_jax.nets.norm import BatchNorm, grouped
+from vireid_jax.nets.resnet import ResNet
+from vireid_jax.types import Aux, LaterLoss, Method
+
+R = np.random.default_rng(5)
+KEY = jax.random.key(0)
+
+
+def started(norm, x):
+    """Variables with statistics, factors and shifts that are no zeros and ones."""
+    shapes = jax.eval_shape(lambda: norm.init(KEY, x, train=True))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape).astype(x.dtype), shapes)
+
+
+def normalized(norm, variables, x, groups):
+    y, new = norm.apply(variables, x, train=True, groups=groups, mutable=["batch_stats"])
+    return y, new["batch_stats"]
+
+
+# --- One normalization ------------------------------------------------------------------
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shape", [(6, 5, 3, 4), (12, 4)])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_groups_are_the_replicas_of_torch(shape, groups):
+    """Each replica has a module of its own and sees its run of rows; replica 0's is kept."""
+    torch = pytest.importorskip("torch")
+    x, along = R.normal(1, 2, shape), R.normal(size=shape)
+    norm = BatchNorm()
+    with jax.enable_x64(True):
+        variables = started(norm, jnp.asarray(x))
+
+        def total(params, x):
+            y, stats = normalized(norm, {**variables, "params": params}, x, groups)
+            return (y * along).sum(), (y, stats)
+
+        graded = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        (_, (y, stats)), (of_params, of_x) = graded(variables["params"], jnp.asarray(x))
+    make = torch.nn.BatchNorm2d if x.ndim == 4 else torch.nn.BatchNorm1d
+    replicas = [make(shape[-1]).double() for _ in range(groups)]
+    rows = torch.tensor(x).movedim(-1, 1).requires_grad_()
+    outputs = []
+    for replica, run in zip(replicas, rows.chunk(groups), strict=True):
+        params, start = variables["params"], variables["batch_stats"]
+        replica.weight.data = torch.tensor(params["scale"])
+        replica.bias.data = torch.tensor(params["bias"])
+        replica.running_mean = torch.tensor(start["mean"])
+        replica.running_var = torch.tensor(start["var"])
+        outputs.append(replica(run))
+    expected = torch.cat(outputs)
+    (expected * torch.tensor(along).movedim(-1, 1)).sum().backward()
+    close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    close(y, expected.detach().movedim(1, -1))
+    close(of_x, rows.grad.movedim(1, -1))
+    close(of_params["scale"], sum(r.weight.grad for r in replicas))
+    close(of_params["bias"], sum(r.bias.grad for r in replicas))
+    close(stats["mean"], replicas[0].running_mean)
+    close(stats["var"], replicas[0].running_var)
+
+
+def test_a_group_holds_whole_slots_and_the_first_moves_the_statistics_by_its_kept_rows():
+    """8 slots of 3 modalities in 4 groups; the third modality is not kept."""
+    x = R.normal(2, 3, (4, 2, 3, 5)).astype(np.float32)  # group, slot, modality, channel
+    norm = BatchNorm(running=(3, 2))
+    variables = started(norm, jnp.asarray(x.reshape(24, 5)))
+    y, stats = normalized(norm, variables, x.reshape(24, 5), 4)
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+    for group, run in enumerate(x.reshape(4, 6, 5)):
+        expected = (run - run.mean(0)) / np.sqrt(run.var(0) + 1e-5) * scale + bias
+        found = np.asarray(y).reshape(4, 6, 5)[group]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    kept, before = x[0, :, :2].reshape(4, 5), variables["batch_stats"]
+    mean = 0.9 * before["mean"] + 0.1 * kept.mean(0)
+    var = 0.9 * before["var"] + 0.1 * kept.var(0, ddof=1)
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
+
+
+def test_evaluation_knows_no_groups():
+    x = R.normal(size=(6, 4)).astype(np.float32)
+    variables = started(BatchNorm(), jnp.asarray(x))
+    whole, runs = (BatchNorm().apply(variables, x, train=False, groups=g) for g in (1, 3))
+    np.testing.assert_array_equal(whole, runs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "running"), [(6, 4, None), (6, 0, None), (6, -2, None), (18, 9, (3, 2))]
+)
+def test_rows_that_do_not_divide_are_refused(rows, groups, running):
+    """9 groups of 18 rows are whole numbers, but cut the slots of 3."""
+    x = jnp.ones((rows, 2))
+    norm = BatchNorm(running=running)
+    with pytest.raises(ValueError, match=rf"^{groups} groups .* {rows} rows") as error:
+        normalized(norm, started(norm, x), x, groups)
+    assert "devices.bn_groups" in str(error.value) and "sampler.num_ids" in str(error.value)
+
+
+# --- A method ---------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two normalizations, one of them in a module whose maps are computed anew."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        class Inner(nn.Module):
+            @nn.compact
+            def __call__(self, x, train):
+                return BatchNorm(name="bn")(jnp.sin(x), train=train)
+
+        x = nn.remat(Inner, static_argnums=(2,))(name="inner")(x, train)
+        return BatchNorm(name="bn")(x * x, train=train)
+
+
+def method_of(x):
+    net = Net()
+
+    def loss(variables, batch, key, step):
+        y, new = net.apply(variables, batch["visible"], True, mutable=["batch_stats"])
+        return (y**3).sum() * step, Aux({}, new, {})
+
+    def embed(variables, images, modality):
+        return {"f": net.apply(variables, images, False)}
+
+    return Method(lambda key: net.lazy_init(key, x, False), loss, embed, (LaterLoss(0, loss),))
+
+
+def by_hand(method, variables, x, groups):
+    """The sum over runs of what each gives alone, and the statistics after the first."""
+    loss = jax.jit(method.loss)
+    runs = [
+        loss(variables, {"visible": run, "label": run[:, 0]}, None, 1.0)
+        for run in jnp.split(x, groups)
+    ]
+    return sum(total for total, _ in runs), runs[0][1].updates
+
+
+@pytest.mark.parametrize("which", ["loss", "later"])
+def test_every_loss_of_a_method_is_normalized_by_groups(which):
+    x = jnp.asarray(R.normal(size=(6, 4)), jnp.float32)
+    plain = method_of(x)
+    variables, batch = plain.init(KEY), {"visible": x, "label": jnp.arange(6)}
+    method = grouped(plain, 3)
+    loss = method.loss if which == "loss" else method.later[0].loss
+    total, aux = jax.jit(loss)(variables, batch, None, 1.0)
+    expected, updates = by_hand(plain, variables, x, 3)
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    for found, value in zip(*map(jax.tree.leaves, (aux.updates, updates)), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+    # Groups do not outlive the loss.
+    whole = jax.jit(plain.loss)(variables, batch, None, 1.0)[0]
+    np.testing.assert_allclose(whole, by_hand(plain, variables, x, 1)[0], rtol=1e-5)
+    assert abs(total - whole) > 0.1
+    assert method._replace(loss=plain.loss, later=plain.later) == plain
+    assert [each.start_step for each in method.later] == [0]
+
+
+def test_one_group_is_the_method_itself():
+    method = method_of(jnp.ones((2, 2)))
+    assert grouped(method, 1) is method
+
+
+@pytest.mark.parametrize("groups", [0, -1])
+def test_no_groups_are_refused(groups):
+    with pytest.raises(ValueError, match=rf"devices\.bn_groups is {groups}, expected 1"):
+        grouped(method_of(jnp.ones((2, 2))), groups)
+
+
+def test_groups_must_divide_the_batch():
+    """4 groups of 6 slots: the 12 rows of two modalities would divide, and cut slots."""
+    x = jnp.ones((12, 4))
+    method = grouped(method_of(x), 4)
+    batch = {"visible": x, "label": jnp.arange(6)}
+    with pytest.raises(ValueError, match=r"devices\.bn_groups is 4 with a batch of 6 rows"):
+        method.loss(method.init(KEY), batch, None, 1.0)
+
+
+def test_folded_moments_are_those_of_the_whole_batch():
+    """A generator that never has the map computes it where groups are normalized."""
+    image = jax.ShapeDtypeStruct((64, 48, 24, 64), jnp.float32)  # nothing is computed
+    batch = {"visible": image, "infrared": image, "label": jnp.arange(64)}
+
+    def program(form, groups):
+        net = ModalityUnifying(ratios=(2,), form=form)
+
+        def loss(variables, batch, key, step):
+            maps = batch["visible"], batch["infrared"]
+            out, new = net.apply(variables, *maps, train=True, mutable=["batch_stats"])
+            return out[0].sum(), Aux({}, new)
+
+        def init(key):
+            return net.init(key, *(jnp.zeros(image.shape) for _ in range(2)), train=True)
+
+        method = grouped(Method(init, loss, lambda *_: {}), groups)
+        variables = jax.eval_shape(init, KEY)
+        return str(jax.make_jaxpr(lambda *x: method.loss(*x, None, 0)[0])(variables, batch))
+
+    assert program("direct", 2) == program("auto", 2) != program("direct", 1)
+    assert program("folded", 1) == program("auto", 1) != program("direct", 1)
+    with pytest.raises(ValueError, match=r"generator\.form is 'folded' .*bn_groups=2"):
+        program("folded", 2)
+
+
+# --- Devices ----------------------------------------------------------------------------
+
+
+def tell(call, args, kwargs, context):
+    told = isinstance(context.module, BatchNorm) and context.method_name == "__call__"
+    return call(*args, **kwargs, groups=4) if told else call(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """What is compiled of a ResNet's training pass on four devices: {groups: (maps, all)}.
+
+    "maps" with the maps alone as result, "all" with the running statistics too.
+    """
+    mesh = Mesh(jax.devices()[:4], ("data",), axis_types=(AxisType.Auto,))
+    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    net = ResNet(depth=10, width=4, running=(2, 1))
+    images = [jnp.ones((8, 32, 16, 3))] * 2
+    variables = net.lazy_init(KEY, images, train=True)
+
+    def forward(groups, variables, images):
+        if groups == 1:
+            return net.apply(variables, images, train=True, mutable=["batch_stats"])
+        with nn.intercept_methods(tell):
+            return net.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    def compiled(groups, what):
+        def f(variables, images):
+            maps, new = forward(groups, variables, images)
+            return maps if what == "maps" else (maps, new)
+
+        out = rows if what == "maps" else (rows, everywhere)
+        jitted = jax.jit(f, in_shardings=(everywhere, rows), out_shardings=out)
+        return jitted.lower(variables, images).compile().as_text()
+
+    return {
+        (groups, what): compiled(groups, what)
+        for groups, what in ((1, "maps"), (4, "maps"), (4, "all"))
+    }
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)[-\w]*\(")
+
+
+def collectives(text):
+    """The shapes that collectives give, [[8], [2, 8], ...]."""
+    found = []
+    for line in text.splitlines():
+        if match := COLLECTIVE.search(line):
+            found += [
+                [int(n) for n in dims.split(",") if n]
+                for dims in re.findall(r"\w\d+\[([\d,]*)\]", match[1])
+            ]
+    return found
+
+
+def test_as_many_groups_as_devices_need_no_communication(texts):
+    assert collectives(texts[1, "maps"])  # global statistics are all-reduced
+    assert not collectives(texts[4, "maps"])
+
+
+def test_running_statistics_are_all_that_is_told_of_the_first_group(texts):
+    """A mean and a variance of each normalization, as wide as its channels, and no map."""
+    found = collectives(texts[4, "all"])
+    assert found and all(np.prod(shape) <= 4 * 32 for shape in found)
