@@ -1,0 +1,71 @@
+"""Helpers of the tests of launch/: run a script, record the commands that it gives."""
+
+import os
+import pathlib
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+
+# Writes its name and arguments as one line, each in <>, then does what $STAND_IN/<name> says.
+_RECORDER = """#!/usr/bin/env bash
+{ printf '%s' "${0##*/}"; printf ' <%s>' "$@"; echo; } >>"$STAND_IN/calls"
+[[ ! -f "$STAND_IN/${0##*/}.does" ]] || . "$STAND_IN/${0##*/}.does"
+"""
+
+
+def script(path: pathlib.Path, text: str) -> pathlib.Path:
+    """An executable file."""
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class StandIns:
+    """Programs on PATH that record how they are called instead of doing anything."""
+
+    def __init__(self, folder: pathlib.Path, **does: str):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name, text in does.items():
+            script(folder / name.replace("_", "-"), _RECORDER)
+            (folder / f"{name.replace('_', '-')}.does").write_text(text)
+
+    def calls(self) -> list[str]:
+        file = self.folder / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": f"{self.folder}:/usr/bin:/bin", "STAND_IN": str(self.folder)}
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """The environment without what steers the scripts, and with `variables`."""
+    steering = ("JAX_", "XLA_", "VIREID_", "SLURM_", "PYTHON", "PROJECT", "ZONE", "NAME", "BUCKET")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(steering)}
+    return kept | variables
+
+
+def run(
+    name: str, *arguments: str, timeout: float = 60, cwd: pathlib.Path = ROOT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs launch/<name> to its end."""
+    return subprocess.run(
+        ["bash", str(LAUNCH / name), *arguments],
+        env=clean_environment(**variables),
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+    )
+
+
+def start(name: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Starts launch/<name>; use it with `with`."""
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / name), *arguments],
+        env=clean_environment(**variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
