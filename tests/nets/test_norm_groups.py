@@ -192,11 +192,11 @@ def test_groups_must_divide_the_batch():
 
 def test_folded_moments_are_those_of_the_whole_batch():
     """A generator that never has the map computes it where groups are normalized."""
-    image = jax.ShapeDtypeStruct((64, 48, 24, 64), jnp.float32)  # nothing is computed
+    image = jax.ShapeDtypeStruct((64, 72, 36, 256), jnp.float32)  # nothing is computed
     batch = {"visible": image, "infrared": image, "label": jnp.arange(64)}
 
     def program(form, groups):
-        net = ModalityUnifying(ratios=(2,), form=form)
+        net = ModalityUnifying(ratios=(2, 4), form=form)
 
         def loss(variables, batch, key, step):
             maps = batch["visible"], batch["infrared"]
