@@ -57,6 +57,10 @@ if [[ -z $logs ]]; then
 fi
 mkdir -p "$logs" || die "cannot make the folder of --logs, $logs"
 rm -f "$logs/pids"
+for ((i = 0; i < n; i++)); do
+  rm -f "$logs/$i.pipe"
+  mkfifo "$logs/$i.pipe" || die "cannot make a pipe in $logs; pass --logs of a local folder"
+done
 
 # Below 32768, where Linux takes the ports of outgoing connections from.
 taken() { (exec 3<>"/dev/tcp/localhost/$1") 2>/dev/null; }
@@ -86,9 +90,10 @@ copy() {
   while IFS= read -r line || [[ -n $line ]]; do
     printf '%s\n' "$line" >&3
     printf '[%s] %s\n' "$1" "$line"
-  done 3>"$logs/$1.log"
+  done <"$logs/$1.pipe" 3>"$logs/$1.log"
 }
 
+# From here on there is no $(...) or >(...): bash 5.2 fails to parse one that a trap interrupts.
 pids=() copies=() codes=()
 deadline="" told="" killed="" messages=2
 
@@ -121,7 +126,7 @@ trap 'kill_all' EXIT
 
 echo "local_pod: $n processes x $devices devices, coordinator localhost:$port, logs in $logs" >&2
 for ((i = 0; i < n; i++)); do
-  exec {out}> >(copy "$i")
+  copy "$i" &
   copies+=($!)
   # Job control only here. Without it bash starts background commands with SIGINT ignored; with
   # it everywhere, Ctrl-C would not reach this script. Proxies hang the coordinator's connections.
@@ -131,10 +136,9 @@ for ((i = 0; i < n; i++)); do
       -u JAX_LOCAL_DEVICE_IDS JAX_PLATFORMS=cpu "JAX_COORDINATOR_ADDRESS=localhost:$port" \
       "JAX_NUM_PROCESSES=$n" "JAX_PROCESS_ID=$i" "XLA_FLAGS=$xla_flags" "NPROC=${NPROC:-32}" \
       PYTHONUNBUFFERED=1 "${PYTHON:-python}" -m vireid_jax.main "$@"
-  ) >&"$out" 2>&1 {out}>&- </dev/null &
+  ) >"$logs/$i.pipe" 2>&1 </dev/null &
   pids+=($!)
   set +m
-  exec {out}>&-
 done
 printf '%s\n' "${pids[@]}" >"$logs/pids.new" && mv "$logs/pids.new" "$logs/pids"
 [[ -z $told ]] || to_all TERM # those that started after the signal
@@ -178,5 +182,6 @@ for ((i = 0; i < 50; i++)); do # the last lines; something that escaped may hold
   sleep 0.1
 done
 ((rest)) && kill -KILL "${copies[@]}" 2>/dev/null
+for ((i = 0; i < n; i++)); do rm -f "$logs/$i.pipe"; done
 trap - EXIT
 exit "${first:-${saved:-0}}"

@@ -71,43 +71,50 @@ if [[ -n $status ]]; then
 fi
 
 say() { echo "supervise: $*" >&2; }
-now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+
+# From here on there is no $(...): bash 5.2 fails to parse one that a trap interrupts. Functions
+# leave what they find in a variable.
+now() { TZ=UTC printf -v time '%(%Y-%m-%dT%H:%M:%SZ)T' -1; }
 
 # The newest committed step, -1 if there is none: unfinished saves have other names than numbers.
 newest() {
-  local folder step best=-1
+  local folder step
+  best=-1
   for folder in "$workdir"/checkpoints/*/; do
     folder=${folder%/}
     step=${folder##*/}
     [[ $step =~ ^[0-9]{1,18}$ ]] || continue
     ((10#$step <= best)) || best=$((10#$step))
   done
-  echo "$best"
 }
 
 # A JSON string. Control characters have no place in host names and commands: they become "?".
 quoted() {
-  local text=$1
-  text=${text//\\/\\\\}
+  text=${1//\\/\\\\}
   text=${text//\"/\\\"}
-  printf '"%s"' "${text//[[:cntrl:]]/?}"
+  text="\"${text//[[:cntrl:]]/?}\""
 }
 
-started=$(now) restarts=0 failures=0 lost=0 code=null attempt="" command=""
-for argument in "$@"; do command+="${command:+ }$(printf %q "$argument")"; done
+restarts=0 failures=0 lost=0 code=null attempt="" command=""
+for argument in "$@"; do printf -v command '%s%q ' "$command" "$argument"; done
+quoted "${command% }" && command=$text
+quoted "$host" && host=$text
+now && started=$time
 
 # Writes the state by a rename: whoever reads the file finds all of it, or the one before.
 note() {
   [[ -n $status ]] || return 0
   local step
-  step=$(newest)
+  newest
+  step=$best
   ((step >= 0)) || step=null
+  now
   {
-    printf '{"state": "%s", "host": %s, ' "$1" "$(quoted "$host")"
+    printf '{"state": "%s", "host": %s, ' "$1" "$host"
     printf '"restarts": %s, "failures": %s, "lost": %s, ' "$restarts" "$failures" "$lost"
     printf '"last_exit_code": %s, "step": %s, ' "$code" "$step"
     printf '"started": "%s", "attempt_started": "%s", ' "$started" "$attempt"
-    printf '"updated": "%s", "command": %s}\n' "$(now)" "$(quoted "$command")"
+    printf '"updated": "%s", "command": %s}\n' "$time" "$command"
   } >"$status.$$" && mv -f "$status.$$" "$status" && return
   say "cannot write $status"
 }
@@ -135,7 +142,8 @@ nap() {
 }
 
 while :; do
-  before=$(newest) attempt=$(now)
+  newest && before=$best
+  now && attempt=$time
   # Job control gives the command a group of its own, and SIGINT as it would have it in a terminal
   # (bash starts background commands with SIGINT ignored).
   set -m
@@ -153,7 +161,7 @@ while :; do
   code=$?
   kill -KILL -- "-$child" 2>/dev/null # what it left behind would hold the devices
   child=""
-  after=$(newest)
+  newest && after=$best
   say "the command ended with $code, newest step $after (before: $before)"
   if ((after > before)); then
     failures=0 lost=0

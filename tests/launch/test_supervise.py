@@ -129,9 +129,9 @@ def test_a_signal_goes_on_and_nothing_is_restarted(tmp_path, name, code):
     command = script(
         tmp_path / "command",
         f"""#!/usr/bin/env bash
-echo start >>{tmp_path}/starts
 trap 'sleep 0.3; echo saved; exit 42' TERM
 trap 'exit 130' INT
+echo start >>{tmp_path}/starts
 for i in {{1..300}}; do sleep 0.1; done
 """,
     )

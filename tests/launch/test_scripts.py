@@ -1,0 +1,88 @@
+"""Every script parses and passes shellcheck; the container file says what it must."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+
+from tests.launch.shell import LAUNCH, ROOT
+
+SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), LAUNCH / "slurm.sbatch"])
+
+
+@pytest.fixture(params=SCRIPTS, ids=lambda path: str(path.relative_to(LAUNCH)))
+def shell_script(request):
+    return request.param
+
+
+def test_the_scripts_are_found():
+    assert len(SCRIPTS) >= 7
+
+
+def test_parses(shell_script):
+    result = subprocess.run(["bash", "-n", shell_script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_shellcheck(shell_script):
+    shellcheck = shutil.which("shellcheck")
+    assert shellcheck, "no shellcheck here; pip install -e '.[test]' brings it"
+    result = subprocess.run(
+        [shellcheck, "--shell=bash", shell_script], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_says_how_to_use_it_and_fails_on_unset_variables(shell_script):
+    text = shell_script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n#")
+    assert re.search(r"^set -(eu|u)o pipefail$", text, re.M)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (LAUNCH / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def test_the_container_gets_sigterm_and_is_not_root():
+    last = dict(instructions())  # of several the last one counts
+    assert json.loads(last["ENTRYPOINT"]) == ["python", "-m", "vireid_jax.main"]
+    assert "CMD" not in last
+    assert last["USER"] == "1000"
+    order = [name for name, _ in instructions()]
+    assert order.index("USER") > max(i for i, name in enumerate(order) if name == "RUN")
+
+
+def test_the_container_has_a_python_of_ours_and_no_gpu_tensorflow():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    arguments = [rest for name, rest in instructions() if name == "ARG"]
+    (version,) = [a.partition("=")[2] for a in arguments if a.startswith("PYTHON=")]
+    assert int(version.split(".")[1]) >= int(project["requires-python"].rpartition(".")[2])
+    (base,) = [rest for name, rest in instructions() if name == "FROM"]
+    assert base == "python:${PYTHON}-slim"
+    (install,) = [rest for name, rest in instructions() if "pip install" in rest]
+    assert install == 'pip install --editable ".${EXTRA:+[$EXTRA]}"'
+    assert {"tpu", "cuda"} <= set(project["optional-dependencies"])
+    (linux,) = [
+        d
+        for d in project["dependencies"]
+        if re.match(r"tensorflow(-cpu)?[<>=]", d) and "platform_system == 'Darwin'" not in d
+    ]
+    assert linux.startswith("tensorflow-cpu>")
+
+
+def test_what_the_image_is_made_of_is_there_and_let_in():
+    copied = [rest.split()[:-1] for name, rest in instructions() if name == "COPY"]
+    ignore = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in ignore if not line.startswith("#")]
+    assert rules[0] == "*"
+    for path in [path for paths in copied for path in paths]:
+        assert (ROOT / path).exists(), path
+        assert f"!{path}" in rules, path
+    # What pip needs besides the package.
+    assert {"pyproject.toml", "README.md", "LICENSE"} <= {p for paths in copied for p in paths}
