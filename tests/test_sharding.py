@@ -1,72 +1,34 @@
-"""Shardings: one device and four compute the same step, and no image travels between devices."""
+"""Shardings: any devices compute the same step, and no image travels between them."""
 
 import os
 import pathlib
 import re
 import subprocess
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
-from configs import idkl as idkl_recipe
 from configs import smcl as smcl_recipe
-from vireid_jax import evaluate, optim, parts, sharding, train
-from vireid_jax.data import augment
-from vireid_jax.methods import agw, idkl, mun, pdm, smcl
+from tests.pods import pod
+from tests.steps import (
+    FEATURES,
+    METHODS,
+    MODALITIES,
+    ROWS,
+    WIDTH,
+    Step,
+    compare,
+    gathered,
+    host_batch,
+    mesh_of,
+)
+from vireid_jax import evaluate, parts, sharding
 from vireid_jax.nets.resnet import interleave
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
-P, K, SIZE, WIDTH = 4, 2, (32, 16), 4
-ROWS, MODALITIES, FEATURES = P * K, 3, 8 * WIDTH
-
-
-def mesh_of(devices):
-    return Mesh(jax.devices()[:devices], ("data",), axis_types=(AxisType.Auto,))
-
-
-def host_batch():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, ROWS, *SIZE, 3), dtype=np.uint8)
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": np.repeat([6, 1, 0, 7], K).astype(np.int32),
-        "camera": rng.integers(1, 7, (ROWS, 2)).astype(np.int32),
-    }
-
-
-SMALL = dict(num_classes=8, image_size=SIZE, depth=10, width=WIDTH)
-METHODS = {
-    "smcl": partial(smcl.build, **SMALL, steps_per_epoch=4, metric_from_epoch=0.0),  # all terms
-    "mun": partial(
-        mun.build,
-        **SMALL,
-        num_steps=8,
-        num_ids=P,
-        num_instances=K,
-        second_view=True,
-        generator={"ratios": (2, 4)},  # of maps of 8 x 4
-    ),
-    **{
-        f"idkl,{preset}": partial(
-            idkl.build,
-            **{k: v for k, v in idkl_recipe.get_config(preset).method.items() if k != "name"}
-            | SMALL,
-            num_steps=8,
-            num_ids=P,
-            num_instances=K,
-        )
-        for preset in idkl_recipe.PRESETS
-    },
-    "agw": partial(agw.build, **SMALL, num_ids=P, second_view=True, tri_form="squared"),
-    # DEEN's network, an axis of branches, and F of all prototypes; three stages compile sooner.
-    "pdm": partial(pdm.build, **SMALL, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
-}
 CASES = [(method, kernels) for method in METHODS for kernels in ("cpu", "xla")]
 # The kernels are those of the backbone, which is the others' too.
 CASES = [case for case in CASES if case[1] == "cpu" or case[0] == "smcl"]
@@ -77,55 +39,12 @@ LARGEST = {"pdm": ROWS * 2 * 3 * 4 * FEATURES}
 ARRANGED = {"pdm": {(2, 2, 8, 8)}}
 
 
-class Step:
-    """A compiled step of a method on some devices, and what it returns for one batch."""
-
-    def __init__(self, devices, kernels, method):
-        self.method = METHODS[method](kernels=kernels)
-        # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
-        # which rounding turns over.
-        transform, rate = optim.make(
-            steps_per_epoch=4, epochs=2, name="sgd", momentum=0.0, lr=0.1, schedule="constant"
-        )
-        self.mesh = mesh_of(devices)
-        light = partial(augment.augment, grayscale=0.3, erase=0.5, visible_channel="adapt_gray")
-        if method in ("mun", "agw"):
-            light = partial(light, second_view="exchange")
-        step_fn = train.make_train_step(self.method, light, transform, rate, mesh=self.mesh, seed=0)
-        # Drawn once, on the host: the same start everywhere.
-        state = train.init_state(self.method, transform, 0)
-        state.variables["params"] = _with_scales(state.variables["params"])
-        # In the middle of training, with prototypes of a step before.
-        state = state._replace(step=jnp.int32(2))
-        if "memory" in state.variables:
-            memory = state.variables["memory"]["prototype"]
-            drawn = np.random.default_rng(1).standard_normal(memory.shape).astype(np.float32)
-            state.variables["memory"] = {"prototype": jnp.asarray(drawn)}
-        state = sharding.place(state, self.mesh)
-        self.batch = sharding.to_global(host_batch(), self.mesh)
-        self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
-        self.state, scalars = compiled(state, self.batch)
-        self.scalars = {k: float(v) for k, v in scalars.items()}
-
-
-def _with_scales(params):
-    """Normalizations whose factors start at 0 get others, or nothing passes what is before them."""
-    rng = np.random.default_rng(2)
-
-    def drawn(path, x):
-        if path[-1].key != "scale" or np.any(x):
-            return x
-        return jnp.asarray(rng.uniform(0.5, 1, x.shape).astype(np.float32))
-
-    return jax.tree_util.tree_map_with_path(drawn, params)
-
-
 @pytest.fixture(scope="module")
 def steps():
     built = {}
 
-    def get(devices, kernels="cpu", method="smcl"):
-        key = devices, kernels, method
+    def get(devices, kernels="cpu", method="smcl", fsdp=1):
+        key = devices, kernels, method, fsdp
         if key not in built:
             built[key] = Step(*key)
         return built[key]
@@ -137,20 +56,9 @@ def steps():
 @pytest.mark.parametrize(("method", "kernels"), CASES)
 def test_four_devices_compute_the_step_of_one(steps, method, kernels):
     one, four = steps(1, method=method), steps(4, kernels, method)
-    assert set(one.scalars) == set(four.scalars) and len(one.scalars) >= 8
-    for name, value in one.scalars.items():
-        # float32 sums in another order; measured differences are below 3e-6.
-        assert four.scalars[name] == pytest.approx(value, rel=1e-4), name
-    expected = dict(_named(one.state))
-    found = dict(_named(four.state))
-    assert expected.keys() == found.keys()
-    for name, array in expected.items():
-        # Relative to the largest entry: single entries of a gradient may cancel to nothing.
-        # The mean of normalized maps, and the gradient of a bias that a normalization takes out
-        # again, are nothing but rounding; so large is the gradient of the kernel beside it.
-        beside = expected.get(name.replace("['bias']", "['kernel']"), array)
-        scale = max(np.abs(array).max(), np.abs(beside).max(), 1e-2)
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4 * scale, err_msg=name)
+    expected = gathered(one)
+    assert len(one.scalars) >= 8
+    compare(gathered(four), expected)
     gradients = [n for n in expected if n.startswith(".optimizer")]
     statistics = [n for n in expected if "batch_stats" in n]
     assert len(gradients) > 30 and len(statistics) > 20
@@ -158,9 +66,95 @@ def test_four_devices_compute_the_step_of_one(steps, method, kernels):
     assert (method == "mun") == any("memory" in n for n in expected)
 
 
-def _named(state):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        yield jax.tree_util.keystr(path), np.asarray(leaf)
+# Compiled without optimizations: the numbers are compared, not the speed.
+PLAIN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "methods"),
+    [(1, 2, ["smcl", "mun"]), (1, 8, []), (2, 4, [])],
+    ids=["2 devices", "8 devices", "2 processes of 4 devices"],
+)
+def test_other_devices_and_processes_compute_the_step_of_one(
+    steps, tmp_path, processes, devices, methods
+):
+    out = tmp_path / "steps.npz"
+    count = processes * devices
+    run = pod(processes, devices, "tests.steps", out, count, *methods, env=PLAIN)
+    assert run.codes == [0] * processes, run.text()
+    stored = np.load(out)
+    for method in methods or METHODS:
+        prefix = f"{method}|"
+        found = {k.removeprefix(prefix): stored[k] for k in stored if k.startswith(prefix)}
+        compare(found, gathered(steps(1, method=method)))
+
+
+# --- Sharing the state (fsdp) ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fsdp", [2, 4])
+def test_devices_that_share_the_state_compute_the_same(steps, monkeypatch, fsdp):
+    monkeypatch.setattr(sharding, "SHARDED_FROM", 64)  # the arrays here are small
+    shared = steps(4, fsdp=fsdp)
+    assert shared.mesh.shape == {"data": 4 // fsdp, "fsdp": fsdp}
+    compare(gathered(shared), gathered(steps(1)))
+    held = total = 0
+    for array in jax.tree.leaves(shared.state):
+        held += sum(s.data.nbytes for s in array.addressable_shards)
+        total += array.nbytes
+    # Of what is cut, the data axis alone has copies; little is too small to be cut.
+    assert held < 1.1 * total * 4 / fsdp
+    # Parameters are gathered and gradients reduced; images and maps stay.
+    params = {_axes(x.shape) for x in jax.tree.leaves(shared.state.variables["params"])}
+    moved = [
+        (operation, shape)
+        for operation, shape in collectives(shared.text)
+        if _axes(shape) not in params and np.prod(shape) > ROWS * MODALITIES * FEATURES
+    ]
+    assert not moved and any(operation == "all-gather" for operation, _ in collectives(shared.text))
+
+
+def test_how_a_shared_state_is_cut():
+    mesh = mesh_of(4, fsdp=2)
+    spec = jax.sharding.PartitionSpec
+    shapes = {
+        "kernel": jax.ShapeDtypeStruct((3, 3, 64, 128), np.float32),
+        "square": jax.ShapeDtypeStruct((64, 64), np.float32),
+        "odd": jax.ShapeDtypeStruct((2048, 395), np.float32),
+        "indivisible": jax.ShapeDtypeStruct((65, 65), np.float32),
+        "small": jax.ShapeDtypeStruct((64,), np.float32),
+        "step": jax.ShapeDtypeStruct((), np.int32),
+    }
+    found = {k: s.spec for k, s in sharding.of_state(shapes, mesh).items()}
+    assert found == {
+        "kernel": spec(None, None, None, "fsdp"),
+        "square": spec(None, "fsdp"),
+        "odd": spec("fsdp"),
+        **{k: spec() for k in ("indivisible", "small", "step")},
+    }
+    # Without the axis nothing is cut.
+    alone = sharding.of_state(shapes, mesh_of(4))
+    assert set(alone.values()) == {sharding.replicated(mesh_of(4))}
+    rows = sharding.to_global({"x": np.arange(8)}, mesh)["x"]
+    assert [s.data.tolist() for s in rows.addressable_shards] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("fsdp", [0, 3, 8])
+def test_a_share_that_does_not_divide_the_devices_is_refused(fsdp):
+    with pytest.raises(ValueError, match=rf"devices.fsdp is {fsdp}, .* choose one of 1, 2, 4$"):
+        sharding.make_mesh(fsdp=fsdp)
+
+
+def test_the_devices_of_a_process_are_neighbors():
+    """A process loads one run of rows, so its devices must hold one."""
+
+    class Device:
+        def __init__(self, process_index, id):
+            self.process_index, self.id = process_index, id
+
+    shuffled = [Device(1, 2), Device(0, 1), Device(1, 0), Device(0, 3)]
+    order = [(d.process_index, d.id) for d in sharding.make_mesh(shuffled).devices]
+    assert order == [(0, 1), (0, 3), (1, 0), (1, 2)]
 
 
 def test_the_batch_is_sharded_and_the_state_replicated(steps):

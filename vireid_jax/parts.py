@@ -15,6 +15,7 @@ from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.fused import FUSE
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import get_protocol
+from vireid_jax.nets.norm import grouped
 from vireid_jax.scoring import check_protocols
 from vireid_jax.types import (
     Batch,
@@ -244,10 +245,7 @@ def _method(
             "no use for a second view of the visible images; expected none"
         )
     method = build(**{k: v for k, v in facts.items() if k in wanted}, **options)
-    if devices.get("bn_groups", 1) > 1:
-        from vireid_jax.nets.norm import grouped
-
-        method = grouped(method, devices["bn_groups"])
+    method = grouped(method, devices.get("bn_groups", 1))
     if pretrained is None:
         return method, None
     path, content = pretrained

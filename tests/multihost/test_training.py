@@ -1,0 +1,210 @@
+"""Two processes train as one: the same numbers, and stopped, killed and restarted without loss.
+
+The processes are real and talk over Gloo on this machine; each has two fake devices.
+"""
+
+import json
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests import pods
+from tests.test_resume import RECIPE, STEPS, Job
+from vireid_jax.watch import HOSTS
+
+# A process that is gone is told from one that is slow after this long.
+TIMES = {
+    "VIREID_START_TIMEOUT": "120",
+    "VIREID_HEARTBEAT_TIMEOUT": "20",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    path = folder / "tiny.py"
+    path.write_text(RECIPE.format(cache=str(folder / "cache")))
+    return path
+
+
+class Run(Job):
+    """A `Job` of two processes."""
+
+    def begin(self, *options, own=None, processes=2, count=None, **env):
+        command = [f"--config={self.recipe}", f"--workdir={self.workdir}", *options]
+        return pods.start(
+            *(processes, 2, "vireid_jax.main", *command),
+            logs=self.workdir.with_name(self.workdir.name + "-logs"),
+            env=TIMES | env,
+            own=own,
+            count=count,
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    """A run of two processes that nothing interrupts."""
+    run = Run(recipe, tmp_path_factory.mktemp("whole") / "run")
+    pod = run.begin().wait()
+    assert pod.codes == [0, 0], pod.text()
+    return run, pod
+
+
+def test_two_processes_train_as_one(recipe, whole, tmp_path, monkeypatch):
+    run, pod = whole
+    for key, value in TIMES.items():
+        monkeypatch.setenv(key, value)
+    one = Job(recipe, tmp_path / "one", devices=1)
+    one.finish()
+    arrays, rows = run.result()
+    expected_arrays, expected = one.result()
+    assert arrays.keys() == expected_arrays.keys()
+    assert all(a["crc32"] is not None for a in arrays.values())  # every process holds all of them
+    assert [r["step"] for r in rows] == [r["step"] for r in expected]
+    for found, row in zip(rows, expected, strict=True):
+        assert found.keys() == row.keys()
+        if row["split"] == "train" and row["step"] <= 8:  # later, rounding has grown
+            for key in row.keys() - {"split", "time"}:
+                assert found[key] == pytest.approx(row[key], rel=2e-3, abs=2e-4), (row["step"], key)
+    # As many features out as images in, on both processes: the same scores and queries.
+    (score,) = (run.workdir / "eval" / str(STEPS)).glob("*bn*.json")
+    other = one.workdir / "eval" / str(STEPS) / score.name
+    mine, theirs = (json.loads(path.read_text()) for path in (score, other))
+    assert mine["num_queries"] == theirs["num_queries"]
+    # The first process alone tells and writes; both left their status.
+    text = [p.out() for p in pod.processes]
+    assert "step 24/24" in text[0] and "mAP" in text[0]
+    assert "step" not in text[1] and "mAP" not in text[1]
+    statuses = [json.loads((run.workdir / HOSTS / f"000{n}.json").read_text()) for n in (0, 1)]
+    assert [(s["process"], s["code"], s["phase"]) for s in statuses] == [
+        (0, 0, "score"),
+        (1, 0, "score"),
+    ]
+
+
+def test_stopped_killed_and_restarted_without_loss(recipe, whole, tmp_path):
+    run = Run(recipe, tmp_path / "run")
+    pod = run.begin()
+    pod.wait_for(lambda: 5 in run.steps_written())
+    began = time.monotonic()
+    pod.send(1, signal.SIGTERM)  # to the second one alone
+    pod.wait()
+    assert pod.codes == [42, 42], pod.text()
+    assert time.monotonic() - began < 60
+    stopped = run.committed()[-1]
+    assert stopped >= 5 and run.steps_written()[-1] == stopped
+    said = [re.search(r"step (\d+) is saved", p.out()) for p in pod.processes]
+    assert [int(match[1]) for match in said] == [stopped, stopped]
+
+    pod = run.begin()
+    pod.wait_for(lambda: 13 in run.steps_written())
+    pod.send(1, signal.SIGKILL)
+    pod.wait(timeout=90)
+    # Either the collective fails, or the watch notices; both name the process.
+    assert pod.codes == [43, -signal.SIGKILL], pod.text()
+    assert "process 1: " in pod.processes[0].out()
+    assert "Run the same command again on all hosts" in pod.processes[0].out()
+
+    pod = run.begin()
+    pod.wait_for(lambda: 18 in run.steps_written())
+    pod.send(0, signal.SIGKILL)  # with it goes the service that connects the processes
+    pod.wait(timeout=90)
+    assert pod.codes[0] == -signal.SIGKILL
+    # jax aborts whoever loses that service; it may be that the collective fails before.
+    assert pod.codes[1] in (43, -signal.SIGABRT), pod.text()
+    assert "another task died" in pod.processes[1].log.read_text() or pod.codes[1] == 43
+
+    pod = run.begin().wait()
+    assert pod.codes == [0, 0], pod.text()
+    arrays, rows = run.result()
+    expected_arrays, expected_rows = whole[0].result()
+    assert arrays == expected_arrays
+    assert rows == expected_rows
+
+
+def test_stopped_while_validating(recipe, whole, tmp_path):
+    run = Run(recipe, tmp_path / "run")
+    pod = run.begin()
+    pod.wait_for(lambda: 8 in run.steps_written() and 8 not in run.steps_written("val"))
+    pod.send(0, signal.SIGTERM)
+    pod.wait()
+    assert pod.codes == [42, 42], pod.text()
+    last = run.committed()[-1]
+    assert last >= 8 and last == run.steps_written()[-1]
+
+
+def test_a_run_of_two_is_scored_and_resumed_by_one(recipe, whole, tmp_path, monkeypatch):
+    """Checkpoints belong to no number of processes."""
+    for key, value in TIMES.items():
+        monkeypatch.setenv(key, value)
+    run = Job(recipe, tmp_path / "run", devices=1)
+    shutil.copytree(whole[0].workdir, run.workdir)
+    before, _ = run.result()
+    assert "step 24" in run.finish("--mode=eval")
+    for folder in (run.workdir / "checkpoints").glob("*"):
+        if folder.name == str(STEPS):
+            shutil.rmtree(folder)
+    run.finish()
+    after, _ = run.result()
+    assert after.keys() == before.keys()
+    assert max(s for s in run.steps_written()) == STEPS
+
+
+def test_who_is_missing_is_named(recipe, tmp_path):
+    run = Run(recipe, tmp_path / "run")
+    began = time.monotonic()
+    pod = run.begin(processes=1, count=2, VIREID_START_TIMEOUT="8").wait(timeout=60)
+    assert pod.codes == [43] and time.monotonic() - began < 45
+    text = pod.text()
+    assert "1 of 2 processes cannot be reached" in text
+    assert "process 1: has not started; was the command given to all workers?" in text
+    assert not (run.workdir / "config.json").exists()
+
+
+@pytest.mark.parametrize("what", ["config", "folder"])
+def test_processes_that_are_not_equal_are_refused(recipe, tmp_path, what):
+    run = Run(recipe, tmp_path / "run")
+    command = {
+        "config": [f"--config={recipe}", f"--workdir={run.workdir}", "--config.seed=7"],
+        "folder": [f"--config={recipe}", f"--workdir={tmp_path / 'other'}"],
+    }[what]
+    pod = run.begin(own={1: command}).wait(timeout=120)
+    assert pod.codes == [1, 1], pod.text()
+    for process in pod.processes:
+        if what == "config":
+            assert "the processes differ in the package and the config" in process.out()
+            assert "seed: 0 on process 0, 7 on process 1" in process.out()
+        else:
+            assert "process(es) 1 do not see the folder" in process.out()
+            assert "NFS, Lustre, Filestore" in process.out()
+    assert not (run.workdir / "config.json").exists()
+
+
+def test_an_error_of_one_process_ends_the_others(recipe, tmp_path):
+    """Data that one host lacks, say: the others are told, and do not wait for a time-out."""
+    run = Run(recipe, tmp_path / "run")
+    flat = tmp_path / "a file"
+    flat.write_text("")
+    command = [f"--config={recipe}", f"--workdir={run.workdir}", f"--config.data.cache={flat}"]
+    began = time.monotonic()
+    pod = run.begin(own={1: command}).wait(timeout=120)
+    assert time.monotonic() - began < 100
+    assert pod.codes == [43, 1], pod.text()
+    text = pod.processes[0].out()
+    assert "process 1: " in text and "ended with code 1" in text and "in phase 'data'" in text
+    assert str(flat) in text  # the reason, too
+
+
+def test_one_process_is_what_it_was(recipe, tmp_path, monkeypatch):
+    """No service, no port, no status files."""
+    for key, value in TIMES.items():
+        monkeypatch.setenv(key, value)
+    job = Job(recipe, tmp_path / "run", devices=1)
+    job.finish("--dist=off", "--config.train.epochs=0.5", "--config.eval.protocols=()", code=1)
+    assert not (job.workdir / HOSTS).exists()
+    assert "--dist=on, but nothing here says" in job.finish("--dist=on", code=1)
+    assert "gs://" in Job(recipe, "gs://bucket/run").finish(code=1)
