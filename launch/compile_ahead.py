@@ -36,9 +36,16 @@ _CHIPS = flags.DEFINE_list("chips", ["8", "32", "128", "256"], "Numbers of chips
 _LARGEST = flags.DEFINE_bool(
     "largest_batch", False, "Find the largest batch of one chip, with and without remat."
 )
+_TRIES = flags.DEFINE_integer("tries", 8, "Most compilations of --largest_batch, of each kind.")
 _EMBED = flags.DEFINE_bool("embed", True, "Compile the embed step, too.")
 _CLASSES = flags.DEFINE_integer(
     "num_classes", None, "People to train on, where they are not published: of your own images."
+)
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "Compile at the least effort: a small part of the time, a coarser answer."
+)
+_KEEP = flags.DEFINE_string(
+    "keep", None, "Folder that takes what each program came to; the same is not compiled again."
 )
 _JSON = flags.DEFINE_string("json", None, "File that takes all figures, as JSON.")
 
@@ -113,16 +120,20 @@ def report(config: Any, topology: chips.Topology, sizes: Sequence[chips.Topology
     Raises:
       ValueError: something cannot be had; the message says how to cure it.
     """
+    import jax
+
     from launch import points
 
-    found = points.Points(config, num_classes=_CLASSES.value)
-    figures: dict[str, Any] = {"recipe": flags.FLAGS["config"].value and config.run_name}
-    figures |= found.about()
+    if _QUICK.value:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    keep = pathlib.Path(_KEEP.value) if _KEEP.value else None
+    found = points.Points(config, num_classes=_CLASSES.value, keep=keep)
+    figures: dict[str, Any] = {"recipe": config.run_name, "quick": _QUICK.value, **found.about()}
     figures["step"] = found.step(topology, embed=_EMBED.value)
     if sizes:
         figures["scaling"] = found.scaling(topology, sizes)
     if _LARGEST.value:
-        figures["largest_batch"] = found.largest(topology)
+        figures["largest_batch"] = found.largest(topology, tries=_TRIES.value)
     return figures
 
 

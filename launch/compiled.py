@@ -1,10 +1,14 @@
 """Compiles steps for devices that are not there, and reads off what the compiler knows."""
 
+import hashlib
+import json
+import pathlib
 import re
 import time
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 import numpy as np
 
 from launch import chips, hlo, roofline
@@ -85,20 +89,53 @@ def mesh_of(target: Devices, *, fsdp: int = 1) -> jax.sharding.Mesh:
     return sharding.make_mesh(target.devices, fsdp=fsdp)
 
 
-def train_step(built: Built, target: Devices) -> Program:
-    """Compiles the train step."""
-    return _compile(built.step, (built.state, built.batch), target)
+def train_step(built: Built, target: Devices, keep: pathlib.Path | None = None) -> Program:
+    """Compiles the train step; `keep` is a folder of programs that were compiled before."""
+    return _kept(built.step, (built.state, built.batch), target, keep)
 
 
-def embed_step(built: Built, target: Devices) -> Program:
-    """Compiles the embedding of a batch of visible images."""
+def embed_step(built: Built, target: Devices, keep: pathlib.Path | None = None) -> Program:
+    """Compiles the embedding of a batch of visible images; see `train_step`."""
     arguments = (built.state.variables, built.images, VISIBLE)
-    return _compile(built.embed, arguments, target)
+    return _kept(built.embed, arguments, target, keep)
 
 
-def _compile(function: Any, arguments: tuple[Any, ...], target: Devices) -> Program:
-    start = time.perf_counter()
+def _kept(
+    function: Any, arguments: tuple[Any, ...], target: Devices, keep: pathlib.Path | None
+) -> Program:
+    """Compiles, or takes what the same program for the same devices came to before."""
     lowered = function.trace(*arguments).lower()
+    if keep is None:
+        return _compile(lowered, target)
+    efforts = (jax.config.jax_exec_time_optimization_effort, jax.config.jax_memory_fitting_effort)
+    versions = (jaxlib.__version__, getattr(target.devices[0].client, "platform_version", ""))
+    identity = repr((target.topology, target.kind, efforts, versions)) + lowered.as_text()
+    path = keep / f"{hashlib.sha256(identity.encode()).hexdigest()[:20]}.json"
+    if path.exists():
+        return _from_json(json.loads(path.read_text()))
+    program = _compile(lowered, target)
+    keep.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(program._asdict(), indent=1) + "\n")
+    temporary.replace(path)
+    return program
+
+
+def _from_json(values: dict[str, Any]) -> Program:
+    """Undoes `Program._asdict`, whose named tuples JSON has as lists."""
+
+    def array(dtype: str, shape: list[int]) -> hlo.Array:
+        return hlo.Array(dtype, tuple(shape))
+
+    values["collectives"] = [
+        hlo.Collective(kind, tuple(array(*a) for a in members), *rest)
+        for kind, members, *rest in values["collectives"]
+    ]
+    return Program(**values)
+
+
+def _compile(lowered: Any, target: Devices) -> Program:
+    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -159,7 +196,9 @@ def estimate(program: Program, target: Devices, dtype: str) -> roofline.Estimate
     )
 
 
-def grouped(program: Program, built: Built) -> dict[str, list[hlo.Collective]]:
+def grouped(
+    program: Program, built: Built, mesh: jax.sharding.Mesh
+) -> dict[str, list[hlo.Collective]]:
     """The collectives of a train step by what they carry, see `hlo.group_of`."""
     variables = built.state.variables
     sizes = {int(np.prod(x.shape)) for x in jax.tree.leaves(variables["params"])}
@@ -167,7 +206,9 @@ def grouped(program: Program, built: Built) -> dict[str, list[hlo.Collective]]:
     features = jax.eval_shape(lambda v, x: built.embed(v, x, VISIBLE), variables, built.images)
     widest = max(x.shape[1] for x in features.values())
     rows = built.batch["label"].shape[0]
-    found: dict[str, list[hlo.Collective]] = {hlo.GRADIENTS: [], hlo.FEATURES: [], hlo.OTHER: []}
+    shared = len(mesh.axis_names) > 1
+    kinds = (hlo.GRADIENTS, *[hlo.PARAMETERS] * shared, hlo.FEATURES, hlo.OTHER)
+    found: dict[str, list[hlo.Collective]] = {kind: [] for kind in kinds}
     for collective in program.collectives:
         kind = hlo.group_of(
             collective,
@@ -176,6 +217,7 @@ def grouped(program: Program, built: Built) -> dict[str, list[hlo.Collective]]:
             statistics=8 * max(statistics, default=1),
             # Two modalities, auxiliary and second views of them.
             features=4 * rows * widest,
+            shared=shared,
         )
         found[kind].append(collective)
     return found

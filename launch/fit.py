@@ -46,7 +46,9 @@ def largest(
     points: dict[int, Point] = {}
     low, high = fewest - 1, most + 1  # fits (or nothing is asked), does not fit
     guess = min(max(first, fewest), most)
+    slow = False
     while len(points) < tries:
+        before = high - low
         points[guess] = point = measure(guess)
         if point.fits:
             low = guess
@@ -57,23 +59,29 @@ def largest(
             break
         if high - low <= 1:
             break
-        guess = min(max(_guess(points, limit, low, high, step), low + 1), high - 1)
+        # Where bytes go up by steps, a line may creep up on the limit.
+        slow = high in points and low in points and not slow and 2 * (high - low) > before
+        guess = (low + high) // 2 if slow else _guess(points, limit, low, high, step)
+        guess = min(max(guess, low + 1), high - 1)
     return Found(low if low in points else None, high if high in points else None, points)
 
 
 def _guess(points: dict[int, Point], limit: int, low: int, high: int, step: int) -> int:
-    """Where the line through the two largest sizes that are known reaches the limit."""
-    known = [(n, p.bytes) for n, p in sorted(points.items()) if p.fits and p.bytes is not None]
-    if not known:
+    """Where the line through two sizes that are known reaches the limit."""
+    known = [(n, p.bytes) for n, p in sorted(points.items()) if p.bytes is not None]
+    below = [(n, size) for n, size in known if n <= low]
+    above = [(n, size) for n, size in known if n >= high]
+    pair = [*below[-1:], *above[:1]] if above else below[-2:]
+    if not below:
         return (low + high) // 2
-    if len(known) == 1:
+    if len(pair) == 1:
+        if high in points:
+            return (low + high) // 2
         # No slope yet. Half of what proportion promises is on the safe side and far enough off.
-        (n, size), = known  # fmt: skip
+        ((n, size),) = pair
         return max(n + 1, n * limit // (2 * size))
-    (n0, b0), (n1, b1) = known[-2:]
+    (n0, b0), (n1, b1) = pair
     if b1 <= b0:  # the compiler has begun to trade time for memory
-        return 2 * low if high not in points else (low + high) // 2
-    reach = n1 + int((limit - b1) * (n1 - n0) / (b1 - b0))
-    if reach <= low:  # by the line nothing more fits; a step farther shows whether it is so
-        return low + step
-    return reach if reach < high else max((low + high) // 2, high - step)
+        return (low + high) // 2 if high in points else 2 * low
+    reach = n0 + int((limit - b0) * (n1 - n0) / (b1 - b0))
+    return reach if reach > low else low + step

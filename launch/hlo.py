@@ -16,6 +16,7 @@ KINDS = (
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 GRADIENTS, FEATURES, OTHER = "gradients and statistics", "features and labels", "other"
+PARAMETERS = "parameters"
 
 _KIND = "|".join(KINDS)
 # The result's type may be a tuple, whose layouts have parentheses and braces of their own.
@@ -29,6 +30,9 @@ _CALLED = re.compile(
 _BODY = re.compile(r"\bbody=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
+# Of newer XLA: mesh['a'=4,'b'=2] {'a'}, the axes in braces within, or parts of them, 'a':(1)2.
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_AXIS = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -99,7 +103,12 @@ def arrays(text: str) -> Iterator[Array]:
 
 
 def group_of(
-    collective: Collective, *, parameters: Collection[int], statistics: int, features: int
+    collective: Collective,
+    *,
+    parameters: Collection[int],
+    statistics: int,
+    features: int,
+    shared: bool = False,
 ) -> str:
     """What a collective carries, as far as its size tells.
 
@@ -108,11 +117,12 @@ def group_of(
       parameters: how many numbers the parameters have; the gradient of each has as many.
       statistics: the most numbers that sums over the batch have: of normalizations and losses.
       features: the most numbers that the features of the global batch have.
+      shared: whether devices share a copy of the parameters (fsdp), which is then gathered.
 
     Returns:
-      GRADIENTS for reductions of gradients, statistics and scalars, FEATURES for what is no larger
-      than the features of the batch and has at most three axes, OTHER for the rest: activation
-      maps, if anything moves them.
+      GRADIENTS for reductions of gradients, statistics and scalars, PARAMETERS for gathers of
+      parameters, FEATURES for what is no larger than the features of the batch and has at most
+      three axes, OTHER for the rest: activation maps, if anything moves them.
     """
 
     def small(array: Array) -> bool:
@@ -124,6 +134,9 @@ def group_of(
 
     if collective.kind in REDUCTIONS and all(map(reduced, collective.arrays)):
         return GRADIENTS
+    gathered = all(math.prod(array.shape) in parameters for array in collective.arrays)
+    if shared and collective.kind == "all-gather" and gathered:
+        return PARAMETERS
     return FEATURES if all(map(small, collective.arrays)) else OTHER
 
 
@@ -154,6 +167,9 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _group(line: str) -> int:
+    if mesh := _MESH.search(line):
+        lengths = dict(re.findall(r"'([^']*)'=(\d+)", mesh[1]))
+        return math.prod(int(part or lengths[axis]) for axis, part in _AXIS.findall(mesh[2]))
     match = _GROUPS.search(line)
     if not match:
         return 0

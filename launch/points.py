@@ -1,6 +1,7 @@
 """The questions of `compile_ahead`: one topology, several, and the largest batch of one chip."""
 
 import copy
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,17 @@ from vireid_jax.nets import options
 class Points:
     """Compilations of one recipe. Every method prints what it finds and returns it for JSON."""
 
-    def __init__(self, config: ml_collections.ConfigDict, *, num_classes: int | None = None):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        *,
+        num_classes: int | None = None,
+        keep: pathlib.Path | None = None,
+    ):
+        """Takes a recipe; see `recipe.facts` of `num_classes`, `compiled.train_step` of `keep`."""
         self.config = config
+        self.keep = keep
+        self._trained: dict[tuple, tuple[dict[str, Any], list[str]]] = {}
         self.facts = recipe.facts(config, num_classes)
         options.compute_dtype(config.method.dtype)  # refuses an unknown one
         self.rows = config.sampler.num_ids * config.sampler.num_instances
@@ -29,7 +39,7 @@ class Points:
             "image_size": list(c.data.image_size),
             "depth": c.method.get("depth"),
             "dtype": c.method.dtype,
-            "devices": c.get("devices", ml_collections.ConfigDict()).to_dict(),
+            "devices": c.devices.to_dict(),
         }
         print(
             f"{c.run_name}: {about['method']}, depth {about['depth']}, {about['dtype']}, "
@@ -55,11 +65,11 @@ class Points:
         per_chip, rest = divmod(self.rows, len(base.devices))
         assert not rest, "the step was compiled, so the rows divide"
         print(f"\nscaling, {per_chip} rows of each modality on every chip")
-        alone = self._train(self.config, base.topology, embed=False)[0]
+        alone = self._train(self.config, topology)[0]
         found = []
         for size in sizes:
             config = recipe.resized(self.config, per_chip * size.chips, self.facts.classes)
-            figures, _ = self._train(config, size, embed=False)
+            figures, _ = self._train(config, size)
             line = f"  {size.name:10} {figures['num_ids']} x {figures['num_instances']}:"
             seconds, reference = figures.get("seconds"), alone.get("seconds")
             if seconds and reference:
@@ -77,68 +87,77 @@ class Points:
             found.append(figures)
         return found
 
-    def largest(self, topology: chips.Topology) -> dict[str, Any]:
-        """The largest batch of one chip, with and without rematerialization."""
+    def largest(self, topology: chips.Topology, *, tries: int = 8) -> dict[str, Any]:
+        """The largest batch of one chip, with and without rematerialization; see `fit.largest`."""
         one = chips.of_size(topology, 1)
-        target = compiled.devices(one)
-        if target.chip is None:
+        if compiled.devices(one).chip is None:
             raise ValueError(
                 f"largest_batch: how much memory {topology.name} has is not known; expected a TPU "
                 "topology, or a GPU that launch/chips.py has"
             )
-        found: dict[str, Any] = {}
-        for name, remat in (("plain", False), ("remat", True)):
-            config = copy.deepcopy(self.config)
-            if "devices" not in config:
-                if remat:
-                    continue
-            else:
-                config.devices.remat = remat
-                config.devices.fsdp = 1
-            instances = config.sampler.num_instances
-            rows: dict[int, dict[str, Any]] = {}
+        return {
+            name: self._largest(one, remat=remat, tries=tries)
+            for name, remat in (("plain", False), ("remat", True))
+        }
 
-            def measure(ids: int, config: Any = config, rows: Any = rows) -> fit.Point:
-                config.sampler.num_ids = ids
-                rows[ids], _ = self._train(config, one, embed=False)
-                peak = rows[ids]["memory_bytes"].get("peak")
-                shown = report.size(peak) if peak else "too much"
-                print(f"    {ids} x {instances}: {shown}", flush=True)
-                return fit.Point(bool(rows[ids]["fits"]), peak)
+    def _largest(self, one: chips.Topology, *, remat: bool, tries: int) -> dict[str, Any]:
+        chip = compiled.devices(one).chip
+        assert chip is not None
+        config = copy.deepcopy(self.config)
+        config.devices.remat, config.devices.fsdp = remat, 1
+        instances = config.sampler.num_instances
+        tried: dict[str, dict[str, Any]] = {}
 
-            print(f"\nlargest batch of one {topology.kind} chip, remat={remat}", flush=True)
-            answer = fit.largest(
-                measure,
-                target.chip.memory,
-                first=self.config.sampler.num_ids,
-                fewest=2,
-                most=self.facts.classes,
-            )
-            found[name] = {
-                "num_ids": answer.largest,
-                "num_instances": instances,
-                "rows": None if answer.largest is None else answer.largest * instances,
-                "refused_num_ids": answer.refused,
-                "tried": {str(ids): figures for ids, figures in rows.items()},
-            }
-            if answer.largest is None:
-                print(f"  not even {answer.refused} identities fit", flush=True)
-                continue
-            limit = f"{answer.refused} do not" if answer.refused else "no larger one was tried"
+        def measure(ids: int) -> fit.Point:
+            config.sampler.num_ids = ids
+            figures, _ = self._train(config, one)
+            tried[str(ids)] = figures
+            peak = figures["memory_bytes"].get("peak")
+            shown = report.size(peak) if peak else "too much"
+            print(f"    {ids} x {instances}: {shown}", flush=True)
+            return fit.Point(bool(figures["fits"]), peak)
+
+        print(f"\nlargest batch of one {one.kind} chip, devices.remat={remat}", flush=True)
+        answer = fit.largest(
+            measure,
+            chip.memory,
+            first=self.config.sampler.num_ids,
+            fewest=2,
+            most=self.facts.classes,
+            tries=tries,
+        )
+        if answer.largest is None:
+            print(f"  not even {answer.refused} identities fit", flush=True)
+        else:
+            beyond = f"{answer.refused} do not" if answer.refused else "more was not tried"
             print(
                 f"  {answer.largest} identities x {instances} images of each modality fit, "
-                f"{2 * answer.largest * instances} images; {limit}",
+                f"{2 * answer.largest * instances} images; {beyond}",
                 flush=True,
             )
-        return found
+        return {
+            "num_ids": answer.largest,
+            "num_instances": instances,
+            "rows": None if answer.largest is None else answer.largest * instances,
+            "refused_num_ids": answer.refused,
+            "tried": tried,
+        }
 
     def _train(
-        self, config: ml_collections.ConfigDict, topology: chips.Topology, *, embed: bool
+        self, config: ml_collections.ConfigDict, topology: chips.Topology, *, embed: bool = False
     ) -> tuple[dict[str, Any], list[str]]:
         """Figures of the train step, and of the embed step if asked for; and lines to print."""
+        key = (topology, str(config))
+        if key not in self._trained:
+            self._trained[key] = self._compiled(config, topology, embed)
+        return self._trained[key]
+
+    def _compiled(
+        self, config: ml_collections.ConfigDict, topology: chips.Topology, embed: bool
+    ) -> tuple[dict[str, Any], list[str]]:
         target = compiled.devices(topology)
         recipe.check_rows(config, len(target.devices))
-        mesh = compiled.mesh_of(target, fsdp=config.get("devices", {}).get("fsdp", 1))
+        mesh = compiled.mesh_of(target, fsdp=config.devices.fsdp)
         built = recipe.build(config, self.facts, mesh)
         ids, instances = config.sampler.num_ids, config.sampler.num_instances
         rows, dtype = ids * instances, config.method.dtype
@@ -146,8 +165,8 @@ class Points:
             f"{len(target.devices)} x {target.kind} ({topology.name}), batch {ids} identities x "
             f"{instances} images of each modality, {rows // len(target.devices)} rows a chip"
         ]
-        program = compiled.train_step(built, target)
-        groups = None if program.error else compiled.grouped(program, built)
+        program = compiled.train_step(built, target, self.keep)
+        groups = None if program.error else compiled.grouped(program, built, mesh)
         time = compiled.estimate(program, target, dtype)
         lines += report.program_lines("train step", program, groups, target)
         lines += report.time_lines(time, images=2 * rows, dtype=dtype, target=target)
@@ -161,15 +180,9 @@ class Points:
             **report.as_json(program, groups, time),
         }
         if embed:
-            second = compiled.embed_step(built, target)
-            count = built.images.shape[0]
+            second = compiled.embed_step(built, target, self.keep)
+            count, everything = built.images.shape[0], {"all": second.collectives}
             lines += report.program_lines(f"embed step, {count} images", second, None, target)
-            figures["embed"] = {
-                "images": count,
-                **report.as_json(
-                    second,
-                    {"all": second.collectives},
-                    compiled.estimate(second, target, dtype),
-                ),
-            }
+            time = compiled.estimate(second, target, dtype)
+            figures["embed"] = {"images": count, **report.as_json(second, everything, time)}
         return figures, lines

@@ -49,6 +49,8 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None = None) -> 
     Raises:
       ValueError: they are not known and not given.
     """
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
     data = config.data
     if data.name == "synthetic":
         ids = data.train_ids
@@ -70,8 +72,6 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None = None) -> 
     else:
         found = Facts(num_classes, 10 * num_classes, 10 * num_classes)  # of no matter to shapes
     if num_classes is not None and num_classes != found.classes:
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
         scale = num_classes / found.classes
         found = Facts(num_classes, round(scale * found.visible), round(scale * found.infrared))
     if config.sampler.num_ids > found.classes:

@@ -9,6 +9,7 @@ from launch.compiled import Devices, Program
 from launch.roofline import HOP, Estimate
 
 _LARGEST = 5  # collectives shown of each kind
+_NAME = 120  # letters of an operation's name
 
 
 def as_json(
@@ -138,7 +139,9 @@ def _line(collective: hlo.Collective) -> str:
     times = {1: "", -1: ", in a loop of unknown length"}.get(
         collective.times, f", {abs(collective.times)} times"
     )
-    origin = f"  {collective.name}" if collective.name else ""
+    # Of collectives that the compiler joined it joins the names, too.
+    name = collective.name if len(collective.name) <= _NAME else f"{collective.name[:_NAME]} ..."
+    origin = f"  {name}" if name else ""
     what = f"{collective.kind} {', '.join(shown)}"
     return f"{what}: {size(collective.bytes)}{times}{origin}"
 

@@ -1,0 +1,248 @@
+"""The command that compiles ahead, on fake devices of the CPU, and on a TPU's if libtpu is here."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import agw, idkl, smcl
+from launch import chips, compiled, points, recipe
+from vireid_jax.data import datasets
+from vireid_jax.types import train_labels
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+TINY = (
+    "--config.data.image_size=(32,16)",
+    "--config.method.depth=10",
+    "--config.method.width=4",
+    "--config.eval.batch_size=6",
+)
+
+
+def _run(*arguments, timeout=300):
+    return subprocess.run(
+        [sys.executable, "-m", "launch.compile_ahead", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        timeout=timeout,
+        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
+    )
+
+
+def _tiny(config, ids=4, instances=2):
+    config.data.image_size = (32, 16)
+    config.method.depth, config.method.width = 10, 4
+    config.sampler.num_ids, config.sampler.num_instances = ids, instances
+    config.eval.batch_size = 6
+    return config
+
+
+# --- The command ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compiled_for_eight(tmp_path_factory):
+    file = tmp_path_factory.mktemp("ahead") / "deep" / "figures.json"
+    run = _run(
+        "--config=configs/idkl.py:sysu",
+        "--topology=cpu:8",
+        *TINY,
+        "--config.sampler.num_ids=8",
+        "--config.sampler.num_instances=1",
+        f"--json={file}",
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(file.read_text()), run.stdout
+
+
+def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight):
+    figures, shown = compiled_for_eight
+    assert figures["recipe"] == "idkl_sysu" and figures["classes"] == 395
+    step = figures["step"]
+    assert (step["chips"], step["rows"], step["num_ids"]) == (8, 8, 8)
+    groups = step["collectives"]
+    assert not groups["other"]["operations"], groups["other"]["list"]
+    # Every parameter's gradient is in the all-reduces; the idkl network at width 4 has these.
+    config = _tiny(idkl.get_config("sysu"), 8, 1)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    built = recipe.build(config, recipe.facts(config), mesh)
+    size = sum(4 * np.prod(x.shape) for x in jax.tree.leaves(built.state.variables["params"]))
+    assert size <= groups["gradients and statistics"]["bytes"] <= 2 * size
+    embed = step["embed"]
+    assert embed["images"] == 8  # 6 of the recipe, as many as divide
+    assert {c["kind"] for c in embed["collectives"]["all"]["list"]} <= {"all-gather", "all-reduce"}
+    assert "8 x cpu (cpu:8), batch 8 identities x 1 images" in shown
+    assert "no figures for this chip (cpu)" in shown and "seconds" not in step
+    assert step["fits"] is None
+
+
+def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight):
+    """Arguments: the state on every device, a share of the batch; donated: the state."""
+    config = _tiny(idkl.get_config("sysu"), 8, 1)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    built = recipe.build(config, recipe.facts(config), mesh)
+    state = sum(x.dtype.itemsize * np.prod(x.shape) for x in jax.tree.leaves(built.state))
+    batch = sum(x.dtype.itemsize * np.prod(x.shape) / 8 for x in jax.tree.leaves(built.batch))
+    memory = compiled_for_eight[0]["step"]["memory_bytes"]
+    assert memory["arguments"] == pytest.approx(state + batch, rel=0.01)
+    assert memory["aliased"] == pytest.approx(state, rel=0.01)
+    parts = memory["arguments"] + memory["outputs"] + memory["temporaries"] - memory["aliased"]
+    assert memory["peak"] >= parts
+    assert compiled_for_eight[0]["step"]["flops_per_chip"] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (("--config=configs/smcl.py",), 2, "--topology is missing, as in --topology=v5e:4x4"),
+        (("--topology=cpu:2",), 2, "--config is missing"),
+        (("--config=configs/smcl.py", "--topology=v7:2x2"), 2, "no chip 'v7'; expected v5e, v5p"),
+        (("--config=configs/smcl.py:market", "--topology=cpu:2"), 2, "no recipe for the data set"),
+        (
+            ("--config=configs/smcl.py", "--topology=v5e:2x2", "--scaling", "--chips=24"),
+            2,
+            "no slice of 24 v5e chips",
+        ),
+        (
+            ("--config=configs/smcl.py", "--topology=cpu:2", "--workdir=/tmp/x"),
+            2,
+            "--workdir is an option of vireid_jax.main",
+        ),
+        (
+            ("--config=configs/idkl.py:sysu", "--topology=cpu:8"),
+            1,
+            "a batch of 12 identities x 5 images, 60 rows, does not divide over 8 chips; choose "
+            "--config.sampler.num_ids=8 or 16",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(arguments, code, message):
+    run = _run(*arguments)
+    assert run.returncode == code, run.stderr
+    assert message in run.stderr and run.stderr.startswith("error: ")
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_libtpu_the_message_says_how_to_get_it():
+    with pytest.raises(ValueError) as error:
+        compiled.devices(chips.parse("v5e:2x4"))
+    assert "no description of v5e:2x4" in str(error.value)
+    assert "in an environment of its own, pip install 'jax[tpu]'" in str(error.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpu_that_is_not_here():
+    run = _run("--config=configs/smcl.py", "--topology=v5e:2x2", *TINY, "--quick", "--noembed")
+    assert run.returncode == 0, run.stderr
+    assert "4 x TPU v5 lite (v5e:2x2)" in run.stdout and ": fits" in run.stdout
+    assert "collectives, other: none" in run.stdout and "roofline estimate" in run.stdout
+
+
+# --- Its parts ------------------------------------------------------------------------------
+
+
+def test_the_facts_are_those_of_the_data():
+    """Of the one data set that is here; the builders hold the others to their counts."""
+    config = smcl.get_config()
+    config.data.train_ids, config.data.test_ids, config.data.image_size = 5, 2, (16, 8)
+    config.data.val_ids, config.data.train_visible = 1, 2
+    config.sampler.num_ids = 4
+    split = datasets.load(**config.data, cache=False)
+    label, persons = train_labels(split.train)
+    modality = split.train.modality[label >= 0]
+    found = recipe.facts(config)
+    assert found == (len(persons), (modality == 0).sum(), (modality == 1).sum())
+    facts = {name: recipe.facts(smcl.get_config(name)) for name in ("sysu", "regdb", "llcm")}
+    assert {name: f.classes for name, f in facts.items()} == {
+        "sysu": 395,
+        "regdb": 206,
+        "llcm": 713,
+    }
+    held = smcl.get_config("sysu")
+    held.data.val_ids = 99
+    assert recipe.facts(held) == (296, 20284, 9929)
+
+
+def test_people_that_are_not_known_are_asked_for():
+    config = smcl.get_config("folders")
+    with pytest.raises(ValueError, match="expected --num_classes=N"):
+        recipe.facts(config)
+    assert recipe.facts(config, 70).classes == 70
+    assert recipe.facts(smcl.get_config("sysu"), 79) == (79, 4452, 2382)
+    with pytest.raises(ValueError, match="num_classes is 0, expected at least 1"):
+        recipe.facts(config, 0)
+    with pytest.raises(ValueError, match="num_ids is 4, but folders has 3 people"):
+        recipe.facts(config, 3)
+
+
+@pytest.mark.parametrize(
+    "rows, ids, instances",
+    [(32, 8, 4), (16, 4, 4), (1024, 256, 4), (2048, 256, 8), (8192, 256, 32), (1200, 300, 4)],
+)
+def test_larger_batches_have_more_people_then_more_images(rows, ids, instances):
+    found = recipe.resized(agw.get_config("sysu"), rows, 395).sampler
+    assert (found.num_ids, found.num_instances) == (ids, instances)
+
+
+def test_rows_that_are_no_batch():
+    with pytest.raises(ValueError, match=r"18 rows is no multiple of sampler\.num_instances, 4"):
+        recipe.resized(agw.get_config("sysu"), 18, 395)
+    config = _tiny(agw.get_config("sysu"), 3, 2)
+    with pytest.raises(ValueError, match=r"6 rows, .* 16 chips; choose .*num_ids=8$"):
+        recipe.check_rows(config, 16)
+    recipe.check_rows(config, 3)
+
+
+@pytest.mark.parametrize(
+    "message, size",
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (32.00G) exceeds available HBM (15.75G).",
+            32 << 30,
+        ),
+        (
+            "Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm. Exceeded hbm",
+            int(512.5 * (1 << 20)),
+        ),
+        ("something else", None),
+    ],
+)
+def test_the_compiler_says_what_it_would_need(message, size):
+    assert compiled.needed_bytes(message) == size
+
+
+def test_scaling_and_programs_that_are_kept(tmp_path, capsys, monkeypatch):
+    """With figures of a chip for the CPU: rows of a chip stay, and nothing is compiled twice."""
+    chip = chips.TPUS["v5e"]._replace(ring=0)
+    monkeypatch.setattr(chips, "chip_of", lambda *_: chip)
+    config = _tiny(agw.get_config("sysu"), 2, 2)
+    two, four = chips.parse("cpu:2"), chips.parse("cpu:4")
+    asked = points.Points(config, keep=tmp_path)
+    step = asked.step(two, embed=False)
+    found = asked.scaling(two, [two, four])
+    assert [(f["chips"], f["num_ids"], f["num_instances"]) for f in found] == [(2, 2, 2), (4, 4, 2)]
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    seconds = step["seconds"]
+    alone = max(seconds["compute"], seconds["memory"])
+    assert found[0]["seconds"] == seconds and found[0]["chips"] == step["chips"]
+    assert found[0]["efficiency"]["serial"] == alone / seconds["serial"] < 1
+    assert found[1]["efficiency"]["overlapped"] <= 1.2
+    assert "4 x 2: efficiency" in capsys.readouterr().out
+
+    def compile_again(*_):
+        raise AssertionError("this is compiled already")
+
+    monkeypatch.setattr(compiled, "_compile", compile_again)
+    assert points.Points(config, keep=tmp_path).scaling(two, [four]) == found[1:]
+    config.optim.lr = 0.2  # another program
+    with pytest.raises(AssertionError, match="compiled already"):
+        points.Points(config, keep=tmp_path).step(two, embed=False)
