@@ -86,3 +86,12 @@ def test_what_the_image_is_made_of_is_there_and_let_in():
         assert f"!{path}" in rules, path
     # What pip needs besides the package.
     assert {"pyproject.toml", "README.md", "LICENSE"} <= {p for paths in copied for p in paths}
+
+
+@pytest.mark.parametrize("name", ["supervise.sh", "local_pod.sh"])
+def test_no_command_substitution_where_a_trap_may_interrupt_it(name):
+    """Bash 5.2 fails to parse one then, and the script ends with 1, the processes with it."""
+    _, found, rest = (LAUNCH / name).read_text().partition("# From here on there is no $(...)")
+    assert found
+    code = re.sub(r"#.*", "", rest)
+    assert not re.search(r"\$\((?!\()|[<>]\((?!\()|`", code)
