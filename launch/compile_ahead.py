@@ -57,15 +57,17 @@ def main(argv: Sequence[str]) -> None:
     config = command._CONFIG.value
     if config is None:
         command._refuse(f"--config is missing; {command._known()}")
-    for name in ("workdir", "mode", "step"):
-        if flags.FLAGS[name].present:
+    for other in ("workdir", "mode", "step"):
+        if flags.FLAGS[other].present:
             command._refuse(
-                f"--{name} is an option of vireid_jax.main, not of launch.compile_ahead"
+                f"--{other} is an option of vireid_jax.main, not of launch.compile_ahead"
             )
-    if _TOPOLOGY.value is None:
+    name: str | None = _TOPOLOGY.value
+    if name is None:
         command._refuse("--topology is missing, as in --topology=v5e:4x4 or --topology=cpu:8")
+        raise AssertionError("unreachable")
     try:
-        topology = chips.parse(_TOPOLOGY.value)
+        topology = chips.parse(name)
         sizes = _sizes(topology) if _SCALING.value else []
     except ValueError as error:
         command._refuse(str(error))

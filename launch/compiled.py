@@ -1,6 +1,7 @@
 """Compiles steps for devices that are not there, and reads off what the compiler knows."""
 
 import hashlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -11,11 +12,12 @@ import jax
 import jaxlib
 import numpy as np
 
-from launch import chips, hlo, roofline
+from launch import chips, hlo, roofline, traffic
 from launch.recipe import Built
 from vireid_jax import sharding
 from vireid_jax.types import VISIBLE
 
+EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 # The TPU compiler's words; the first number of each is what the program would need.
 _NEEDED = re.compile(r"(?:Used|required for [\w ]+ \(|temporaries \()\s*([\d.]+)([KMGT]?)")
@@ -40,7 +42,8 @@ class Program(NamedTuple):
     fits: bool | None  # None: the memory of the device is not known
     memory: dict[str, int]  # bytes of a chip: arguments, outputs, temporaries, aliased, peak
     flops: float | None  # of a chip
-    bytes_accessed: float | None  # by a chip
+    bytes_accessed: float | None  # by a chip, as XLA counts them
+    traffic: int | None  # bytes of a chip's memory, see `launch.traffic`
     collectives: list[hlo.Collective]
     seconds: float  # to compile
     error: str = ""  # the compiler's, if there was no room
@@ -76,11 +79,14 @@ def devices(topology: chips.Topology) -> Devices:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # what libtpu raises, and what JAX does without it, is not stable
-        raise ValueError(
-            f"no description of {name}: {str(error).splitlines()[0]}. TPU topologies need libtpu, "
-            "not a TPU: in an environment of its own, pip install 'jax[tpu]' and this package"
-        ) from None
-    found = sorted(described.devices, key=lambda d: d.id)[:count]
+        reason = str(error).splitlines()[0]
+        if importlib.util.find_spec("libtpu") is None:
+            reason = (
+                "TPU topologies need libtpu, though no TPU: in an environment of its own, "
+                "pip install 'jax[tpu]' and this package"
+            )
+        raise ValueError(f"no description of {name}: {reason}") from None
+    found: list[Any] = sorted(described.devices, key=lambda d: d.id)[:count]  # type: ignore
     return Devices(topology, found, chips.chip_of(topology))
 
 
@@ -107,7 +113,7 @@ def _kept(
     lowered = function.trace(*arguments).lower()
     if keep is None:
         return _compile(lowered, target)
-    efforts = (jax.config.jax_exec_time_optimization_effort, jax.config.jax_memory_fitting_effort)
+    efforts = [jax.config.values[name] for name in EFFORTS]
     versions = (jaxlib.__version__, getattr(target.devices[0].client, "platform_version", ""))
     identity = repr((target.topology, target.kind, efforts, versions)) + lowered.as_text()
     path = keep / f"{hashlib.sha256(identity.encode()).hexdigest()[:20]}.json"
@@ -144,19 +150,21 @@ def _compile(lowered: Any, target: Devices) -> Program:
         text = str(error)
         needed = {"peak": n} if (n := needed_bytes(text)) else {}
         seconds = time.perf_counter() - start
-        return Program(False, needed, None, None, [], seconds, text.splitlines()[0])
+        return Program(False, needed, None, None, None, [], seconds, text.splitlines()[0])
     seconds = time.perf_counter() - start
     memory = _memory(compiled.memory_analysis())
     fits = None if target.chip is None else memory["peak"] <= target.chip.memory
     cost = compiled.cost_analysis() or {}
     if isinstance(cost, list):  # of older JAX: one for each program
         cost = cost[0]
+    text = compiled.as_text()
     return Program(
         fits,
         memory,
         cost.get("flops"),
         cost.get("bytes accessed"),
-        hlo.collectives(compiled.as_text()),
+        traffic.traffic(text),
+        hlo.collectives(text),
         seconds,
     )
 
@@ -184,11 +192,13 @@ def _memory(stats: Any) -> dict[str, int]:
 
 def estimate(program: Program, target: Devices, dtype: str) -> roofline.Estimate | None:
     """The step's time on the chip; None where there are no figures for it."""
-    if target.chip is None or program.flops is None or program.bytes_accessed is None:
+    # Only programs for TPUs say which arrays are in the chip's memory.
+    moved = program.traffic if target.topology.kind in chips.TPUS else program.bytes_accessed
+    if target.chip is None or program.flops is None or moved is None:
         return None
     return roofline.estimate(
         flops=program.flops,
-        bytes_accessed=program.bytes_accessed,
+        traffic=moved,
         collectives=program.collectives,
         chip=target.chip,
         shape=target.topology.shape,

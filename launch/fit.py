@@ -77,9 +77,10 @@ def _guess(points: dict[int, Point], limit: int, low: int, high: int, step: int)
     if len(pair) == 1:
         if high in points:
             return (low + high) // 2
-        # No slope yet. Half of what proportion promises is on the safe side and far enough off.
+        # No slope yet. Parameters take their share whatever the batch, so proportion promises too
+        # little, which is the safe side.
         ((n, size),) = pair
-        return max(n + 1, n * limit // (2 * size))
+        return max(n + 1, int(0.95 * n * limit / size))
     (n0, b0), (n1, b1) = pair
     if b1 <= b0:  # the compiler has begun to trade time for memory
         return (low + high) // 2 if high in points else 2 * low

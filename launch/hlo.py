@@ -76,13 +76,13 @@ def collectives(text: str) -> list[Collective]:
 
     Of a pair -start, -done the start counts, which may return its operands beside the results.
     """
-    times = _times(text)
+    times = run_times(text)
     found = []
-    for computation, line in _lines(text):
+    for computation, line in instructions(text):
         if match := _OPERATION.match(line):
             result, kind, start = match.groups()
             if start and kind in ("all-gather", "collective-permute", "reduce-scatter"):
-                result = _elements(result)[1]  # (operands, results, and of permutes two contexts)
+                result = elements(result)[1]  # (operands, results, and of permutes two contexts)
             found.append(
                 Collective(
                     kind,
@@ -145,8 +145,8 @@ def axes(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-def _elements(text: str) -> list[str]:
-    """The elements of a tuple type."""
+def elements(text: str) -> list[str]:
+    """The elements of a tuple type; those of "(a, (b, c))" are "a" and " (b, c)"."""
     parts, depth, start = [], 0, 1
     for n, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -156,8 +156,8 @@ def _elements(text: str) -> list[str]:
     return parts
 
 
-def _lines(text: str) -> Iterator[tuple[str, str]]:
-    """(computation, line) of every instruction."""
+def instructions(text: str) -> Iterator[tuple[str, str]]:
+    """(computation, line) of every line that does not begin a computation."""
     computation = ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -176,22 +176,32 @@ def _group(line: str) -> int:
     return int(match[2]) if match[2] else len(match[3].split(",")) if match[3] else 0
 
 
-def _times(text: str) -> dict[str, int]:
-    """How often each computation runs in a step; negative if a loop's length is unknown."""
-    callers: dict[str, list[tuple[str, int]]] = {}  # callee: [(caller, trips)]
-    entry = ""
+def entry(text: str) -> str:
+    """The computation that a program begins with."""
     for line in text.splitlines():
         if (match := _COMPUTATION.match(line)) and match[1]:
-            entry = match[2]
-    for computation, line in _lines(text):
+            return match[2]
+    return ""
+
+
+def called(line: str) -> list[str]:
+    """The computations that an instruction names."""
+    names = [one or several for one, several in _CALLED.findall(line)]
+    return [name for some in names for name in re.findall(r"[\w.-]+", some)]
+
+
+def run_times(text: str) -> dict[str, int]:
+    """How often each computation runs in a step; negative if a loop's length is unknown."""
+    callers: dict[str, list[tuple[str, int]]] = {}  # callee: [(caller, trips)]
+    for computation, line in instructions(text):
         body = _BODY.search(line)
         trips = _TRIPS.search(line)
-        for one, several in _CALLED.findall(line):
-            for callee in re.findall(r"[\w.-]+", one or several):
-                looped = body is not None and callee == body[1]
-                count = (int(trips[1]) if trips else -1) if looped else 1
-                callers.setdefault(callee, []).append((computation, count))
-    known: dict[str, int] = {entry: 1}
+        for callee in called(line):
+            looped = body is not None and callee == body[1]
+            count = (int(trips[1]) if trips else -1) if looped else 1
+            callers.setdefault(callee, []).append((computation, count))
+    first = entry(text)
+    known: dict[str, int] = {first: 1}
 
     def times(computation: str) -> int:
         if computation not in known:
@@ -200,4 +210,4 @@ def _times(text: str) -> dict[str, int]:
             known[computation] = sign * sum(abs(t * c) for t, c in counts) or 1
         return known[computation]
 
-    return {computation: times(computation) for computation in [entry, *callers]}
+    return {computation: times(computation) for computation in [first, *callers]}

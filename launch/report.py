@@ -23,6 +23,7 @@ def as_json(
         "memory_bytes": program.memory,
         "flops_per_chip": program.flops,
         "bytes_accessed_per_chip": program.bytes_accessed,
+        "memory_traffic_per_chip": program.traffic,
         "compile_seconds": round(program.seconds, 1),
     }
     if program.error:
@@ -71,8 +72,11 @@ def program_lines(
     ]
     if program.flops is not None:
         lines.append(f"  arithmetic per chip  {program.flops / 1e9:,.1f} GFLOP a step")
-    if program.bytes_accessed is not None:
-        lines.append(f"  memory traffic       {size(program.bytes_accessed)} a step and chip")
+    if program.bytes_accessed is not None and program.traffic is not None:
+        lines.append(
+            f"  memory traffic       {size(program.traffic)} a step and chip (XLA's count of bytes "
+            f"accessed, with what stays on the cores: {size(program.bytes_accessed)})"
+        )
     for name, members in (groups or {"all": program.collectives}).items():
         lines.append(f"  collectives, {name}: {_sum(members)}")
         for collective in _by_size(members)[: _LARGEST if name != hlo.OTHER else 99]:

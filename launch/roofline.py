@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     """Seconds of a step."""
 
     compute: float  # FLOPs at the peak rate
-    memory: float  # bytes accessed at the peak bandwidth
+    memory: float  # bytes of the chip's memory at the peak bandwidth
     transfer: float  # bytes between chips at the bandwidth of the rings
     latency: float  # of the hops, collectives one after the other
 
@@ -43,7 +43,7 @@ class Estimate(NamedTuple):
 def estimate(
     *,
     flops: float,
-    bytes_accessed: float,
+    traffic: float,
     collectives: Sequence[Collective],
     chip: Chip,
     shape: tuple[int, ...],
@@ -53,7 +53,7 @@ def estimate(
 
     Args:
       flops: of one chip.
-      bytes_accessed: by one chip.
+      traffic: bytes between the chip's memory and its cores.
       collectives: from `hlo.collectives`.
       chip: peak figures.
       shape: chips along each axis.
@@ -74,7 +74,7 @@ def estimate(
             transfer += count * sent(collective, group) / bandwidth(chip, shape)
             both = 2 if collective.kind == "all-reduce" else 1
             latency += count * both * hops(chip, shape) * HOP
-    return Estimate(flops / peak, bytes_accessed / chip.bandwidth, transfer, latency)
+    return Estimate(flops / peak, traffic / chip.bandwidth, transfer, latency)
 
 
 def sent(collective: Collective, group: int) -> float:

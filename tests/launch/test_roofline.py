@@ -15,7 +15,7 @@ def _collective(kind, numbers, group=0, times=1):
 def _estimate(shape, *collectives, chip=V5E, flops=0.0, read=0.0, dtype="bfloat16"):
     return roofline.estimate(
         flops=flops,
-        bytes_accessed=read,
+        traffic=read,
         collectives=collectives,
         chip=chip,
         shape=shape,

@@ -1,0 +1,133 @@
+r"""A Markdown table of several recipes, from the JSON files of `launch.compile_ahead`.
+
+  for m in smcl mun idkl agw deen pdm; do
+    python -m launch.compile_ahead --config configs/$m.py:sysu --topology v5e:1x1 \
+      --scaling --chips=256 --largest_batch --json ahead/$m.json
+  done
+  python -m launch.table ahead/*.json
+
+Efficiency is images a second and chip without overlap, relative to one chip by itself; numbers of
+chips that were not compiled for take the collectives of the next larger one, which gathers more
+features than they would, and are marked with "at least".
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch import chips, hlo, roofline
+
+CHIPS = (8, 32, 128, 256)
+_HEAD = (
+    "method | batch | pixels | memory | TFLOP | between chips | "
+    + " | ".join(str(n) for n in CHIPS)
+    + " | largest | with remat"
+)
+
+
+def table(recipes: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of a Markdown table.
+
+    Args:
+      recipes: figures as `launch.compile_ahead --json` writes them.
+    """
+    head = [f"| {_HEAD} |", "|" + "---|" * (_HEAD.count("|") + 1)]
+    return "\n".join([*head, *map(row, recipes)])
+
+
+def row(figures: Mapping[str, Any]) -> str:
+    """One recipe."""
+    step = figures["step"]
+    memory = step["memory_bytes"].get("peak")
+    height, width = figures["image_size"]
+    cells = [
+        figures["recipe"],
+        f"{step['num_ids']} x {step['num_instances']}",
+        f"{height} x {width}",
+        "-" if memory is None else f"{memory / chips.GIB:.1f} GiB{'' if step['fits'] else ', no'}",
+        "-" if step["flops_per_chip"] is None else f"{step['flops_per_chip'] / 1e12:.2f}",
+    ]
+    points = {point["chips"]: point for point in figures.get("scaling", [])}
+    sent = [
+        collective_bytes(point) for _, point in sorted(points.items()) if "collectives" in point
+    ]
+    cells.append(" to ".join(f"{size / 1e6:.0f} MB" for size in sent) or "-")
+    cells += [efficiency(step, points, n) for n in CHIPS]
+    for kind in ("plain", "remat"):
+        found = figures.get("largest_batch", {}).get(kind)
+        cells.append(largest(found) if found else "-")
+    return f"| {' | '.join(cells)} |"
+
+
+def collective_bytes(point: Mapping[str, Any]) -> int:
+    """Bytes that the collectives of a step return on every chip."""
+    return sum(group["bytes"] for group in point["collectives"].values())
+
+
+def efficiency(step: Mapping[str, Any], points: Mapping[int, Mapping[str, Any]], count: int) -> str:
+    """Of `count` chips, from those compiled for, or a bound from the next larger."""
+    larger = [n for n, point in sorted(points.items()) if n >= count and "seconds" in point]
+    if not larger or "seconds" not in step:
+        return "-"
+    alone = max(step["seconds"]["compute"], step["seconds"]["memory"])
+    point = points[larger[0]]
+    if larger[0] == count:
+        return f"{alone / point['seconds']['serial']:.0%}"
+    topology = chips.of_size(chips.parse(point["topology"]), count)
+    chip = chips.chip_of(topology)
+    assert chip is not None, "there are seconds, so there are figures"
+    collectives = [
+        hlo.Collective(
+            one["kind"],
+            tuple(a for text in one["arrays"] for a in hlo.arrays(text)),
+            # Groups of all chips become groups of all of these; smaller ones stay.
+            0 if one["group"] in (0, larger[0]) else one["group"],
+            one["times"],
+            one["op_name"],
+        )
+        for group in point["collectives"].values()
+        for one in group["list"]
+    ]
+    time = roofline.estimate(
+        flops=0.0,
+        traffic=0.0,
+        collectives=collectives,
+        chip=chip,
+        shape=topology.shape,
+        dtype="bfloat16",
+    )
+    own = max(point["seconds"]["compute"], point["seconds"]["memory"])
+    return f">= {alone / (own + time.transfer + time.latency):.0%}"
+
+
+def largest(found: Mapping[str, Any]) -> str:
+    """The largest batch, and what was refused."""
+    if found["num_ids"] is None:
+        return f"under {found['refused_num_ids']} x {found['num_instances']}"
+    # What is refused need not be the next: "at least" unless the two are close.
+    refused = found["refused_num_ids"]
+    close = refused is not None and refused <= 1.05 * found["num_ids"] + 1
+    size = f"{found['num_ids']} x {found['num_instances']}"
+    return size if close else f">= {size}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table of the files that are named."""
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        return 0 if argv else 2
+    try:
+        print(table([json.loads(pathlib.Path(name).read_text()) for name in argv]))
+    except (OSError, ValueError, KeyError) as error:
+        print(
+            f"error: {type(error).__name__} {error}; expected files that", end=" ", file=sys.stderr
+        )
+        print("python -m launch.compile_ahead --json=FILE wrote", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""The table of several recipes."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch import chips, roofline, table
+from launch.hlo import Array, Collective
+
+REDUCE = {"kind": "all-reduce", "arrays": ["f32[1000,25000]"], "group": 256, "times": 1}
+GATHER = {"kind": "all-gather", "arrays": ["bf16[4096,2048]"], "group": 0, "times": 2}
+FIGURES = {
+    "recipe": "agw_sysu",
+    "image_size": [288, 144],
+    "step": {
+        "num_ids": 8,
+        "num_instances": 4,
+        "fits": True,
+        "memory_bytes": {"peak": 3 << 30},
+        "flops_per_chip": 2.5e12,
+        "seconds": {"compute": 0.01, "memory": 0.02, "serial": 0.02},
+    },
+    "scaling": [
+        {
+            "topology": "v5e:16x16",
+            "chips": 256,
+            "seconds": {"compute": 0.01, "memory": 0.021, "serial": 0.025},
+            "collectives": {
+                "a": {"bytes": 100_000_000, "list": [REDUCE | {"op_name": ""}]},
+                "b": {"bytes": 33_554_432, "list": [GATHER | {"op_name": ""}]},
+            },
+        }
+    ],
+    "largest_batch": {
+        "plain": {"num_ids": 60, "num_instances": 4, "refused_num_ids": 62},
+        "remat": {"num_ids": 100, "num_instances": 4, "refused_num_ids": None},
+    },
+}
+
+
+def _cells(figures):
+    return [cell.strip() for cell in table.row(figures).strip("|").split("|")]
+
+
+def test_a_row():
+    cells = _cells(FIGURES)
+    assert cells[:6] == ["agw_sysu", "8 x 4", "288 x 144", "3.0 GiB", "2.50", "134 MB"]
+    assert cells[9:] == ["80%", "60 x 4", ">= 100 x 4"]
+    # 8 chips by hand: the collectives of 256 on a slice of 2 x 4.
+    pair = (
+        Collective("all-reduce", (Array("f32", (1000, 25000)),), 0, 1, ""),
+        Collective("all-gather", (Array("bf16", (4096, 2048)),), 0, 2, ""),
+    )
+    time = roofline.estimate(
+        flops=0, traffic=0, collectives=pair, chip=chips.TPUS["v5e"], shape=(2, 4), dtype="bfloat16"
+    )
+    assert cells[6] == f">= {0.02 / (0.021 + time.transfer + time.latency):.0%}"
+    head, line, *rows = table.table([FIGURES, FIGURES]).splitlines()
+    assert len(rows) == 2 and {r.count("|") for r in (head, line, *rows)} == {len(cells) + 1}
+
+
+def test_what_was_not_asked_for_or_does_not_fit():
+    figures = copy.deepcopy(FIGURES)
+    del figures["scaling"], figures["largest_batch"]
+    figures["step"] |= {"fits": False, "flops_per_chip": None}
+    cells = _cells(figures)
+    assert cells[3:] == ["3.0 GiB, no", *["-"] * 8]
+    none = FIGURES | {
+        "largest_batch": {"plain": {"num_ids": None, "num_instances": 4, "refused_num_ids": 2}}
+    }
+    assert _cells(none)[10:] == ["under 2 x 4", "-"]
+
+
+@pytest.mark.parametrize("content, code", [(json.dumps(FIGURES), 0), ("{}", 1), ("x", 1)])
+def test_the_command(tmp_path, content, code):
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    run = subprocess.run(
+        [sys.executable, "-m", "launch.table", str(file)], capture_output=True, text=True
+    )
+    assert run.returncode == code
+    assert ("| agw_sysu | 8 x 4" in run.stdout) == (code == 0)
+    assert ("expected files that" in run.stderr) == (code == 1)
