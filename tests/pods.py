@@ -33,7 +33,7 @@ class Pod:
     def __init__(self, processes):
         self.processes = processes
 
-    def wait_for(self, moment, timeout=240):
+    def wait_for(self, moment, timeout=600):
         """Until `moment()` is true; none may have ended by then."""
         until = time.monotonic() + timeout
         while not moment():
@@ -44,7 +44,7 @@ class Pod:
     def send(self, index, signum):
         self.processes[index].popen.send_signal(signum)
 
-    def wait(self, timeout=240):
+    def wait(self, timeout=600):
         """Until all have ended; whoever has not by then is killed."""
         until = time.monotonic() + timeout
         try:
