@@ -104,7 +104,9 @@ def prepare(topology: chips.Topology) -> None:
     # A program for TPUs is compiled on the CPU, and libtpu must not look for a TPU.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_LIBRARY_LOG_LEVEL", "3")
+    if topology.kind in chips.TPUS:  # what it would look for, and complain of not finding
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no other process uses a TPU either
     if topology.kind == "cpu":
         set_before = os.environ.get("XLA_FLAGS", "")
