@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from launch import chips
 from vireid_jax import main as command
@@ -54,7 +55,14 @@ def main(argv: Sequence[str]) -> None:
     """Runs one command; see the module's docstring for the exit codes."""
     if len(argv) > 1:
         command._refuse(f"unexpected arguments {list(argv[1:])}; every option starts with --")
-    config = command._CONFIG.value
+    try:
+        config = command._CONFIG.value
+        if config is not None:
+            config.items()  # a recipe is read at its first use
+    except OSError:
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        command._refuse(f"no recipe {file!r}; {command._known()}")
+        raise AssertionError("unreachable") from None
     if config is None:
         command._refuse(f"--config is missing; {command._known()}")
     for other in ("workdir", "mode", "step"):
@@ -68,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
         raise AssertionError("unreachable")
     try:
         topology = chips.parse(name)
+        if _LARGEST.value and topology.kind == "cpu":
+            raise ValueError("--largest_batch needs a chip whose memory is known, not a CPU")
         sizes = _sizes(topology) if _SCALING.value else []
     except ValueError as error:
         command._refuse(str(error))

@@ -92,8 +92,8 @@ class Points:
         one = chips.of_size(topology, 1)
         if compiled.devices(one).chip is None:
             raise ValueError(
-                f"largest_batch: how much memory {topology.name} has is not known; expected a TPU "
-                "topology, or a GPU that launch/chips.py has"
+                f"largest_batch: how much memory a {compiled.devices(one).kind} has is not known; "
+                "expected a TPU topology, or a GPU that launch/chips.py has"
             )
         return {
             name: self._largest(one, remat=remat, tries=tries)

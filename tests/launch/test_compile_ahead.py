@@ -110,6 +110,12 @@ def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight):
             2,
             "no slice of 24 v5e chips",
         ),
+        (("--config=configs/no.py", "--topology=cpu:2"), 2, "no recipe 'configs/no.py'; recipes"),
+        (
+            ("--config=configs/smcl.py", "--topology=cpu:2", "--largest_batch"),
+            2,
+            "--largest_batch needs a chip whose memory is known",
+        ),
         (
             ("--config=configs/smcl.py", "--topology=cpu:2", "--workdir=/tmp/x"),
             2,
