@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from launch import chips, compiled, fit, recipe, report
+from launch import chips, compiled, fit, hlo, recipe, report
 from vireid_jax.nets import options
 
 
@@ -83,6 +83,8 @@ class Points:
                 line += f"{rate:,.0f} images/s,"
             peak = figures["memory_bytes"].get("peak")
             line += f" {report.size(peak) if peak else 'too much'} per chip"
+            if (others := figures.get("collectives", {}).get(hlo.OTHER)) and others["operations"]:
+                line += f"; {others['operations']} collectives of something else (--json has them)"
             print(line, flush=True)
             found.append(figures)
         return found

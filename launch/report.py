@@ -68,7 +68,7 @@ def program_lines(
     lines += [
         f"  memory per chip      {size(m['peak'])}{of}",
         f"    arguments {size(m['arguments'])}, outputs {size(m['outputs'])}, temporaries "
-        f"{size(m['temporaries'])}, of these donated {size(m['aliased'])}",
+        f"{size(m['temporaries'])}, code {size(m['code'])}; donated {size(m['aliased'])}",
     ]
     if program.flops is not None:
         lines.append(f"  arithmetic per chip  {program.flops / 1e9:,.1f} GFLOP a step")
