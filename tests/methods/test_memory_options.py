@@ -1,7 +1,7 @@
 """What saves memory or follows other machines' statistics, for every method.
 
-Each method is compared with its loss over features of its network, applied by hand to a few rows
-after the other, and with the gradient that goes back through one such piece after the other.
+`by_hand` applies a method's network to a few rows after the other; the rest is the same numbers
+for another way of computing them.
 """
 
 import functools
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tests.methods import by_hand
 from vireid_jax.methods import METHODS, agw, deen, idkl, mun, pdm, smcl
 from vireid_jax.nets.agw import AGWNet
 from vireid_jax.nets.idkl import IDKLNet
@@ -32,7 +33,7 @@ BUILDS = {
         **PK,
         num_steps=8,
         second_view=True,
-        generator={"ratios": (2, 4)},  # of maps of 8 x 4
+        generator={"ratios": (2,)},  # of maps of 8 x 4
         prototype_map="slot",
     ),
     "idkl": partial(idkl.build, **SMALL, **PK, num_steps=8, modality_dropout=0.0),
@@ -57,10 +58,8 @@ NETS = {
     "deen": MultiFeatureNet,
     "pdm": MultiFeatureNet,
 }
+REMAT, CONVOLUTION = "remat2", "conv_general_dilated"
 every_method = pytest.mark.parametrize("name", METHODS)
-KEY, STEP = jax.random.key(7), 3
-# Half the time of compiling; what is computed is little.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def test_every_method_is_here():
@@ -75,9 +74,13 @@ def batch():
 
 
 @functools.cache
+def start(name):
+    return BUILDS[name]().init(jax.random.key(0))
+
+
+@functools.cache
 def variables(name):
     """A start where no factor is 0, so that every part of the network counts."""
-    start = BUILDS[name]().init(jax.random.key(0))
     rng = np.random.default_rng(1)
 
     def drawn(path, x):
@@ -85,114 +88,7 @@ def variables(name):
             return rng.uniform(0.3, 1, x.shape).astype(np.float32)
         return x
 
-    return jax.tree_util.tree_map_with_path(drawn, start)
-
-
-def compiled(function, *args):
-    """What a function gives for these arguments."""
-    return jax.jit(function).lower(*args).compile(compiler_options=QUICK)(*args)
-
-
-def graded(method):
-    """(variables, batch) -> ((total, (terms, updates)), gradient)."""
-
-    def run(state, batch):
-        def of_params(params):
-            total, aux = method.loss({**state, "params": params}, batch, KEY, STEP)
-            return total, (aux.terms, aux.updates)
-
-        return jax.value_and_grad(of_params, has_aux=True)(state["params"])
-
-    return run
-
-
-def by_hand(name, method, pieces, monkeypatch):
-    """What `graded` gives of a network that is applied to pieces of the batch.
-
-    Args:
-      pieces: lists of rows. A list of lists of rows is a chunk: its first piece leaves the
-        statistics that those of the next chunk start from.
-    """
-    original, state, host = NETS[name].apply, variables(name), batch()
-    calls = []
-
-    def standing_in(training):
-        def apply(net, state, *args, mutable=False, rngs=None, method=None):
-            if not mutable:
-                return original(net, state, *args, method=method)
-            calls.append((net, args))
-            return training(net, state, *args, mutable=mutable, rngs=rngs)
-
-        monkeypatch.setattr(NETS[name], "apply", apply)
-
-    def of_params(params):
-        total, aux = method.loss({**state, "params": params}, host, KEY, STEP)
-        return total, (aux.terms, aux.updates)
-
-    standing_in(original)
-    jax.eval_shape(of_params, state["params"])
-    net, args = calls[0]  # with the images as they are in the batch
-    images = [x for x in args if np.ndim(x)]
-    rest = [x for x in args if not np.ndim(x)]
-
-    def piece(params, stats, images, cotangent):
-        def forward(params):
-            given = {"params": params, "batch_stats": stats}
-            out, new = original(net, given, *images, *rest, mutable=["batch_stats"])
-            return out, new["batch_stats"]
-
-        out, pull, new = jax.vjp(forward, params, has_aux=True)
-        return out, new, pull(zeros(out) if cotangent is None else cotangent)[0]
-
-    stats, outputs, starts = state["batch_stats"], [], []
-    run = None
-    for chunk in pieces:
-        left = []
-        for rows in chunk:
-            given = state["params"], stats, [x[rows] for x in images]
-            if run is None:
-                out = jax.eval_shape(lambda *x: piece(*x, None)[0], *given)
-                lowered = jax.jit(piece).lower(*given, zeros(out))
-                run = lowered.compile(compiler_options=QUICK)
-            out, new, _ = run(*given, zeros(out))
-            outputs.append(out)
-            starts.append(stats)
-            left.append(new)
-        stats = left[0]
-    flat = [rows for chunk in pieces for rows in chunk]
-    order = np.argsort(np.concatenate(flat))
-
-    def joined(*parts):  # [rows * k, ...] of each piece -> in the order of the batch
-        slots = [
-            np.reshape(x, (len(r), -1, *x.shape[1:])) for x, r in zip(parts, flat, strict=True)
-        ]
-        together = np.concatenate(slots)[order]
-        return together.reshape(-1, *together.shape[2:])
-
-    def of_features(params, out):
-        standing_in(lambda *args, **options: (out, {"batch_stats": stats}))
-        return of_params(params)
-
-    value, (gradient, cotangent) = compiled(
-        jax.value_and_grad(of_features, (0, 1), has_aux=True),
-        state["params"],
-        jax.tree.map(joined, *outputs),
-    )
-    for rows, start in zip(flat, starts, strict=True):
-
-        def own(x, rows=rows):
-            slots = np.reshape(x, (ROWS, -1, *x.shape[1:]))[rows]
-            return slots.reshape(-1, *slots.shape[2:])
-
-        back = run(state["params"], start, [x[rows] for x in images], jax.tree.map(own, cotangent))[
-            2
-        ]
-        gradient = jax.tree.map(np.add, gradient, back)
-    return value, gradient
-
-
-def zeros(tree):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+    return jax.tree_util.tree_map_with_path(drawn, start(name))
 
 
 def assert_close(found, expected, tolerance=1e-3):
@@ -217,15 +113,17 @@ def assert_close(found, expected, tolerance=1e-3):
 def with_everything(name):
     """The loss and gradient in two chunks of two groups each, of rematerialized blocks."""
     method = grouped(BUILDS[name](accumulate=2, remat=True), 2)
-    return compiled(graded(method), variables(name), batch())
+    return by_hand.compiled(by_hand.graded(method), variables(name), batch())
 
 
 @every_method
 def test_chunks_of_groups_are_the_network_applied_to_each(name, monkeypatch):
     """Chunk c has the rows c, c + 2, ..., in two runs; the loss sees all rows."""
     found = with_everything(name)
-    pieces = [np.split(np.arange(c, ROWS, 2), 2) for c in range(2)]
-    assert_close(found, by_hand(name, BUILDS[name](), pieces, monkeypatch))
+    chunks = [np.split(np.arange(c, ROWS, 2), 2) for c in range(2)]
+    plain = BUILDS[name]()
+    args = plain, NETS[name], variables(name), batch(), chunks
+    assert_close(found, by_hand.loss_of_pieces(*args, monkeypatch))
 
 
 def test_four_devices_compute_the_chunks_of_one():
@@ -233,7 +131,7 @@ def test_four_devices_compute_the_chunks_of_one():
     everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     placed = jax.device_put(variables("smcl"), everywhere), jax.device_put(batch(), rows)
     method = grouped(BUILDS["smcl"](accumulate=2, remat=True), 2)
-    found = compiled(graded(method), *placed)
+    found = by_hand.compiled(by_hand.graded(method), *placed)
     assert_close(jax.tree.map(np.asarray, found), with_everything("smcl"))
 
 
@@ -253,25 +151,27 @@ def primitives(jaxpr):
 
 @every_method
 def test_stems_and_blocks_are_rematerialized_if_asked(name):
-    """In the backward pass under a primitive of its own, and not in the forward pass."""
+    """Under a primitive of its own in the program, which is that of the whole batch."""
 
-    def count(**options):
-        run = graded(BUILDS[name](**options))
-        jaxpr = jax.make_jaxpr(run)(variables(name), batch())
-        return list(primitives(jaxpr.jaxpr)).count("remat2")
+    def found(**options):
+        method = BUILDS[name](**options)
+        loss = partial(method.loss, batch=batch(), key=jax.random.key(0), step=0)
+        jaxpr = jax.make_jaxpr(lambda state: loss(state)[0])(variables(name))
+        return list(primitives(jaxpr.jaxpr))
 
+    plain, remat = found(), found(remat=True)
     stages = 3 if name in ("deen", "pdm") else 4
-    assert count() == 0 and count(remat=True) >= 1 + stages
+    assert plain.count(REMAT) == 0 and remat.count(REMAT) >= 1 + stages
+    # Blocks are inside of it, and no operation is there twice before there is a gradient.
+    assert sorted(set(remat) - {REMAT}) == sorted(set(plain))
+    assert remat.count(CONVOLUTION) == plain.count(CONVOLUTION)
 
 
 @every_method
 def test_a_fresh_network_does_not_depend_on_how_its_gradient_is_computed(name):
-    plain, other = (
-        BUILDS[name](**options).init(jax.random.key(5))
-        for options in ({}, {"remat": True, "accumulate": 2})
-    )
-    assert jax.tree.structure(plain) == jax.tree.structure(other)
-    for a, b in zip(*map(jax.tree.leaves, (plain, other)), strict=True):
+    other = BUILDS[name](remat=True, accumulate=2).init(jax.random.key(0))
+    assert jax.tree.structure(start(name)) == jax.tree.structure(other)
+    for a, b in zip(*map(jax.tree.leaves, (start(name), other)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
