@@ -252,3 +252,26 @@ def test_scaling_and_programs_that_are_kept(tmp_path, capsys, monkeypatch):
     config.optim.lr = 0.2  # another program
     with pytest.raises(AssertionError, match="compiled already"):
         points.Points(config, keep=tmp_path).step(two, embed=False)
+
+
+def test_the_largest_batch_with_and_without_remat(monkeypatch, capsys):
+    """Of programs whose bytes are known: 1 MB, and 100 kB an identity, half of that with remat."""
+    chip = chips.TPUS["v5e"]._replace(memory=10_000_000)
+    monkeypatch.setattr(chips, "chip_of", lambda *_: chip)
+    asked = points.Points(_tiny(agw.get_config("sysu"), 8, 2))
+
+    def compile_for(config, topology, embed):
+        assert topology.chips == 1 and not embed
+        assert config.sampler.num_instances == 2 and config.devices.fsdp == 1
+        each = 50_000 if config.devices.remat else 100_000
+        peak = 1_000_000 + each * config.sampler.num_ids
+        return {"fits": peak <= chip.memory, "memory_bytes": {"peak": peak}}, []
+
+    monkeypatch.setattr(asked, "_compiled", compile_for)
+    found = asked.largest(chips.parse("cpu:4"))
+    assert (found["plain"]["num_ids"], found["remat"]["num_ids"]) == (90, 180)
+    assert found["plain"]["rows"] == 180 and 90 < found["plain"]["refused_num_ids"] <= 93
+    assert not asked.config.devices.remat and asked.config.sampler.num_ids == 8
+    assert "90 identities x 2 images of each modality fit, 360 images" in capsys.readouterr().out
+    few = asked.largest(chips.parse("cpu:4"), tries=1)
+    assert len(few["plain"]["tried"]) == 1 and few["plain"]["refused_num_ids"] is None
