@@ -216,8 +216,8 @@ def grouped(
     features = jax.eval_shape(lambda v, x: built.embed(v, x, VISIBLE), variables, built.images)
     widest = max(x.shape[1] for x in features.values())
     rows = built.batch["label"].shape[0]
-    shared = len(mesh.axis_names) > 1
-    kinds = (hlo.GRADIENTS, *[hlo.PARAMETERS] * shared, hlo.FEATURES, hlo.OTHER)
+    shared = mesh.shape.get("fsdp", 1)
+    kinds = (hlo.GRADIENTS, *[hlo.PARAMETERS] * (shared > 1), hlo.FEATURES, hlo.OTHER)
     found: dict[str, list[hlo.Collective]] = {kind: [] for kind in kinds}
     for collective in program.collectives:
         kind = hlo.group_of(

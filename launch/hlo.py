@@ -108,7 +108,7 @@ def group_of(
     parameters: Collection[int],
     statistics: int,
     features: int,
-    shared: bool = False,
+    shared: int = 1,
 ) -> str:
     """What a collective carries, as far as its size tells.
 
@@ -117,7 +117,8 @@ def group_of(
       parameters: how many numbers the parameters have; the gradient of each has as many.
       statistics: the most numbers that sums over the batch have: of normalizations and losses.
       features: the most numbers that the features of the global batch have.
-      shared: whether devices share a copy of the parameters (fsdp), which is then gathered.
+      shared: how many devices share a copy of the parameters (fsdp), which is then gathered, and
+        their gradients scattered.
 
     Returns:
       GRADIENTS for reductions of gradients, statistics and scalars, PARAMETERS for gathers of
@@ -130,12 +131,12 @@ def group_of(
 
     def reduced(array: Array) -> bool:
         size = math.prod(array.shape)
-        return size in parameters or size <= statistics
+        return size <= statistics or size in parameters or size * shared in parameters
 
     if collective.kind in REDUCTIONS and all(map(reduced, collective.arrays)):
         return GRADIENTS
     gathered = all(math.prod(array.shape) in parameters for array in collective.arrays)
-    if shared and collective.kind == "all-gather" and gathered:
+    if shared > 1 and collective.kind == "all-gather" and gathered:
         return PARAMETERS
     return FEATURES if all(map(small, collective.arrays)) else OTHER
 

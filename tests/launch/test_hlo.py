@@ -156,8 +156,15 @@ def test_what_a_collective_carries(collective, expected):
     sizes = dict(parameters={3 * 3 * 64 * 64, 64}, statistics=256, features=16 * 128)
     assert hlo.group_of(collective, **sizes) == expected
     gathers = collective.kind == "all-gather" and collective.arrays[0].shape == (3, 3, 64, 64)
-    shared = hlo.group_of(collective, **sizes, shared=True)
+    shared = hlo.group_of(collective, **sizes, shared=2)
     assert shared == (hlo.PARAMETERS if gathers and len(collective.arrays) == 1 else expected)
+
+
+def test_gradients_that_are_scattered():
+    sizes = dict(parameters={3 * 3 * 64 * 64}, statistics=256, features=16)
+    half = _one("reduce-scatter", (3, 3, 32, 64))
+    assert hlo.group_of(half, **sizes, shared=2) == hlo.GRADIENTS
+    assert hlo.group_of(half, **sizes) == hlo.OTHER
 
 
 def test_shapes_that_differ_in_their_order_are_the_same():
