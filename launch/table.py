@@ -2,13 +2,12 @@ r"""A Markdown table of several recipes, from the JSON files of `launch.compile_
 
   for m in smcl mun idkl agw deen pdm; do
     python -m launch.compile_ahead --config configs/$m.py:sysu --topology v5e:1x1 \
-      --scaling --chips=256 --largest_batch --json ahead/$m.json
+      --scaling --largest_batch --json ahead/$m.json
   done
   python -m launch.table ahead/*.json
 
-Efficiency is images a second and chip without overlap, relative to one chip by itself; numbers of
-chips that were not compiled for take the collectives of the next larger one, which gathers more
-features than they would, and are marked with "at least".
+Efficiency is images a second and chip without overlap, relative to one chip by itself, for the
+numbers of chips that were compiled for.
 """
 
 import json
@@ -17,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch import chips, hlo, roofline
+from launch import chips
 
 CHIPS = (8, 32, 128, 256)
 _HEAD = (
@@ -67,39 +66,12 @@ def collective_bytes(point: Mapping[str, Any]) -> int:
 
 
 def efficiency(step: Mapping[str, Any], points: Mapping[int, Mapping[str, Any]], count: int) -> str:
-    """Of `count` chips, from those compiled for, or a bound from the next larger."""
-    larger = [n for n, point in sorted(points.items()) if n >= count and "seconds" in point]
-    if not larger or "seconds" not in step:
+    """Of `count` chips, if that was compiled for."""
+    if count not in points or "seconds" not in points[count] or "seconds" not in step:
         return "-"
     alone = max(step["seconds"]["compute"], step["seconds"]["memory"])
-    point = points[larger[0]]
-    if larger[0] == count:
-        return f"{alone / point['seconds']['serial']:.0%}"
-    topology = chips.of_size(chips.parse(point["topology"]), count)
-    chip = chips.chip_of(topology)
-    assert chip is not None, "there are seconds, so there are figures"
-    collectives = [
-        hlo.Collective(
-            one["kind"],
-            tuple(a for text in one["arrays"] for a in hlo.arrays(text)),
-            # Groups of all chips become groups of all of these; smaller ones stay.
-            0 if one["group"] in (0, larger[0]) else one["group"],
-            one["times"],
-            one["op_name"],
-        )
-        for group in point["collectives"].values()
-        for one in group["list"]
-    ]
-    time = roofline.estimate(
-        flops=0.0,
-        traffic=0.0,
-        collectives=collectives,
-        chip=chip,
-        shape=topology.shape,
-        dtype="bfloat16",
-    )
-    own = max(point["seconds"]["compute"], point["seconds"]["memory"])
-    return f">= {alone / (own + time.transfer + time.latency):.0%}"
+    share = f"{alone / points[count]['seconds']['serial']:.0%}"
+    return share if points[count]["fits"] else f"{share}, does not fit"
 
 
 def largest(found: Mapping[str, Any]) -> str:
