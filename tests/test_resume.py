@@ -214,6 +214,36 @@ def test_terminated_saves_and_exits_with_42(recipe, whole, tmp_path):
     assert rows == expected_rows
 
 
+def test_goes_on_with_other_devices(recipe, whole, tmp_path):
+    """4 -> 1 -> 8, of which four share the state: the same run, to rounding."""
+    job = Job(recipe, tmp_path / "run", devices=4)
+    code, out, _ = job.stop_when(lambda: 5 in job.steps_written(), signal.SIGTERM)
+    assert code == 42, out
+    first = job.committed()[-1]
+    job.devices = 1
+    code, out, _ = job.stop_when(lambda: 13 in job.steps_written(), signal.SIGTERM)
+    assert code == 42, out
+    job.devices = 8
+    job.finish("--config.devices.fsdp=4")
+    arrays, rows = job.result()
+    expected_arrays, expected_rows = whole(4).result()
+    assert {k: a["shape"] for k, a in arrays.items()} == {
+        k: a["shape"] for k, a in expected_arrays.items()
+    }
+    losses, expected = (
+        {r["step"]: r["loss"] for r in found if r["split"] == "train"}
+        for found in (rows, expected_rows)
+    )
+    assert list(losses) == list(range(1, STEPS + 1))
+    for step in losses:
+        if step <= first:  # on the same devices, the same bits
+            assert losses[step] == expected[step]
+        elif step <= first + 1:  # the first step of the restored state
+            assert losses[step] == pytest.approx(expected[step], rel=1e-4)
+        else:  # rounding grows from step to step, as between any two numbers of devices
+            assert losses[step] == pytest.approx(expected[step], rel=0.2)
+
+
 def test_another_batch_or_seed_is_refused(whole, tmp_path):
     job = dataclasses.replace(whole(4), workdir=tmp_path / "run")
     shutil.copytree(whole(4).workdir, job.workdir)

@@ -66,10 +66,6 @@ def test_four_devices_compute_the_step_of_one(steps, method, kernels):
     assert (method == "mun") == any("memory" in n for n in expected)
 
 
-# Compiled once for both processes.
-ONCE = {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "1"}
-
-
 @pytest.mark.parametrize(
     ("processes", "devices", "methods"),
     [(1, 2, ["smcl"]), (1, 8, ["smcl"]), (2, 4, [])],
@@ -80,7 +76,7 @@ def test_other_devices_and_processes_compute_the_step_of_one(
 ):
     out = tmp_path / "steps.npz"
     count = processes * devices
-    run = pod(processes, devices, "tests.steps", out, count, *methods, env=ONCE)
+    run = pod(processes, devices, "tests.steps", out, count, *methods)
     assert run.codes == [0] * processes, run.text()
     stored = np.load(out)
     for method in methods or METHODS:

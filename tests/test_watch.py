@@ -161,6 +161,26 @@ def test_suspects_of_an_error(world):
     assert not world.left
 
 
+def test_the_first_lingers_until_the_others_have_ended(world, monkeypatch):
+    for process in range(3):
+        world.start(process)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        world.now += seconds
+        if len(naps) == 5:
+            world.watches[1].end(43), world.watches[2].end(1)
+
+    monkeypatch.setattr(watch.time, "sleep", nap)
+    world.watches[0].end(1, "error")
+    world.watches[0].linger(10)
+    assert len(naps) == 5
+    world.start(2)  # again, and does not end
+    world.watches[0].linger(3)
+    assert world.now == pytest.approx(3.5, abs=0.2)
+
+
 def test_a_torn_or_foreign_file_is_no_status(world):
     each = world.start(0)
     path = world.folder / watch.HOSTS / "0001.json"

@@ -207,7 +207,6 @@ def _connect(found: Found, waits: Mapping[str, int]) -> None:
             cluster_detection_method=None if found.kind == "tpu" else "deactivate",
             initialization_timeout=waits[START_TIMEOUT] + later,
             heartbeat_timeout_seconds=waits[HEARTBEAT_TIMEOUT] + later,
-            shutdown_timeout_seconds=60,
         )
     except (RuntimeError, ValueError) as error:
         shown = ", ".join(f"{name}={os.environ[name]}" for name in SHOWN if os.environ.get(name))
@@ -328,7 +327,10 @@ def finish(code: int, message: str = "") -> int:
     the others are told by their watch.
     """
     several = processes() > 1
-    watch.end(code, message)
+    # With process 0 goes the service that connects them, and jax aborts whoever still needs it;
+    # so it gives the others the time to read why.
+    failed_first = several and code not in watch.ENDED_WELL and process() == 0
+    watch.end(code, message, linger_s=2 * watch.GRACE_S if failed_first else 0)
     if not several:
         return code
     sys.stdout.flush()

@@ -86,8 +86,10 @@ def embed_records(
 
     Raises:
       Stopped: when `should_stop` said so.
+      RuntimeError: not every image has one row of features.
     """
     out: Features = {}
+    embedded = np.zeros(len(records), np.int64)
     for index, features in embedded_batches(
         embed,
         variables,
@@ -104,7 +106,21 @@ def embed_records(
             if name not in out:
                 out[name] = np.empty((len(records), feature.shape[1]), np.float32)
             out[name][index] = feature
+        embedded[index] += 1
+    check_complete(embedded)
     return out
+
+
+def check_complete(embedded: np.ndarray) -> None:
+    """Raises RuntimeError unless every image was embedded once; int [N], how often each was.
+
+    A loss of rows between hosts would not show in the scores, which are means.
+    """
+    if (wrong := np.flatnonzero(embedded != 1)).size:
+        raise RuntimeError(
+            f"{wrong.size} of {len(embedded)} images were not embedded once, the first of them row "
+            f"{wrong[0]}, {embedded[wrong[0]]} times; expected as many features as images"
+        )
 
 
 def embedded_batches(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vireid_jax.evaluate import Embed, Features, embedded_batches
+from vireid_jax.evaluate import Embed, Features, check_complete, embedded_batches
 from vireid_jax.metrics.distance import unit_rows
 from vireid_jax.types import VISIBLE, Retrieval, Variables
 
@@ -97,16 +97,22 @@ def accumulate(
     shapes: Any = jax.eval_shape(lambda v, x: embed(v, x, VISIBLE), variables, image)
     names = [name for name in shapes if name not in parts]
     per_block = max(1, memory_bytes // (4 * sum(shapes[p].shape[1] for p in parts)))
+    embedded = np.zeros(len(sides[kept]), np.int64)
     for at in range(0, len(sides[kept]), per_block):
         rows = np.arange(at, min(at + per_block, len(sides[kept])))
         found = list(batches(kept, rows, plain=True))
         order = np.concatenate([index for index, _ in found])
+        embedded[order] += 1
         block = {p: jnp.concatenate([x[p][: len(index)] for index, x in found]) for p in parts}
         every = np.arange(len(sides[1 - kept]))
+        others = np.zeros(len(every), np.int64)
         for index, some in batches(1 - kept, every, plain=not at):
+            others[index] += 1
             for row, value in _sums(weights, block, some).items():
                 part = np.asarray(value)[:, : len(index)]
                 similarity[row][order[:, None], index[None, :]] = part
+        check_complete(others)
+    check_complete(embedded)
     if kept == 1:
         similarity = {row: np.ascontiguousarray(value.T) for row, value in similarity.items()}
     ordered = [{name: side[name] for name in names} for side in out]

@@ -7,8 +7,8 @@ SIGTERM away from whoever embeds the package (a notebook, a test); a flag has no
 Several processes must stop after the same step, so there the service decides: it is started by
 `jax.distributed.initialize`, catches SIGTERM in whichever process it reaches, and agrees with the
 others on a poll to stop at. Polls are numbered by a counter of their own, one per train step and
-evaluation batch, because the numbers must rise and be equal on all processes. Ctrl-C is left to
-Python there: one process cannot stop alone.
+evaluation batch, because the numbers must rise and be equal on all processes. Ctrl-C becomes a
+SIGTERM there, since one process cannot stop alone; a second one leaves at once.
 
 A signal that arrives while XLA compiles is acted on right after: Python runs signal handlers
 between two bytecodes, and compilation is a single call.
@@ -32,6 +32,7 @@ class _State:
 
     signum: int | None = None
     polls: int = 0
+    interrupted: bool = False  # by ctrl-C, in a run of several processes
 
 
 _state = _State()
@@ -43,11 +44,13 @@ def install() -> None:
     In a run of several processes, call it after `jax.distributed.initialize`, whose service then
     keeps SIGTERM.
     """
-    _state.signum, _state.polls = None, 0
-    if _several_processes():
-        return
+    _state.signum, _state.polls, _state.interrupted = None, 0, False
     if threading.current_thread() is not threading.main_thread():
-        logging.warning("SIGTERM is not caught: signals can be caught in the main thread only")
+        if not _several_processes():
+            logging.warning("SIGTERM is not caught: signals can be caught in the main thread only")
+        return
+    if _several_processes():
+        signal.signal(signal.SIGINT, _pass_on)
         return
     signal.signal(signal.SIGTERM, _handle)
     signal.signal(signal.SIGINT, _handle)
@@ -55,7 +58,7 @@ def install() -> None:
 
 def uninstall() -> None:
     """Gives both signals back to Python's own handlers, and forgets a request to stop."""
-    _state.signum, _state.polls = None, 0
+    _state.signum, _state.polls, _state.interrupted = None, 0, False
     if _several_processes() or threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is _handle:
@@ -100,6 +103,17 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _say("SIGINT again: leaving at once, without waiting for the save")
         os._exit(EXIT_INTERRUPTED)
     # A second SIGTERM changes nothing: the save is under way.
+
+
+def _pass_on(signum: int, frame: FrameType | None) -> None:
+    """Ctrl-C in a run of several processes."""
+    del signum, frame
+    if _state.interrupted:
+        _say("SIGINT again: leaving at once, without waiting for the save")
+        os._exit(EXIT_INTERRUPTED)
+    _state.interrupted = True
+    _say("SIGINT: stopping all processes after the same step and saving; again to leave at once")
+    os.kill(os.getpid(), signal.SIGTERM)  # jax's service catches it, and tells the others
 
 
 def _say(text: str) -> None:

@@ -117,6 +117,15 @@ class Watch:
         self.status.code, self.status.message = code, message
         self.write()
 
+    def linger(self, seconds: float) -> None:
+        """Waits until the others have ended, too, or so many seconds."""
+        until = self._clock() + seconds
+        while self._clock() < until:
+            statuses = [self._read(process) for process in self._others]
+            if all(s is not None and s.code is not None for s in statuses):
+                return
+            time.sleep(0.1)
+
     def write(self) -> None:
         """Writes this process's file; the old one is replaced at once."""
         with self._lock:
@@ -264,9 +273,10 @@ def phase(name: str) -> None:
         _current.phase(name)
 
 
-def end(code: int, message: str = "") -> None:
-    """Notes how this process ends."""
+def end(code: int, message: str = "", linger_s: float = 0) -> None:
+    """Notes how this process ends, and waits so long for the others to notice and end, too."""
     global _current
     if _current is not None:
         _current.end(code, message)
+        _current.linger(linger_s)
         _current = None

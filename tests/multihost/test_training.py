@@ -126,15 +126,22 @@ def test_stopped_killed_and_restarted_without_loss(recipe, whole, tmp_path):
     assert rows == expected_rows
 
 
-def test_stopped_while_validating(recipe, whole, tmp_path):
-    run = Run(recipe, tmp_path / "run")
-    pod = run.begin()
+def test_a_shared_state_is_saved_by_both_and_read_by_one(recipe, tmp_path, monkeypatch):
+    """All four devices share one state; stopped by ctrl-C while validating."""
+    for key, value in TIMES.items():
+        monkeypatch.setenv(key, value)
+    run = Run(recipe, tmp_path / "run", devices=1)
+    pod = run.begin("--config.devices.fsdp=4")
     pod.wait_for(lambda: 8 in run.steps_written() and 8 not in run.steps_written("val"))
-    pod.send(0, signal.SIGTERM)
+    pod.send(0, signal.SIGINT)
     pod.wait()
     assert pod.codes == [42, 42], pod.text()
+    assert "SIGINT: stopping all processes" in pod.processes[0].out()
     last = run.committed()[-1]
     assert last >= 8 and last == run.steps_written()[-1]
+    run.finish()  # by one process with one device
+    assert run.steps_written() == list(range(1, STEPS + 1))
+    assert run.steps_written("val") == [8, 16, 24]
 
 
 def test_a_run_of_two_is_scored_and_resumed_by_one(recipe, whole, tmp_path, monkeypatch):
