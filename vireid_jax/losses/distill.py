@@ -85,9 +85,10 @@ def affinity(
     _check("scale", scale, SCALES)
     distance = jnp.maximum(pairwise_distance(a, b), MIN_DISTANCE)
     if drop_self:
-        n = len(distance)
-        # Row by row, what lies between two entries of the diagonal has N entries.
-        distance = distance.reshape(-1)[1:].reshape(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+        # Within each row, so that rows on several devices stay there: what is left of the diagonal
+        # as it is, what is right of it moved by one.
+        row, column = jnp.indices((len(distance), len(distance) - 1), sparse=True)
+        distance = jnp.where(column < row, distance[:, :-1], distance[:, 1:])
     if scale == "mean":
         distance = distance / jax.lax.stop_gradient(jnp.maximum(distance.mean(), MIN_DISTANCE))
     return distance / temperature
