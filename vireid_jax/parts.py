@@ -57,8 +57,8 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
         `Parts.weights` is None and `Parts.method` starts from random weights.
     """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
-    _check_devices(**config.devices, rows=num_ids * num_instances)
     rows = sharding.process_rows(num_ids * num_instances)
+    _check_devices(**config.devices, rows=num_ids * num_instances)
     mesh = sharding.make_mesh(fsdp=config.devices.fsdp)
     _check_share(rows.stop - rows.start, num_ids, num_instances)
     get_build(config.method.name)
@@ -190,6 +190,11 @@ def _check_devices(*, fsdp: int, bn_groups: int, accumulate: int, remat: bool, r
                 f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
                 f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
             )
+    if rows // accumulate % jax.device_count():
+        raise ValueError(
+            f"devices.accumulate is {accumulate}: chunks of {rows // accumulate} rows do not divide "
+            f"over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
+        )
 
 
 def _check_share(rows: int, num_ids: int, num_instances: int) -> None:

@@ -1,0 +1,121 @@
+"""What a preemption costs: seconds from the signal to the checkpoint, and back to training.
+
+  python -m benchmarks.restart                        the main job by two processes, and by one
+  python -m benchmarks.restart --processes 1 2 4      by others; --devices, fake ones of each
+  python -m benchmarks.restart --restarts 1 --tiny    a small one, of no meaning
+
+Every run is started with an empty compilation cache, gets SIGTERM (its last process alone does)
+after its fifth new step, and is started again, now with its cache; and so on. All processes are on
+this machine and share its cores, so what several of them compute takes longer than one takes. The
+embedded images are rendered before, if they are not in the cache.
+"""
+
+import argparse
+import json
+import pathlib
+import signal
+import statistics
+import tempfile
+import time
+from typing import Any
+
+from tests import pods
+
+TINY = ("--config.method.width=4", "--config.data.train_ids=16", "--config.data.test_ids=4")
+STEPS = 5
+
+
+class Run:
+    """A job that is stopped and started again."""
+
+    def __init__(self, folder: pathlib.Path, processes: int, devices: int, options: list[str]):
+        self.workdir, self.cache = folder / "run", folder / "cache"
+        self.logs, self.processes, self.devices = folder / "logs", processes, devices
+        self.command = [
+            "--config=configs/smcl.py",
+            f"--workdir={self.workdir}",
+            "--config.train.log_every=1",
+            *options,
+        ]
+
+    def steps(self) -> list[int]:
+        """The steps that metrics.jsonl tells of."""
+        path = self.workdir / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [row["step"] for row in rows if row["split"] == "train"]
+
+    def saved(self) -> int:
+        """The newest step on disk, 0 for none."""
+        folder = self.workdir / "checkpoints"
+        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+    def once(self) -> dict[str, float]:
+        """One start and one SIGTERM; seconds."""
+        before, kept = len(self.steps()), self.saved()
+        began = time.monotonic()
+        pod = pods.start(
+            *(self.processes, self.devices, "vireid_jax.main", *self.command),
+            logs=self.logs,
+            env={"JAX_COMPILATION_CACHE_DIR": str(self.cache)},
+        )
+        pod.wait_for(lambda: len(self.steps()) > before)
+        first = time.monotonic() - began
+        pod.wait_for(lambda: len(self.steps()) >= before + STEPS)
+        pod.send(self.processes - 1, signal.SIGTERM)
+        told = time.monotonic()
+        while self.saved() == kept and any(p.popen.poll() is None for p in pod.processes):
+            time.sleep(0.005)
+        saved = time.monotonic() - told
+        pod.wait()
+        if set(pod.codes) != {42} or self.saved() == kept:
+            raise RuntimeError(f"exit codes {pod.codes}, expected 42 of each:\n{pod.text()}")
+        return {
+            "start to first step": first,
+            "signal to checkpoint": saved,
+            "signal to exit": time.monotonic() - told,
+        }
+
+
+def measure(processes: int, devices: int, restarts: int, options: list[str]) -> dict[str, Any]:
+    """Seconds of one cold start and of the median of the warm ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(pathlib.Path(folder), processes, devices, options)
+        cold = run.once()
+        warm = [run.once() for _ in range(restarts)]
+    return {
+        "processes": processes,
+        "devices": devices,
+        "cold": cold["start to first step"],
+        "warm": statistics.median(w["start to first step"] for w in warm),
+        **{
+            name: statistics.median(w[name] for w in [cold, *warm])
+            for name in ("signal to checkpoint", "signal to exit")
+        },
+    }
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--devices", type=int, default=2, help="of each process")
+    parser.add_argument("--restarts", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    options = list(TINY) if args.tiny else []
+    with tempfile.TemporaryDirectory() as folder:
+        Run(pathlib.Path(folder), 1, args.devices, options).once()  # renders the images
+    print(
+        "| processes x devices | start to first step, empty cache | with the cache | "
+        "signal to checkpoint | signal to exit |\n|---|---:|---:|---:|---:|"
+    )
+    for processes in args.processes:
+        r = measure(processes, args.devices, args.restarts, options)
+        names = ("cold", "warm", "signal to checkpoint", "signal to exit")
+        cells = [f"{r[name]:.1f} s" for name in names]
+        print(f"| {processes} x {args.devices} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
