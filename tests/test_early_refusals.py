@@ -94,3 +94,27 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
         check=seen.append,
     )  # fmt: skip
     assert seen == [split]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fsdp": 3}, "devices.fsdp is 3, which does not divide 4 devices; choose one of 1, 2, 4"),
+        ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
+        ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
+        ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
+        ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
+    ],
+)
+def test_a_layout_that_the_batch_or_the_devices_cannot_have(tmp_path, capsys, changes, message):
+    root = trees.people(tmp_path / "own", both(PEOPLE))
+    sampler = {"sampler__num_ids": 4, "sampler__num_instances": 2}
+    layout = {f"devices__{key}": value for key, value in changes.items()}
+    assert message in refusal("folders", root, tmp_path, capsys, **sampler, **layout)
+
+
+def test_a_folder_that_is_an_address(capsys):
+    assert run.run(None, workdir="gs://bucket/run") == 1
+    assert (
+        "--workdir is 'gs://bucket/run', expected a folder of the file" in capsys.readouterr().err
+    )

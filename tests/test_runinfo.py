@@ -32,7 +32,7 @@ ARGV = [
 def changed(**sections):
     config = copy.deepcopy(CONFIG)
     for key, value in sections.items():
-        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     return config
 
 
@@ -174,3 +174,24 @@ def test_which_keys_change_the_training():
         "run_name",
     ]
     assert [runinfo.changes_training(k) for k in keys] == [True] * 4 + [False] * 3
+
+
+def test_a_run_from_before_an_option_goes_on(started):
+    """A key that it lacks means what the run did."""
+    same = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 1, "remat": False})
+    assert runinfo.check_resume(started, same, allow=False) == []
+    layout = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 4, "remat": True})
+    assert runinfo.check_resume(started, layout, allow=False) == []
+    with pytest.raises(ValueError, match=r"devices.bn_groups: 1 -> 2"):
+        runinfo.check_resume(started, changed(devices={"bn_groups": 2}), allow=False)
+
+
+def test_what_processes_must_have_in_common():
+    facts = runinfo.shared_facts(CONFIG)
+    assert facts["jax"] and facts["python"] and facts["sampler.num_ids"] == 8
+    here = changed(data={"root": "/here", "cache": "/tmp/a"})
+    there = changed(data={"root": "/there", "cache": "/tmp/b"})
+    assert runinfo.shared_facts(here) == runinfo.shared_facts(there)
+    for change in ({"seed": 1}, {"eval": {"protocols": ()}}, {"train": {"log_every": 5}}):
+        assert runinfo.shared_facts(changed(**change)) != facts
+    json.dumps(facts)
