@@ -8,17 +8,10 @@ import jax
 import numpy as np
 
 KEY, STEP = jax.random.key(7), 3
-# Half the time of compiling; what is computed is little.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def compiled(function, *args):
-    """What a function gives for these arguments."""
-    return jax.jit(function).lower(*args).compile(compiler_options=QUICK)(*args)
 
 
 def graded(method):
-    """(variables, batch) -> ((total, (terms, updates)), gradient)."""
+    """A jitted (variables, batch) -> ((total, (terms, updates)), gradient)."""
 
     def run(state, batch):
         def of_params(params):
@@ -27,7 +20,7 @@ def graded(method):
 
         return jax.value_and_grad(of_params, has_aux=True)(state["params"])
 
-    return run
+    return jax.jit(run)
 
 
 class Found(Exception):
@@ -70,8 +63,7 @@ class Pieces:
         self.zeros = jax.tree.map(
             lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(forward, *given)[0]
         )
-        lowered = jax.jit(both_ways).lower(*given, self.zeros)
-        self.run = lowered.compile(compiler_options=QUICK)
+        self.run = jax.jit(both_ways)
 
     def cut(self, tree, rows):
         """The slots `rows` of arrays with a run of rows for each slot of the batch."""
@@ -143,8 +135,8 @@ def loss_of_pieces(method, net_class, state, batch, chunks, monkeypatch):
         return total, (aux.terms, aux.updates)
 
     features = network.joined(outputs, pieces)
-    graded = jax.value_and_grad(of_features, (0, 1), has_aux=True)
-    value, (gradient, cotangent) = compiled(graded, params, features)
+    graded = jax.jit(jax.value_and_grad(of_features, (0, 1), has_aux=True))
+    value, (gradient, cotangent) = graded(params, features)
     for start, rows in zip(starts, pieces, strict=True):
         back = network.gradient(start, rows, cotangent)
         gradient = jax.tree.map(np.add, gradient, back)

@@ -113,7 +113,7 @@ def assert_close(found, expected, tolerance=1e-3):
 def with_everything(name):
     """The loss and gradient in two chunks of two groups each, of rematerialized blocks."""
     method = grouped(BUILDS[name](accumulate=2, remat=True), 2)
-    return by_hand.compiled(by_hand.graded(method), variables(name), batch())
+    return by_hand.graded(method)(variables(name), batch())
 
 
 @every_method
@@ -131,7 +131,7 @@ def test_four_devices_compute_the_chunks_of_one():
     everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     placed = jax.device_put(variables("smcl"), everywhere), jax.device_put(batch(), rows)
     method = grouped(BUILDS["smcl"](accumulate=2, remat=True), 2)
-    found = by_hand.compiled(by_hand.graded(method), *placed)
+    found = by_hand.graded(method)(*placed)
     assert_close(jax.tree.map(np.asarray, found), with_everything("smcl"))
 
 

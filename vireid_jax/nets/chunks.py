@@ -11,6 +11,9 @@ The gradient is exactly that of the loss of all rows. What differs from a networ
 whole batch is what batch normalization sees: a chunk is normalized by its own statistics, and
 running statistics move once a chunk, one after the other, as they do in PyTorch when a loop
 accumulates gradients. Random streams (dropout) are those of (key, chunk).
+
+What it costs: the network's forward pass twice; and with a batch over several devices the sum of
+gradients over devices once a chunk, where a batch in one piece needs it once.
 """
 
 from collections.abc import Callable, Sequence
