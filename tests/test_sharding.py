@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import smcl as smcl_recipe
+from launch import hlo
 from tests.pods import pod
 from tests.steps import (
     FEATURES,
@@ -101,11 +101,11 @@ def test_devices_that_share_the_state_compute_the_same(steps, monkeypatch, fsdp)
     # Of what is cut, the data axis alone has copies; little is too small to be cut.
     assert held < 1.1 * total * 4 / fsdp
     # Parameters are gathered and gradients reduced; images and maps stay.
-    params = {_axes(x.shape) for x in jax.tree.leaves(shared.state.variables["params"])}
+    params = {hlo.axes(x.shape) for x in jax.tree.leaves(shared.state.variables["params"])}
     moved = [
         (operation, shape)
         for operation, shape in collectives(shared.text)
-        if _axes(shape) not in params and np.prod(shape) > ROWS * MODALITIES * FEATURES
+        if hlo.axes(shape) not in params and np.prod(shape) > ROWS * MODALITIES * FEATURES
     ]
     assert not moved and any(operation == "all-gather" for operation, _ in collectives(shared.text))
 
@@ -167,20 +167,9 @@ def test_the_batch_is_sharded_and_the_state_replicated(steps):
         assert all(s.tobytes() == shards[0].tobytes() for s in shards), name
 
 
-COLLECTIVES = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
-COLLECTIVES += "|collective-broadcast|ragged-all-to-all"
-SHAPE = re.compile(r"\b(?:pred|bf16|[a-z]\d+)\[([\d,]*)\]")
-
-
 def collectives(text):
     """[(operation, shape)] of every array that a collective of this program returns."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", line)
-        if match:
-            shapes = SHAPE.findall(match[1])
-            found += [(match[2], tuple(int(n) for n in s.split(",") if n)) for s in shapes]
-    return found
+    return [(c.kind, array.shape) for c in hlo.collectives(text) for array in c.arrays]
 
 
 def too_large(text, allowed=(), limit=ROWS * MODALITIES * FEATURES):
@@ -192,21 +181,18 @@ def too_large(text, allowed=(), limit=ROWS * MODALITIES * FEATURES):
         (operation, shape)
         for operation, shape in collectives(text)
         if (np.prod(shape) > limit or len(shape) > 3)
-        and not (operation == "all-reduce" and _axes(shape) in allowed)
+        and not (operation == "all-reduce" and hlo.axes(shape) in allowed)
     ]
-
-
-def _axes(shape):
-    """A shape in the order that the compiler cannot change: it transposes and squeezes."""
-    return tuple(sorted(n for n in shape if n > 1))
 
 
 @pytest.mark.parametrize(("method", "kernels"), CASES)
 def test_no_step_moves_activation_maps_between_devices(steps, method, kernels):
     four = steps(4, kernels, method)
-    params = {_axes(x.shape) for x in jax.tree.leaves(four.state.variables["params"])}
-    trunk = {_axes(x.shape) for x in jax.tree.leaves(four.state.variables["params"]["backbone"])}
-    reduced = {_axes(shape) for operation, shape in collectives(four.text) if "reduce" in operation}
+    everything = four.state.variables["params"]
+    params = {hlo.axes(x.shape) for x in jax.tree.leaves(everything)}
+    trunk = {hlo.axes(x.shape) for x in jax.tree.leaves(everything["backbone"])}
+    found = collectives(four.text)
+    reduced = {hlo.axes(shape) for operation, shape in found if "reduce" in operation}
     # The gradients' all-reduces are there, each as large as its parameter (a generator may have
     # its own in another arrangement), and beside them nothing larger than the features, [B, M, D].
     assert trunk <= reduced
