@@ -99,7 +99,7 @@ def test_devices_that_share_the_state_compute_the_same(steps, monkeypatch, fsdp)
         held += sum(s.data.nbytes for s in array.addressable_shards)
         total += array.nbytes
     # Of what is cut, the data axis alone has copies; little is too small to be cut.
-    assert held < 1.1 * total * 4 / fsdp
+    assert held < 1.2 * total * 4 / fsdp
     # Parameters are gathered and gradients reduced; images and maps stay.
     params = {hlo.axes(x.shape) for x in jax.tree.leaves(shared.state.variables["params"])}
     moved = [
