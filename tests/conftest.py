@@ -19,8 +19,6 @@ CACHE = pathlib.Path(
     )
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Most of the tests' time is compilation, and a program that runs once need not be fast.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 

@@ -103,6 +103,7 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
         ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
         ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
         ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
+        ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
         ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
     ],
 )

@@ -12,7 +12,18 @@ PACKAGE = ROOT / "vireid_jax"
 # Imports flow one way: a file imports from its own layer's row or from rows above it.
 LAYERS = [
     ["types"],
-    ["nets", "losses", "metrics", "data", "weights", "optim", "sharding", "preemption"],
+    [
+        "nets",
+        "losses",
+        "metrics",
+        "data",
+        "weights",
+        "optim",
+        "sharding",
+        "preemption",
+        "watch",
+        "dist",
+    ],
     ["manifest", "scores", "checkpoint", "writer", "runinfo"],
     ["methods", "evaluate", "fused", "visual", "stored_recipe"],
     ["train", "parts", "scoring", "scored_run"],

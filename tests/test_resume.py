@@ -17,6 +17,7 @@ import time
 import jax
 import pytest
 
+from tests.plain import PLAIN
 from vireid_jax import manifest
 from vireid_jax.checkpoint import Checkpoints
 
@@ -63,7 +64,7 @@ class Job:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=REPO,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            env=os.environ | PLAIN | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         )
 
     def finish(self, *options, code=0):

@@ -12,6 +12,7 @@ import pytest
 
 from configs import smcl as smcl_recipe
 from launch import hlo
+from tests.plain import PLAIN, plainly
 from tests.pods import pod
 from tests.steps import (
     FEATURES,
@@ -37,6 +38,12 @@ LARGEST = {"pdm": ROWS * 2 * 3 * 4 * FEATURES}
 # Gradients of parameters in another arrangement: PDM's spatial attention as a matrix of the
 # 4 x 2 places of layer2 by themselves, for two branches and two channels.
 ARRANGED = {"pdm": {(2, 2, 8, 8)}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    with plainly():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +83,7 @@ def test_other_devices_and_processes_compute_the_step_of_one(
 ):
     out = tmp_path / "steps.npz"
     count = processes * devices
-    run = pod(processes, devices, "tests.steps", out, count, *methods)
+    run = pod(processes, devices, "tests.steps", out, count, *methods, env=PLAIN)
     assert run.codes == [0] * processes, run.text()
     stored = np.load(out)
     for method in methods or METHODS:

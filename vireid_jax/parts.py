@@ -190,10 +190,15 @@ def _check_devices(*, fsdp: int, bn_groups: int, accumulate: int, remat: bool, r
                 f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
                 f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
             )
+    if rows // accumulate % bn_groups:
+        raise ValueError(
+            f"devices.bn_groups is {bn_groups}, which does not divide a chunk of "
+            f"{rows // accumulate} rows (devices.accumulate is {accumulate}); choose a divisor"
+        )
     if rows // accumulate % jax.device_count():
         raise ValueError(
-            f"devices.accumulate is {accumulate}: chunks of {rows // accumulate} rows do not divide "
-            f"over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
+            f"devices.accumulate is {accumulate}: chunks of {rows // accumulate} rows do not "
+            f"divide over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
         )
 
 

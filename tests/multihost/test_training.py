@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests import pods
+from tests.plain import PLAIN
 from tests.test_resume import RECIPE, STEPS, Job
 from vireid_jax.watch import HOSTS
 
@@ -38,7 +39,7 @@ class Run(Job):
         return pods.start(
             *(processes, 2, "vireid_jax.main", *command),
             logs=self.workdir.with_name(self.workdir.name + "-logs"),
-            env=TIMES | env,
+            env=PLAIN | TIMES | env,
             own=own,
             count=count,
         )

@@ -1,0 +1,12 @@
+"""Whole models are compiled without optimizations, see tests/plain.py."""
+
+import pytest
+
+from tests.plain import plainly
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    """Module-wide: fixtures of a module compile, too."""
+    with plainly():
+        yield
