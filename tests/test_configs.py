@@ -25,7 +25,10 @@ RECIPES = sorted(
 # A recipe and what follows its name; IDKL's has a second preset.
 ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
 ALL += [("idkl", f"{dataset},official") for dataset in common.DATASETS]
-SECTIONS = ("data", "init", "sampler", "loader", "augment", "method", "optim", "train", "eval")
+SECTIONS = (
+    *("data", "init", "sampler", "loader", "augment", "method", "optim", "train", "devices"),
+    "eval",
+)
 RUN_KEYS = ("keep", "tensorboard")  # of the train section, for run.py and not for train.train
 
 
@@ -68,6 +71,14 @@ def test_data(recipe):
     accepts(datasets.load, recipe.data)
     options = {k for k, v in recipe.data.items() if v is not None} - {"name"}
     assert options <= set(inspect.signature(datasets.DATASETS[recipe.data.name]).parameters)
+
+
+def test_devices(recipe):
+    accepts(parts._check_devices, {**recipe.devices, "rows": 8})
+    assert recipe.devices.to_dict() == {
+        **dict.fromkeys(("fsdp", "bn_groups", "accumulate"), 1),
+        "remat": False,
+    }
 
 
 def test_sampler_and_loader(recipe):
