@@ -14,7 +14,7 @@ PLAIN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # in the environment of a proce
 @contextlib.contextmanager
 def plainly():
     """The same for what is compiled within, in this process."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

@@ -95,6 +95,8 @@ def test_wrong_slurm_settings_are_refused():
         detect(SLURM | {"SLURM_STEP_NODELIST": ""})
     with pytest.raises(SetupError, match="SLURM_STEP_TASKS_PER_NODE is 'many', expected such"):
         detect(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "many"})
+    with pytest.raises(SetupError, match="SLURM_STEP_NUM_TASKS is 'x', expected a number"):
+        detect(SLURM | {"SLURM_STEP_NUM_TASKS": "x"})
     with pytest.raises(SetupError, match="SLURM_JOB_ID is '', expected a number"):
         detect({k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"})
 

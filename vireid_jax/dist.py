@@ -96,7 +96,8 @@ def detect(env: Mapping[str, str], *, chips: bool = False, libtpu: bool = False)
         if count == 1:
             return None
         return Found("explicit", env["JAX_COORDINATOR_ADDRESS"], count, own, devices)
-    if int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1 and "SLURM_PROCID" in env:
+    tasks = _number("SLURM_STEP_NUM_TASKS", env.get("SLURM_STEP_NUM_TASKS") or "1")
+    if tasks > 1 and "SLURM_PROCID" in env:
         return _slurm(env, devices)
     if chips and libtpu and env.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return Found("tpu", env.get("JAX_COORDINATOR_ADDRESS"), devices=devices)
@@ -122,7 +123,7 @@ def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Found:
     return Found(
         "slurm",
         env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}",
-        _number("SLURM_STEP_NUM_TASKS", env["SLURM_STEP_NUM_TASKS"]),
+        int(env["SLURM_STEP_NUM_TASKS"]),
         _number("SLURM_PROCID", env["SLURM_PROCID"]),
         devices,
     )
