@@ -38,7 +38,7 @@ def one_device(monkeypatch):
     """Sharding has tests of its own; one device compiles faster."""
     axes = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((1,), ("data",), axis_types=axes, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
 
 
 def tiny(method="mun"):
