@@ -7,6 +7,10 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 
+# Under nohup, or as a job in the background of a script, tests inherit ignored signals, which bash
+# cannot trap.
+BASH = ("env", "--default-signal", "bash")
+
 # Writes its name and arguments as one line, each in <>, then does what $STAND_IN/<name> says.
 _RECORDER = """#!/usr/bin/env bash
 { printf '%s' "${0##*/}"; printf ' <%s>' "$@"; echo; } >>"$STAND_IN/calls"
@@ -51,7 +55,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs launch/<name> to its end."""
     return subprocess.run(
-        ["bash", str(LAUNCH / name), *arguments],
+        [*BASH, str(LAUNCH / name), *arguments],
         env=clean_environment(**variables),
         cwd=cwd,
         text=True,
@@ -63,7 +67,7 @@ def run(
 def start(name: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """Starts launch/<name>; use it with `with`."""
     return subprocess.Popen(
-        ["bash", str(LAUNCH / name), *arguments],
+        [*BASH, str(LAUNCH / name), *arguments],
         env=clean_environment(**variables),
         text=True,
         stdout=subprocess.PIPE,

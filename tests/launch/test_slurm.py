@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.launch.shell import LAUNCH, StandIns, clean_environment, script
+from tests.launch.shell import BASH, LAUNCH, StandIns, clean_environment, script
 from tests.launch.test_supervise import wait_for
 
 _FILE = LAUNCH / "slurm.sbatch"
@@ -54,7 +54,7 @@ def environment(tmp_path, srun: str, **variables: str):
 
 
 def run(env, *arguments: str):
-    command = ["bash", str(_FILE), *arguments]
+    command = [*BASH, str(_FILE), *arguments]
     return subprocess.run(command, env=env, text=True, capture_output=True, timeout=60)
 
 
@@ -97,7 +97,7 @@ def test_told_to_stop_itself_it_does_not_requeue(tmp_path):
     does = "trap 'exit 42' TERM; echo here >$STAND_IN/here; while :; do sleep 0.05; done"
     stand_ins, env = environment(tmp_path, does)
     with subprocess.Popen(
-        ["bash", str(_FILE), *_JOB],
+        [*BASH, str(_FILE), *_JOB],
         env=env,
         text=True,
         stdout=subprocess.PIPE,
