@@ -48,10 +48,10 @@ def bits(state):
     }
 
 
-def after(polls):
-    """A should_stop that says yes at its n-th poll, once a step."""
-    count = iter(range(1, 1000))
-    return lambda: next(count) >= polls
+def after(n):
+    """A should_stop that says yes after n steps; it is polled before the first one, too."""
+    polls = iter(range(1000))
+    return lambda: next(polls) >= n
 
 
 # --- The step -----------------------------------------------------------------------------
@@ -214,6 +214,14 @@ def test_a_stop_waits_until_the_state_is_on_disk(make, monkeypatch, options):
     with pytest.raises(Preempted):
         run.go(eval_every=1.0, **options)
     assert waited == [4]
+
+
+def test_a_stop_before_the_first_step_compiles_nothing(make):
+    """Asked while the data was loaded: there is nothing to save yet, and no step is started."""
+    run = make()
+    with pytest.raises(Preempted, match="stopped on request; before the first step") as stop:
+        run.go(should_stop=after(0), batches=lambda start, stop: pytest.fail("a batch is loaded"))
+    assert stop.value.step == 0 and run.checkpoints.latest() is None
 
 
 def test_a_stop_right_before_a_validation_leaves_it_to_the_next_start(make):
