@@ -1,9 +1,12 @@
 """Every script parses and passes shellcheck; the container file says what it must."""
 
 import json
+import os
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -28,7 +31,9 @@ def test_parses(shell_script):
 
 
 def test_shellcheck(shell_script):
-    shellcheck = shutil.which("shellcheck")
+    # Installed beside this Python, whose folder need not be on PATH.
+    beside = pathlib.Path(sys.executable).parent
+    shellcheck = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
     assert shellcheck, "no shellcheck here; pip install -e '.[test]' brings it"
     result = subprocess.run(
         [shellcheck, "--shell=bash", shell_script], capture_output=True, text=True
