@@ -342,21 +342,24 @@ def finish(code: int, message: str = "") -> int:
     os._exit(code)
 
 
-def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> str:
-    """An error of communication, with the processes that may have caused it.
+def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
+    """What to end with after an error that has no better explanation, and what to say.
 
     Args:
-      error: what jax raised.
+      error: what was raised.
       patience_s: how long to look for a process that is gone.
+
+    Returns:
+      `EXIT_PEER_LOST` and who is gone, where somebody is; else 1, an error of this process's own.
     """
     found, until = watch.current(), time.monotonic() + patience_s
     while found is not None:
         if suspects := found.suspects():
-            return f"{found.lost_message(suspects)}\n({_first_line(error)})"
+            return watch.EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({_first_line(error)})"
         if time.monotonic() > until:
             break
         time.sleep(0.2)
-    return f"error: {type(error).__name__}: {_first_line(error)}"
+    return 1, f"error: {type(error).__name__}: {_first_line(error)}"
 
 
 def _has_chips() -> bool:

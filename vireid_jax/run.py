@@ -99,7 +99,7 @@ def run(
             raise
         # With another process gone, jax, Orbax and the collectives fail in many ways.
         traceback.print_exc()
-        code, message = watch.EXIT_PEER_LOST, dist.explain(error)
+        code, message = dist.explain(error)
     if message:
         print(message, file=sys.stderr, flush=True)
     return dist.finish(code, message.partition("\n")[0])
