@@ -24,10 +24,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from launch import chips
-from vireid_jax import main as command
+from vireid_jax import command
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu.")
 _SCALING = flags.DEFINE_bool(
@@ -53,40 +52,24 @@ _JSON = flags.DEFINE_string("json", None, "File that takes all figures, as JSON.
 
 def main(argv: Sequence[str]) -> None:
     """Runs one command; see the module's docstring for the exit codes."""
-    if len(argv) > 1:
-        command._refuse(f"unexpected arguments {list(argv[1:])}; every option starts with --")
-    try:
-        config = command._CONFIG.value
-        if config is not None:
-            config.items()  # a recipe is read at its first use
-    except OSError:
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        command._refuse(f"no recipe {file!r}; {command._known()}")
-        raise AssertionError("unreachable") from None
+    config = command.recipe(argv)
     if config is None:
-        command._refuse(f"--config is missing; {command._known()}")
-    for other in ("workdir", "mode", "step"):
-        if flags.FLAGS[other].present:
-            command._refuse(
-                f"--{other} is an option of vireid_jax.main, not of launch.compile_ahead"
-            )
-    name: str | None = _TOPOLOGY.value
+        command.refuse(f"--config is missing; {command.known()}")
+    name = _TOPOLOGY.value
     if name is None:
-        command._refuse("--topology is missing, as in --topology=v5e:4x4 or --topology=cpu:8")
-        raise AssertionError("unreachable")
+        command.refuse("--topology is missing, as in --topology=v5e:4x4 or --topology=cpu:8")
     try:
         topology = chips.parse(name)
         if _LARGEST.value and topology.kind == "cpu":
             raise ValueError("--largest_batch needs a chip whose memory is known, not a CPU")
         sizes = _sizes(topology) if _SCALING.value else []
     except ValueError as error:
-        command._refuse(str(error))
-        raise AssertionError("unreachable") from None
+        command.refuse(str(error))
     prepare(topology)
     try:
         figures = report(config, topology, sizes)
     except (ValueError, OSError) as error:
-        if flags.FLAGS["debug"].value:
+        if command.DEBUG.value:
             raise
         print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
         sys.exit(1)
@@ -153,7 +136,7 @@ def report(config: Any, topology: chips.Topology, sizes: Sequence[chips.Topology
 
 def cli() -> None:
     """Entry point."""
-    app.run(main, flags_parser=command._parse)
+    app.run(main, flags_parser=command.parse)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from vireid_jax import main
+from vireid_jax import command
 from vireid_jax.methods import agw, deen, idkl, mun, pdm, smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -200,7 +200,7 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
     refused = []
     # Some keys belong to some methods or data sets only.
     for recipe, dataset in itertools.product(RECIPES, common.DATASETS):
-        argv = ["vireid", f"--config={recipe}:{dataset}", main.quoted(change)]
+        argv = ["vireid", f"--config={recipe}:{dataset}", command.quoted(change)]
         values = flags.FlagValues()
         config_flags.DEFINE_config_file(
             "config", lock_config=True, flag_values=values, sys_argv=argv

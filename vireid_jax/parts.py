@@ -74,7 +74,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     steps = config.sampler.steps_per_epoch
     if steps is None:
         steps = sampler.steps_per_epoch(label, split.train.modality, rule=config.sampler.rule, **pk)
-    method, report = _method(config, len(persons), steps, pretrained)
+    method, report = make_method(config, len(persons), steps, pretrained)
 
     def plan(epoch: int) -> Any:
         return sampler.plan(
@@ -122,7 +122,7 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
     split = datasets.load(**config.data, check=check)
     if persons is None:
         persons = train_labels(split.train)[1]
-    method, _ = _method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
+    method, _ = make_method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
 
     return Parts(split, method, tuple(config.data.image_size), sharding.make_mesh(), persons)
 
@@ -226,7 +226,7 @@ def _read_weights(path: str | None, resuming: bool) -> tuple[str, Mapping[str, n
         return None
 
 
-def _method(
+def make_method(
     config: ml_collections.ConfigDict,
     num_classes: int,
     steps_per_epoch: int,

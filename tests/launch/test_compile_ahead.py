@@ -119,7 +119,7 @@ def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight):
         (
             ("--config=configs/smcl.py", "--topology=cpu:2", "--workdir=/tmp/x"),
             2,
-            "--workdir is an option of vireid_jax.main",
+            "Unknown command line flag 'workdir'",
         ),
         (
             ("--config=configs/idkl.py:sysu", "--topology=cpu:8"),

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vireid_jax.ablation import settings
-from vireid_jax.main import ROOT
+from vireid_jax.command import ROOT
 
 RECIPES = ROOT / "configs" / "ablation.py"
 

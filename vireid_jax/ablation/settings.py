@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from vireid_jax.main import dotted, quoted
+from vireid_jax.command import dotted, quoted
 
 # On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
 EMBEDDED: dict[str, Any] = {
