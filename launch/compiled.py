@@ -6,13 +6,15 @@ import json
 import pathlib
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jaxlib
 import numpy as np
 
-from launch import chips, hlo, roofline, traffic
+from launch import chips, fixed, hlo, roofline, traffic
 from launch.recipe import Built
 from vireid_jax import sharding
 from vireid_jax.types import VISIBLE
@@ -207,27 +209,36 @@ def estimate(program: Program, target: Devices, dtype: str) -> roofline.Estimate
 
 
 def grouped(
-    program: Program, built: Built, mesh: jax.sharding.Mesh
+    program: Program, built: Built, mesh: jax.sharding.Mesh, larger: Callable[[], Built]
 ) -> dict[str, list[hlo.Collective]]:
-    """The collectives of a train step by what they carry, see `hlo.group_of`."""
+    """The collectives of a train step by what they carry, see `hlo.group_of`.
+
+    `larger` builds the step for a slightly larger batch; it is asked for where sizes of parameters
+    leave a sum unexplained.
+    """
     variables = built.state.variables
-    sizes = {int(np.prod(x.shape)) for x in jax.tree.leaves(variables["params"])}
     statistics = [int(np.prod(x.shape)) for x in jax.tree.leaves(variables.get("batch_stats", {}))]
     features = jax.eval_shape(lambda v, x: built.embed(v, x, VISIBLE), variables, built.images)
     widest = max(x.shape[1] for x in features.values())
     rows = built.batch["label"].shape[0]
-    shared = mesh.shape.get("fsdp", 1)
-    kinds = (hlo.GRADIENTS, *[hlo.PARAMETERS] * (shared > 1), hlo.FEATURES, hlo.OTHER)
+    group_of = partial(
+        hlo.group_of,
+        parameters={int(np.prod(x.shape)) for x in jax.tree.leaves(variables["params"])},
+        # Sum, sum of squares and count of up to three modalities with a view each.
+        statistics=8 * max(statistics, default=1),
+        # Two modalities, auxiliary and second views of them.
+        features=4 * rows * widest,
+        shared=mesh.shape.get("fsdp", 1),
+    )
+    carried = [group_of(c) for c in program.collectives]
+    both = zip(program.collectives, carried, strict=True)
+    if any(c.kind in hlo.REDUCTIONS and kind == hlo.OTHER for c, kind in both):
+        steps = (b.step.trace(b.state, b.batch) for b in (built, larger()))
+        known = fixed.sizes(*steps)
+        carried = [group_of(c, fixed=known) for c in program.collectives]
+    shared = mesh.shape.get("fsdp", 1) > 1
+    kinds = (hlo.GRADIENTS, *[hlo.PARAMETERS] * shared, hlo.FEATURES, hlo.OTHER)
     found: dict[str, list[hlo.Collective]] = {kind: [] for kind in kinds}
-    for collective in program.collectives:
-        kind = hlo.group_of(
-            collective,
-            parameters=sizes,
-            # Sum, sum of squares and count of up to three modalities with a view each.
-            statistics=8 * max(statistics, default=1),
-            # Two modalities, auxiliary and second views of them.
-            features=4 * rows * widest,
-            shared=shared,
-        )
+    for collective, kind in zip(program.collectives, carried, strict=True):
         found[kind].append(collective)
     return found

@@ -108,6 +108,7 @@ def group_of(
     parameters: Collection[int],
     statistics: int,
     features: int,
+    fixed: Collection[int] = (),
     shared: int = 1,
 ) -> str:
     """What a collective carries, as far as its size tells.
@@ -117,6 +118,8 @@ def group_of(
       parameters: how many numbers the parameters have; the gradient of each has as many.
       statistics: the most numbers that sums over the batch have: of normalizations and losses.
       features: the most numbers that the features of the global batch have.
+      fixed: how many numbers else an array of weights or statistics may have, see
+        `launch.fixed`.
       shared: how many devices share a copy of the parameters (fsdp), which is then gathered, and
         their gradients scattered.
 
@@ -131,7 +134,8 @@ def group_of(
 
     def reduced(array: Array) -> bool:
         size = math.prod(array.shape)
-        return size <= statistics or size in parameters or size * shared in parameters
+        known = size in parameters or size * shared in parameters or size in fixed
+        return known or size <= statistics
 
     if collective.kind in REDUCTIONS and all(map(reduced, collective.arrays)):
         return GRADIENTS

@@ -3,6 +3,7 @@
 import copy
 import pathlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -168,7 +169,11 @@ class Points:
             f"{instances} images of each modality, {rows // len(target.devices)} rows a chip"
         ]
         program = compiled.train_step(built, target, self.keep)
-        groups = None if program.error else compiled.grouped(program, built, mesh)
+        groups = None
+        if not program.error:
+            more = recipe.enlarged(config, len(target.devices), self.facts.classes)
+            larger = partial(recipe.build, more, self.facts, mesh)
+            groups = compiled.grouped(program, built, mesh, larger)
         time = compiled.estimate(program, target, dtype)
         lines += report.program_lines("train step", program, groups, target)
         lines += report.time_lines(time, images=2 * rows, dtype=dtype, target=target)

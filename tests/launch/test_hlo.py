@@ -160,6 +160,15 @@ def test_what_a_collective_carries(collective, expected):
     assert shared == (hlo.PARAMETERS if gathers and len(collective.arrays) == 1 else expected)
 
 
+def test_sums_of_arrays_that_do_not_grow():
+    sizes = dict(parameters={64}, statistics=1, features=16)
+    sums = _one("all-reduce", (64,), (24, 24, 12, 12))
+    assert hlo.group_of(sums, **sizes) == hlo.OTHER
+    assert hlo.group_of(sums, **sizes, fixed={24 * 24 * 12 * 12}) == hlo.GRADIENTS
+    moved = _one("all-gather", (24, 24, 12, 12))
+    assert hlo.group_of(moved, **sizes, fixed={24 * 24 * 12 * 12}) == hlo.OTHER
+
+
 def test_gradients_that_are_scattered():
     sizes = dict(parameters={3 * 3 * 64 * 64}, statistics=256, features=16)
     half = _one("reduce-scatter", (3, 3, 32, 64))
