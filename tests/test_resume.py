@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 import jax
 import pytest
 
+from tests.launch.shell import BASH, LAUNCH
 from tests.plain import PLAIN
 from vireid_jax import manifest
 from vireid_jax.checkpoint import Checkpoints
@@ -53,11 +55,11 @@ class Job:
     workdir: pathlib.Path
     devices: int = 4
 
-    def start(self, *options):
+    def start(self, *options, under=()):
         flags = f"--xla_force_host_platform_device_count={self.devices}"
         return subprocess.Popen(
             [
-                *[sys.executable, "-m", "vireid_jax.main"],
+                *[*under, sys.executable, "-m", "vireid_jax.main"],
                 *[f"--config={self.recipe}", f"--workdir={self.workdir}", *options],
             ],
             stdout=subprocess.PIPE,
@@ -213,6 +215,37 @@ def test_terminated_saves_and_exits_with_42(recipe, whole, tmp_path):
     expected_arrays, expected_rows = whole(1).result()
     assert arrays == expected_arrays
     assert rows == expected_rows
+
+
+def test_a_supervisor_starts_it_again(recipe, whole, tmp_path):
+    """launch/supervise.sh around the command: a preemption, then a kill, then the end."""
+    job = Job(recipe, tmp_path / "run", devices=1)
+    script = [*BASH, str(LAUNCH / "supervise.sh"), "--backoff", "0", "--"]
+    supervisor = job.start(under=script)
+    try:
+        for step, signum in ((5, signal.SIGTERM), (13, signal.SIGKILL)):
+            while step not in job.steps_written():
+                assert supervisor.poll() is None, supervisor.communicate()[0]
+                time.sleep(0.01)
+            os.kill(_child(supervisor.pid, "vireid_jax.main"), signum)
+        out, _ = supervisor.communicate(timeout=300)
+    finally:
+        supervisor.kill()
+    assert supervisor.returncode == 0, out
+    ends = re.findall(r"supervise: the command ended with (\d+)", out)
+    assert ends == ["42", "137", "0"], out
+    (status,) = (job.workdir / "supervise").glob("*.json")
+    status = json.loads(status.read_text())
+    assert (status["state"], status["restarts"], status["step"]) == ("done", 2, STEPS)
+    assert job.result() == whole(1).result()
+
+
+def _child(parent, name):
+    """The process that a process has started whose command line has this name."""
+    for child in pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if name in pathlib.Path(f"/proc/{child}/cmdline").read_text():
+            return int(child)
+    raise AssertionError(f"{parent} has no child {name}")
 
 
 def test_goes_on_with_other_devices(recipe, whole, tmp_path):
