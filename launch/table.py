@@ -52,7 +52,7 @@ def row(figures: Mapping[str, Any]) -> str:
     sent = [
         collective_bytes(point) for _, point in sorted(points.items()) if "collectives" in point
     ]
-    cells.append(" to ".join(f"{size / 1e6:.0f} MB" for size in sent) or "-")
+    cells.append(", ".join(f"{size / 1e6:.0f}" for size in sent) + " MB" if sent else "-")
     cells += [efficiency(step, points, n) for n in CHIPS]
     for kind in ("plain", "remat"):
         found = figures.get("largest_batch", {}).get(kind)

@@ -54,6 +54,15 @@ def test_a_row():
     assert len(rows) == 2 and {r.count("|") for r in (head, line, *rows)} == {len(cells) + 1}
 
 
+def test_bytes_of_several_slices_are_in_the_order_of_their_chips():
+    figures = copy.deepcopy(FIGURES)
+    smaller = copy.deepcopy(figures["scaling"][0]) | {"chips": 8}
+    smaller["collectives"]["a"]["bytes"] = 0
+    figures["scaling"].append(smaller)
+    cells = _cells(figures)
+    assert cells[5] == "34, 134 MB" and cells[6] == "80%"
+
+
 def test_what_was_not_asked_for_or_does_not_fit():
     figures = copy.deepcopy(FIGURES)
     figures["scaling"][0]["fits"] = False
