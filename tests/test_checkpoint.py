@@ -97,6 +97,28 @@ def two_steps(tmp_path_factory):
     return folder
 
 
+def test_a_save_compiles_nothing(tmp_path):
+    """Training waits for it, and the first save may be the one after a SIGTERM."""
+    where = sharding()
+    arrays = {f"{n}": jax.device_put(np.zeros((4, n), np.float32), where) for n in range(41, 61)}
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    checkpoints = Checkpoints(tmp_path)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        checkpoints.save(1, {"variables": arrays}, wait=True)
+        assert not compiled
+        jax.jit(lambda x: x * 7 + 41)(np.zeros(41)).block_until_ready()
+        assert compiled, "or the test hears nothing"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+        checkpoints.close()
+
+
 def test_round_trip_is_exact_and_survives_donation(make):
     state = make_state(3)
     kept = jax.tree.map(np.array, state)

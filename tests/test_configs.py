@@ -330,7 +330,7 @@ def test_mun_is_the_papers(dataset):
     expected = [1e-8, 1e-3, *[2e-3] * 2, *[2e-4] * 2, *[2e-5] * 2]
     np.testing.assert_allclose(values, expected, rtol=1e-4)
     c.method.gem_learned = True  # the exponent is no weight either
-    method = parts._method(c, 5, 10)[0]
+    method = parts.make_method(c, 5, 10)[0]
     params = jax.eval_shape(method.init, jax.random.key(0))["params"]
     paths = [optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     (pattern, factor), *more = c.optim.multipliers

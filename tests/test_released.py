@@ -13,11 +13,18 @@ import scipy.io
 from PIL import Image
 
 from configs import common
+from tests.plain import plainly
 from tests.test_configs import RECIPES
 from vireid_jax import checkpoint, parts, run, runinfo, scores, weights
 from vireid_jax.data.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    with plainly():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Checkpoints: asynchronous saves, exact restores, damage found before it trains. Only Orbax user.
+"""Checkpoints: asynchronous saves, exact restores, damage found before it trains, by Orbax.
 
 A step is one Orbax folder `<directory>/<step>/`, committed by a rename, with three items:
 
@@ -13,9 +13,7 @@ of it.) Scores live beside the steps in `scores.json`, so that a step is
 written once and may be scored later.
 """
 
-import logging as std_logging
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vireid_jax import manifest, scores
+from vireid_jax import manifest, orbax_settings, scores
 
 DAMAGED = "damaged"  # the folder, beside the steps, that unreadable steps are moved into
 
@@ -41,7 +39,7 @@ class Checkpoints:
     ):
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1: resuming needs one checkpoint")
-        _quiet_orbax()
+        orbax_settings.apply()
         self.directory = pathlib.Path(directory).absolute()
         self.best_metric = best_metric
         self._scores = scores.read(self.directory)
@@ -330,7 +328,7 @@ def _read(folder: pathlib.Path, target: Any, items: tuple[str, ...]) -> Any:
 
 
 def _restore(folder: pathlib.Path, args: Mapping[str, Any]) -> dict[manifest.Key, Any]:
-    _quiet_orbax()
+    orbax_settings.apply()
     reason = ""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -355,36 +353,3 @@ def _reason(error: BaseException) -> str:
     # TensorStore quotes the bytes that it could not parse.
     text = str(error).encode("ascii", "backslashreplace").decode()
     return f"{type(error).__name__}: {text.partition(chr(10))[0][:500]}"
-
-
-class _WarningsOfOrbax(std_logging.Filter):
-    """Lets what Orbax has to warn of through, but not its forty lines of progress per save."""
-
-    def filter(self, record: std_logging.LogRecord) -> bool:
-        return (
-            record.levelno > std_logging.INFO or "orbax" not in pathlib.Path(record.pathname).parts
-        )
-
-
-_warnings_of_orbax = _WarningsOfOrbax()
-
-
-def _quiet_orbax() -> None:
-    logging.get_absl_logger().addFilter(_warnings_of_orbax)  # the same one is added only once
-    # When a read fails, Orbax drops the reads still under way, and each prints a page whenever it
-    # is collected. The one reason that matters is in the error that was raised.
-    if not isinstance(sys.unraisablehook, _DroppedReads):
-        sys.unraisablehook = _DroppedReads(sys.unraisablehook)
-
-
-class _DroppedReads:
-    """An unraisablehook that says nothing of reads that Orbax gave up."""
-
-    def __init__(self, otherwise: Any):
-        self._otherwise = otherwise
-
-    def __call__(self, unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        dropped = code is not None and "orbax" in pathlib.Path(code.co_filename).parts
-        if not dropped and str(unraisable.exc_value) != "Event loop is closed":
-            self._otherwise(unraisable)

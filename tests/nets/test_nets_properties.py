@@ -1,5 +1,6 @@
 """Layers and networks: layout of rows, precision, degenerate input, sizes, errors."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from tests.parity import relative_error
 from tests.reference.convert import flatten
+from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
 from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width, interleave
@@ -52,6 +54,23 @@ def test_a_network_keeps_the_order_of_rows_through_its_two_stems():
     np.testing.assert_allclose(together, swapped[:, ::-1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(together[:, 1], alone, rtol=1e-4, atol=1e-5)
     assert relative_error(together[:, 0], together[:, 1]) > 0.01
+
+
+def test_a_start_is_that_of_linen_and_computes_no_maps():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, v, i):
+            maps = ResNet(depth=10, width=4, specific=1)([v, i], stems=(0, 1), train=True)
+            maps = nn.Dropout(0.5)(maps, deterministic=False)
+            return nn.Dense(5, kernel_init=init.normal(0.1), bias_init=init.constant(0.0))(maps)
+
+    images = (jnp.asarray(R.normal(size=(3, 32, 16, 3)), jnp.float32) for _ in range(2))
+    expected = flatten(Net().init(KEY, *images))
+    image = jax.ShapeDtypeStruct((10**6, 32, 16, 3), jnp.float32)  # 6 GB
+    found = flatten(init.start(Net(), KEY, image, image))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 # --- Batch normalization ----------------------------------------------------------------

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import chunks, options
+from vireid_jax.nets import chunks, init, options
 from vireid_jax.nets.agw import AGWNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import Aux, Batch, Method, Variables
@@ -104,7 +104,7 @@ def build(
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return net.lazy_init(key, image, image)
+        return init.start(net, key, image, image)
 
     def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
         del key

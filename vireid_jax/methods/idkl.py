@@ -35,7 +35,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import distill, purify, triplet
 from vireid_jax.losses.distance import safe_norm
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import chunks, options, purifier
+from vireid_jax.nets import chunks, init, options, purifier
 from vireid_jax.nets.idkl import IDKLNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.nets.reversal import ramp
@@ -260,7 +260,7 @@ def build(
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
-        return net.lazy_init(key, image, image)
+        return init.start(net, key, image, image)
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         strength = reversal_strength * (ramp(step, num_steps) if reversal_ramp else 1.0)

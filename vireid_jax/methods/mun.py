@@ -34,7 +34,7 @@ from vireid_jax.losses import alignment, mmd, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import chunks, options
+from vireid_jax.nets import chunks, init, options
 from vireid_jax.nets.mun import MUNNet
 from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import AUXILIARY, STEMS, VISIBLE, Aux, Batch, Method, Variables
@@ -233,7 +233,7 @@ def build(
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
-        variables = net.lazy_init(key, image, image)
+        variables = init.start(net, key, image, image)
         if not remembers:
             return variables
         shape = (num_classes, num_instances, 3, features)

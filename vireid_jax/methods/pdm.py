@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from vireid_jax.losses import pairmining, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import chunks, expansion, options, prototypes
+from vireid_jax.nets import chunks, expansion, init, options, prototypes
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.types import Aux, Batch, Method, Variables
 
@@ -207,7 +207,7 @@ def build(
 
     def initialize(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return net.lazy_init(key, image, image)
+        return init.start(net, key, image, image)
 
     def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
         return net.apply(variables, *images, mutable=["batch_stats"], rngs={"dropout": key})

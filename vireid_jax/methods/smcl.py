@@ -292,7 +292,7 @@ def build(
 
     def initialize(key: Any) -> Variables:
         shape = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return net.lazy_init(key, shape, shape)
+        return init.start(net, key, shape, shape)
 
     def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
         return net.apply(variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key})

@@ -10,11 +10,26 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Initializer = Callable[..., jax.Array]
+
+
+def start(net: nn.Module, key: jax.Array, *images: jax.ShapeDtypeStruct) -> Any:
+    """The variables that a network starts from; nothing but them is computed.
+
+    Args:
+      net: a linen module.
+      key: random key.
+      images: what it is called with, [N, H, W, 3].
+    """
+    # jnp's functions are jitted, and lazy_init compiles a program for each of their shapes, though
+    # nothing is left in it to compute: half of the time.
+    with jax.disable_jit():
+        return net.lazy_init(key, *images)
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, std: float) -> jax.Array:

@@ -134,7 +134,7 @@ class MultiFeatureNet(nn.Module):
                 return x
             x = self.expansion(x)
             x = x.reshape(-1, *x.shape[2:])
-            return self.drop(x, deterministic=not train)
+            return self.drop(x, deterministic=not train or self.is_initializing())
 
         maps = self.backbone(images, stems=stems, train=train, then=then)
         features, parts = {"global": gap(maps)}, None
