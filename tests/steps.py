@@ -1,6 +1,6 @@
 """One training step of every method, on any devices: what the tests of shardings compare.
 
-`python -m tests.steps OUT.npz DEVICES [METHOD ...]` computes the steps in a process of its own and
+`python -m tests.steps OUT.npz DEVICES METHOD ...` computes the steps in a process of its own and
 stores what they return; as one of several processes it takes part in theirs.
 """
 
@@ -143,7 +143,7 @@ def main(out, devices, *methods):
     dist.start(out + ".run")
     assert jax.device_count() == int(devices)
     stored = {}
-    for method in methods or METHODS:
+    for method in methods:
         for name, value in gathered(Step(int(devices), "cpu", method)).items():
             stored[f"{method}|{name}"] = value
     if jax.process_index() == 0:

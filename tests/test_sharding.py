@@ -74,19 +74,19 @@ def test_four_devices_compute_the_step_of_one(steps, method, kernels):
 
 
 @pytest.mark.parametrize(
-    ("processes", "devices", "methods"),
-    [(1, 2, ["smcl"]), (1, 8, ["smcl"]), (2, 4, [])],
+    ("processes", "devices"),
+    [(1, 2), (1, 8), (2, 4)],
     ids=["2 devices", "8 devices", "2 processes of 4 devices"],
 )
-def test_other_devices_and_processes_compute_the_step_of_one(
-    steps, tmp_path, processes, devices, methods
-):
+def test_other_devices_and_processes_compute_the_step_of_one(steps, tmp_path, processes, devices):
     out = tmp_path / "steps.npz"
     count = processes * devices
+    # The other preset's losses are sharded alike; four devices above have it.
+    methods = [method for method in METHODS if method != "idkl,official"]
     run = pod(processes, devices, "tests.steps", out, count, *methods, env=PLAIN)
     assert run.codes == [0] * processes, run.text()
     stored = np.load(out)
-    for method in methods or METHODS:
+    for method in methods:
         prefix = f"{method}|"
         found = {k.removeprefix(prefix): stored[k] for k in stored if k.startswith(prefix)}
         compare(found, gathered(steps(1, method=method)))

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from tests.ablation.stand_in import made_up
+from tests.plain import PLAIN
 from vireid_jax.ablation import __main__ as command
 from vireid_jax.ablation import pool, report
 
@@ -369,8 +370,10 @@ TINY = (
 )  # fmt: skip
 
 
-def test_a_row_is_trained_and_scored_by_the_real_command(tmp_path):
+def test_a_row_is_trained_and_scored_by_the_real_command(tmp_path, monkeypatch):
     """Table 5's row of SMCL: trained, scored plainly, then on corrupted images."""
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
     words = [f"--config.{value}" for value in TINY]
     argv = ["mun/5", "--rows", "smcl", "--seeds", "3", "--folder", str(tmp_path), *words]
     assert command.main(argv) == 0

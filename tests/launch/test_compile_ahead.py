@@ -13,6 +13,7 @@ import pytest
 
 from configs import agw, idkl, smcl
 from launch import chips, compiled, points, recipe
+from tests.plain import PLAIN, plainly
 from vireid_jax.data import datasets
 from vireid_jax.types import train_labels
 
@@ -25,14 +26,14 @@ TINY = (
 )
 
 
-def _run(*arguments, timeout=300):
+def _run(*arguments, timeout=300, **env):
     return subprocess.run(
         [sys.executable, "-m", "launch.compile_ahead", *arguments],
         capture_output=True,
         text=True,
         cwd=REPO,
         timeout=timeout,
-        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
+        env=env | {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
     )
 
 
@@ -57,6 +58,7 @@ def compiled_for_eight(tmp_path_factory):
         "--config.sampler.num_ids=8",
         "--config.sampler.num_instances=1",
         f"--json={file}",
+        **PLAIN,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(file.read_text()), run.stdout
@@ -233,8 +235,9 @@ def test_scaling_and_programs_that_are_kept(tmp_path, capsys, monkeypatch):
     config = _tiny(agw.get_config("sysu"), 2, 2)
     two, four = chips.parse("cpu:2"), chips.parse("cpu:4")
     asked = points.Points(config, keep=tmp_path)
-    step = asked.step(two, embed=False)
-    found = asked.scaling(two, [two, four])
+    with plainly():
+        step = asked.step(two, embed=False)
+        found = asked.scaling(two, [two, four])
     assert [(f["chips"], f["num_ids"], f["num_instances"]) for f in found] == [(2, 2, 2), (4, 4, 2)]
     assert len(list(tmp_path.glob("*.json"))) == 2
     seconds = step["seconds"]
