@@ -61,7 +61,7 @@ def test_a_start_is_that_of_linen_and_computes_no_maps():
         @nn.compact
         def __call__(self, v, i):
             maps = nn.Conv(4, (3, 3), kernel_init=init.kaiming_normal())(v * i)
-            maps = nn.Dropout(0.5)(nn.relu(BatchNorm()(maps, train=True)), deterministic=False)
+            maps = nn.relu(BatchNorm()(maps, train=True))
             return nn.Dense(5, kernel_init=init.normal(0.1), bias_init=init.constant(0.0))(maps)
 
     images = (jnp.asarray(R.normal(size=(3, 32, 16, 3)), jnp.float32) for _ in range(2))
