@@ -33,7 +33,7 @@ def method_module(method: str) -> Any:
 
 def reference(name: str) -> Any:
     """A module of the tests' PyTorch reference, which needs PyTorch; its types are not checked."""
-    return importlib.import_module(f"tests.reference.{name}")
+    return importlib.import_module(f"tests.support.reference.{name}")
 
 
 def written_options(config: Any, written: dict[str, Any]) -> dict[str, Any]:
@@ -61,12 +61,13 @@ def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
     """The method, the optimizer's transform, the train step and the mesh it runs on."""
-    from vireid_jax import optim, sharding
+    from vireid_jax import optim
     from vireid_jax.data.augment import standardize
+    from vireid_jax.runtime import devices
     from vireid_jax.train import make_train_step
 
     if variant != "one_device":
-        sharding.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
+        devices.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
     options = s["method"]
     if variant == "remat":
         options = {**options, "generator": {**options["generator"], "remat": True}}
@@ -79,7 +80,7 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
     def only_standardize(key: Any, batch: Any) -> Any:
         return {**batch, **{k: standardize(batch[k]) for k in ("visible", "infrared")}}
 
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     step_fn = make_train_step(method, only_standardize, transform, learning_rate, mesh=mesh, seed=0)
     return method, transform, step_fn, mesh
 
@@ -88,9 +89,9 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     """A function that does one step and returns its loss, and the compiler's memory figures."""
     import jax
 
-    from tests.reference.case import fill
-    from tests.reference.convert import flatten, nest
-    from vireid_jax import sharding
+    from tests.support.reference.case import fill
+    from tests.support.reference.convert import flatten, nest
+    from vireid_jax.runtime import devices
     from vireid_jax.train import TrainState
 
     method, transform, step_fn, mesh = jax_program(s, variant)
@@ -99,8 +100,8 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
     variables |= {"memory": memory} if memory else {}
     state = TrainState(np.int32(0), variables, transform.init(variables["params"]))
-    held = [sharding.place(state, mesh)]
-    batch = sharding.to_global(batch_of(s), mesh)
+    held = [devices.place(state, mesh)]
+    batch = devices.to_global(batch_of(s), mesh)
 
     start = time.perf_counter()
     compiled = step_fn.lower(held[0], batch).compile()

@@ -36,9 +36,9 @@ from benchmarks import candidates, step
 from benchmarks.expansion_parts import FORMS, NETWORK, parts
 from benchmarks.generator import abstract, compile_part, temp_mb
 from benchmarks.generator_parts import Part
-from tests.reference.case import fill
-from tests.reference.convert import flatten, nest
-from vireid_jax import sharding
+from tests.support.reference.case import fill
+from tests.support.reference.convert import flatten, nest
+from vireid_jax.runtime import devices
 
 TOLERANCE = 1e-3  # of values of two forms, relative
 
@@ -59,10 +59,10 @@ class Program:
         variables, maps = abstract(part)
         # One seed: forms of one part get the same weights, as they have the same names.
         filled = fill({k: v.shape for k, v in flatten(variables).items()}, "expansion")
-        self.weights = sharding.place({"params": {}, **nest(filled)}, mesh)
+        self.weights = devices.place({"params": {}, **nest(filled)}, mesh)
         r = np.random.default_rng(0)
         values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
-        self.maps = list(sharding.to_global(values, mesh).values())
+        self.maps = list(devices.to_global(values, mesh).values())
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
@@ -183,7 +183,7 @@ def main() -> None:
             f"--pairs {flags.pairs} --repeats {flags.repeats}, expected 2 or more pairs (losses "
             "need two identities) and 1 or more repeats"
         )
-    sharding.use_cpu_cores(flags.pairs)
+    devices.use_cpu_cores(flags.pairs)
     found = parts(candidates.settings("pdm", flags.size), flags.pairs)
     chosen = flags.parts or [k for k in found if k != "whole" or flags.whole]
     if unknown := set(chosen) - set(found):

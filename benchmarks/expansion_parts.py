@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.generator_parts import Part
-from vireid_jax.methods import pdm
+from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.nets import attention, expansion, options
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.nets.prototypes import Parts, Prototypes

@@ -32,9 +32,10 @@ import numpy as np
 
 from benchmarks import candidates, step
 from benchmarks.generator_parts import NETWORK, Part, parts
-from tests.reference.case import fill
-from tests.reference.convert import flatten, nest
-from vireid_jax import sharding, train
+from tests.support.reference.case import fill
+from tests.support.reference.convert import flatten, nest
+from vireid_jax import train
+from vireid_jax.runtime import devices
 
 MB = 2**20
 MEMORY_OF = ("generator", "remat", "intra", "folded", "product", "convolution")
@@ -74,7 +75,7 @@ def compile_part(part: Part) -> tuple[Any, jax.sharding.Mesh]:
 
     The value is the mean square of the maps: its gradient depends on all of them.
     """
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
 
     def value(params: Any, maps: Any, rest: Any) -> Any:
         return sum((x * x).mean() for x in part.run({**rest, "params": params}, maps))
@@ -85,7 +86,7 @@ def compile_part(part: Part) -> tuple[Any, jax.sharding.Mesh]:
             variables["params"], maps, rest
         )
 
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
     gradients = (everywhere, rows) if part.of_maps else everywhere
     program = jax.jit(both, in_shardings=(everywhere, rows), out_shardings=(everywhere, gradients))
     return program.lower(*abstract(part)).compile(), mesh
@@ -104,10 +105,10 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
         return row
     variables, maps = abstract(part)
     weights = nest(fill({k: v.shape for k, v in flatten(variables).items()}, "generator"))
-    weights = sharding.place(weights, mesh)
+    weights = devices.place(weights, mesh)
     r = np.random.default_rng(0)
     values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
-    given = list(sharding.to_global(values, mesh).values())
+    given = list(devices.to_global(values, mesh).values())
     wall, cpu = [], []
     for _ in range(1 + repeats):
         start = time.perf_counter(), time.process_time()
@@ -124,8 +125,8 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
 def measure_step(s: dict[str, Any], *, remat: bool) -> dict[str, Any]:
     """Memory of a whole train step, which is compiled and not run."""
     method, transform, step_fn, mesh = candidates.jax_program(s, "remat" if remat else "")
-    state = sharding.abstract(train.abstract_state(method, transform), mesh)
-    rows = sharding.by_rows(mesh)
+    state = devices.abstract(train.abstract_state(method, transform), mesh)
+    rows = devices.by_rows(mesh)
     pairs = s["num_ids"] * s["num_instances"]
     shapes = {
         "visible": ((pairs, *s["image_size"], 3), np.uint8),
@@ -195,7 +196,7 @@ def main() -> None:
     ids, rest = divmod(flags.memory_pairs, s["num_instances"])
     if rest or ids < 2:
         parser.error(f"--memory-pairs {flags.memory_pairs} is not a multiple of 4 from 8 on")
-    sharding.use_cpu_cores(math.gcd(flags.pairs, flags.memory_pairs))
+    devices.use_cpu_cores(math.gcd(flags.pairs, flags.memory_pairs))
     report: dict[str, Any] = {"machine": step.machine(), "size": flags.size}
     print(json.dumps(report["machine"]))
     if flags.repeats:

@@ -37,7 +37,7 @@ def write_data(folder: pathlib.Path, *, cached: int, encoded: int, rendered: int
     """Writes images of rendered people, decoded ones as images.npy, encoded ones as Packed."""
     from PIL import Image
 
-    from vireid_jax.data.synthetic import render_images
+    from vireid_jax.synthetic import render_images
 
     at = np.arange(rendered)
     people = render_images(0, at // 2, np.where(at % 2, 3, 1), at, image_size=(400, 160))

@@ -13,9 +13,9 @@ from PIL import Image
 
 from benchmarks import loader_torch
 from benchmarks.loader_data import IMAGES, SIZE, Packed, records_of
-from vireid_jax import sharding
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import augment
+from vireid_jax.runtime import devices
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -46,8 +46,8 @@ def measure(folder: pathlib.Path, seconds: float) -> dict[str, Any]:
     tensors = [loader_torch.to_tensor(p) for p in decoded]
 
     batch: Any = arrays.host_batch(images[steps[0]], records, label, steps[0])
-    mesh, key, on_device = sharding.make_mesh(), jax.random.key(0), jax.jit(augment)
-    arrived = sharding.to_global(batch, mesh)
+    mesh, key, on_device = devices.make_mesh(), jax.random.key(0), jax.jit(augment)
+    arrived = devices.to_global(batch, mesh)
     jax.block_until_ready(on_device(key, arrived))
 
     def us(do: Callable[[Any], Any], items: Sequence[Any], each: int = 1) -> float:
@@ -82,7 +82,7 @@ def measure(folder: pathlib.Path, seconds: float) -> dict[str, Any]:
             },
         },
         "device_us": {
-            "transfer": wall_us(lambda _: jax.block_until_ready(sharding.to_global(batch, mesh))),
+            "transfer": wall_us(lambda _: jax.block_until_ready(devices.to_global(batch, mesh))),
             "augmentation": wall_us(lambda _: jax.block_until_ready(on_device(key, arrived))),
         },
     }

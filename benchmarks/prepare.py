@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data.disk import size_text
+from vireid_jax.runtime.files import size_text
 
 IMAGES = 45_863  # of SYSU-MM01, all persons
 SIZES = ((288, 144), (384, 128))  # AGW's and MPANet's

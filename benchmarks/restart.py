@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-from tests import pods
+from tests.support import pods
 
 TINY = ("--config.method.width=4", "--config.data.train_ids=16", "--config.data.test_ids=4")
 STEPS = 5

@@ -10,7 +10,7 @@ Paper and released code (1KK077/IDKL at 8676b62) differ in nearly every part, he
 "paper" (the default) and "official"; docs/idkl.md lists the differences and what to expect. The
 paper reports 81.42 R1 / 79.85 mAP (SYSU-MM01 all-search single-shot), 94.72 / 90.19 (RegDB,
 visible to infrared) and 70.72 / 65.19 (LLCM, infrared to visible). Its table 4 and figure 5
-are configurations of configs/ablation.py.
+are configurations of configs/tables.py.
 """
 
 import ml_collections

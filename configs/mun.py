@@ -8,7 +8,7 @@
 
 The paper reports 76.24 R1 / 73.81 mAP (SYSU-MM01 all-search single-shot) and 95.19 / 87.15
 (RegDB, visible images searched for in thermal ones). Its tables 1, 2, 3 and 5 are
-configurations of configs/ablation.py. --config.method.generator.remat=True halves the
+configurations of configs/tables.py. --config.method.generator.remat=True halves the
 memory of the generator for a third more of its time (README).
 """
 

@@ -9,7 +9,7 @@ Paper and released code (mmunhappy/ICASSP2025-PDM at b668901, train_pdm_os.py) d
 presets, "code" (the default, with which the printed numbers were presumably made) and "paper";
 docs/fidelity.md has the differences. The paper reports 79.3 R1 / 76.3 mAP on SYSU-MM01 all-search
 single-shot and 57.1 / 63.6 on LLCM, infrared to visible; no RegDB. Tables II and III are
-configurations of configs/ablation.py.
+configurations of configs/tables.py.
 """
 
 import ml_collections

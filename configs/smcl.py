@@ -9,7 +9,7 @@
 The paper reports 67.39 R1 / 61.78 mAP (SYSU-MM01 all-search single-shot) and 83.93 / 79.83
 (RegDB visible to thermal); 417,600 steps on SYSU-MM01, 25,800 on RegDB.
 Its tables 1 (components), 2 (auxiliary modalities) and 4 (metric losses) are configurations of
-configs/ablation.py. Their switches: method.id_margin=0 (no CEHL), method.metric_weight=0 (no
+configs/tables.py. Their switches: method.id_margin=0 (no CEHL), method.metric_weight=0 (no
 ADSL), method.metric_from_epoch=0 (no incremental training), method.auxiliary, method.metric.
 """
 

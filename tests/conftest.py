@@ -11,7 +11,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "")
         + " --xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
     ).strip()
-os.environ.setdefault("NPROC", "32")  # threads, see vireid_jax.sharding.use_cpu_cores
+os.environ.setdefault("NPROC", "32")  # threads, see vireid_jax.runtime.devices.use_cpu_cores
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CACHE = pathlib.Path(
     os.environ.setdefault(
@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
 
-# Fake devices share threads: as in vireid_jax.sharding.use_cpu_cores.
+# Fake devices share threads: as in vireid_jax.runtime.devices.use_cpu_cores.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # [N] + [N, D] is a bug in every loss we write, never an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from vireid_jax import manifest
-from vireid_jax.checkpoint import Checkpoints, restore_variables
+from vireid_jax.runtime import manifest
+from vireid_jax.runtime.checkpoint import Checkpoints, restore_variables
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 P = jax.sharding.PartitionSpec
@@ -352,7 +352,7 @@ def test_variables_where_there_are_none(tmp_path):
 
 SAVER = """
 import sys, jax, numpy as np
-from vireid_jax.checkpoint import Checkpoints
+from vireid_jax.runtime.checkpoint import Checkpoints
 c = Checkpoints(sys.argv[1], keep=2)
 for step in range((c.latest() or 0) + 1, 100000):
     c.save(step, {"variables": {"params": {"w": np.full((400, 400), step, np.float32)}}},
@@ -387,7 +387,7 @@ def test_killed_at_any_moment(tmp_path, make):
 
 FULL_DISK = """
 import resource, sys, numpy as np
-from vireid_jax.checkpoint import Checkpoints
+from vireid_jax.runtime.checkpoint import Checkpoints
 c = Checkpoints(sys.argv[1])
 state = {"variables": {"w": np.random.default_rng(0).random((300, 300), np.float32)}}
 c.save(1, state, wait=True)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from configs import common
-from vireid_jax import optim, parts, runinfo, train
+from vireid_jax import build, optim, train
 from vireid_jax.data import augment, datasets, sampler
 from vireid_jax.methods import get_build
 from vireid_jax.metrics import PROTOCOLS
+from vireid_jax.runtime import runfolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "ablation")
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "tables")
 )
 # A recipe and what follows its name; IDKL's has a second preset.
 ALL = [(recipe, dataset) for recipe in RECIPES for dataset in common.DATASETS]
@@ -74,7 +75,7 @@ def test_data(recipe):
 
 
 def test_devices(recipe):
-    accepts(parts._check_devices, {**recipe.devices, "rows": 8})
+    accepts(build._check_devices, {**recipe.devices, "rows": 8})
     assert recipe.devices.to_dict() == {
         **dict.fromkeys(("fsdp", "bn_groups", "accumulate"), 1),
         "remat": False,
@@ -88,7 +89,7 @@ def test_sampler_and_loader(recipe):
     assert plan.shape[2] == recipe.sampler.num_ids * recipe.sampler.num_instances
     loader = recipe.loader.to_dict()
     image = {"image_size": recipe.data.image_size, "filter": "lanczos"}
-    accepts(parts.LOADERS[loader.pop("name")], loader | image)
+    accepts(build.LOADERS[loader.pop("name")], loader | image)
 
 
 # The chains at the top of data/augment.py that ask for most.
@@ -127,7 +128,7 @@ def test_method(recipe):
     options = recipe.method.to_dict()
     build = get_build(options.pop("name"))
     named = set(inspect.signature(build).parameters)
-    facts = dict(  # of a run, see parts.py
+    facts = dict(  # of a run, see build.py
         num_classes=7,
         image_size=tuple(recipe.data.image_size),
         steps_per_epoch=10,
@@ -164,7 +165,7 @@ def test_eval(recipe):
     assert recipe.eval.validation in PROTOCOLS
     assert recipe.eval.trials is None, "each protocol has the benchmark's number"
     assert recipe.eval.validation in recipe.eval.protocols
-    parts.check_eval(recipe)
+    build.check_eval(recipe)
 
 
 @pytest.mark.parametrize(
@@ -188,22 +189,22 @@ def test_an_eval_section_that_cannot_be_carried_out_is_refused(key, value, messa
     c = recipe_of("smcl", "sysu")
     c.eval[key] = value
     with pytest.raises(ValueError, match=message):
-        parts.check_eval(c)
+        build.check_eval(c)
 
 
 @pytest.mark.parametrize("also", [{"flip": True}, {"rerank": "queries"}], ids=str)
 def test_corruption_is_not_combined_with_work_at_test_time(also):
     c = recipe_of("smcl", "sysu")
     c.eval.corrupt = "visible"
-    parts.check_eval(c)
+    build.check_eval(c)
     c.eval.update(also)
     with pytest.raises(ValueError, match=r"eval.corrupt is 'visible' with .*by another command"):
-        parts.check_eval(c)
+        build.check_eval(c)
 
 
 def test_a_run_reads_every_key_that_it_does_not_splat(recipe):
     """A key that nothing reads would look like a switch and do nothing."""
-    files = (ROOT / "vireid_jax" / name for name in ("parts.py", "run.py", "scoring.py"))
+    files = (ROOT / "vireid_jax" / name for name in ("build.py", "run.py", "scoring.py"))
     tree = ast.parse("\n".join(file.read_text() for file in files))
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     # Some go by a shorter name: section = self.config.eval; and config["init"]: "from" is a word
@@ -224,13 +225,13 @@ def test_free_keys_are_keys():
     flat = {f"{section}.{key}" for section in SECTIONS for key in recipe_of("smcl")[section]} | set(
         recipe_of("smcl")
     )
-    unknown = {k for k in runinfo.FREE_KEYS if not k.endswith("*") and k not in flat}
+    unknown = {k for k in runfolder.FREE_KEYS if not k.endswith("*") and k not in flat}
     assert unknown <= {"data.cache", "data.images", "data.prepared", "data.root"}
 
 
 def test_a_recipe_survives_its_config_json(recipe, tmp_path):
-    runinfo.save_run_info(tmp_path, recipe.to_dict(), ["x"])
-    assert runinfo.load_config(tmp_path).to_dict() == recipe.to_dict()
+    runfolder.save_run_info(tmp_path, recipe.to_dict(), ["x"])
+    assert runfolder.load_config(tmp_path).to_dict() == recipe.to_dict()
 
 
 # What a wrong key or data set does -----------------------------------------------------------
@@ -330,7 +331,7 @@ def test_mun_is_the_papers(dataset):
     expected = [1e-8, 1e-3, *[2e-3] * 2, *[2e-4] * 2, *[2e-5] * 2]
     np.testing.assert_allclose(values, expected, rtol=1e-4)
     c.method.gem_learned = True  # the exponent is no weight either
-    method = parts.make_method(c, 5, 10)[0]
+    method = build.make_method(c, 5, 10)[0]
     params = jax.eval_shape(method.init, jax.random.key(0))["params"]
     paths = [optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
     (pattern, factor), *more = c.optim.multipliers

@@ -7,7 +7,7 @@ import pytest
 
 from configs import common, idkl
 from vireid_jax import optim
-from vireid_jax.methods import idkl as method
+from vireid_jax.methods.idkl import method as method
 
 # Where the released code differs from the paper; docs/idkl.md has the same list in words.
 PAPER = dict(

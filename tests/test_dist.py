@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vireid_jax import cluster, dist
-from vireid_jax.cluster import Found, SetupError, detect
+from vireid_jax.runtime import cluster, processes
+from vireid_jax.runtime.cluster import Found, SetupError, detect
 
 EXPLICIT = {
     "JAX_COORDINATOR_ADDRESS": "node1:8476",
@@ -110,18 +110,18 @@ def test_tpu():
 def test_start_of_one_process(tmp_path, monkeypatch):
     for name in (*cluster.EXPLICIT, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
-    dist.start(tmp_path, "auto")
-    assert dist.processes() == 1 and dist.process() == 0
-    dist.check_equal("anything", {"a": 1})
-    assert dist.finish(7) == 7
+    processes.start(tmp_path, "auto")
+    assert processes.count() == 1 and processes.process() == 0
+    processes.check_equal("anything", {"a": 1})
+    assert processes.finish(7) == 7
     assert not os.listdir(tmp_path)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
-    dist.start(tmp_path, "off")  # whatever the environment says
+    processes.start(tmp_path, "off")  # whatever the environment says
     with pytest.raises(SetupError, match="--dist is 'maybe', expected one of auto, off, on"):
-        dist.start(tmp_path, "maybe")
+        processes.start(tmp_path, "maybe")
 
 
 def test_an_error_of_communication_without_a_suspect():
     """It is this process's own, which a restart may not cure: not 43."""
-    found = dist.explain(RuntimeError("RESOURCE_EXHAUSTED: out\nof memory"), patience_s=0)
+    found = processes.explain(RuntimeError("RESOURCE_EXHAUSTED: out\nof memory"), patience_s=0)
     assert found == (1, "error: RuntimeError: RESOURCE_EXHAUSTED: out")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.readers import trees
 from tests.test_released import small
-from vireid_jax import parts, run
+from vireid_jax import build, run
 from vireid_jax.data import datasets
 
 PEOPLE = [f"p{n}" for n in range(8)]
@@ -84,7 +84,7 @@ def test_scoring_is_refused_as_early(tmp_path):
     c = small("smcl", "folders", tmp_path, root)
     c.data.test_share = 1.0
     with pytest.raises(ValueError, match="none of the 2 infrared images"):
-        parts.build_to_score(c, None)
+        build.build_to_score(c, None)
 
 
 def test_the_check_sees_the_split_that_is_returned_too(tmp_path):

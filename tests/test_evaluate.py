@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from configs import smcl
-from vireid_jax import evaluate, run, sharding
+from vireid_jax import evaluate, run
 from vireid_jax.data.augment import MEAN, STD
+from vireid_jax.runtime import devices
 from vireid_jax.types import INFRARED, VISIBLE, Method, Records, Retrieval, Stopped
 
 SIZE = (6, 4)
@@ -27,10 +28,10 @@ class Embedder:
 
     def __init__(self):
         self.traced, self.called = [], []
-        self.mesh = sharding.make_mesh()
+        self.mesh = devices.make_mesh()
         method = Method(lambda key: VARIABLES, None, self._embed)
         self._jitted = evaluate.make_embed(method, self.mesh)
-        self.variables = sharding.place(VARIABLES, self.mesh)
+        self.variables = devices.place(VARIABLES, self.mesh)
 
     def _embed(self, variables, images, modality):
         self.traced.append((images.shape, images.dtype, modality))
@@ -97,7 +98,7 @@ def test_padding_changes_no_bit_of_a_feature():
     padded = embedder.of(these, batch_size=8)["last"]  # 8 and 5, padded to 8
     images = np.concatenate([these.images, np.zeros((3, *SIZE, 3), np.uint8)])  # other padding
     for at in (0, 8):
-        batch = sharding.to_global({"x": images[at : at + 8]}, embedder.mesh)["x"]
+        batch = devices.to_global({"x": images[at : at + 8]}, embedder.mesh)["x"]
         whole = np.asarray(embedder(embedder.variables, batch, VISIBLE)["last"])
         expected = padded[at : at + 8]
         assert whole[: len(expected)].tobytes() == expected.tobytes()

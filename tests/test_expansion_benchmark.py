@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import candidates, expansion, expansion_parts, generator
 from benchmarks.expansion_parts import FORMS, NETWORK
-from tests.reference.case import fill
-from tests.reference.convert import flatten, nest
-from vireid_jax import sharding
+from tests.support.reference.case import fill
+from tests.support.reference.convert import flatten, nest
+from vireid_jax.runtime import devices
 
 PAIRS = 4
 
@@ -21,7 +21,7 @@ def one_device(monkeypatch):
     """Sharding has tests of its own; one device compiles faster."""
     axes = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((1,), ("data",), axis_types=axes, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+    monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
 
 
 def tiny():

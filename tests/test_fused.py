@@ -5,9 +5,10 @@ import pytest
 
 from tests.test_released import small
 from tests.test_scoring import people
-from vireid_jax import evaluate, fused, sharding
+from vireid_jax import evaluate, fused
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.metrics import PROTOCOLS
+from vireid_jax.runtime import devices
 from vireid_jax.scoring import Scorer
 from vireid_jax.types import INFRARED, Method, Records, Retrieval
 
@@ -52,9 +53,9 @@ def records(count, modality, seed):
 
 @pytest.fixture(scope="module")
 def parts():
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     method = Method(lambda key: VARIABLES, None, embed_images, fusions=FUSIONS)
-    return evaluate.make_embed(method, mesh), sharding.place(VARIABLES, mesh), mesh
+    return evaluate.make_embed(method, mesh), devices.place(VARIABLES, mesh), mesh
 
 
 def sides(queries=11, images=17):

@@ -33,7 +33,7 @@ def test_everything_but_tfdata_imports_without_tensorflow_and_torch():
         "import importlib, pkgutil, vireid_jax\n"
         "names = [m.name for m in pkgutil.walk_packages(vireid_jax.__path__, 'vireid_jax.')]\n"
         "for name in names:\n"
-        "    if name not in ('vireid_jax.data.tfdata', 'vireid_jax.data.synthetic.__main__'):\n"
+        "    if name not in ('vireid_jax.data.tfdata', 'vireid_jax.synthetic.__main__'):\n"
         "        importlib.import_module(name)\n"
         "try:\n"
         "    importlib.import_module('vireid_jax.data.tfdata')\n"
@@ -49,12 +49,13 @@ TRAIN = (
 import json
 import jax
 from functools import partial
-from vireid_jax import evaluate, optim, sharding, train
+from vireid_jax import evaluate, optim, train
+from vireid_jax.runtime import devices
 from vireid_jax.data import arrays, augment, datasets, sampler
 from vireid_jax.metrics import format_table
 from vireid_jax.methods import get_build
 from vireid_jax.types import train_labels
-from vireid_jax.writer import Writer
+from vireid_jax.runtime.writer import Writer
 
 sizes = {f"{p}_{m}": 1 for p in ("train", "val", "test") for m in ("visible", "infrared")}
 split = datasets.load(
@@ -70,7 +71,7 @@ method = get_build("smcl")(
     num_classes=len(persons), image_size=(32, 16), steps_per_epoch=2, depth=10, width=4
 )
 transform, learning_rate = optim.make(steps_per_epoch=2, epochs=1.0)
-mesh = sharding.make_mesh()
+mesh = devices.make_mesh()
 step_fn = train.make_train_step(
     method, partial(augment.augment, pad=2), transform, learning_rate, mesh=mesh, seed=0
 )

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from vireid_jax import preemption
+from vireid_jax.runtime import preemption
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,7 +66,7 @@ def start(code, *arguments):
 def test_second_interrupt_leaves_at_once():
     process = start(
         "import time\n"
-        "from vireid_jax import preemption\n"
+        "from vireid_jax.runtime import preemption\n"
         "preemption.install()\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"  # a save that hangs, say; the first signal does not end it
@@ -83,7 +83,7 @@ def test_second_interrupt_leaves_at_once():
 def test_a_signal_during_compilation_is_acted_on_after_it():
     process = start(
         "import jax, jax.numpy as jnp\n"
-        "from vireid_jax import preemption\n"
+        "from vireid_jax.runtime import preemption\n"
         "jax.config.update('jax_enable_compilation_cache', False)\n"
         "preemption.install()\n"
         "def f(x):\n"
@@ -108,10 +108,10 @@ import jax
 port, index, folder = sys.argv[1:]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, int(index), initialization_timeout=60)
-from vireid_jax import preemption
+from vireid_jax.runtime import preemption
 preemption.install()
 import numpy as np
-from vireid_jax.checkpoint import Checkpoints
+from vireid_jax.runtime.checkpoint import Checkpoints
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 spec = jax.sharding.PartitionSpec
 shardings = {"variables": {"w": jax.NamedSharding(mesh, spec())},

@@ -15,13 +15,18 @@ from ml_collections import config_flags
 
 from configs import common
 from vireid_jax import command
-from vireid_jax.methods import agw, deen, idkl, mun, pdm, smcl
+from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.idkl import method as idkl
+from vireid_jax.methods.mun import method as mun
+from vireid_jax.methods.pdm import method as pdm
+from vireid_jax.methods.smcl import method as smcl
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "ablation"))
+RECIPES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "tables"))
 
 
 def blocks(path, language="sh"):
@@ -346,10 +351,10 @@ def test_the_page_shows_every_option_in_which_the_presets_of_idkl_differ():
 def test_the_recipes_that_the_texts_ask_for_exist():
     """configs/NAME.py:WORDS wherever a page or a recipe has it."""
     texts = [*(path.read_text() for path in PAGES), *map(docstring, RECIPES)]
-    texts.append(docstring(ROOT / "configs/ablation.py"))
+    texts.append(docstring(ROOT / "configs/tables.py"))
     found = set(re.findall(r"configs/(\w+)\.py:([\w,./]+(?::\w+)?)", "\n".join(texts)))
     found = {(name, arg.rstrip(".,")) for name, arg in found}
-    assert {("idkl", "sysu,official"), ("ablation", "mun/3/both:sysu")} <= found
+    assert {("idkl", "sysu,official"), ("tables", "mun/3/both:sysu")} <= found
     for name, arg in found:
         if not re.search("[A-Z]", arg):  # a place to fill in
             importlib.import_module(f"configs.{name}").get_config(arg)

@@ -13,10 +13,11 @@ import scipy.io
 from PIL import Image
 
 from configs import common
-from tests.plain import plainly
+from tests.support.plain import plainly
 from tests.test_configs import RECIPES
-from vireid_jax import checkpoint, parts, run, runinfo, scores, weights
-from vireid_jax.data.synthetic.layouts import write_tree
+from vireid_jax import build, run, weights
+from vireid_jax.runtime import checkpoint, runfolder, scores
+from vireid_jax.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
 
@@ -269,7 +270,7 @@ def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):
     c = small("smcl", "regdb", tmp_path, trees["regdb"])
     workdir = tmp_path / "run"
     pathlib.Path(workdir).mkdir()
-    runinfo.save_run_info(workdir, c.to_dict(), ["x"])
+    runfolder.save_run_info(workdir, c.to_dict(), ["x"])
     c.data.trial = 2
     assert run.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
     assert "trained on trial 1 of RegDB" in capsys.readouterr().err
@@ -283,9 +284,9 @@ def test_a_model_is_not_tested_on_people_it_was_trained_on(
     monkeypatch.setattr(checkpoint, "find_step", lambda *_, **__: 2)
     c = small("smcl", "folders", tmp_path, trees["folders"])
     workdir = tmp_path / "run"
-    runinfo.save_run_info(workdir, c.to_dict(), ["x"])
-    built, _ = parts.build(c)
-    runinfo.save_classes(workdir, built.split, built.persons)
+    runfolder.save_run_info(workdir, c.to_dict(), ["x"])
+    built, _ = build.build(c)
+    runfolder.save_classes(workdir, built.split, built.persons)
     c.data.update(change)
     assert run.run(c, workdir=workdir, mode="eval") == 1
     assert re.search(r"trained on \d people that it would be tested on", capsys.readouterr().err)
@@ -328,7 +329,7 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
     assert "unused in the file: fc.bias" in lines
     assert "not from the file: params/classifier/kernel" in lines
-    shapes = jax.eval_shape(parts.build(c)[0].method.init, jax.random.key(0))
+    shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
     variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
     file = weights.read(FIXTURE)

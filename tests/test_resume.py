@@ -19,9 +19,9 @@ import jax
 import pytest
 
 from tests.launch.shell import BASH, LAUNCH
-from tests.plain import PLAIN
-from vireid_jax import manifest
-from vireid_jax.checkpoint import Checkpoints
+from tests.support.plain import PLAIN
+from vireid_jax.runtime import manifest
+from vireid_jax.runtime.checkpoint import Checkpoints
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 24  # 6 epochs of 4: a checkpoint every 4 steps, a validation every 8

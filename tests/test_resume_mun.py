@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests.test_resume import STEPS, killed_and_terminated
-from vireid_jax import manifest
+from vireid_jax.runtime import manifest
 from vireid_jax.types import epochs_to_steps
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vireid_jax import runinfo
+from vireid_jax.runtime import runfolder
 
 CONFIG = {
     "seed": 0,
@@ -38,14 +38,14 @@ def changed(**sections):
 
 @pytest.fixture
 def started(tmp_path):
-    runinfo.save_run_info(tmp_path / "run", CONFIG, ARGV)
+    runfolder.save_run_info(tmp_path / "run", CONFIG, ARGV)
     return tmp_path / "run"
 
 
 def test_the_same_config_resumes(started, tmp_path):
-    assert runinfo.check_resume(started, CONFIG, allow=False) == []
-    assert runinfo.check_resume(started, copy.deepcopy(CONFIG), allow=True) == []
-    assert runinfo.check_resume(tmp_path / "nothing", CONFIG, allow=False) == []
+    assert runfolder.check_resume(started, CONFIG, allow=False) == []
+    assert runfolder.check_resume(started, copy.deepcopy(CONFIG), allow=True) == []
+    assert runfolder.check_resume(tmp_path / "nothing", CONFIG, allow=False) == []
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_the_same_config_resumes(started, tmp_path):
 def test_what_changes_the_training_is_refused(started, change, line):
     config = changed(**change)
     with pytest.raises(ValueError) as error:
-        runinfo.check_resume(started, config, allow=False)
+        runfolder.check_resume(started, config, allow=False)
     message = str(error.value)
     assert f"\n  {line}\n" in message
     assert "--config.allow_changes=True" in message and "--workdir" in message
-    assert line in runinfo.check_resume(started, config, allow=True)
+    assert line in runfolder.check_resume(started, config, allow=True)
     assert json.loads((started / "config.json").read_text())["seed"] == 0, "checking writes nothing"
 
 
 def test_every_difference_is_shown_and_nothing_else(started):
     config = changed(seed=7, sampler={"num_ids": 2}, train={"log_every": 1})
     with pytest.raises(ValueError) as error:
-        runinfo.check_resume(started, config, allow=False)
+        runfolder.check_resume(started, config, allow=False)
     shown = [line for line in str(error.value).splitlines() if line.startswith("  ")]
     assert shown == ["  sampler.num_ids: 8 -> 2", "  seed: 0 -> 7"]
 
@@ -88,17 +88,17 @@ def test_free_keys_may_change(started):
         train={"log_every": 1, "keep": 9, "eval_every": 2.0},
         eval={"trials": 3},
     )
-    assert runinfo.check_resume(started, config, allow=False) == []
+    assert runfolder.check_resume(started, config, allow=False) == []
 
 
 def test_a_config_that_cannot_be_read(started):
     (started / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
-        runinfo.check_resume(started, CONFIG, allow=True)
+        runfolder.check_resume(started, CONFIG, allow=True)
 
 
 def test_starts_are_recorded_one_after_the_other(started, monkeypatch):
-    runinfo.save_run_info(started, changed(train={"log_every": 1}), ARGV)
+    runfolder.save_run_info(started, changed(train={"log_every": 1}), ARGV)
     commands = (started / "COMMAND").read_text().splitlines()
     assert len(commands) == 2
     # A line can be pasted into a shell: the time is a comment.
@@ -110,17 +110,17 @@ def test_starts_are_recorded_one_after_the_other(started, monkeypatch):
     (env,) = json.loads((started / "env.json").read_text())
     assert env["python"] == ".".join(map(str, sys.version_info[:3]))
     assert env["device_count"] == 4 and env["device_kind"] == "cpu" and env["numpy"]
-    monkeypatch.setattr(runinfo.platform, "python_version", lambda: "9.9.9")
-    runinfo.save_run_info(started, CONFIG, ARGV)
+    monkeypatch.setattr(runfolder.platform, "python_version", lambda: "9.9.9")
+    runfolder.save_run_info(started, CONFIG, ARGV)
     assert [e["python"] for e in json.loads((started / "env.json").read_text())][-1] == "9.9.9"
 
 
 def test_allowed_changes_become_the_config_and_the_old_one_is_kept(started):
     for seed in (1, 2):
         config = changed(seed=seed)
-        assert runinfo.check_resume(started, config, allow=True)
-        runinfo.save_run_info(started, config, ARGV)
-        assert runinfo.check_resume(started, config, allow=False) == []
+        assert runfolder.check_resume(started, config, allow=True)
+        runfolder.save_run_info(started, config, ARGV)
+        assert runfolder.check_resume(started, config, allow=False) == []
     seeds = [
         json.loads((started / f"config{n}.json").read_text())["seed"] for n in ("", ".1", ".2")
     ]
@@ -129,10 +129,10 @@ def test_allowed_changes_become_the_config_and_the_old_one_is_kept(started):
 
 def test_commit_of_a_clone(tmp_path, monkeypatch):
     package = tmp_path / "vireid_jax"
-    package.mkdir()
-    (package / "runinfo.py").touch()
-    monkeypatch.setattr(runinfo, "__file__", str(package / "runinfo.py"))
-    assert runinfo.environment()["commit"] is None, "an installed package is no clone"
+    (package / "runtime").mkdir(parents=True)
+    (package / "runtime" / "runfolder.py").touch()
+    monkeypatch.setattr(runfolder, "__file__", str(package / "runtime" / "runfolder.py"))
+    assert runfolder.environment()["commit"] is None, "an installed package is no clone"
 
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -145,21 +145,21 @@ def test_commit_of_a_clone(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-qm", "one")
     commit = git("rev-parse", "HEAD")
-    assert runinfo.environment()["commit"] == commit
-    (package / "runinfo.py").write_text("changed")
-    assert runinfo.environment()["commit"] == commit + "+"
+    assert runfolder.environment()["commit"] == commit
+    (package / "runtime" / "runfolder.py").write_text("changed")
+    assert runfolder.environment()["commit"] == commit + "+"
 
 
 def test_config_comes_back_as_it_was(started):
-    config = runinfo.load_config(started)
+    config = runfolder.load_config(started)
     assert config.to_dict() == CONFIG
     assert isinstance(config.optim.multipliers[0], tuple)
     with pytest.raises(FileNotFoundError, match="not the folder of a run"):
-        runinfo.load_config(started.parent)
+        runfolder.load_config(started.parent)
 
 
 def test_started_as_a_module(tmp_path):
-    runinfo.save_run_info(tmp_path, CONFIG, ["/src/vireid_jax/main.py", "--config=a"])
+    runfolder.save_run_info(tmp_path, CONFIG, ["/src/vireid_jax/main.py", "--config=a"])
     assert (tmp_path / "COMMAND").read_text().startswith("python -m vireid_jax.main --config=a  #")
 
 
@@ -173,25 +173,25 @@ def test_which_keys_change_the_training():
         "train.keep",
         "run_name",
     ]
-    assert [runinfo.changes_training(k) for k in keys] == [True] * 4 + [False] * 3
+    assert [runfolder.changes_training(k) for k in keys] == [True] * 4 + [False] * 3
 
 
 def test_a_run_from_before_an_option_goes_on(started):
     """A key that it lacks means what the run did."""
     same = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 1, "remat": False})
-    assert runinfo.check_resume(started, same, allow=False) == []
+    assert runfolder.check_resume(started, same, allow=False) == []
     layout = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 4, "remat": True})
-    assert runinfo.check_resume(started, layout, allow=False) == []
+    assert runfolder.check_resume(started, layout, allow=False) == []
     with pytest.raises(ValueError, match=r"devices.bn_groups: 1 -> 2"):
-        runinfo.check_resume(started, changed(devices={"bn_groups": 2}), allow=False)
+        runfolder.check_resume(started, changed(devices={"bn_groups": 2}), allow=False)
 
 
 def test_what_processes_must_have_in_common():
-    facts = runinfo.shared_facts(CONFIG)
+    facts = runfolder.shared_facts(CONFIG)
     assert facts["jax"] and facts["python"] and facts["sampler.num_ids"] == 8
     here = changed(data={"root": "/here", "cache": "/tmp/a"})
     there = changed(data={"root": "/there", "cache": "/tmp/b"})
-    assert runinfo.shared_facts(here) == runinfo.shared_facts(there)
+    assert runfolder.shared_facts(here) == runfolder.shared_facts(there)
     for change in ({"seed": 1}, {"eval": {"protocols": ()}}, {"train": {"log_every": 5}}):
-        assert runinfo.shared_facts(changed(**change)) != facts
+        assert runfolder.shared_facts(changed(**change)) != facts
     json.dumps(facts)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from configs import smcl as smcl_recipe
-from launch import hlo
-from tests.plain import PLAIN, plainly
-from tests.pods import pod
-from tests.steps import (
+from launch.ahead import hlo
+from tests.support.plain import PLAIN, plainly
+from tests.support.pods import pod
+from tests.support.steps import (
     FEATURES,
     METHODS,
     MODALITIES,
@@ -26,8 +26,9 @@ from tests.steps import (
     host_batch,
     mesh_of,
 )
-from vireid_jax import evaluate, parts, sharding
+from vireid_jax import build, evaluate
 from vireid_jax.nets.resnet import interleave
+from vireid_jax.runtime import devices
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 CASES = [(method, kernels) for method in METHODS for kernels in ("cpu", "xla")]
@@ -83,7 +84,7 @@ def test_other_devices_and_processes_compute_the_step_of_one(steps, tmp_path, pr
     count = processes * devices
     # The other preset's losses are sharded alike; four devices above have it.
     methods = [method for method in METHODS if method != "idkl,official"]
-    run = pod(processes, devices, "tests.steps", out, count, *methods, env=PLAIN)
+    run = pod(processes, devices, "tests.support.steps", out, count, *methods, env=PLAIN)
     assert run.codes == [0] * processes, run.text()
     stored = np.load(out)
     for method in methods:
@@ -97,7 +98,7 @@ def test_other_devices_and_processes_compute_the_step_of_one(steps, tmp_path, pr
 
 @pytest.mark.parametrize("fsdp", [2, 4])
 def test_devices_that_share_the_state_compute_the_same(steps, monkeypatch, fsdp):
-    monkeypatch.setattr(sharding, "SHARDED_FROM", 64)  # the arrays here are small
+    monkeypatch.setattr(devices, "SHARDED_FROM", 64)  # the arrays here are small
     shared = steps(4, fsdp=fsdp)
     assert shared.mesh.shape == {"data": 4 // fsdp, "fsdp": fsdp}
     compare(gathered(shared), gathered(steps(1)))
@@ -128,7 +129,7 @@ def test_how_a_shared_state_is_cut():
         "small": jax.ShapeDtypeStruct((64,), np.float32),
         "step": jax.ShapeDtypeStruct((), np.int32),
     }
-    found = {k: s.spec for k, s in sharding.of_state(shapes, mesh).items()}
+    found = {k: s.spec for k, s in devices.of_state(shapes, mesh).items()}
     assert found == {
         "kernel": spec(None, None, None, "fsdp"),
         "square": spec(None, "fsdp"),
@@ -136,16 +137,16 @@ def test_how_a_shared_state_is_cut():
         **{k: spec() for k in ("indivisible", "small", "step")},
     }
     # Without the axis nothing is cut.
-    alone = sharding.of_state(shapes, mesh_of(4))
-    assert set(alone.values()) == {sharding.replicated(mesh_of(4))}
-    rows = sharding.to_global({"x": np.arange(8)}, mesh)["x"]
+    alone = devices.of_state(shapes, mesh_of(4))
+    assert set(alone.values()) == {devices.replicated(mesh_of(4))}
+    rows = devices.to_global({"x": np.arange(8)}, mesh)["x"]
     assert [s.data.tolist() for s in rows.addressable_shards] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize("fsdp", [0, 3, 8])
 def test_a_share_that_does_not_divide_the_devices_is_refused(fsdp):
     with pytest.raises(ValueError, match=rf"devices.fsdp is {fsdp}, .* choose one of 1, 2, 4$"):
-        sharding.make_mesh(fsdp=fsdp)
+        devices.make_mesh(fsdp=fsdp)
 
 
 def test_the_devices_of_a_process_are_neighbors():
@@ -156,7 +157,7 @@ def test_the_devices_of_a_process_are_neighbors():
             self.process_index, self.id = process_index, id
 
     shuffled = [Device(1, 2), Device(0, 1), Device(1, 0), Device(0, 3)]
-    order = [(d.process_index, d.id) for d in sharding.make_mesh(shuffled).devices]
+    order = [(d.process_index, d.id) for d in devices.make_mesh(shuffled).devices]
     assert order == [(0, 1), (0, 3), (1, 0), (1, 2)]
 
 
@@ -211,7 +212,7 @@ def test_a_concatenation_would_be_noticed():
     """What `interleave` is for: the same network input, joined along the sharded axis."""
     mesh = mesh_of(4)
     maps = [jnp.ones((ROWS, 8, 4, 2 * WIDTH))] * 2
-    rows = sharding.by_rows(mesh)
+    rows = devices.by_rows(mesh)
 
     def compiled(join):
         def f(a, b):
@@ -228,7 +229,7 @@ def test_a_concatenation_would_be_noticed():
 def test_embedding_gathers_features_alone(steps):
     four = steps(4)
     embed = evaluate.make_embed(four.method, four.mesh)
-    images = sharding.to_global({"x": host_batch()["visible"]}, four.mesh)["x"]
+    images = devices.to_global({"x": host_batch()["visible"]}, four.mesh)["x"]
     text = embed.lower(four.state.variables, images, 0).compile().as_text()
     found = collectives(text)
     assert found and all(
@@ -247,26 +248,26 @@ def _pretend(monkeypatch, *, devices, processes, index):
 
 
 def test_processes_share_the_rows_without_gap(monkeypatch):
-    assert sharding.process_rows(16) == slice(0, 16)
+    assert devices.process_rows(16) == slice(0, 16)
     rows = []
     for index in range(3):
         _pretend(monkeypatch, devices=6, processes=3, index=index)
-        own = sharding.process_rows(24)
+        own = devices.process_rows(24)
         assert own.stop - own.start == 8
         rows += range(24)[own]
     assert rows == list(range(24))
 
 
 @pytest.mark.parametrize(
-    "rows, devices, sizes",
+    "rows, count, sizes",
     [(10, 4, "8 or 12"), (3, 4, "4"), (33, 32, "32 or 64")],
 )
-def test_a_batch_that_does_not_divide_is_refused(monkeypatch, rows, devices, sizes):
-    _pretend(monkeypatch, devices=devices, processes=1, index=0)
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch, rows, count, sizes):
+    _pretend(monkeypatch, devices=count, processes=1, index=0)
     with pytest.raises(ValueError) as error:
-        sharding.process_rows(rows)
+        devices.process_rows(rows)
     message = str(error.value)
-    assert f"a batch of {rows} rows" in message and f"over {devices} devices" in message
+    assert f"a batch of {rows} rows" in message and f"over {count} devices" in message
     assert "sampler.num_ids x sampler.num_instances" in message
     assert message.endswith(f"choose a product of {sizes}")
 
@@ -276,35 +277,35 @@ def test_an_identity_is_not_cut_between_processes(monkeypatch):
     config = smcl_recipe.get_config()
     config.sampler.num_ids, config.sampler.num_instances = 3, 4  # 6 rows each
     with pytest.raises(ValueError, match=r"num_ids is 3, .* over 2 processes; choose 2 or 4"):
-        parts.build(config)
+        build.build(config)
 
 
 def test_arrays_to_the_mesh_and_back():
-    mesh = sharding.make_mesh()
+    mesh = devices.make_mesh()
     assert mesh.axis_names == ("data",) and mesh.size == 4
     batch = host_batch()
-    placed = sharding.to_global(batch, mesh)
-    assert {a.sharding for a in placed.values()} == {sharding.by_rows(mesh)}
+    placed = devices.to_global(batch, mesh)
+    assert {a.sharding for a in placed.values()} == {devices.by_rows(mesh)}
     for name, array in placed.items():
         assert array.dtype == batch[name].dtype
         np.testing.assert_array_equal(array, batch[name])
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": (np.int32(7), jnp.ones(5))}
-    everywhere = sharding.place(tree, mesh)
-    shapes = sharding.abstract(everywhere, mesh)
+    everywhere = devices.place(tree, mesh)
+    shapes = devices.abstract(everywhere, mesh)
     assert jax.tree.structure(shapes) == jax.tree.structure(tree)
     for array, shape, host in zip(*map(jax.tree.leaves, (everywhere, shapes, tree)), strict=True):
         np.testing.assert_array_equal(array, host)
         assert array.is_fully_replicated
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
-        assert shape.sharding == sharding.replicated(mesh) == array.sharding
+        assert shape.sharding == devices.replicated(mesh) == array.sharding
     # A tree that is abstract already gets the sharding, and nothing is computed.
-    again = sharding.abstract(jax.eval_shape(lambda: tree), mesh)
+    again = devices.abstract(jax.eval_shape(lambda: tree), mesh)
     assert jax.tree.leaves(again) == jax.tree.leaves(shapes)
 
 
 def test_rows_that_do_not_divide_cannot_be_placed():
     with pytest.raises(ValueError):
-        sharding.to_global({"x": np.zeros((6, 2))}, sharding.make_mesh())
+        devices.to_global({"x": np.zeros((6, 2))}, devices.make_mesh())
 
 
 # --- Devices of a CPU -----------------------------------------------------------------------
@@ -317,7 +318,7 @@ def test_devices_that_are_chosen_or_started_stay(monkeypatch, flags):
     monkeypatch.setenv("NPROC", "5")
     before = jax.config.jax_num_cpu_devices
     jax.devices()
-    sharding.use_cpu_cores(6)
+    devices.use_cpu_cores(6)
     assert jax.config.jax_num_cpu_devices == before and jax.device_count() == 4
     assert os.environ["NPROC"] == "5"
     assert flags in os.environ["XLA_FLAGS"]
@@ -325,8 +326,8 @@ def test_devices_that_are_chosen_or_started_stay(monkeypatch, flags):
 
 CHOOSE = """
 import sys
-from vireid_jax import sharding
-sharding.use_cpu_cores(int(sys.argv[1]))
+from vireid_jax.runtime import devices
+devices.use_cpu_cores(int(sys.argv[1]))
 import jax, os
 print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"])
 """

@@ -19,10 +19,10 @@ from benchmarks import (  # noqa: E402
     step_pdm,
     step_smcl,
 )
-from tests.reference.case import fill  # noqa: E402
-from tests.reference.convert import flatten, nest  # noqa: E402
-from vireid_jax import sharding  # noqa: E402
+from tests.support.reference.case import fill  # noqa: E402
+from tests.support.reference.convert import flatten, nest  # noqa: E402
 from vireid_jax.nets.auxiliary import pyramid  # noqa: E402
+from vireid_jax.runtime import devices  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def one_device(monkeypatch):
     """Sharding has tests of its own; one device compiles faster."""
     axes = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((1,), ("data",), axis_types=axes, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
+    monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
 
 
 def tiny(method="mun"):
@@ -122,7 +122,7 @@ def test_both_sides_of_pdm_take_the_same_steps(monkeypatch):
 
 def double_loss(module, s):
     """The loss of a PyTorch step in float64, its model, and the batch."""
-    from tests.reference import running
+    from tests.support.reference import running
     from vireid_jax.data.augment import standardize
 
     kept = []

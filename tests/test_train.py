@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.linear import (
+from tests.support.linear import (
     EPOCH,
     SGD,
     Run,
@@ -22,7 +22,7 @@ from tests.linear import (
     naive_gradients,
     scale_only,
 )
-from vireid_jax import sharding
+from vireid_jax.runtime import devices
 from vireid_jax.train import NonFiniteError, Preempted, init_state
 from vireid_jax.types import LaterLoss, Stopped
 
@@ -128,8 +128,8 @@ def test_randomness_depends_on_seed_and_step_alone():
         """What the keys of the loss and of the augmentation draw."""
         run = runs.setdefault(seed, Run(seed=seed, augment=keep, method=plain._replace(loss=loss)))
         state = init_state(run.method, run.transform, weights)._replace(step=jnp.int32(step))
-        batch = sharding.to_global(host_batch(images), run.mesh)
-        _, scalars = run.step_fn(sharding.place(state, run.mesh), batch)
+        batch = devices.to_global(host_batch(images), run.mesh)
+        _, scalars = run.step_fn(devices.place(state, run.mesh), batch)
         return float(scalars["draw"]), float(scalars["augment_draw"])
 
     runs = {}

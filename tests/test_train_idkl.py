@@ -5,7 +5,7 @@ import pytest
 
 from configs import idkl as recipe
 from tests.test_train_smcl import PIXELS, STEPS, K, P, train_on_people
-from vireid_jax.methods import idkl
+from vireid_jax.methods.idkl import method as idkl
 
 # Of the recipes, and with a head that sees nothing dropped: 16 images are few.
 SMALL = dict(depth=10, width=4, modality_dropout=0.0)

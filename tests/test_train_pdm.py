@@ -8,7 +8,9 @@ from configs import agw as agw_recipe
 from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.test_train_smcl import PIXELS, STEPS, P, train_on_people
-from vireid_jax.methods import agw, deen, pdm
+from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.pdm import method as pdm
 
 # Of the recipes for the embedded data; all that 32 x 16 pixels leave of them is 2 x 1 places.
 SMALL = dict(depth=10, width=4)

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import optax
 
-from tests.linear import Recorder
+from tests.support.linear import Recorder
 from vireid_jax import optim
 from vireid_jax.data import augment
-from vireid_jax.methods import smcl
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.train import make_train_step, restore_or_init, train
 
 P, K, STEPS = 8, 2, 50

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vireid_jax import watch
+from vireid_jax.runtime import watch
 
 
 class World:

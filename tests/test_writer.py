@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from vireid_jax.writer import METRICS, Writer, duration, read_metrics
+from vireid_jax.runtime.writer import METRICS, Writer, duration, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -140,7 +140,7 @@ def test_tensorboard_reads_the_event_files(tmp_path):
 def test_event_files_without_tensorflow(tmp_path):
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from vireid_jax.writer import Writer\n"
+        "from vireid_jax.runtime.writer import Writer\n"
         f"w = Writer({str(tmp_path)!r}); w.write(1, {{'loss': 2.0}}); w.close()\n"
         "assert not any(m.startswith(('tensorflow.', 'jax')) for m in sys.modules)\n"
     )

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from vireid_jax import sharding
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
 from vireid_jax.metrics import protocols
 from vireid_jax.metrics.combine import row_label
+from vireid_jax.runtime import devices
 from vireid_jax.types import (
     INFRARED,
     MODALITIES,
@@ -44,7 +44,7 @@ def make_embed(method: Method, mesh: jax.sharding.Mesh) -> Embed:
     Images are sharded by rows, features gathered, so every process holds all of them. The
     variables may be placed in any way, as those of a training state.
     """
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
 
     @partial(jax.jit, static_argnums=2, in_shardings=(None, rows), out_shardings=everywhere)
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def embed_records(
       embed: from `make_embed`.
       variables: on the mesh.
       records: N images of one or both modalities, decoded or not.
-      mesh: see `sharding.make_mesh`.
+      mesh: see `devices.make_mesh`.
       image_size: (height, width) that encoded images are resized to.
       filter: of that resizing, "lanczos" or "bilinear".
       batch_size: images at a time; rounded up to a multiple of the devices. The last batch
@@ -140,9 +140,9 @@ def embedded_batches(
     Yields:
       Rows of the records, int [n], and {feature name: [batch size, D]}, whose first n are theirs.
     """
-    devices = mesh.size
-    batch_size = -(-batch_size // devices) * devices
-    own = sharding.process_rows(batch_size)
+    width = mesh.size
+    batch_size = -(-batch_size // width) * width
+    own = devices.process_rows(batch_size)
     for modality in (VISIBLE, INFRARED):
         rows = np.flatnonzero(records.modality == modality)
         for at in range(0, len(rows), batch_size):
@@ -153,7 +153,7 @@ def embedded_batches(
             images = pixels(records, padded[own], image_size, filter)
             if mirror:
                 images = np.ascontiguousarray(images[:, :, ::-1])
-            batch = sharding.to_global({"images": images}, mesh)["images"]
+            batch = devices.to_global({"images": images}, mesh)["images"]
             yield index, embed(variables, batch, modality)
 
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
             overrides={} if config is None else command.overrides(),
             mode=_MODE.value,
             step=_STEP.value,
-            processes=_DIST.value,
+            dist=_DIST.value,
             debug=command.DEBUG.value,
         )
     )

@@ -15,24 +15,21 @@ import ml_collections
 from absl import logging
 from clu import parameter_overview
 
-from vireid_jax import (
+from vireid_jax import evaluate, optim, scored_run, scoring, train
+from vireid_jax.build import Feed, Parts, build, build_to_score
+from vireid_jax.data import augment, datasets
+from vireid_jax.metrics import format_table
+from vireid_jax.metrics.combine import row_label
+from vireid_jax.runtime import (
     checkpoint,
-    dist,
-    evaluate,
-    optim,
+    devices,
+    files,
     preemption,
-    runinfo,
-    scored_run,
-    scoring,
-    sharding,
-    train,
+    processes,
+    runfolder,
     watch,
     writer,
 )
-from vireid_jax.data import augment, datasets, disk
-from vireid_jax.metrics import format_table
-from vireid_jax.metrics.combine import row_label
-from vireid_jax.parts import Feed, Parts, build, build_to_score
 from vireid_jax.scoring import Scorer
 from vireid_jax.types import Stopped
 
@@ -44,7 +41,7 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     mode: str = "train",
     step: str = "last",
-    processes: str = "auto",
+    dist: str = "auto",
     debug: bool = False,
 ) -> int:
     """Trains and scores a recipe, or scores a run.
@@ -56,7 +53,7 @@ def run(
       overrides: the values that were changed in the recipe, for that name.
       mode: "train" or "eval".
       step: what "eval" scores: "last", "best" or a number.
-      processes: "auto", "off" or "on", see `dist.start`.
+      dist: "auto", "off" or "on", see `processes.start`.
       debug: let errors through with their traceback.
 
     Returns:
@@ -67,18 +64,20 @@ def run(
     code, message = 0, ""
     try:
         folder = _folder(config, workdir, overrides or {})
-        dist.start(folder, processes)
+        processes.start(folder, dist)
         preemption.install()
         _use_compilation_cache()
         if mode == "eval":
             config = scored_run.config_to_score(config, folder, overrides or {})
         elif config is None:
-            config = runinfo.load_config(folder)
+            config = runfolder.load_config(folder)
         rows = config.sampler.num_ids * config.sampler.num_instances
         # A batch that does not divide over the processes is refused later, with a reason.
-        sharding.use_cpu_cores(max(rows // dist.processes(), min(rows, 1)))
-        dist.check_equal("the package and the config", runinfo.shared_facts(config.to_dict()))
-        dist.check_equal("devices", sharding.local_facts())
+        devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
+        processes.check_equal(
+            "the package and the config", runfolder.shared_facts(config.to_dict())
+        )
+        processes.check_equal("devices", devices.local_facts())
         if mode == "eval":
             score_run(config, folder, step=step)
         else:
@@ -89,20 +88,20 @@ def run(
         code = preemption.exit_code()
         message = "evaluation stopped on request; run the same command again"
     except (ValueError, OSError, FloatingPointError) as error:
-        if debug and dist.processes() == 1:
+        if debug and processes.count() == 1:
             raise
         if debug:
             traceback.print_exc()
         code, message = 1, f"error: {error}\n(--debug shows where)"
     except Exception as error:
-        if dist.processes() == 1:
+        if processes.count() == 1:
             raise
         # With another process gone, jax, Orbax and the collectives fail in many ways.
         traceback.print_exc()
-        code, message = dist.explain(error)
+        code, message = processes.explain(error)
     if message:
         print(message, file=sys.stderr, flush=True)
-    return dist.finish(code, message.partition("\n")[0])
+    return processes.finish(code, message.partition("\n")[0])
 
 
 def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[dict]:
@@ -112,10 +111,10 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
       The results that are printed and saved under `workdir`/eval.
     """
     _check_durations(**config.train)
-    runinfo.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
+    runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
     watch.phase("data")
     parts, feed = build(config, resuming=_has_checkpoint(workdir))
-    dist.check_equal("the data", runinfo.data_facts(parts.split))
+    processes.check_equal("the data", runfolder.data_facts(parts.split))
     watch.phase("start")
     transform, learning_rate = optim.make(
         steps_per_epoch=feed.steps_per_epoch, epochs=config.train.epochs, **config.optim
@@ -136,9 +135,9 @@ def train_and_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
     embed = evaluate.make_embed(parts.method, parts.mesh)
     scorer = _scorer(config, parts, embed)
     scorer.check(parts.split.test, parts.split.val)
-    runinfo.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
-    runinfo.save_run_info(workdir, config.to_dict(), sys.argv)
-    runinfo.save_classes(workdir, parts.split, parts.persons)
+    runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
+    runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
+    runfolder.save_classes(workdir, parts.split, parts.persons)
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(shapes["params"], include_stats=False)
         (workdir / "parameters.txt").write_text(overview + "\n")
@@ -188,7 +187,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     chosen: str | int = int(step) if step.isdigit() else step
     # Before any data is loaded: a wrong folder is told at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
-    own, classes = runinfo.load_config(workdir), runinfo.load_classes(workdir)
+    own, classes = runfolder.load_config(workdir), runfolder.load_classes(workdir)
     scored_run.check_classes_known(config, own, classes, workdir)
     parts = build_to_score(config, classes)
     scored_run.check_unseen(config, own, parts.split.test, parts.persons, workdir)
@@ -196,7 +195,7 @@ def score_run(config: ml_collections.ConfigDict, workdir: pathlib.Path, *, step:
     scorer.check(parts.split.test, None)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     variables, at = checkpoint.restore_variables(
-        workdir / "checkpoints", sharding.abstract(dict(shapes), parts.mesh), chosen
+        workdir / "checkpoints", devices.abstract(dict(shapes), parts.mesh), chosen
     )
     return _score(config, parts, scorer, variables, workdir, at, step)
 
@@ -254,7 +253,7 @@ def _score(
         "step": step,
         "checkpoint": chosen,  # "last", "best", or the number that was asked for
         "dataset": parts.split.name,
-        "test_set": runinfo.name_test_set(parts.split),
+        "test_set": runfolder.name_test_set(parts.split),
         "seed": config.seed,
         **({"trial": config.data.trial} if "trial" in config.data else {}),
     }
@@ -288,7 +287,7 @@ def _folder(
     changed = [
         f"{key}={value}"
         for key, value in sorted(overrides.items())
-        if runinfo.changes_training(key)
+        if runfolder.changes_training(key)
     ]
     name = ",".join([config.run_name, *changed])
     name = "".join(c if c.isalnum() or c in "._-=," else "_" for c in name)
@@ -312,7 +311,7 @@ def _check_durations(
 def _use_compilation_cache() -> None:
     """Compiled programs outlive the process: a repeated command starts in seconds."""
     try:
-        folder = disk.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
+        folder = files.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
     except FileNotFoundError:  # no home: every start compiles
         return
     jax.config.update("jax_compilation_cache_dir", folder)

@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from vireid_jax import runinfo
+from vireid_jax.runtime import runfolder
 from vireid_jax.types import Retrieval
 
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
@@ -27,7 +27,7 @@ def config_to_score(
       ValueError: an override of a section that the run decides, or a model of one RegDB split
         that would be tested on another, half of whose people it was trained on.
     """
-    own = runinfo.load_config(folder)
+    own = runfolder.load_config(folder)
     if config is None:
         return own
     given = config.copy_and_resolve_references()
@@ -67,7 +67,7 @@ def check_classes_known(
     Args:
       config: from `config_to_score`.
       own: the config of the run.
-      classes: from `runinfo.load_classes`.
+      classes: from `runfolder.load_classes`.
       workdir: of the run.
 
     Raises:
@@ -75,7 +75,7 @@ def check_classes_known(
     """
     if classes is None and any(own.data.get(k) != config.data.get(k) for k in DIVIDING):
         raise ValueError(
-            f"{workdir} holds no {runinfo.CLASSES}, which tells how many people its model knows, "
+            f"{workdir} holds no {runfolder.CLASSES}, which tells how many people its model knows, "
             f"so it can be scored on its own data set ({own.data.name}) alone; repeat its training "
             "command, which writes that file and ends where it ended"
         )

@@ -13,12 +13,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from vireid_jax import evaluate, fused, sharding
+from vireid_jax import evaluate, fused
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
 from vireid_jax.fused import FUSE, Embedded, mean_direction
 from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
 from vireid_jax.metrics.combine import combine
+from vireid_jax.runtime import devices
 from vireid_jax.types import Records, Retrieval, Stopped
 
 RAW_PIXELS, UNTRAINED = evaluate.RAW_PIXELS, "untrained network"
@@ -123,7 +124,7 @@ class Scorer:
     Args:
       config: the recipe; its eval section says what is scored.
       image_size: (height, width) in pixels.
-      mesh: see `sharding.make_mesh`.
+      mesh: see `devices.make_mesh`.
       embed: from `evaluate.make_embed`.
       fusions: the method's rows that are sums of similarities.
       should_stop: polled between batches; `Stopped` is raised when it says so.
@@ -339,7 +340,7 @@ class Scorer:
 
 def fresh_variables(init: Callable[[Any], Any], seed: int, mesh: jax.sharding.Mesh) -> Any:
     """The variables before training, on the mesh."""
-    return sharding.place(dict(init(jax.random.key(seed))), mesh)
+    return devices.place(dict(init(jax.random.key(seed))), mesh)
 
 
 def _each(function: Callable[..., Features], *sides: Any) -> Sides:

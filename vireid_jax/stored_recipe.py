@@ -8,7 +8,7 @@ is read as `--config vireid_jax/stored_recipe.py:RUN --config.eval.flip=True`.
 import ml_collections
 from ml_collections import config_dict
 
-from vireid_jax import runinfo
+from vireid_jax.runtime import runfolder
 
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:
@@ -17,7 +17,7 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
     JSON does not say of what type an option is that was left at None; on the command line it is
     text or a whole number.
     """
-    config = runinfo.load_config(workdir)
+    config = runfolder.load_config(workdir)
     for section in config.values():
         if not isinstance(section, ml_collections.ConfigDict):
             continue

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 
-from vireid_jax import optim, sharding, watch
-from vireid_jax.checkpoint import Checkpoints
+from vireid_jax import optim
+from vireid_jax.runtime import devices, watch
+from vireid_jax.runtime.checkpoint import Checkpoints
 from vireid_jax.types import Batch, LossFn, Method, Stopped, Variables, epochs_to_steps
 
 
@@ -77,13 +78,13 @@ def make_train_step(
 ) -> StepFn:
     """One optimizer step: (state, uint8 batch) -> (state, scalars of the batch).
 
-    The state is donated and placed as `sharding.of_state` says, the batch sharded by rows; batch
+    The state is donated and placed as `devices.of_state` says, the batch sharded by rows; batch
     statistics and losses are those of the global batch.
     """
-    everywhere, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
     state_sharding: Any = everywhere
     if len(mesh.axis_names) > 1:
-        state_sharding = sharding.of_state(abstract_state(method, transform), mesh)
+        state_sharding = devices.of_state(abstract_state(method, transform), mesh)
 
     def minimize(
         loss: LossFn, variables: dict[str, Any], optimizer: Any, batch: Batch, key: Any, step: Any
@@ -145,9 +146,9 @@ def restore_or_init(
     """The newest readable checkpoint, or a fresh state at step 0."""
     if checkpoints is not None and checkpoints.latest() is not None:
         shapes = abstract_state(method, transform)
-        if (found := checkpoints.restore(sharding.abstract(shapes, mesh))) is not None:
+        if (found := checkpoints.restore(devices.abstract(shapes, mesh))) is not None:
             return found
-    return sharding.place(init_state(method, transform, seed), mesh), 0
+    return devices.place(init_state(method, transform, seed), mesh), 0
 
 
 def train(
@@ -177,7 +178,7 @@ def train(
       batches: (start, stop) -> this process's host batches of the steps start .. stop-1.
       steps_per_epoch: turns the epochs below into steps.
       epochs: length of the training.
-      mesh: see `sharding.make_mesh`.
+      mesh: see `devices.make_mesh`.
       writer: takes the scalars.
       checkpoints: where states go; None keeps none.
       evaluate: variables -> validation scores; raises `Stopped` when asked to stop.
@@ -240,7 +241,7 @@ def train(
     watch.phase("compile")
     mark, mark_step = clock(), step
     for batch in batches(step, total):
-        state, scalars = step_fn(state, sharding.to_global(batch, mesh))  # type: ignore[arg-type]
+        state, scalars = step_fn(state, devices.to_global(batch, mesh))  # type: ignore[arg-type]
         watch.phase("train")
         step += 1
         pending.append((step, scalars))

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.ablation.stand_in import made_up
-from tests.plain import PLAIN
+from tests.support.plain import PLAIN
 from vireid_jax.ablation import __main__ as command
 from vireid_jax.ablation import pool, report
 
@@ -317,12 +317,12 @@ def test_jax_that_dies_without_a_word(monkeypatch):
 def test_the_list_names_every_row_with_its_command(capsys):
     assert command.main(["--list"]) == 0
     out = capsys.readouterr().out
-    assert "--config configs/ablation.py:mun/3/both\n" in out
+    assert "--config configs/tables.py:mun/3/both\n" in out
     assert "method.metric_from_epoch = 0.733 of train.epochs" in out
     assert "shorter trainings than these commands: train.epochs=15.0, method.width=16" in out
     assert command.main(["smcl/1", "--list", "--dataset", "sysu"]) == 0
     out = capsys.readouterr().out
-    assert "ablation.py:smcl/1/it:sysu" in out and "mun" not in out
+    assert "tables.py:smcl/1/it:sysu" in out and "mun" not in out
     assert "= the recipe's share of train.epochs" in out and "shorter" not in out
 
 

@@ -108,7 +108,7 @@ def test_the_commands_say_all():
     cell = planned(["mun/5"], seeds=(7,))[0].rows["b"].cells[0]
     train = cell.train_command()
     assert train[1:3] == ["-m", "vireid_jax.main"]
-    assert train[3].endswith("configs/ablation.py:mun/5/b:synthetic")
+    assert train[3].endswith("configs/tables.py:mun/5/b:synthetic")
     assert {"--config.seed=7", "--config.train.epochs=2", "--config.eval.baselines=False"} < set(
         train
     )
@@ -269,6 +269,6 @@ def test_tables_are_chosen_by_name_or_method():
 
 
 def test_a_clone_is_needed(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "RECIPES", tmp_path / "configs" / "ablation.py")
+    monkeypatch.setattr(plan, "RECIPES", tmp_path / "configs" / "tables.py")
     with pytest.raises(FileNotFoundError, match="run this in a clone"):
         plan.load_tables()

@@ -8,24 +8,24 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation, common, idkl, pdm
+from configs import common, idkl, pdm, tables
 from vireid_jax.ablation import plan, settings
 from vireid_jax.methods import get_build
 
 SWEEP = ["0", "0.1", "0.2", "0.4", "0.6", "0.8", "1"]
-ROWS = [(table, row) for table, spec in ablation.TABLES.items() for row in spec.rows]
+ROWS = [(table, row) for table, spec in tables.TABLES.items() for row in spec.rows]
 FACTS = dict(
     num_classes=7, steps_per_epoch=10, num_steps=100, num_ids=4, num_instances=2, second_view=False
 )
 
 
 def recipe_of(table, row):
-    spec = ablation.TABLES[table]
-    return ablation.METHODS[spec.rows[row].method or spec.method]
+    spec = tables.TABLES[table]
+    return tables.METHODS[spec.rows[row].method or spec.method]
 
 
 def test_the_tables_have_the_rows_of_the_papers():
-    assert {name: list(table.rows) for name, table in ablation.TABLES.items()} == {
+    assert {name: list(table.rows) for name, table in tables.TABLES.items()} == {
         "smcl/1": ["b", "ceh", "ceh_adsl", "it"],
         "smcl/2": ["none", "x", "gray", "syncretic"],
         "smcl/4": ["bh_tri", "bdtr", "bicenter", "hc_tri", "adsl"],
@@ -48,16 +48,16 @@ def test_the_tables_have_the_rows_of_the_papers():
 @pytest.mark.parametrize("dataset", common.DATASETS)
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
-    config = ablation.get_config(f"{table}/{row}:{dataset}").to_dict()
+    config = tables.get_config(f"{table}/{row}:{dataset}").to_dict()
     recipe = recipe_of(table, row)(dataset).to_dict()
     assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
     del recipe["run_name"]
-    spec = ablation.TABLES[table].rows[row]
+    spec = tables.TABLES[table].rows[row]
     changes = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}
     for key, value in changes.items():
         section, option = key.split(".")
         assert option in recipe[section]
-        if isinstance(value, ablation.EpochShare):
+        if isinstance(value, tables.EpochShare):
             share = value.share or recipe[section][option] / recipe["train"]["epochs"]
             value = pytest.approx(share * recipe["train"]["epochs"])
         recipe[section][option] = value
@@ -67,7 +67,7 @@ def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
 @pytest.mark.parametrize("dataset", ["synthetic", "sysu", "regdb"])
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_the_method_of_a_row_can_be_built(table, row, dataset):
-    config = ablation.get_config(f"{table}/{row}:{dataset}")
+    config = tables.get_config(f"{table}/{row}:{dataset}")
     options = config.method.to_dict()
     build = get_build(options.pop("name"))
     named = inspect.signature(build).parameters
@@ -76,7 +76,7 @@ def test_the_method_of_a_row_can_be_built(table, row, dataset):
 
 
 def values(arg, *keys):
-    method = ablation.get_config(arg).method
+    method = tables.get_config(arg).method
     return tuple(method[key] for key in keys)
 
 
@@ -88,15 +88,15 @@ def test_smcl_rows_are_what_the_paper_says():
     assert values("smcl/1/ceh_adsl:sysu", *keys) == ("syncretic", 4.0, 0.5, 0.0)
     assert values("smcl/1/it:sysu", *keys) == ("syncretic", 4.0, 0.5, 220.0)
     assert values("smcl/1/it:regdb", *keys) == ("syncretic", 1.0, 0.5, 120.0)
-    auxiliaries = [values(f"smcl/2/{r}", "auxiliary")[0] for r in ablation.TABLES["smcl/2"].rows]
+    auxiliaries = [values(f"smcl/2/{r}", "auxiliary")[0] for r in tables.TABLES["smcl/2"].rows]
     assert auxiliaries == ["none", "x", "gray", "syncretic"]
-    for metric in ablation.TABLES["smcl/4"].rows:
+    for metric in tables.TABLES["smcl/4"].rows:
         assert values(f"smcl/4/{metric}:sysu", "metric", *keys[2:]) == (metric, 0.5, 220.0)
 
 
 def test_mun_rows_are_what_the_paper_says():
     keys = ("auxiliary", "ida_weight", "idc_weight", "ia_weight", "ma_weight")
-    rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in ablation.TABLES["mun/1"].rows}
+    rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in tables.TABLES["mun/1"].rows}
     assert rows == {
         "b": ("none", 0, 0, 0, 0),
         "aux": ("mun", 1, 0, 0, 0),
@@ -108,7 +108,7 @@ def test_mun_rows_are_what_the_paper_says():
     same = {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia", "ma": "all"}
     for corrupted, clean in same.items():
         assert values(f"mun/5/{corrupted}:sysu", *keys) == rows[clean]
-    kinds = [values(f"mun/2/{row}", "auxiliary")[0] for row in ablation.TABLES["mun/2"].rows]
+    kinds = [values(f"mun/2/{row}", "auxiliary")[0] for row in tables.TABLES["mun/2"].rows]
     assert kinds == ["x", "mixed", "syncretic", "mun"]
     scheme = ("prototypes", "bridge")
     assert values("mun/3/neither", *scheme) == ("none", False)
@@ -120,7 +120,7 @@ def test_mun_rows_are_what_the_paper_says():
 def test_idkl_rows_are_what_the_paper_says():
     """Table 4: what each row has of L_ip, L_tgsa, L_csa and the two parts of L_mdr."""
     keys = ("purify_form", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
-    rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in ablation.TABLES["idkl/4"].rows}
+    rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in tables.TABLES["idkl/4"].rows}
     assert rows == {
         "b": ("none", 0, 0, 0, 0),
         "tgsa": ("none", 0.6, 0, 0, 0),
@@ -132,7 +132,7 @@ def test_idkl_rows_are_what_the_paper_says():
     # Figure 5: one weight runs, the others stay at their best.
     weights = ("ip_weight", "tgsa_weight", "csa_weight")
     for place, (table, best) in enumerate({"idkl/5a": 0.1, "idkl/5b": 0.6, "idkl/5c": 0.8}.items()):
-        for row, spec in ablation.TABLES[table].rows.items():
+        for row, spec in tables.TABLES[table].rows.items():
             expected = [0.1, 0.6, 0.8]
             expected[place] = float(row)
             assert values(f"{table}/{row}:sysu", *weights) == tuple(expected)
@@ -142,7 +142,7 @@ def test_idkl_rows_are_what_the_paper_says():
 def test_pdm_rows_are_what_the_paper_says():
     """Table II: PLM, MFGM, L_ch and L_dcs; table III: the number of prototypes."""
     keys = ("num_prototypes", "branches", "ch_weight", "dcs_weight")
-    rows = {row: values(f"pdm/2/{row}:sysu", *keys) for row in ablation.TABLES["pdm/2"].rows}
+    rows = {row: values(f"pdm/2/{row}:sysu", *keys) for row in tables.TABLES["pdm/2"].rows}
     assert rows == {
         "b": (0, 0, 0, 0),
         "plm": (10, 0, 0, 0),
@@ -152,7 +152,7 @@ def test_pdm_rows_are_what_the_paper_says():
         "mfgm": (0, 2, 0, 0),
         "all": (10, 2, 0.25, 1),
     }
-    for row in ablation.TABLES["pdm/3"].rows:
+    for row in tables.TABLES["pdm/3"].rows:
         assert values(f"pdm/3/{row}:sysu", *keys) == (int(row), 2, 0.25, 1)
 
 
@@ -161,7 +161,7 @@ def test_pdm_rows_are_what_the_paper_says():
 def test_the_presets_are_the_recipes_on_every_data_set(method, dataset):
     name = method.__name__.split(".")[-1]
     for preset in method.PRESETS:
-        found = ablation.get_config(f"{name}/presets/{preset}:{dataset}").to_dict()
+        found = tables.get_config(f"{name}/presets/{preset}:{dataset}").to_dict()
         recipe = method.get_config(f"{dataset},{preset}").to_dict()
         assert found | {"run_name": recipe["run_name"]} == recipe
 
@@ -236,7 +236,7 @@ UNPRINTED = ("idkl/5a", "idkl/5b", "idkl/5c", "idkl/presets", "pdm/presets")
 def test_the_papers_numbers():
     found = {
         f"{name} {row}": [n for data in ("sysu", "regdb") for n in spec.paper.get(data, ())]
-        for name, table in ablation.TABLES.items()
+        for name, table in tables.TABLES.items()
         for row, spec in table.rows.items()
         if spec.paper or name not in UNPRINTED
     }
@@ -246,7 +246,7 @@ def test_the_papers_numbers():
 
 @pytest.mark.parametrize("epochs", [10, 300])
 def test_the_share_of_the_epochs_follows_their_number(epochs):
-    config = ablation.get_config("smcl/1/it")
+    config = tables.get_config("smcl/1/it")
     config.train.epochs = float(epochs)
     assert config.method.metric_from_epoch == pytest.approx(epochs * 220 / 300)
     flat = settings.resolve(f"{plan.RECIPES}:smcl/1/it", [f"--config.train.epochs={epochs}"])
@@ -255,7 +255,7 @@ def test_the_share_of_the_epochs_follows_their_number(epochs):
 
 @pytest.mark.parametrize(("dataset", "share"), [("sysu", 220 / 300), ("regdb", 120 / 200)])
 def test_on_real_data_it_is_the_recipes_own(dataset, share):
-    config = ablation.get_config(f"smcl/1/it:{dataset}")
+    config = tables.get_config(f"smcl/1/it:{dataset}")
     assert config.method.metric_from_epoch == {"sysu": 220, "regdb": 120}[dataset], "to the bit"
     config.train.epochs = 10.0
     assert config.method.metric_from_epoch == pytest.approx(10 * share)
@@ -274,15 +274,15 @@ def test_on_real_data_it_is_the_recipes_own(dataset, share):
 )
 def test_what_is_not_there_is_refused_with_what_is(arg, message):
     with pytest.raises(ValueError, match=message):
-        ablation.get_config(arg)
+        tables.get_config(arg)
 
 
 def test_a_row_cannot_change_a_value_that_is_not_there(monkeypatch):
-    row = ablation.Row("typo", {"method.id_margn": 0.0}, {})
-    table = ablation.TABLES["smcl/1"]._replace(rows={"typo": row})
-    monkeypatch.setitem(ablation.TABLES, "smcl/1", table)
+    row = tables.Row("typo", {"method.id_margn": 0.0}, {})
+    table = tables.TABLES["smcl/1"]._replace(rows={"typo": row})
+    monkeypatch.setitem(tables.TABLES, "smcl/1", table)
     with pytest.raises(KeyError, match="id_margn"):
-        ablation.get_config("smcl/1/typo")
+        tables.get_config("smcl/1/typo")
 
 
 # Terms of the loss beside those that all rows of a method have.
@@ -384,6 +384,6 @@ def traced_terms(options):
 
 @pytest.mark.parametrize(("table", "row"), [pair for pair in ROWS if pair[0] in TERMS])
 def test_a_row_trains_with_the_terms_of_the_paper(table, row):
-    method = ablation.get_config(f"{table}/{row}").method.to_dict()
+    method = tables.get_config(f"{table}/{row}").method.to_dict()
     found = traced_terms(json.dumps(method, sort_keys=True))
     assert found == ALWAYS[table.split("/")[0]] | TERMS[table][row]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.data.mixed_tree import copy_of, files_of, never, prepared_in, python, tree
-from vireid_jax.data import arrays, builders, disk, prepared, stored
+from vireid_jax.data import arrays, builders, prepared, stored
 from vireid_jax.data.listing import Listing, TreeError
+from vireid_jax.runtime import files
 from vireid_jax.types import Records
 
 
@@ -170,7 +171,7 @@ def test_an_unchanged_tree_is_not_prepared_again(source, out):
 
 def test_a_ready_set_needs_no_writing(source, out, monkeypatch):
     for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
-        monkeypatch.setattr(disk, forbidden, None)
+        monkeypatch.setattr(files, forbidden, None)
     assert len(builders.prepare(source, out=out, progress=never).records) == 24
 
 
@@ -271,9 +272,9 @@ def test_two_at_once_prepare_once(tmp_path):
 
 def test_a_uri_goes_to_tfds(source, tmp_path, monkeypatch):
     """The path that gs:// takes, on a local folder: no locks, no os calls, no free space."""
-    monkeypatch.setattr(disk, "is_remote", lambda folder: True)
+    monkeypatch.setattr(files, "is_remote", lambda folder: True)
     for forbidden in ("locked", "clear_temporaries", "check_space", "sync", "remove"):
-        monkeypatch.setattr(disk, forbidden, None)
+        monkeypatch.setattr(files, forbidden, None)
     ready = builders.prepare(source, out=tmp_path, shards=2)
     assert len(ready.records.images[23]) and builders.is_current(ready, source)
     assert len(builders.prepare(source, out=tmp_path, progress=never).records) == 24

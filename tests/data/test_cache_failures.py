@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.data.mixed_tree import broken_tree, never, python, suffixes, tree
-from vireid_jax.data import arrays, builders, cache, disk, stored
+from vireid_jax.data import arrays, builders, cache, stored
+from vireid_jax.runtime import files
 
 SIZE = (16, 8)
 
@@ -177,10 +178,10 @@ def test_leftovers_go_when_nobody_can_own_them(source, tmp_path):
     kept = {
         # Another machine may be decoding the same, and another process something else.
         "other-machine": tmp_path / f"{stem}.elsewhere.7.abcd.part",
-        "other-work": tmp_path / f"regdb-1x1-lanczos-0.{disk._host()}.7.abcd.part",
+        "other-work": tmp_path / f"regdb-1x1-lanczos-0.{files._host()}.7.abcd.part",
         "not-ours": tmp_path / "notes.txt",
     }
-    gone = [tmp_path / disk.temporary_name(stem), tmp_path / "regdb-9x9.elsewhere.7.ef.part"]
+    gone = [tmp_path / files.temporary_name(stem), tmp_path / "regdb-9x9.elsewhere.7.ef.part"]
     for path in (*kept.values(), *gone):
         path.write_text("x")
     two_days_ago = time.time() - 2 * 24 * 3600
@@ -211,8 +212,8 @@ def test_threads_and_processes_wait_and_decode_once(source, pixels, tmp_path):
 
 def test_without_locks_the_last_one_stays(source, pixels, tmp_path, monkeypatch):
     """As on a file system that several machines share."""
-    monkeypatch.setattr(disk, "locked", lambda path: open(os.devnull))
-    monkeypatch.setattr(disk, "clear_temporaries", lambda folder, prefix: None)
+    monkeypatch.setattr(files, "locked", lambda path: open(os.devnull))
+    monkeypatch.setattr(files, "clear_temporaries", lambda folder, prefix: None)
     barrier = threading.Barrier(3)
     results = []
 
@@ -234,7 +235,7 @@ def test_without_locks_the_last_one_stays(source, pixels, tmp_path, monkeypatch)
 def test_a_cache_can_be_read_where_nothing_can_be_written(source, pixels, tmp_path, monkeypatch):
     cache.decode_once(source, image_size=SIZE, folder=tmp_path)
     for forbidden in ("locked", "temporary_name", "clear_temporaries"):
-        monkeypatch.setattr(disk, forbidden, None)
+        monkeypatch.setattr(files, forbidden, None)
     cached = cache.decode_once(source, image_size=SIZE, folder=tmp_path)
     assert (cached.records.images[:] == pixels).all()
 
@@ -292,6 +293,6 @@ def test_no_home_folder(monkeypatch):
     for name in ("VIREID_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FileNotFoundError, match="set VIREID_CACHE to a folder"):
-        disk.user_folder("VIREID_CACHE")
+        files.user_folder("VIREID_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert disk.user_folder("VIREID_CACHE", "x") == "/c/vireid_jax/x"
+    assert files.user_folder("VIREID_CACHE", "x") == "/c/vireid_jax/x"

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vireid_jax.data import arrays, datasets, synthetic, trees
-from vireid_jax.data.synthetic.layouts import write_tree
+from vireid_jax import synthetic
+from vireid_jax.data import arrays, datasets, trees
+from vireid_jax.synthetic.layouts import write_tree
 from vireid_jax.types import Records, Retrieval, Split, is_decoded
 
 TINY = dict(

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from vireid_jax.data import synthetic
-from vireid_jax.data.synthetic import cameras, dataset, figure, identity
+from vireid_jax import synthetic
+from vireid_jax.synthetic import cameras, dataset, figure, identity
 from vireid_jax.types import INFRARED, VISIBLE
 
 SIZE = (48, 24)

@@ -10,8 +10,8 @@ import tempfile
 import numpy as np
 import pytest
 
-from vireid_jax.data import synthetic
-from vireid_jax.data.synthetic import dataset
+from vireid_jax import synthetic
+from vireid_jax.synthetic import dataset
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vireid_jax.data.synthetic import layouts
-from vireid_jax.data.synthetic.__main__ import main
-from vireid_jax.data.synthetic.layouts import write_tree
-from vireid_jax.data.synthetic.sheet import contact_sheet
+from vireid_jax.synthetic import layouts
+from vireid_jax.synthetic.__main__ import main
+from vireid_jax.synthetic.layouts import write_tree
+from vireid_jax.synthetic.sheet import contact_sheet
 
 SIZE = (48, 24)
 
@@ -241,7 +241,7 @@ def test_help_as_a_module_is_quick_and_needs_no_jax():
     code = (
         "import runpy, sys\n"
         "sys.argv = ['synthetic', '--help']\n"
-        "try: runpy.run_module('vireid_jax.data.synthetic', run_name='__main__')\n"
+        "try: runpy.run_module('vireid_jax.synthetic', run_name='__main__')\n"
         "except SystemExit as e: print('exit', e.code, 'jax' in sys.modules)\n"
     )
     root = pathlib.Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import agw, idkl, smcl
-from launch import chips, compiled, points, recipe
-from tests.plain import PLAIN, plainly
+from launch.ahead import chips, compiled, points, recipe
+from tests.support.plain import PLAIN, plainly
 from vireid_jax.data import datasets
 from vireid_jax.types import train_labels
 
@@ -28,7 +28,7 @@ TINY = (
 
 def _run(*arguments, timeout=300, **env):
     return subprocess.run(
-        [sys.executable, "-m", "launch.compile_ahead", *arguments],
+        [sys.executable, "-m", "launch.ahead.compile_ahead", *arguments],
         capture_output=True,
         text=True,
         cwd=REPO,
@@ -74,7 +74,7 @@ def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight):
     # Every parameter's gradient is in the all-reduces; the idkl network at width 4 has these.
     config = _tiny(idkl.get_config("sysu"), 8, 1)
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    built = recipe.build(config, recipe.facts(config), mesh)
+    built = recipe.assemble(config, recipe.facts(config), mesh)
     size = sum(4 * np.prod(x.shape) for x in jax.tree.leaves(built.state.variables["params"]))
     assert size <= groups["gradients and statistics"]["bytes"] <= 2 * size
     embed = step["embed"]
@@ -89,7 +89,7 @@ def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight):
     """Arguments: the state on every device, a share of the batch; donated: the state."""
     config = _tiny(idkl.get_config("sysu"), 8, 1)
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    built = recipe.build(config, recipe.facts(config), mesh)
+    built = recipe.assemble(config, recipe.facts(config), mesh)
     state = sum(x.dtype.itemsize * np.prod(x.shape) for x in jax.tree.leaves(built.state))
     batch = sum(x.dtype.itemsize * np.prod(x.shape) / 8 for x in jax.tree.leaves(built.batch))
     memory = compiled_for_eight[0]["step"]["memory_bytes"]
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said_in_a_line(arguments, code, message):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
 def test_without_libtpu_the_message_says_how_to_get_it():
     with pytest.raises(ValueError) as error:
-        compiled.devices(chips.parse("v5e:2x4"))
+        compiled.find_devices(chips.parse("v5e:2x4"))
     assert "no description of v5e:2x4" in str(error.value)
     assert "in an environment of its own, pip install 'jax[tpu]'" in str(error.value)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.fit import Point, largest
+from launch.ahead.fit import Point, largest
 
 
 def _measure(size, limit, calls):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import smcl
-from launch import fixed, recipe
+from launch.ahead import fixed, recipe
 
 
 @jax.jit

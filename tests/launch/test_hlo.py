@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from launch import hlo
+from launch.ahead import hlo
 
 TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch import chips, roofline
-from launch.hlo import Array, Collective
+from launch.ahead import chips, roofline
+from launch.ahead.hlo import Array, Collective
 
 V5E, V5P = chips.TPUS["v5e"], chips.TPUS["v5p"]
 

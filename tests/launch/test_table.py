@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from launch import table
+from launch.ahead import table
 
 REDUCE = {"kind": "all-reduce", "arrays": ["f32[1000,25000]"], "group": 256, "times": 1}
 GATHER = {"kind": "all-gather", "arrays": ["bf16[4096,2048]"], "group": 0, "times": 2}
@@ -82,7 +82,7 @@ def test_the_command(tmp_path, content, code):
     file = tmp_path / "a.json"
     file.write_text(content)
     run = subprocess.run(
-        [sys.executable, "-m", "launch.table", str(file)], capture_output=True, text=True
+        [sys.executable, "-m", "launch.ahead.table", str(file)], capture_output=True, text=True
     )
     assert run.returncode == code
     assert ("| agw_sysu | 8 x 4" in run.stdout) == (code == 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import traffic
+from launch.ahead import traffic
 
 TEXT = """HloModule jit_f, is_scheduled=true
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses.alignment import alignment_loss
+from vireid_jax.methods.mun.alignment import alignment_loss
 
 P, K, D = 4, 3, 12
 LABELS = np.repeat([5, 2, 11, 3], K).astype(np.int32)

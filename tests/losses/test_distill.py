@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses import distill
-from vireid_jax.methods.idkl import half_flipped
+from vireid_jax.methods.idkl import distill
+from vireid_jax.methods.idkl.method import half_flipped
 
 R = np.random.default_rng(16)
 P, K, D, C = 2, 2, 5, 3

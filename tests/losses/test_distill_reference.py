@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import loss_tests
-from vireid_jax.losses import distill, purify
+from tests.support.parity import loss_tests
 from vireid_jax.losses.identity import cross_entropy
 from vireid_jax.losses.triplet import batch_hard_triplet
-from vireid_jax.methods.idkl import half_flipped
+from vireid_jax.methods.idkl import distill, purify
+from vireid_jax.methods.idkl.method import half_flipped
 
 
 def _alignment(features, **options):

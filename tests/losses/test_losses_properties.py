@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import relative_error
+from tests.support.parity import relative_error
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance, safe_norm
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 
-from tests.parity import loss_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, cases
-from vireid_jax.losses import adsl
+from tests.support.parity import loss_outputs, reference, sources
+from tests.support.reference import store
+from tests.support.reference.inputs import CASES, cases
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance
 from vireid_jax.losses.identity import cross_entropy
+from vireid_jax.methods.smcl import adsl
 
 
 def _row_centers(features, labels, **options):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses import adsl, center, counts, triplet
+from vireid_jax.losses import center, counts, triplet
 from vireid_jax.losses.counts import distance_counts
+from vireid_jax.methods.smcl import adsl
 
 # Table 3 of SMCL with P = K = 4 (spec: formulas in P and K below).
 TABLE = {

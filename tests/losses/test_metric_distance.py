@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import relative_error
+from tests.support.parity import relative_error
 from vireid_jax.losses.distance import pairwise_distance, safe_norm, unit
 
 R = np.random.default_rng(2)

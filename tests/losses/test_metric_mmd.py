@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses import mmd as module
-from vireid_jax.losses.mmd import BANDWIDTHS
+from vireid_jax.methods.mun import mmd as module
+from vireid_jax.methods.mun.mmd import BANDWIDTHS
 
 R = np.random.default_rng(3)
 X = R.normal(size=(4, 6)).astype(np.float32)

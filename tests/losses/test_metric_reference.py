@@ -1,9 +1,9 @@
 """Metric losses and the MMD against the formulas written in PyTorch."""
 
-from tests.parity import loss_tests
+from tests.support.parity import loss_tests
 from vireid_jax.losses.center import bi_center, hetero_center, hetero_center_triplet
-from vireid_jax.losses.mmd import mmd
 from vireid_jax.losses.triplet import batch_hard_triplet, bdtr, weighted_regularized_triplet
+from vireid_jax.methods.mun.mmd import mmd
 
 FUNCTIONS = {
     "batch_hard_triplet": (batch_hard_triplet, "features labels"),

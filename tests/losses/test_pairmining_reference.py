@@ -6,7 +6,7 @@ with its chunks.
 
 import jax
 
-from tests.parity import loss_tests
+from tests.support.parity import loss_tests
 from vireid_jax.losses import pairmining
 from vireid_jax.losses.triplet import squared_difference
 

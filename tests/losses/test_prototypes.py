@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses.alignment import by_identity, by_slot, new_weight, prototype_loss
+from vireid_jax.methods.mun.alignment import by_identity, by_slot, new_weight, prototype_loss
 
 P, K, D = 4, 3, 12
 LABELS = np.repeat([5, 2, 11, 3], K).astype(np.int32)

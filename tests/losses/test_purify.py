@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses import purify
+from vireid_jax.methods.idkl import purify
 
 R = np.random.default_rng(17)
 PERSONS = np.array([4, 0, 4, 0, 9], np.int32)  # not adjacent, one with a single image

@@ -1,8 +1,8 @@
-"""Whole models are compiled without optimizations, see tests/plain.py."""
+"""Whole models are compiled without optimizations, see tests/support/plain.py."""
 
 import pytest
 
-from tests.plain import plainly
+from tests.support.plain import plainly
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.reference.convert import flatten
-from vireid_jax.methods import smcl
+from tests.support.reference.convert import flatten
+from vireid_jax.methods.smcl import method as smcl
 
 KEY = jax.random.key(0)
 SIZE, P, K = (32, 16), 4, 2

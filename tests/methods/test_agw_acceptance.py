@@ -14,7 +14,8 @@ from configs import agw as recipe
 from configs import deen, pdm
 from tests.weights import trunk
 from vireid_jax import optim
-from vireid_jax.methods import agw, get_build
+from vireid_jax.methods import get_build
+from vireid_jax.methods.agw import method as agw
 from vireid_jax.optim import path_name
 from vireid_jax.weights.resnet import fill
 

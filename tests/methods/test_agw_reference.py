@@ -15,12 +15,12 @@ from configs import agw as agw_recipe
 from configs import common
 from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
-from tests.parity import precision, reference, sources, to_jax, to_numpy, weights
-from tests.reference import store
-from tests.reference.cases_mun import settled
-from tests.reference.cases_pdm_model import calm
-from tests.reference.convert import flatten, nest
-from tests.reference.inputs import CASES, case_inputs, cases
+from tests.support.parity import precision, reference, sources, to_jax, to_numpy, weights
+from tests.support.reference import store
+from tests.support.reference.cases_mun import settled
+from tests.support.reference.cases_pdm_model import calm
+from tests.support.reference.convert import flatten, nest
+from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
 from vireid_jax.methods import get_build
 

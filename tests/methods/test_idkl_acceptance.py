@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import idkl as recipe
-from vireid_jax.methods import idkl
+from vireid_jax.methods.idkl import method as idkl
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.optim import path_name

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from configs import idkl as recipe
-from tests.parity import precision, reference, sources, to_jax, to_numpy, weights
-from tests.reference import store
-from tests.reference.cases_mun import settled
-from tests.reference.inputs import CASES, case_inputs, cases
+from tests.support.parity import precision, reference, sources, to_jax, to_numpy, weights
+from tests.support.reference import store
+from tests.support.reference.cases_mun import settled
+from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
-from vireid_jax.methods import idkl
+from vireid_jax.methods.idkl import method as idkl
 
 KEY = jax.random.key(0)
 # A program runs once here: the compiler's time counts, not the program's.

@@ -13,11 +13,17 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.methods import by_hand
-from vireid_jax.methods import METHODS, agw, deen, idkl, mun, pdm, smcl
-from vireid_jax.nets.agw import AGWNet
-from vireid_jax.nets.idkl import IDKLNet
+from vireid_jax.methods import METHODS
+from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.agw.net import AGWNet
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.idkl import method as idkl
+from vireid_jax.methods.idkl.net import IDKLNet
+from vireid_jax.methods.mun import method as mun
+from vireid_jax.methods.mun.net import MUNNet
+from vireid_jax.methods.pdm import method as pdm
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.multifeature import MultiFeatureNet
-from vireid_jax.nets.mun import MUNNet
 from vireid_jax.nets.norm import grouped
 
 P, K, SIZE = 4, 2, (32, 16)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import ablation
-from vireid_jax.methods import mun
+from configs import tables
+from vireid_jax.methods.mun import method as mun
 from vireid_jax.types import INFRARED, VISIBLE
 
 P, K, CLASSES, SIZE = 2, 2, 5, (16, 8)  # maps of 4 x 2
@@ -120,7 +120,7 @@ def test_parameters_of_the_paper():
     ],
 )
 def test_a_row_has_its_terms_and_no_other_parameters(row, terms, parts):
-    options = ablation.get_config(f"{row}:sysu").method.to_dict()
+    options = tables.get_config(f"{row}:sysu").method.to_dict()
     named = inspect.signature(mun.build).parameters
     options = {k: v for k, v in options.items() if k in named and k not in TINY}
     variables, gradient, _, aux = step_of(build(**options))

@@ -7,14 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import loss_outputs, precision, reference, sources, to_jax, to_numpy, weights
-from tests.reference import store
-from tests.reference.cases_mun import settled, start, steady
-from tests.reference.convert import flatten, nest
-from tests.reference.inputs import CASES, case_inputs, cases
+from tests.support.parity import (
+    loss_outputs,
+    precision,
+    reference,
+    sources,
+    to_jax,
+    to_numpy,
+    weights,
+)
+from tests.support.reference import store
+from tests.support.reference.cases_mun import settled, start, steady
+from tests.support.reference.convert import flatten, nest
+from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
-from vireid_jax.losses.alignment import alignment_loss
-from vireid_jax.methods import mun
+from vireid_jax.methods.mun import method as mun
+from vireid_jax.methods.mun.alignment import alignment_loss
 
 KEY = jax.random.key(0)
 STEPS_PER_EPOCH = 5

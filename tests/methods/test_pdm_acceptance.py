@@ -14,7 +14,8 @@ from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.methods.test_agw_acceptance import FAST, largest, shapes, sizes
 from tests.weights import trunk
-from vireid_jax.methods import deen, pdm
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.optim import path_name
 from vireid_jax.weights.resnet import fill
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.methods.test_agw_reference import idle_terms, model, trajectory, without_gradient
-from tests.parity import reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, case_inputs, cases
+from tests.support.parity import reference, sources
+from tests.support.reference import store
+from tests.support.reference.inputs import CASES, case_inputs, cases
 
 
 @sources

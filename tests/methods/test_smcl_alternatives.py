@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.methods.small_smcl import BATCH, IMAGES, KEY, SMALL, SWITCH, traced
-from vireid_jax.methods import smcl
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.types import INFRARED, VISIBLE
 
 

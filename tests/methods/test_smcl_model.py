@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.methods.small_smcl import BATCH, KEY, SMALL, SWITCH, Built, K, P
-from tests.parity import relative_error
-from tests.reference.convert import flatten
+from tests.support.parity import relative_error
+from tests.support.reference.convert import flatten
 from vireid_jax.data.augment import MEAN, STD
-from vireid_jax.methods import smcl
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.types import INFRARED, VISIBLE
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import (
+from tests.support.parity import (
     module_outputs,
     precision,
     reference,
@@ -16,12 +16,12 @@ from tests.parity import (
     to_numpy,
     weights,
 )
-from tests.reference import store
-from tests.reference.cases_mun import settled, start
-from tests.reference.convert import flatten, nest
-from tests.reference.inputs import CASES, case_inputs, cases
+from tests.support.reference import store
+from tests.support.reference.cases_mun import settled, start
+from tests.support.reference.convert import flatten, nest
+from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
-from vireid_jax.methods import smcl
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.auxiliary import SMGM
 
 KEY = jax.random.key(0)

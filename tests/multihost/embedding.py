@@ -9,15 +9,16 @@ import jax
 import numpy as np
 
 from tests import test_fused as few
-from vireid_jax import dist, evaluate, fused, sharding
+from vireid_jax import evaluate, fused
+from vireid_jax.runtime import devices, processes
 from vireid_jax.types import Method
 
 
 def main(out):
-    dist.start(out + ".run")
-    mesh = sharding.make_mesh()
+    processes.start(out + ".run")
+    mesh = devices.make_mesh()
     method = Method(lambda key: few.VARIABLES, None, few.embed_images, fusions=few.FUSIONS)
-    embed, variables = evaluate.make_embed(method, mesh), sharding.place(few.VARIABLES, mesh)
+    embed, variables = evaluate.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
     options = few.options(mesh)
     query, _ = few.sides()  # 11 and 17: neither divides over the devices
     stored = {
@@ -29,7 +30,7 @@ def main(out):
     )
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
     np.savez(f"{out}.{jax.process_index()}.npz", **stored)
-    dist.finish(0)
+    processes.finish(0)
 
 
 if __name__ == "__main__":

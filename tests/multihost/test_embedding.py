@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.multihost import embedding
-from tests.pods import pod
+from tests.support.pods import pod
 
 
 @pytest.mark.timeout(600)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference.case import fill
-from tests.reference.convert import flatten, nest
+from tests.support.reference.case import fill
+from tests.support.reference.convert import flatten, nest
 from vireid_jax.nets.attention import (
     Aggregation,
     ChannelAttention,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import relative_error
-from tests.reference.convert import flatten
+from tests.support.parity import relative_error
+from tests.support.reference.convert import flatten
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.nets import auxiliary
 from vireid_jax.nets.auxiliary import folding, pyramid

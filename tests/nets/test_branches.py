@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from tests.reference.convert import flatten
+from tests.support.reference.convert import flatten
 from tests.weights import trunk
 from vireid_jax import weights
-from vireid_jax.methods.idkl import build
+from vireid_jax.methods.idkl.method import build
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.types import SPECIFIC
 from vireid_jax.weights.resnet import fill

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference.convert import flatten
-from vireid_jax.nets.modality import ModalityClassifier
+from tests.support.reference.convert import flatten
+from vireid_jax.methods.idkl.modality import ModalityClassifier
 
 WIDTH = 6
 X = np.random.default_rng(5).normal(size=(40, WIDTH)).astype(np.float32)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import relative_error
-from tests.reference.convert import flatten
+from tests.support.parity import relative_error
+from tests.support.reference.convert import flatten
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap

@@ -7,9 +7,9 @@ float64 by a percent, whichever is right.
 import jax
 import pytest
 
-from tests.parity import image_names, loss_outputs, module_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, cases
+from tests.support.parity import image_names, loss_outputs, module_outputs, reference, sources
+from tests.support.reference import store
+from tests.support.reference.inputs import CASES, cases
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
 from vireid_jax.nets.resnet import ResNet

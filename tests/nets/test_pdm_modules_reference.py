@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import image_names, module_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, cases
+from tests.support.parity import image_names, module_outputs, reference, sources
+from tests.support.reference import store
+from tests.support.reference.inputs import CASES, cases
 from vireid_jax.nets import attention
 from vireid_jax.nets.expansion import Expansion
 from vireid_jax.nets.prototypes import Prototypes

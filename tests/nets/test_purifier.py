@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference.convert import flatten
+from tests.support.reference.convert import flatten
+from vireid_jax.methods.idkl.purifier import MASKS, InstanceNorm, Mask, Purifier
 from vireid_jax.nets.pooling import gap, gem_above
-from vireid_jax.nets.purifier import MASKS, InstanceNorm, Mask, Purifier
 
 R = np.random.default_rng(6)
 WIDTH, RATIO = 8, 4

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import loss_outputs, module_outputs, reference, sources
-from tests.reference import store
-from tests.reference.inputs import CASES, case_inputs, cases
-from vireid_jax.losses import purify
-from vireid_jax.nets.modality import ModalityClassifier
+from tests.support.parity import loss_outputs, module_outputs, reference, sources
+from tests.support.reference import store
+from tests.support.reference.inputs import CASES, case_inputs, cases
+from vireid_jax.methods.idkl import purify
+from vireid_jax.methods.idkl.modality import ModalityClassifier
+from vireid_jax.methods.idkl.purifier import InstanceNorm, Mask, Purifier
+from vireid_jax.methods.idkl.reversal import reverse_gradient
 from vireid_jax.nets.pooling import gap, gem_above
-from vireid_jax.nets.purifier import InstanceNorm, Mask, Purifier
-from vireid_jax.nets.reversal import reverse_gradient
 
 KEY = jax.random.key(0)
 DTYPES = pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.nets.reversal import ramp, reverse_gradient
+from vireid_jax.methods.idkl.reversal import ramp, reverse_gradient
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(3, 4)), jnp.float32)
 WEIGHT = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4)), jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference.convert import flatten
+from tests.support.reference.convert import flatten
 from vireid_jax.nets.resnet import DEPTHS, ResNet, block_names, feature_width, map_size
 from vireid_jax.types import INFRARED, VISIBLE
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from vireid_jax.runtime.writer import METRICS
 from vireid_jax.visual import curve
-from vireid_jax.writer import METRICS
 
 pytest.importorskip("matplotlib")
 

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from tests.reference.resnet import ResNet
+from tests.support.reference.resnet import ResNet
 from tests.weights import trunk
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures"

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.reference.convert import flatten
+from tests.support.reference.convert import flatten
 from tests.weights import build, trunk
 from vireid_jax import weights
-from vireid_jax.methods.smcl import build as smcl
+from vireid_jax.methods.smcl.method import build as smcl
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.types import INFRARED, VISIBLE
 from vireid_jax.weights.resnet import fill

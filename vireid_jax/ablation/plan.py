@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vireid_jax.ablation import settings
 from vireid_jax.command import ROOT
 
-RECIPES = ROOT / "configs" / "ablation.py"
+RECIPES = ROOT / "configs" / "tables.py"
 
 
 class Score(NamedTuple):
@@ -91,7 +91,7 @@ class PlannedTable:
 
 
 def load_tables() -> dict[str, Any]:
-    """The TABLES of configs/ablation.py.
+    """The TABLES of configs/tables.py.
 
     Raises:
       FileNotFoundError: the package is installed without its clone.
@@ -122,7 +122,7 @@ def choose(names: Sequence[str], tables: Mapping[str, Any]) -> list[str]:
 def row_command(table: str, row: str, dataset: str) -> str:
     """The main command of a row, as it is typed."""
     data = "" if dataset == "synthetic" else f":{dataset}"
-    return f"python -m vireid_jax.main --config configs/ablation.py:{table}/{row}{data}"
+    return f"python -m vireid_jax.main --config configs/tables.py:{table}/{row}{data}"
 
 
 def plan(

@@ -75,7 +75,7 @@ def checksum(config: Mapping[str, Any]) -> str:
 
     The seed is left out: seeds of one configuration are together.
     """
-    from vireid_jax.runinfo import changes_training  # brings jax
+    from vireid_jax.runtime.runfolder import changes_training
 
     own_images = config["data.name"] == "folders"  # there the root says which they are
     relevant = {

@@ -106,8 +106,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from vireid_jax.data import builders, cache, disk
+    from vireid_jax.data import builders, cache
     from vireid_jax.data.readers import content, get_reader
+    from vireid_jax.runtime import files
 
     listing = get_reader(args.name).scan(args.root, strict=args.strict)
     _print_problems([*listing.problems, *content.exchanged(listing)])
@@ -120,7 +121,7 @@ def _prepare(args: argparse.Namespace) -> int:
         folder = prepared.records.images.folder
         print(f"prepared {len(prepared.records):,} images in {folder}")
         if args.name == "folders":
-            out = args.out or disk.user_folder("VIREID_DATA")
+            out = args.out or files.user_folder("VIREID_DATA")
             print(
                 f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)"
             )
@@ -132,7 +133,7 @@ def _prepare(args: argparse.Namespace) -> int:
         )  # fmt: skip
         height, width = args.size
         gigabytes = decoded.records.images.array.nbytes / 1e9
-        folder = args.cache or disk.user_folder("VIREID_CACHE")
+        folder = args.cache or files.user_folder("VIREID_CACHE")
         print(f"decoded to {height} x {width}: {gigabytes:.2f} GB in {folder}")
         prepared = decoded
     _print_problems([line for line in prepared.problems if line not in said])

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import disk, prepared, stored
+from vireid_jax.data import prepared, stored
 from vireid_jax.data.listing import Listing, TreeError
-from vireid_jax.data.prepared import open as open  # part of this module's interface
+from vireid_jax.data.prepared import open as open
+from vireid_jax.runtime import files
 
 # Builders by data set, each with what its tfds page says.
 DESCRIPTIONS = {
@@ -101,7 +102,7 @@ def prepare(
     # Before any lock: a set that is ready may be where nothing can be written.
     if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
         return ready
-    if disk.is_remote(target):
+    if files.is_remote(target):
         if target.exists():
             target.rmtree()
         write(target.parent.parent)
@@ -109,25 +110,25 @@ def prepare(
 
     folder = target.parent
     hint = "name another folder (data.prepared, --out or $VIREID_DATA)"
-    disk.make_folder(folder, what=f"the prepared {listing.name}", hint=hint)
+    files.make_folder(folder, what=f"the prepared {listing.name}", hint=hint)
     hint += " on a larger disk"
     what = f"preparing {listing.name}"
-    with disk.locked(folder / f"{prepared.VERSION}.lock"):
-        disk.clear_temporaries(folder, prepared.VERSION)
+    with files.locked(folder / f"{prepared.VERSION}.lock"):
+        files.clear_temporaries(folder, prepared.VERSION)
         # Another process may have prepared it while this one waited; the reasons are told.
         if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
             return ready
-        disk.check_space(folder, size or 0, what=what, hint=hint)
-        stage = folder / disk.temporary_name(prepared.VERSION)
+        files.check_space(folder, size or 0, what=what, hint=hint)
+        stage = folder / files.temporary_name(prepared.VERSION)
         try:
-            with disk.explain_full_disk(folder, what=what, hint=hint):
+            with files.explain_full_disk(folder, what=what, hint=hint):
                 write(stage)
             if target.exists():
                 target.rename(stage / "old")
             (stage / listing.name / prepared.VERSION).rename(target)
-            disk.sync(folder)
+            files.sync(folder)
         finally:
-            disk.remove(stage)
+            files.remove(stage)
     return prepared.open(target)
 
 
@@ -282,9 +283,9 @@ def _listing_builder() -> Any:
             )
             folder = prepared.path_of(self.data_dir)
             prepared.write_columns(self._listing.take(np.concatenate(self._kept)), folder)
-            if not disk.is_remote(folder):
+            if not files.is_remote(folder):
                 for path in folder.iterdir():
-                    disk.sync(path)
+                    files.sync(path)
 
         # tfds would print to standard output, whoever calls.
         def _log_download_bytes(self) -> None:

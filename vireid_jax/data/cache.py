@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays, decoding, disk, stored
+from vireid_jax.data import arrays, decoding, stored
 from vireid_jax.data.listing import Listing
+from vireid_jax.runtime import files
 from vireid_jax.types import Pixels, is_decoded
 
 # Raise it whenever `arrays.decode` gives other pixels for the same file.
@@ -77,8 +78,8 @@ def decode_once(
     size = _checked(image_size, filter, unreadable)
     if is_decoded(listing.records.images):
         return _of_size(listing, size)
-    where = disk.user_folder("VIREID_CACHE") if folder is None else os.fspath(folder)
-    if disk.is_remote(where):
+    where = files.user_folder("VIREID_CACHE") if folder is None else os.fspath(folder)
+    if files.is_remote(where):
         raise ValueError(
             f"the pixel cache is memory-mapped and cannot be in {where}; set VIREID_CACHE (or "
             "folder=) to a local folder"
@@ -88,9 +89,9 @@ def decode_once(
     path = root / f"{stem}.npy"
     if (found := _read(path)) is None:
         hint = "name another folder (data.cache, --cache or $VIREID_CACHE)"
-        disk.make_folder(root, what=f"the decoded images of {listing.name}", hint=hint)
-        with disk.locked(root / f"{stem}.lock"):
-            disk.clear_temporaries(root, stem)
+        files.make_folder(root, what=f"the decoded images of {listing.name}", hint=hint)
+        with files.locked(root / f"{stem}.lock"):
+            files.clear_temporaries(root, stem)
             if (found := _read(path)) is None:
                 _write(path, listing, size, filter, unreadable, progress)
                 found = _read(path)
@@ -261,13 +262,13 @@ def _write(
     header = _header(total, size)
     what = f"the pixel cache of {listing.name} at {size[0]} x {size[1]}"
     hint = "name another folder (data.cache, --cache or $VIREID_CACHE) on a larger disk"
-    disk.check_space(folder, len(header) + total * size[0] * size[1] * 3, what=what, hint=hint)
+    files.check_space(folder, len(header) + total * size[0] * size[1] * 3, what=what, hint=hint)
     _log.info("decoding %d images to %s", total, path)
-    part = folder / disk.temporary_name(path.stem)
-    side = folder / disk.temporary_name(path.stem)
+    part = folder / files.temporary_name(path.stem)
+    side = folder / files.temporary_name(path.stem)
     sums, kept, left_out = _Sums(), 0, []
     try:
-        with disk.explain_full_disk(folder, what=what, hint=hint):
+        with files.explain_full_disk(folder, what=what, hint=hint):
             # Plain writes: a memory-mapped file kills the process when the disk is full.
             with open(part, "xb") as file:
                 file.write(header)
@@ -294,13 +295,13 @@ def _write(
                 "left_out": left_out,
             }
             side.write_text(json.dumps(told))
-            disk.sync(side)
+            files.sync(side)
         os.replace(part, path)
         os.replace(side, path.with_suffix(".json"))
-        disk.sync(folder)
+        files.sync(folder)
     finally:
         for leftover in (part, side):
-            disk.remove(leftover)
+            files.remove(leftover)
 
 
 def _read(path: pathlib.Path) -> tuple[np.ndarray, list[tuple[int, str]]] | None:

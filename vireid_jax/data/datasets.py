@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import synthetic, trees
+from vireid_jax import synthetic
+from vireid_jax.data import trees
 from vireid_jax.types import MODALITIES, Records, Split
 
 _MOST_CAMERAS = 12  # a summary line names no more

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import disk
 from vireid_jax.data.listing import Check, Listing, TreeError
+from vireid_jax.runtime import files
 from vireid_jax.types import Records
 
 VERSION = "1.0.0"  # of what is stored; raise it when that changes
@@ -155,12 +155,12 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 def default_folder() -> str:
     """Where prepared sets are kept: $VIREID_DATA, else `data` in the user's cache folder."""
-    return disk.user_folder("VIREID_DATA", "data")
+    return files.user_folder("VIREID_DATA", "data")
 
 
 def path_of(folder: str | os.PathLike[str]) -> Any:
     """A pathlib.Path, or for a URI such as gs://bucket/folder its likeness from etils."""
-    if not disk.is_remote(folder):
+    if not files.is_remote(folder):
         return pathlib.Path(folder).expanduser()
     from etils import epath
 

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable
 
-from vireid_jax.methods import agw, deen, idkl, mun, pdm, smcl
+from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.idkl import method as idkl
+from vireid_jax.methods.mun import method as mun
+from vireid_jax.methods.pdm import method as pdm
+from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.types import Method
 
 METHODS: dict[str, Callable[..., Method]] = {

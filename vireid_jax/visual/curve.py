@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vireid_jax.writer import METRICS, read_metrics
+from vireid_jax.runtime.writer import METRICS, read_metrics
 
 # Colors that people with a color deficiency tell apart (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

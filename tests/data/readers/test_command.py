@@ -14,7 +14,7 @@ from PIL import Image
 from vireid_jax.data import __main__ as command
 from vireid_jax.data import builders, cache, contact, datasets
 from vireid_jax.data.readers import READERS, content, get_reader, sysu
-from vireid_jax.data.synthetic.layouts import write_tree
+from vireid_jax.synthetic.layouts import write_tree
 
 from . import trees
 

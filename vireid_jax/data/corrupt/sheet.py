@@ -17,7 +17,7 @@ _PERSON, _CAMERA, _SHOT = 904, 4, 1  # of the embedded data set: bags, bright da
 def person() -> np.ndarray:
     """One visible image of the embedded data set, uint8 [288, 144, 3]."""
     # The renderer brings jax in; a sheet of one's own image does without it.
-    from vireid_jax.data.synthetic import render_images
+    from vireid_jax.synthetic import render_images
 
     rows = (np.array([n]) for n in (_PERSON, _CAMERA, _SHOT))
     return render_images(0, *rows, image_size=IMAGE_SIZE)[0]

@@ -1,0 +1,161 @@
+"""One training step of every method, on any devices: what the tests of shardings compare.
+
+`python -m tests.support.steps OUT.npz DEVICES METHOD ...` computes the steps in a process of its
+own and stores what they return; as one of several processes it takes part in theirs.
+"""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import idkl as idkl_recipe
+from vireid_jax import optim, train
+from vireid_jax.data import augment
+from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.idkl import method as idkl
+from vireid_jax.methods.mun import method as mun
+from vireid_jax.methods.pdm import method as pdm
+from vireid_jax.methods.smcl import method as smcl
+from vireid_jax.runtime import devices, processes
+
+P, K, SIZE, WIDTH = 4, 2, (32, 16), 4
+ROWS, MODALITIES, FEATURES = P * K, 3, 8 * WIDTH
+
+
+def mesh_of(count, fsdp=1):
+    return devices.make_mesh(jax.devices()[:count], fsdp=fsdp)
+
+
+def host_batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, ROWS, *SIZE, 3), dtype=np.uint8)
+    return {
+        "visible": images[0],
+        "infrared": images[1],
+        "label": np.repeat([6, 1, 0, 7], K).astype(np.int32),
+        "camera": rng.integers(1, 7, (ROWS, 2)).astype(np.int32),
+    }
+
+
+SMALL = dict(num_classes=8, image_size=SIZE, depth=10, width=WIDTH)
+METHODS = {
+    "smcl": partial(smcl.build, **SMALL, steps_per_epoch=4, metric_from_epoch=0.0),  # all terms
+    "mun": partial(
+        mun.build,
+        **SMALL,
+        num_steps=8,
+        num_ids=P,
+        num_instances=K,
+        second_view=True,
+        generator={"ratios": (2, 4)},  # of maps of 8 x 4
+    ),
+    **{
+        f"idkl,{preset}": partial(
+            idkl.build,
+            **{k: v for k, v in idkl_recipe.get_config(preset).method.items() if k != "name"}
+            | SMALL,
+            num_steps=8,
+            num_ids=P,
+            num_instances=K,
+        )
+        for preset in idkl_recipe.PRESETS
+    },
+    "deen": partial(deen.build, **SMALL, num_ids=P, stages=3),
+    "agw": partial(agw.build, **SMALL, num_ids=P, second_view=True, tri_form="squared"),
+    # DEEN's network, an axis of branches, and F of all prototypes; three stages compile sooner.
+    "pdm": partial(pdm.build, **SMALL, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
+}
+
+
+class Step:
+    """A compiled step of a method on some devices, and what it returns for one batch."""
+
+    def __init__(self, count, kernels, method, fsdp=1):
+        self.method = METHODS[method](kernels=kernels)
+        # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
+        # which rounding turns over.
+        transform, rate = optim.make(
+            steps_per_epoch=4, epochs=2, name="sgd", momentum=0.0, lr=0.1, schedule="constant"
+        )
+        self.mesh = mesh_of(count, fsdp)
+        light = partial(augment.augment, grayscale=0.3, erase=0.5, visible_channel="adapt_gray")
+        if method in ("mun", "agw"):
+            light = partial(light, second_view="exchange")
+        step_fn = train.make_train_step(self.method, light, transform, rate, mesh=self.mesh, seed=0)
+        # Drawn once, on the host: the same start everywhere.
+        state = train.init_state(self.method, transform, 0)
+        state.variables["params"] = _with_scales(state.variables["params"])
+        # In the middle of training, with prototypes of a step before.
+        state = state._replace(step=jnp.int32(2))
+        if "memory" in state.variables:
+            memory = state.variables["memory"]["prototype"]
+            drawn = np.random.default_rng(1).standard_normal(memory.shape).astype(np.float32)
+            state.variables["memory"] = {"prototype": jnp.asarray(drawn)}
+        state = devices.place(state, self.mesh)
+        own = devices.process_rows(ROWS)
+        host = {k: v[own] for k, v in host_batch().items()}
+        self.batch = devices.to_global(host, self.mesh)
+        self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
+        self.state, scalars = compiled(state, self.batch)
+        self.scalars = {k: float(v) for k, v in scalars.items()}
+
+
+def _with_scales(params):
+    """Normalizations whose factors start at 0 get others, or nothing passes what is before them."""
+    rng = np.random.default_rng(2)
+
+    def drawn(path, x):
+        if path[-1].key != "scale" or np.any(x):
+            return x
+        return jnp.asarray(rng.uniform(0.5, 1, x.shape).astype(np.float32))
+
+    return jax.tree_util.tree_map_with_path(drawn, params)
+
+
+def named(state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path), np.asarray(leaf)
+
+
+def gathered(step):
+    """{name: array} of a step: its scalars and its state."""
+    everywhere = devices.replicated(step.mesh)
+    state = jax.jit(lambda x: x, out_shardings=everywhere)(step.state)
+    return {**{f"scalar {k}": v for k, v in step.scalars.items()}, **dict(named(state))}
+
+
+def compare(found, expected):
+    """The same step, to float32's rounding; both from `gathered`."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if name.startswith("scalar "):
+            # float32 sums in another order; measured differences are below 3e-6.
+            np.testing.assert_allclose(found[name], array, rtol=1e-4, err_msg=name)
+            continue
+        # Relative to the largest entry: single entries of a gradient may cancel to nothing.
+        # The mean of normalized maps, and the gradient of a bias that a normalization takes out
+        # again, are nothing but rounding; so large is the gradient of the kernel beside it.
+        beside = expected.get(name.replace("['bias']", "['kernel']"), array)
+        scale = max(np.abs(array).max(), np.abs(beside).max(), 1e-2)
+        # IDKL on eight devices: 1.1e-4 of the largest.
+        np.testing.assert_allclose(found[name], array, rtol=3e-4, atol=3e-4 * scale, err_msg=name)
+
+
+def main(out, count, *methods):
+    processes.start(out + ".run")
+    assert jax.device_count() == int(count)
+    stored = {}
+    for method in methods:
+        for name, value in gathered(Step(int(count), "cpu", method)).items():
+            stored[f"{method}|{name}"] = value
+    if jax.process_index() == 0:
+        np.savez(out, **stored)
+    processes.finish(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,271 @@
+"""Process set-up: one function, called before any other use of jax.
+
+How many there are is found in the environment, see `cluster`.
+
+Before they compute anything, the processes compare what must be equal (versions, config,
+devices), over the connection alone: a collective between unequal processes would hang.
+"""
+
+import glob
+import importlib.util
+import json
+import os
+import pathlib
+import secrets
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from vireid_jax.runtime import cluster, watch
+from vireid_jax.runtime.cluster import Found, SetupError
+
+MODES = ("auto", "off", "on")
+START_TIMEOUT = "VIREID_START_TIMEOUT"
+HEARTBEAT_TIMEOUT = "VIREID_HEARTBEAT_TIMEOUT"
+DEFAULT_S = {START_TIMEOUT: 600, HEARTBEAT_TIMEOUT: 100}
+WATCH_FIRST_S = 30
+
+# What decides how processes find each other and their devices; shown where they do not.
+SHOWN = (
+    *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_BIND_ADDRESS"),
+    *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_PLATFORMS"),
+    *("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "LIBTPU_INIT_ARGS"),
+    *("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"),
+    *("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "SLURM_JOB_ID", "SLURM_PROCID"),
+    *("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "http_proxy", "https_proxy"),
+)
+
+
+def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
+    """Connects the processes of the run, if it has several, and starts to watch them.
+
+    Args:
+      workdir: the run's folder, which all hosts share.
+      mode: "auto"; "off" is one process whatever the environment says (notebooks, a single TPU
+        machine without metadata); "on" refuses to be only one.
+
+    Raises:
+      SetupError: wrong settings, or a folder that the hosts do not share.
+    """
+    if mode not in MODES:
+        raise SetupError(f"--dist is {mode!r}, expected one of {', '.join(MODES)}")
+    env = os.environ
+    found = None
+    if mode != "off" and not jax.distributed.is_initialized():
+        found = cluster.detect(
+            env, chips=_has_chips(), libtpu=bool(importlib.util.find_spec("libtpu"))
+        )
+    if found is None:
+        if mode == "on":
+            raise SetupError(
+                "--dist=on, but nothing here says that the run has several processes; expected "
+                f"{', '.join(cluster.EXPLICIT)}, a Slurm step of several tasks, or TPU chips"
+            )
+        return
+    waits = {name: _seconds(env, name) for name in DEFAULT_S}
+    if found.process is not None and found.processes is not None:
+        _watch(workdir, found.process, found.processes, waits)
+    shown = " ".join(f"{name}={env[name]}" for name in SHOWN if env.get(name))
+    logging.info("several processes (%s): %s", found.kind, shown)
+    _connect(found, waits)
+    if count() > 1:
+        if watch.current() is None:
+            _watch(workdir, process(), count(), waits)
+        watch.phase("devices")
+        _check_shared(pathlib.Path(workdir))
+
+
+def _connect(found: Found, waits: Mapping[str, int]) -> None:
+    # The watch, which can name who is missing, is to give up before jax aborts the process.
+    later = WATCH_FIRST_S
+    try:
+        jax.distributed.initialize(
+            found.coordinator,
+            found.processes,
+            found.process,
+            found.devices,
+            cluster_detection_method=None if found.kind == "tpu" else "deactivate",
+            initialization_timeout=waits[START_TIMEOUT] + later,
+            heartbeat_timeout_seconds=waits[HEARTBEAT_TIMEOUT] + later,
+        )
+    except (RuntimeError, ValueError) as error:
+        shown = ", ".join(f"{name}={os.environ[name]}" for name in SHOWN if os.environ.get(name))
+        hint = (
+            "on a single machine with TPUs and no metadata server, add --dist=off"
+            if found.kind == "tpu"
+            else "is the port free, and open between the hosts?"
+        )
+        raise SetupError(
+            f"the processes cannot be connected ({found.kind}): {_first_line(error)}; {hint} "
+            f"The environment says: {shown}"
+        ) from error
+
+
+def _watch(
+    workdir: str | os.PathLike[str], number: int, count: int, waits: Mapping[str, int]
+) -> None:
+    watch.start(
+        watch.Watch(
+            workdir,
+            number,
+            count,
+            start_timeout=waits[START_TIMEOUT],
+            silence_timeout=waits[HEARTBEAT_TIMEOUT],
+            say=_say,
+            leave=_leave,
+        )
+    )
+
+
+def check_equal(topic: str, facts: Mapping[str, Any]) -> None:
+    """Compares facts over all processes; nothing is computed. All call it in the same order.
+
+    Args:
+      topic: names the comparison; another one for each call.
+      facts: name -> what JSON can hold.
+
+    Raises:
+      SetupError: on every process, if one differs from process 0; says in what.
+    """
+    if count() == 1:
+        return
+    own = json.dumps(facts, sort_keys=True)
+    texts = _exchange(topic, own)
+    first = json.loads(texts[0])
+    lines = []
+    for number, text in enumerate(texts):
+        other = json.loads(text)
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                lines.append(
+                    f"  {name}: {_short(first.get(name))} on process 0, {_short(other.get(name))} "
+                    f"on process {number}"
+                )
+    if lines:
+        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise SetupError(
+            f"the processes differ in {topic}, expected the same everywhere:\n"
+            + "\n".join(lines[:12])
+            + more
+        )
+
+
+def _exchange(topic: str, text: str) -> list[str]:
+    """The texts of all processes, by their numbers."""
+    client = _state().client
+    client.key_value_set(f"vireid_jax/{topic}/{process()}", text)
+    wait_ms = 1000 * _seconds(os.environ, START_TIMEOUT)
+    return [
+        client.blocking_key_value_get(f"vireid_jax/{topic}/{other}", wait_ms)
+        for other in range(count())
+    ]
+
+
+def _state() -> Any:
+    # The one place that looks behind jax.distributed: its key-value store has no public name
+    # (Orbax uses it, too), and the public numbers of processes would start the backends.
+    from jax._src.distributed import global_state
+
+    return global_state
+
+
+def count() -> int:
+    """How many processes the run has; starts no backend."""
+    return _state().num_processes if jax.distributed.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this process; starts no backend."""
+    return _state().process_id if jax.distributed.is_initialized() else 0
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Refuses a run folder that another host does not see."""
+    token = secrets.token_hex(8)
+    path = workdir / watch.HOSTS / "token"
+    if process() == 0:
+        path.write_text(token)
+    token = _exchange("token", token)[0]
+    try:
+        here = path.read_text()
+    except OSError:
+        here = ""
+    answers = _exchange("shared", "seen" if here == token else "missing")
+    apart = [str(n) for n, answer in enumerate(answers) if answer == "missing"]
+    if apart:
+        raise SetupError(
+            f"process(es) {', '.join(apart)} do not see the folder {workdir.absolute()} of process "
+            "0; expected a --workdir that all hosts share (NFS, Lustre, Filestore, or a bucket "
+            "mounted with gcsfuse), under the same path"
+        )
+
+
+def finish(code: int, message: str = "") -> int:
+    """Takes leave of the other processes; returns `code`, for sys.exit.
+
+    Processes that end alike wait for each other. One that ends with an error leaves at once, and
+    the others are told by their watch.
+    """
+    several = count() > 1
+    # With process 0 goes the service that connects them, and jax aborts whoever still needs it;
+    # so it gives the others the time to read why.
+    failed_first = several and code not in watch.ENDED_WELL and process() == 0
+    watch.end(code, message, linger_s=2 * watch.GRACE_S if failed_first else 0)
+    if not several:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code in watch.ENDED_WELL:
+        jax.distributed.shutdown()
+        return code
+    os._exit(code)
+
+
+def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
+    """What to end with after an error that has no better explanation, and what to say.
+
+    Args:
+      error: what was raised.
+      patience_s: how long to look for a process that is gone.
+
+    Returns:
+      `EXIT_PEER_LOST` and who is gone, where somebody is; else 1, an error of this process's own.
+    """
+    found, until = watch.current(), time.monotonic() + patience_s
+    while found is not None:
+        if suspects := found.suspects():
+            return watch.EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({_first_line(error)})"
+        if time.monotonic() > until:
+            break
+        time.sleep(0.2)
+    return 1, f"error: {type(error).__name__}: {_first_line(error)}"
+
+
+def _has_chips() -> bool:
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def _seconds(env: Mapping[str, str], name: str) -> int:
+    return cluster.number(name, env[name]) if env.get(name) else DEFAULT_S[name]
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:500]
+
+
+def _say(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    os._exit(code)

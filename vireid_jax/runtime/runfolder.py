@@ -1,0 +1,344 @@
+"""What a run was started with, in its folder; and whether it may be resumed with something else.
+
+config.json   the resolved config that the run trains with (config.1.json, ... earlier ones, if
+              changes were allowed)
+env.json      a list: versions and devices of every start that differed from the one before
+COMMAND       one line per start
+classes.json  the data set: the person behind each class, a checksum of the images' names
+"""
+
+import datetime
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from vireid_jax.types import Split
+
+CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
+
+# Keys that may change when a run is resumed, since no parameter depends on them: what is scored,
+# how often something is shown, scored or saved, and how batches are brought (every loader brings
+# the same ones). All others must stay: seed, data, batch, method, optimizer, augmentation, length.
+FREE_KEYS = (
+    "allow_changes",
+    "data.cache",
+    "data.images",
+    "data.prepared",
+    "data.root",
+    "devices.fsdp",
+    "devices.remat",
+    "eval.*",
+    "loader.*",
+    "run_name",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
+    "train.tensorboard",
+)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
+_ABSENT = object()
+
+# What runs did from before these keys were there.
+_BEFORE = {
+    "augment.second_view": "none",
+    "devices.accumulate": 1,
+    "devices.bn_groups": 1,
+    "optim.nesterov": False,
+    "optim.warmup_by": "step",
+}
+
+
+def changes_training(key: str) -> bool:
+    """Whether a config key such as "optim.lr" has a say in the trained parameters."""
+    return not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
+
+
+def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """The config that the run in `workdir` was started with.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run; the message lists what it holds.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        found = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else None
+        raise FileNotFoundError(
+            f"{path} not found, so {workdir} is not the folder of a run; "
+            + ("there is no such folder" if found is None else f"it holds {found or 'nothing'}")
+            + ". Name the --workdir of a run, or give --config"
+        )
+    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def check_resume(
+    workdir: str | pathlib.Path, config_dict: Mapping[str, Any], *, allow: bool
+) -> list[str]:
+    """Refuses to go on with a run under a config that would have trained it differently.
+
+    Args:
+      workdir: the run folder; without a config.json in it every config is fine.
+      config_dict: the resolved config, nested.
+      allow: return the differences instead of raising.
+
+    Returns:
+      The differences that matter, as lines "key: old -> new".
+
+    Raises:
+      ValueError: keys outside `FREE_KEYS` differ (and not `allow`), or config.json is unreadable.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.exists():
+        return []
+    try:
+        old = _BEFORE | _flat(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not a config ({error}); the run cannot be compared with its first start. "
+            "Restore the file, or name another --workdir"
+        ) from error
+    new = _BEFORE | _flat(_plain(config_dict))
+    lines = [
+        f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT) and changes_training(key)
+    ]
+    if lines and not allow:
+        raise ValueError(
+            f"the run in {workdir} was started with another config (old -> new):\n  "
+            + "\n  ".join(lines)
+            + "\nTo go on with the new one, add --config.allow_changes=True; to train from the "
+            "start, name another --workdir; to resume, repeat the first command (see "
+            f"{pathlib.Path(workdir) / COMMAND})"
+        )
+    return lines
+
+
+def save_run_info(
+    workdir: str | pathlib.Path, config: Mapping[str, Any], argv: Sequence[str]
+) -> None:
+    """Writes config.json, env.json and COMMAND; a start adds to what is there.
+
+    Only the first process writes. An existing config.json is replaced only by one that trains
+    differently (so call `check_resume` first); the old one is kept as config.1.json, ...
+
+    Args:
+      workdir: the run folder; made if missing.
+      config: the resolved config, nested.
+      argv: the command line, as in sys.argv.
+    """
+    if jax.process_index() != 0:
+        return
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / CONFIG
+    if not path.exists():
+        _write_json(path, _plain(config))
+    elif check_resume(workdir, config, allow=True):
+        n = 1
+        while (kept := workdir / f"config.{n}.json").exists():
+            n += 1
+        kept.write_bytes(path.read_bytes())
+        _write_json(path, _plain(config))
+    starts = []
+    if (workdir / ENV).exists():
+        starts = json.loads((workdir / ENV).read_text())
+    env = environment()
+    if not starts or starts[-1] != env:
+        _write_json(workdir / ENV, [*starts, env])
+    if pathlib.PurePath(argv[0]).parts[-2:] == ("vireid_jax", "main.py"):
+        argv = ["python", "-m", "vireid_jax.main", *argv[1:]]
+    with (workdir / COMMAND).open("a", encoding="utf-8") as f:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        f.write(f"{shlex.join(argv)}  # {now}\n")
+
+
+def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
+    """Writes classes.json, by the first process."""
+    if jax.process_index() == 0:
+        _write_json(pathlib.Path(workdir) / CLASSES, _classes(split, persons))
+
+
+def name_test_set(split: Split) -> str:
+    """Twelve hexadecimal digits that tell the test images of a data set from others, by name."""
+    return _digest([split.name, *split.test.query.name, "", *split.test.gallery.name])[:12]
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _classes(split: Split, persons: np.ndarray) -> dict[str, Any]:
+    return {
+        "dataset": split.name,
+        "images": len(split.train),
+        "names_sha256": _digest(split.train.name),
+        "persons": [int(p) for p in persons],
+    }
+
+
+def load_classes(workdir: str | pathlib.Path) -> np.ndarray | None:
+    """Int32 [C], the person behind each class of the run; None if it did not write that down."""
+    path = pathlib.Path(workdir) / CLASSES
+    if not path.exists():
+        return None
+    try:
+        return np.array(json.loads(path.read_text())["persons"], np.int32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); delete it if the data set is the one that the run "
+            "was trained on, and its classes will be taken from there"
+        ) from error
+
+
+def check_classes(
+    workdir: str | pathlib.Path, split: Split, persons: np.ndarray, *, allow: bool = False
+) -> None:
+    """Refuses to go on with a run whose training images have changed since it began.
+
+    Args:
+      workdir: the run folder; without a classes.json in it everything is fine.
+      split: the data set as it is now.
+      persons: int32 [C], the person behind each class.
+      allow: other images of the same people are fine.
+
+    Raises:
+      ValueError: classes.json tells of others.
+    """
+    known = load_classes(workdir)
+    if known is None:
+        return
+    if not np.array_equal(known, persons):
+        gone, new = np.setdiff1d(known, persons), np.setdiff1d(persons, known)
+        raise ValueError(
+            f"the run in {workdir} was trained on {len(known)} people, the data set "
+            f"{split.name!r} now has {len(persons)}: {len(gone)} are gone {gone[:5].tolist()}, "
+            f"{len(new)} are new {new[:5].tolist()}; restore the data set, or name another "
+            "--workdir"
+        )
+    old, new_ = json.loads((pathlib.Path(workdir) / CLASSES).read_text()), _classes(split, persons)
+    if not allow and old.get("names_sha256") != new_["names_sha256"]:
+        raise ValueError(
+            f"the run in {workdir} was trained on {old.get('images')} images of "
+            f"{old.get('dataset')!r}, the data set {split.name!r} now has {new_['images']}, or "
+            "others by name; restore the data set, name another --workdir, or go on with "
+            "--config.allow_changes=True"
+        )
+
+
+# Keys that may differ between the hosts of a run: where things are.
+_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.from", "eval.rand_perm")
+
+
+def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the processes of a run must have in common before they compute: code and config."""
+    flat = _flat(_plain(config))
+    own = {key: value for key, value in flat.items() if key not in _OF_A_HOST}
+    return {"python": platform.python_version(), **_versions(), "commit": _commit(), **own}
+
+
+def data_facts(split: Split) -> dict[str, Any]:
+    """What the data of all processes must have in common: their names, not their pixels."""
+    return {
+        "images to train on": len(split.train),
+        "names of images to train on": _digest(split.train.name)[:12],
+        "names of images to test on": name_test_set(split),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+            versions[name] = None
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the commit of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **_versions(),
+        "commit": _commit(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the clone that the package runs from, with "+" if files differ from it."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + "+" * bool(changes)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists, other things their repr()."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "(absent)" if value is _ABSENT else json.dumps(value)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,277 @@
+"""The embedded data set as a `Split`: which images there are, rendering them, the cache."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vireid_jax.synthetic import cameras, figure, scene
+from vireid_jax.synthetic.identity import draw_people
+from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
+
+# Raise it whenever a pixel of any image changes: it is part of the cache's key.
+RENDER_VERSION = 10
+
+# First person of each split: more identities in one never renumber those of another.
+FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
+_LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
+_BLOCK = 2048  # images whose parameters are held at once
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which images a split has: counts of identities, and of images per identity and camera."""
+
+    split: str
+    ids: int
+    visible: int
+    infrared: int
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """person, camera and 1-based index of every image, by camera, person, index."""
+        persons = FIRST_PERSON[self.split] + np.arange(self.ids)
+        parts = []
+        for camera in cameras.CAMERAS:
+            count = self.visible if camera.modality == VISIBLE else self.infrared
+            index = np.arange(1, count + 1)
+            person, image = np.meshgrid(persons, index, indexing="ij")
+            parts.append([person.ravel(), np.full(person.size, camera.number), image.ravel()])
+        person, number, image = np.concatenate(parts, axis=1).astype(np.int32)
+        return person, number, image
+
+
+def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) as ints; raises ValueError for anything that cannot be rendered."""
+    try:
+        height, width = (int(n) for n in image_size)
+        whole = (height, width) == tuple(image_size)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or not (16 <= height <= 2048 and 8 <= width <= 2048):
+        raise ValueError(
+            f"image_size {image_size!r} is not usable, expected (height, width) as whole numbers "
+            "of pixels, height 16 to 2048 and width 8 to 2048, such as (96, 48)"
+        )
+    return height, width
+
+
+def check_count(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError unless `value` is a whole number between low and high."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} is {value!r}, expected a whole number {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+
+
+def render_images(
+    seed: int,
+    person: np.ndarray,
+    camera: np.ndarray,
+    index: np.ndarray,
+    *,
+    image_size: tuple[int, int],
+    infrared: bool | None = None,
+) -> np.ndarray:
+    """Renders images, each a function of (seed, its person, camera and index) alone.
+
+    Args:
+      seed: of the whole data set.
+      person: int [N].
+      camera: int [N], 1 to 6.
+      index: int [N].
+      image_size: (height, width) in pixels.
+      infrared: overrides the cameras' modality; the same shot in both is an aligned pair.
+
+    Returns:
+      uint8 [N, H, W, 3].
+    """
+    # The renderer brings jax in; a cached data set does without it.
+    from vireid_jax.synthetic import render
+
+    person, camera, index = (np.asarray(x) for x in (person, camera, index))
+    out = np.empty((len(person), *image_size, 3), np.uint8)
+    dark = np.array([c.modality == INFRARED for c in cameras.CAMERAS])[camera - 1]
+    if infrared is not None:
+        dark[:] = infrared
+    for lamp in (False, True):
+        all_rows = np.flatnonzero(dark == lamp)
+        for first in range(0, len(all_rows), _BLOCK):
+            rows = all_rows[first : first + _BLOCK]
+            persons, at = np.unique(person[rows], return_inverse=True)
+            who = {k: v[at] for k, v in draw_people(seed, persons).items()}
+            shot = cameras.shots(seed, person[rows], camera[rows], index[rows])
+            tubes = figure.build(who, cameras.gaits(shot, who))
+            projected, frame = cameras.project(tubes, shot, lamp)
+            settings, rects = scene.build(shot, frame, lamp)
+            others = scene.passersby(shot, frame, lamp)
+            out[rows] = render.render(
+                scene.arrange(projected, others, shot), settings, rects, shot.key,
+                image_size=image_size,
+            )  # fmt: skip
+    return out
+
+
+def _records(plan: Plan, images: np.ndarray) -> Records:
+    person, camera, index = plan.rows()
+    modality = np.array([c.modality for c in cameras.CAMERAS], np.int8)[camera - 1]
+    names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
+    return Records(images, person, camera, modality, names)
+
+
+def cache_folder() -> pathlib.Path:
+    """Where rendered sets are kept: $VIREID_CACHE, else the user's cache folder."""
+    if own := os.environ.get("VIREID_CACHE"):
+        return pathlib.Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "vireid_jax"
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[str]:
+    """A temporary sibling that becomes `path` only when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    os.close(handle)
+    try:
+        yield name
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _read(
+    path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray] | None:
+    """The cached images, or None where there are none that can be used."""
+    if not path.exists():
+        return None
+    try:
+        # Opened here: np.load leaves the file open when the archive is broken.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            images = {name: stored[name] for name in shapes}  # a zip member: its CRC is checked
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"cannot read {path} ({error}); rendering it anew", stacklevel=3)
+        return None
+    for name, shape in shapes.items():
+        if images[name].shape != shape or images[name].dtype != np.uint8:
+            warnings.warn(f"{path} does not hold what it should; rendering anew", stacklevel=3)
+            return None
+    return images
+
+
+def _write(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as part, open(part, "wb") as file:
+            np.savez(file, **images)  # type: ignore[arg-type]
+    except OSError as error:
+        warnings.warn(
+            f"cannot keep the rendered images in {path.parent} ({error}); they will be rendered "
+            "again next time. Set VIREID_CACHE to a writable folder",
+            stacklevel=3,
+        )
+
+
+def load(
+    *,
+    image_size: tuple[int, int] = (96, 48),
+    seed: int = 0,
+    train_ids: int = 240,
+    train_visible: int = 3,
+    train_infrared: int = 5,
+    val_ids: int = 24,
+    val_visible: int = 2,
+    val_infrared: int = 3,
+    test_ids: int = 96,
+    test_visible: int = 10,
+    test_infrared: int = 5,
+    cache: bool | str | os.PathLike[str] = True,
+) -> Split:
+    """The embedded data set: rendered people before six cameras in SYSU-MM01's roles.
+
+    Person p looks the same for any sizes of the set, and image n of a person before a
+    camera is the same image: more identities or images never change the others.
+
+    Args:
+      image_size: (height, width) in pixels.
+      seed: of everything, at least 0.
+      train_ids: identities to train on, at least 1.
+      train_visible: images of each before each of the cameras 1, 2, 4 and 5.
+      train_infrared: images of each before each of the cameras 3 and 6.
+      val_ids: identities to choose a checkpoint on; 0 for no validation set.
+      val_visible: as for training.
+      val_infrared: as for training.
+      test_ids: identities to test on, at least 1.
+      test_visible: as for training; SYSU-MM01's multi-shot protocol draws 10.
+      test_infrared: as for training.
+      cache: whether to keep the rendered images in `cache_folder()`, or the folder to use.
+
+    Returns:
+      A Split named "synthetic" with uint8 images [N, H, W, 3]. The test and validation
+      queries are all their infrared images, the galleries all their visible ones.
+
+    Raises:
+      ValueError: an option is out of range; nothing has been rendered then.
+    """
+    height, width = check_image_size(image_size)
+    check_count("seed", seed, 0, 2**63 - 1)
+    plans = {
+        "train": Plan(split="train", ids=train_ids, visible=train_visible, infrared=train_infrared),
+        "val": Plan(split="val", ids=val_ids, visible=val_visible, infrared=val_infrared),
+        "test": Plan(split="test", ids=test_ids, visible=test_visible, infrared=test_infrared),
+    }
+    for name, plan in plans.items():
+        most = _LAST_PERSON[name] - FIRST_PERSON[name] + 1
+        check_count(f"{name}_ids", plan.ids, 0 if name == "val" else 1, most)
+        check_count(f"{name}_visible", plan.visible, 1, 9999)
+        check_count(f"{name}_infrared", plan.infrared, 1, 9999)
+    if not isinstance(cache, bool | str | os.PathLike):
+        raise ValueError(f"cache is {cache!r}, expected True, False or a folder")
+    if not val_ids:
+        del plans["val"]
+
+    shapes = {
+        name: (p.ids * (4 * p.visible + 2 * p.infrared), height, width, 3)
+        for name, p in plans.items()
+    }
+    path = None
+    if cache is not False:
+        folder = cache_folder() if cache is True else pathlib.Path(cache)
+        sizes = [[n, int(p.ids), int(p.visible), int(p.infrared)] for n, p in plans.items()]
+        key = json.dumps([RENDER_VERSION, height, width, int(seed), sizes])
+        path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    images = _read(path, shapes) if path else None
+    if images is None:
+        count = sum(shape[0] for shape in shapes.values())
+        _log.info("rendering %d images of %d x %d pixels", count, height, width)
+        images = {
+            name: render_images(int(seed), *plan.rows(), image_size=(height, width))
+            for name, plan in plans.items()
+        }
+        if path:
+            _write(path, images)
+
+    def retrieval(name: str) -> Retrieval:
+        records = _records(plans[name], images[name])
+        return Retrieval(
+            query=records.take(records.modality == INFRARED),
+            gallery=records.take(records.modality == VISIBLE),
+        )
+
+    return Split(
+        name="synthetic",
+        train=_records(plans["train"], images["train"]),
+        test=retrieval("test"),
+        val=retrieval("val") if "val" in plans else None,
+    )

@@ -1,0 +1,338 @@
+"""The dressed figure: a list of round tubes with texture layers, projected into the crop.
+
+A tube runs along a segment; its half width follows a cubic Bezier profile, its section is
+an ellipse (lateral and depth radius), its ends are capped by half ellipsoids. A texture
+coordinate v runs along it and the azimuth runs around it. Layers, each over the last:
+base, A (bands along v), B (bands around), C (a patch in both).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vireid_jax.synthetic.identity import BAGS, BOTTOMS, HAIRS, HATS
+from vireid_jax.synthetic.pose import Gait, joints, turn
+
+# Rows of a projected tube, in the order in which `render` reads them.
+FIELDS = (
+    ("start", 2), ("axis", 2), ("length", 1), ("radius", 4), ("cap", 2), ("azimuth", 1),
+    ("v", 2), ("alpha", 1), ("seam", 1), ("fold", 2), ("along", 4), ("around", 4), ("patch", 5),
+    ("color", 16),
+)  # fmt: skip
+WIDTH = sum(n for _, n in FIELDS)
+TUBES = 21
+
+_OFF = np.array((0.0, 1.0, 99.0, 0.0))
+_NO_PATCH = np.array((0.0, 1.0, 0.0, 1.0, 0.0))
+
+
+class Builder:
+    """Collects the tubes of N figures; every quantity is broadcast to [N, ...]."""
+
+    def __init__(self, count: int, yaw: np.ndarray) -> None:
+        self.count, self.yaw = count, yaw
+        self.rows: dict[str, list[np.ndarray]] = {}
+
+    def add(
+        self,
+        start: np.ndarray,
+        end: np.ndarray,
+        lateral: Sequence[np.ndarray | float],
+        depth: Sequence[np.ndarray | float],
+        color: np.ndarray,
+        *,
+        cap: tuple[np.ndarray | float, np.ndarray | float] = (0.01, 0.01),
+        v: tuple[np.ndarray | float, np.ndarray | float] = (0.0, 1.0),
+        along: np.ndarray = _OFF,
+        along_color: np.ndarray | None = None,
+        around: np.ndarray = _OFF,
+        around_color: np.ndarray | None = None,
+        patch: np.ndarray = _NO_PATCH,
+        patch_color: np.ndarray | None = None,
+        alpha: np.ndarray | float = 1.0,
+        bias: np.ndarray | float = 0.0,
+        yaw: np.ndarray | None = None,
+        fold: np.ndarray | float = 0.0,
+        seam: float = 0.3,
+    ) -> None:
+        """Adds a tube from start to end [N, 3] (body axes) with 4-knot radii [N] each.
+
+        `color` and its layers are [4] or [N, 4]; `bias` moves it in the drawing order
+        (positive: nearer to the camera); `yaw` [N] turns its section against the body's.
+        """
+        n = self.count
+        second = color if along_color is None else along_color
+        third = second if around_color is None else around_color
+        fourth = third if patch_color is None else patch_color
+        values = {
+            "start": start,
+            "end": end,
+            "lateral": np.stack([np.broadcast_to(x, (n,)) for x in lateral], 1),
+            "depth": np.stack([np.broadcast_to(x, (n,)) for x in depth], 1),
+            "cap": np.stack([np.broadcast_to(x, (n,)) for x in cap], 1),
+            "v": np.stack([np.broadcast_to(x, (n,)) for x in v], 1),
+            "along": np.broadcast_to(along, (n, 4)),
+            "around": np.broadcast_to(around, (n, 4)),
+            "patch": np.broadcast_to(patch, (n, 5)),
+            "color": np.stack(
+                [np.broadcast_to(c, (n, 4)) for c in (color, second, third, fourth)], 1
+            ),
+            "alpha": np.broadcast_to(alpha, (n,)),
+            "bias": np.broadcast_to(bias, (n,)),
+            "yaw": self.yaw if yaw is None else self.yaw + yaw,
+            "fold": np.broadcast_to(fold, (n,)),
+            "seam": np.broadcast_to(seam, (n,)),
+        }
+        for key, value in values.items():
+            self.rows.setdefault(key, []).append(np.asarray(value, np.float64))
+
+    def stacked(self) -> dict[str, np.ndarray]:
+        """Name -> [N, tubes, ...]."""
+        return {key: np.stack(rows, axis=1) for key, rows in self.rows.items()}
+
+
+def _pick(mask: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+    return np.where(mask[:, None], yes, no)
+
+
+def _layer(*columns: np.ndarray | float) -> np.ndarray:
+    return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+
+def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gait: Gait) -> None:
+    head, volume = who["head"], who["hair_volume"]
+    hair, hat = who["hair"], who["hat"]
+    bald = hair == HAIRS.index("bald")
+    hood, cap_, beanie, brim = (hat == HATS.index(x) for x in ("hood", "cap", "beanie", "brim"))
+    hatted = cap_ | beanie | brim
+    hair_color = _pick(bald, who["skin"], who["hair_color"])
+    shell = _pick(hood, who["top_color"], hair_color)
+    size = head * np.where(hood, 1.18, np.where(hatted, 1.04, volume))
+    bottom = at["head"] - 0.16 * np.stack([0 * head, head, -0.3 * head], 1)
+    top = at["head"] + 0.14 * np.stack([0 * head, head, 0 * head], 1)
+    width = [0.31 * size, 0.37 * size, 0.39 * size, 0.37 * size]
+    deep = [0.36 * size, 0.44 * size, 0.46 * size, 0.43 * size]
+    # v: 0 chin, 1 crown. The face is a patch in front, from the chin up to the hairline.
+    line = np.where(hatted, 0.56, np.where(hood, 0.7, 0.74))
+    wide = np.where(hood, 0.8, np.where(hair >= HAIRS.index("bob"), 1.0, 1.25))
+    long_hair = (hair == HAIRS.index("bob")) | (hair == HAIRS.index("long"))
+    wide = np.where(long_hair & ~hood, 0.85, wide)
+    half = (line + 0.4) / 2
+    face = _layer(line - half, half, 0.0, wide, ~bald | hatted | hood)
+    b.add(
+        bottom, top, width, deep, shell,
+        cap=(0.34 * size, 0.36 * size), v=(0.34, 0.64),
+        along=_layer(1.6, 1.6 - line, 99.0, hatted), along_color=who["hat_color"],
+        patch=face, patch_color=who["skin"], bias=0.05, yaw=gait.head_yaw,
+    )  # fmt: skip
+    # Loose hair, a tail or a bun behind the head: over the back, never over the chest.
+    tail, bun = hair == HAIRS.index("ponytail"), hair == HAIRS.index("bun")
+    length = np.where(hair == HAIRS.index("long"), who["hair_length"], np.where(tail, 0.15, 0.06))
+    thick = np.where(long_hair, 0.40, np.where(tail, 0.14, 0.22)) * head * volume
+    back = np.where(long_hair, 0.12, np.where(tail, 0.5, 0.45)) * head
+    up = np.where(bun, 0.35, np.where(tail, 0.15, 0.1)) * head
+    root = at["head"] + np.stack([0 * up, up, -back], 1)
+    end = root - np.stack([0 * up, np.where(bun, 0.01, length + up), 0.25 * back], 1)
+    b.add(
+        root, end, [thick, thick, thick * 1.05, thick * 0.8], [thick * 0.8] * 4,
+        who["hair_color"], seam=0.1, cap=(thick * 0.6, thick * 0.35),
+        bias=0.02 - 0.08 * np.cos(b.yaw),
+        alpha=(long_hair | tail | bun) & ~hood,
+    )  # fmt: skip
+    # A cap's peak points forward; a brimmed hat has it all around.
+    rim = at["head"] + np.stack([0 * head, 0.12 * head, 0 * head], 1)
+    look = turn(np.stack([0 * head, 0 * head, head], 1), gait.head_yaw)
+    reach = np.where(brim, 0.02, 0.72)[:, None]
+    b.add(
+        rim, rim + reach * look, [np.where(brim, 0.72, 0.34) * head] * 4,
+        [np.where(brim, 0.72, 0.06) * head] * 4, who["hat_color"],
+        cap=(0.06 * head, 0.06 * head), alpha=cap_ | brim, bias=0.1,
+    )  # fmt: skip
+    neck = 0.034 * who["limb"]
+    b.add(
+        at["chest"], at["head"], [neck * 1.3, neck, neck, neck], [neck * 1.2, neck, neck, neck],
+        _pick(hood | (who["bulk"] > 0.02), who["top_color"], who["skin"]), bias=-0.02,
+    )  # fmt: skip
+
+
+def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+    bulk = who["bulk"]
+    shoulder, chest, waist, hip = (who[k] + bulk for k in ("shoulder", "chest", "waist", "hip"))
+    belly = who["belly"] + bulk
+    opened = who["open"][:, None] > 0
+    patch = np.where(opened, _layer(0.5, 2.0, 0.0, who["open_half"], 1.0), who["top_patch"])
+    top: dict[str, Any] = {
+        "along": who["top_along"], "along_color": who["top_second"],
+        "around": who["top_around"], "around_color": who["top_second"],
+        "patch": patch, "patch_color": np.where(opened, who["inner"], who["top_second"]),
+        "fold": 0.13,
+    }  # fmt: skip
+    down = at["pelvis"] - np.array([0.0, 0.035, 0.0])
+    # The Bezier knots overshoot the profile they draw: the waist sits at the second knot.
+    b.add(
+        down, at["chest"] - np.array([0.0, 0.02, 0.0]),
+        [hip, 1.3 * waist - 0.3 * hip, chest * 1.12, shoulder * 0.84],
+        [belly * 1.1, belly * 1.15, 0.066 + bulk, 0.055 + bulk],
+        who["top_color"], cap=(0.012, 0.052), bias=0.03, **top,
+    )  # fmt: skip
+    # The lower garment or the skirts of a coat, from the waist to the hem.
+    coat = who["coat_hem"] > 0
+    skirt = who["skirt_hem"] > 0
+    hem = np.maximum(who["coat_hem"], who["skirt_hem"])
+    drop = np.where(hem > 0, hem, 0.1) * (who["leg"] - 0.045)
+    knees = 0.5 * (at["knee_l"] + at["knee_r"]) - at["pelvis"]
+    end = at["pelvis"] - np.stack([0 * drop, drop, -0.25 * knees[:, 2]], 1)
+    stretch = 0.35 * hem * np.abs(at["ankle_l"][:, 2] - at["ankle_r"][:, 2])
+    flare = np.where(hem > 0, np.where(coat, 1.05 + 0.25 * (who["flare"] - 1), who["flare"]), 0.96)
+    wide = [hip * 0.98, hip * 1.06, hip * (1 + flare) / 2, hip * flare]
+    deep = [belly, belly * 1.25, belly * (1 + flare) / 2 + stretch, belly * flare + stretch]
+    v = np.where(coat, 0.0, 0.02), np.where(coat, -0.6 * hem, hem)
+    tunic = coat | (who["bottom"] == BOTTOMS.index("dress"))
+    b.add(
+        at["pelvis"] + np.array([0.0, 0.03, 0.0]), end, wide, deep,
+        _pick(coat, who["top_color"], who["bottom_color"]), cap=(0.01, 0.006), v=v,
+        along=_pick(tunic, who["top_along"], _pick(skirt, _OFF[None], who["leg_along"])),
+        along_color=_pick(tunic, who["top_second"], who["bottom_second"]),
+        around=_pick(tunic, who["top_around"], _pick(skirt, _OFF[None], who["leg_around"])),
+        around_color=_pick(tunic, who["top_second"], who["bottom_second"]),
+        patch=_pick(coat & opened[:, 0], patch, _NO_PATCH[None]),
+        patch_color=who["inner"], bias=0.02, fold=0.15,
+    )  # fmt: skip
+
+
+def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+    limb, bulk = who["limb"], who["bulk"]
+    sleeve = np.where(who["sleeve_second"][:, None] > 0, who["top_second"], who["top_color"])
+    stripes = who["top_along"] * np.array([1.0, 1.0, 1.0, 1.0])
+    stripes = stripes * np.stack([1 + 0 * bulk] * 3 + [1 - who["sleeve_plain"]], 1)
+    bare = _layer(who["sleeve"] + 9.0, 9.0, 0.0, 9.0, 1.0)
+    arm: dict[str, Any] = {
+        "along": stripes,
+        "along_color": who["top_second"],
+        "patch": bare,
+        "fold": 0.08,
+    }
+    covered = np.clip(who["sleeve"] * 4, 0, 1) * bulk
+    forearm = np.clip(who["sleeve"] * 2 - 1, 0, 1) * bulk * 0.8
+    hem, wide = who["leg_hem"], who["wide"]
+    skirted = (who["skirt_hem"] > 0)[:, None]
+    stocking = np.where(who["bare_leg"][:, None] > 0, who["skin"], who["tights"])
+    trouser = np.where(skirted, stocking, who["bottom_color"])
+    cut = _layer(hem + 9.0, 9.0, 0.0, 9.0, (hem < 0.9) & ~skirted[:, 0])
+    boot = _layer(who["boot"] + 9.0, 9.0, 0.0, 9.0, 1.0)
+    plain = np.broadcast_to(_OFF, who["leg_along"].shape)
+    leg: dict[str, Any] = {
+        "along": np.where(skirted, plain, who["leg_along"]), "along_color": who["bottom_second"],
+        "around": np.where(skirted, plain, who["leg_around"]),
+        "around_color": who["bottom_second"],
+    }  # fmt: skip
+    cloth = np.where(skirted[:, 0], 0.88, wide)
+    long_ = np.where((hem < 0.9) | skirted[:, 0], 0.95, wide)
+    # Legs go behind a long hem, which their forward swing must not pierce.
+    behind = np.where(np.maximum(who["coat_hem"], who["skirt_hem"]) > 0, -0.45, -0.12)
+    for side in ("_l", "_r"):
+        thigh, calf, ankle = 0.052 * limb, 0.034 * limb, 0.022 * limb
+        b.add(
+            at["hip" + side], at["knee" + side],
+            [thigh * 1.1 * cloth, thigh * 1.1 * cloth, thigh * 0.8 * cloth, calf * 1.1 * cloth],
+            [thigh * 1.2 * cloth, thigh * 1.2 * cloth, thigh * 0.85 * cloth, calf * 1.15 * cloth],
+            trouser, cap=(0.02, 0.02), v=(0.0, 0.5), patch=cut, patch_color=who["skin"],
+            bias=behind, fold=0.13, **leg,
+        )  # fmt: skip
+        shin = [calf * 1.1 * cloth, calf * 1.3 * long_, calf * 0.95 * long_]
+        b.add(
+            at["knee" + side], at["ankle" + side],
+            [*shin, ankle * 1.2 * long_], [*shin, ankle * 1.3 * long_],
+            trouser, cap=(0.02, 0.006), v=(0.5, 1.0),
+            patch=np.where((who["boot"] < 1)[:, None] & (hem > 0.9)[:, None], boot, cut),
+            patch_color=_pick((who["boot"] < 1) & (hem > 0.9), who["shoe_color"], who["skin"]),
+            bias=behind + 0.01, fold=0.12, seam=0.06, **leg,
+        )  # fmt: skip
+        heel = at["ankle" + side] - np.array([0.0, 0.02, 0.012])
+        b.add(
+            heel, at["toe" + side] - np.array([0.0, 0.004, 0.0]),
+            [0.025, 0.027, 0.026, 0.021], [0.022] * 4, who["shoe_color"],
+            cap=(0.015, 0.018), bias=behind + 0.005,
+        )  # fmt: skip
+    for side in ("_l", "_r"):
+        upper, fore = 0.031 * limb + covered, 0.024 * limb + forearm
+        b.add(
+            at["shoulder" + side], at["elbow" + side],
+            [upper * 1.1, upper * 1.12, upper * 0.9, upper * 0.86], [upper] * 4,
+            sleeve, cap=(0.03, 0.015), v=(0.0, 0.5), patch_color=who["skin"],
+            bias=0.02, **arm,
+        )  # fmt: skip
+        b.add(
+            at["elbow" + side], at["wrist" + side],
+            [upper * 0.86, fore * 1.1, fore, 0.019 + forearm], [upper * 0.86, fore, fore, fore],
+            sleeve, cap=(0.015, 0.008), v=(0.5, 1.0), patch_color=who["skin"],
+            bias=0.03, seam=0.06, **arm,
+        )  # fmt: skip
+        b.add(
+            at["wrist" + side], at["hand" + side], [0.018, 0.021, 0.02, 0.014], [0.018] * 4,
+            who["skin"], cap=(0.008, 0.012), bias=0.028,
+        )  # fmt: skip
+
+
+def _bags(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+    side, size = who["bag_side"], who["bag_size"]
+    pack, cross, hand = (who["bag"] == BAGS.index(x) for x in ("backpack", "crossbody", "handbag"))
+    zero, bulk = 0 * side, who["bulk"]
+    behind = who["belly"] + bulk + 0.045
+    grip = np.where((side > 0)[:, None], at["hand_l"], at["hand_r"])
+    hip = at["pelvis"] + np.stack([side * (who["hip"] + bulk + 0.02), 0.02 + zero, zero], 1)
+    center = at["chest"] + np.stack([zero, -0.13 + zero, -behind], 1)
+    center = np.where(cross[:, None], hip, center)
+    center = np.where(hand[:, None], grip - np.array([0, 0.055, 0]), center)
+    tall = np.where(pack, 0.105, np.where(cross, 0.055, 0.05)) * size
+    wide = np.where(pack, 0.082, np.where(cross, 0.035, 0.03)) * size
+    deep = np.where(pack, 0.05, 0.075) * size
+    half = np.stack([zero, tall, zero], 1)
+    b.add(
+        center - half, center + half, [wide, wide * 1.03, wide * 1.03, wide * 0.9], [deep] * 4,
+        who["bag_color"], cap=(0.01, np.where(pack, 0.025, 0.01)), along=who["bag_band"],
+        along_color=who["bag_second"], alpha=pack | cross | hand, bias=0.04, fold=0.06,
+    )  # fmt: skip
+    # Straps: two in front for a backpack, front and back diagonals for a cross-body bag.
+    front = 0.075 + bulk
+    reach = who["shoulder"] * 0.62
+    for sign in (1.0, -1.0):
+        over = np.where(pack, sign * reach, -side * reach)
+        under = np.where(pack, sign * reach * 1.15, side * (who["hip"] + bulk))
+        z = np.where(pack, front, sign * front)
+        low = np.where(pack, -0.17, -0.27)
+        start = at["chest"] + np.stack([over, 0.01 + zero, z * 0.75], 1)
+        end = at["chest"] + np.stack([under, low, z], 1)
+        handle = (grip - np.array([0, 0.01, 0])), center
+        start = np.where(hand[:, None], handle[0], start)
+        end = np.where(hand[:, None], handle[1], end)
+        thin = np.where(hand, 0.012, np.where(pack, 0.014, 0.01))
+        b.add(
+            start, end, [thin] * 4, [thin] * 4, who["strap_color"],
+            alpha=pack | cross | hand, bias=np.where(hand, 0.03, 0.02), yaw=None,
+        )  # fmt: skip
+
+
+def build(who: dict[str, np.ndarray], gait: Gait) -> dict[str, np.ndarray]:
+    """The tubes of N dressed figures in world axes.
+
+    Args:
+      who: rows of `identity.draw_people`, one for each image.
+      gait: the moment of each image.
+
+    Returns:
+      name -> [N, tubes, ...], before projection.
+    """
+    at = joints(who, gait)
+    b = Builder(len(gait.yaw), gait.yaw)
+    _head(b, who, at, gait)
+    _trunk(b, who, at)
+    _limbs(b, who, at)
+    _bags(b, who, at)
+    rows = b.stacked()
+    n, tubes = rows["alpha"].shape
+    spin = np.repeat(gait.yaw, tubes)
+    for key in ("start", "end"):
+        rows[key] = turn(rows[key].reshape(-1, 3), spin).reshape(n, tubes, 3)
+    return rows

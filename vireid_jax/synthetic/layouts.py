@@ -1,0 +1,224 @@
+"""Writes rendered people to disk in the folder layouts of SYSU-MM01, RegDB and LLCM.
+
+The trees stand in for the released data sets, which nobody may hand on: same folders, file
+names and lists, smaller, with rendered people inside.
+"""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vireid_jax.synthetic.dataset import FIRST_PERSON, check_count, check_image_size, render_images
+
+VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
+REGDB_TRIALS = 10
+LLCM_VISIBLE = tuple(range(1, 10))
+LLCM_INFRARED = (1, 2, 4, 5, 6, 7, 8, 9)  # the data set has no near-infrared camera 3
+_TREE = 4  # stream tag of the random draws, see identity._PERSON
+
+
+@contextlib.contextmanager
+def _new_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary sibling that becomes `root` only when the block ends well."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FileExistsError(
+            f"{root} exists and is not an empty folder; give the name of a new folder, or remove it"
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    part = pathlib.Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        part.chmod(0o755)
+        yield part
+        os.replace(part, root)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _save(path: pathlib.Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95)  # only JPEG has a quality
+
+
+def _write_lines(path: pathlib.Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="ascii")
+
+
+def _id_line(numbers: np.ndarray) -> list[str]:
+    """SYSU-MM01's and LLCM's id files hold one line of comma-separated integers."""
+    return [",".join(str(n) for n in sorted(int(n) for n in numbers))]
+
+
+def _sysu(
+    root: pathlib.Path,
+    *,
+    train_ids: int,
+    val_ids: int,
+    test_ids: int,
+    images: int,
+    image_size: tuple[int, int],
+    seed: int,
+) -> None:
+    splits = {"train": train_ids, "val": val_ids, "test": test_ids}
+    total = sum(splits.values())
+    # Numbers are mixed over the splits, as in the release.
+    numbers = np.random.default_rng([seed, _TREE, 0]).permutation(np.arange(1, total + 1))
+    first = 0
+    for split, count in splits.items():
+        chosen = numbers[first : first + count]
+        first += count
+        _write_lines(root / "exp" / f"{split}_id.txt", _id_line(chosen))
+        for camera in sorted(VISIBLE_CAMERAS + INFRARED_CAMERAS):
+            person, index = np.divmod(np.arange(count * images), images)
+            pixels = render_images(
+                seed, FIRST_PERSON[split] + person, np.full(len(person), camera), index + 1,
+                image_size=image_size,
+            )  # fmt: skip
+            for p, i, image in zip(person, index, pixels, strict=True):
+                _save(root / f"cam{camera}" / f"{chosen[p]:04d}" / f"{i + 1:04d}.jpg", image)
+    _write_lines(root / "exp" / "available_id.txt", _id_line(numbers))
+
+
+def _regdb(
+    root: pathlib.Path,
+    *,
+    train_ids: int,
+    val_ids: int,
+    test_ids: int,
+    images: int,
+    image_size: tuple[int, int],
+    seed: int,
+) -> None:
+    del val_ids  # checked by write_tree: RegDB has none
+    total = train_ids + test_ids
+    person, index = np.divmod(np.arange(total * images), images)
+    names: dict[str, list[str]] = {}
+    for folder, letter, infrared in (("Visible", "v", False), ("Thermal", "t", True)):
+        # Pairs are aligned: the same shot of the same camera in both modalities.
+        pixels = render_images(
+            seed, FIRST_PERSON["train"] + person, np.full(len(person), 4), index + 1,
+            image_size=image_size, infrared=infrared,
+        )  # fmt: skip
+        names[folder.lower()] = paths = []
+        for n, (p, image) in enumerate(zip(person, pixels, strict=True), start=1):
+            paths.append(f"{folder}/{p + 1}/person_{letter}_{n:05d}_{p + 1}.bmp")
+            _save(root / paths[-1], image)
+    rng = np.random.default_rng([seed, _TREE, 1])
+    for trial in range(1, REGDB_TRIALS + 1):
+        order = rng.permutation(total)
+        for part, chosen in (("train", order[:train_ids]), ("test", order[train_ids:])):
+            # Each half numbers its own people from 0: never compare the two.
+            lines = {p: label for label, p in enumerate(sorted(chosen))}
+            for modality, paths in names.items():
+                _write_lines(
+                    root / "idx" / f"{part}_{modality}_{trial}.txt",
+                    [f"{paths[n]} {lines[p]}" for n, p in enumerate(person) if p in lines],
+                )
+
+
+def _llcm(
+    root: pathlib.Path,
+    *,
+    train_ids: int,
+    val_ids: int,
+    test_ids: int,
+    images: int,
+    image_size: tuple[int, int],
+    seed: int,
+) -> None:
+    del val_ids  # checked by write_tree: LLCM has none
+    rng = np.random.default_rng([seed, _TREE, 2])
+    numbers = rng.permutation(np.arange(1, train_ids + test_ids + 1))
+    train, test = np.sort(numbers[:train_ids]), np.sort(numbers[train_ids:])
+    for suffix, infrared, allowed in (("vis", False, LLCM_VISIBLE), ("nir", True, LLCM_INFRARED)):
+        ours = np.array(INFRARED_CAMERAS if infrared else VISIBLE_CAMERAS)
+        for part, chosen in (("train", train), ("test", test)):
+            lines = []
+            for label, number in enumerate(chosen):
+                # Nobody passes every camera.
+                seen = np.sort(rng.choice(allowed, min(4, len(allowed)), replace=False))
+                camera = np.repeat(seen, images)
+                index = np.tile(np.arange(1, images + 1), len(seen))
+                pixels = render_images(
+                    seed, np.full(len(camera), FIRST_PERSON[part] + label),
+                    ours[camera % len(ours)], index + 100 * camera, image_size=image_size,
+                )  # fmt: skip
+                for c, i, image in zip(camera, index, pixels, strict=True):
+                    frame = f"{number:04d}_c{c:02d}_s{200000 + 97 * c}_f{4000 + i}_{suffix}.jpg"
+                    folder = suffix if part == "train" else f"test_{suffix}/cam{c}"
+                    path = f"{folder}/{number:04d}/{frame}"
+                    _save(root / path, image)
+                    lines.append(f"{path} {label}")
+            _write_lines(root / "idx" / f"{part}_{suffix}.txt", lines)
+    _write_lines(root / "idx" / "test_id.txt", _id_line(test))
+
+
+LAYOUTS: dict[str, Callable[..., None]] = {"sysu": _sysu, "regdb": _regdb, "llcm": _llcm}
+
+
+def write_tree(
+    root: str | os.PathLike[str],
+    layout: str,
+    *,
+    train_ids: int = 12,
+    val_ids: int | None = None,
+    test_ids: int = 12,
+    images: int = 10,
+    image_size: tuple[int, int] = (128, 64),
+    seed: int = 0,
+) -> pathlib.Path:
+    """Writes a rendered data set in the layout of a released one.
+
+    sysu: cam1 .. cam6/<person %04d>/<index %04d>.jpg and exp/{train,val,test,available}_id.txt.
+    regdb: Visible and Thermal/<person>/*.bmp, ten trials of random halves in idx/.
+    llcm: vis, nir for training, test_vis, test_nir/cam<n>/<person %04d>, lists in idx/.
+
+    Args:
+      root: a folder to make; it may exist only if it is empty.
+      layout: "sysu", "regdb" or "llcm".
+      train_ids: identities to train on.
+      val_ids: identities of SYSU-MM01's validation list, 4 by default; the others have none.
+      test_ids: identities to test on; RegDB needs as many as for training.
+      images: per identity and camera (sysu, llcm) or side (regdb).
+      image_size: (height, width) in pixels.
+      seed: of everything.
+
+    Returns:
+      The folder's path.
+
+    Raises:
+      ValueError: an option is out of range.
+      FileExistsError: root exists and is not an empty folder. In either case, and if
+        writing fails half-way, nothing is left behind.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown, expected one of {sorted(LAYOUTS)}")
+    if layout != "sysu" and val_ids is not None:
+        raise ValueError(f"val_ids is {val_ids}, but {layout} has no validation list; leave it out")
+    val_ids = 4 if val_ids is None else val_ids
+    check_image_size(image_size)
+    check_count("seed", seed, 0, 2**63 - 1)
+    check_count("train_ids", train_ids, 1, 4000)
+    check_count("val_ids", val_ids, 0, 1000)
+    check_count("test_ids", test_ids, 1, 3999)
+    check_count("images", images, 1, 99 if layout == "llcm" else 9999)
+    if layout == "regdb" and train_ids != test_ids:
+        raise ValueError(
+            f"train_ids is {train_ids} and test_ids {test_ids}, but RegDB's trials are halves of "
+            "one set of people; give the same number for both"
+        )
+    target = pathlib.Path(root).absolute()
+    with _new_folder(target) as part:
+        LAYOUTS[layout](
+            part, train_ids=train_ids, val_ids=val_ids, test_ids=test_ids, images=images,
+            image_size=image_size, seed=seed,
+        )  # fmt: skip
+    return target

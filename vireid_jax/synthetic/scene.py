@@ -1,0 +1,233 @@
+"""Places, light, sensor and things in the way: one row of scene parameters per image."""
+
+import numpy as np
+
+from vireid_jax.synthetic.cameras import _PLACE, CAMERAS, HEADLIGHT, Shot
+from vireid_jax.synthetic.figure import FIELDS, TUBES
+from vireid_jax.synthetic.identity import draw_people, linear
+
+# Scene parameters in the order in which `render` reads them.
+SCENE = (
+    ("wall", 3), ("floor", 3), ("skirting", 3), ("leaf", 3), ("edge", 2), ("skirting_height", 1),
+    ("leaf_amount", 1), ("grain", 3), ("offset", 2), ("tile", 3), ("place", 3), ("far", 2),
+    ("light", 3), ("ambient", 1), ("gain", 3), ("glow", 4), ("vignette", 1), ("shadow", 5),
+    ("block", 8), ("blur", 2), ("noise", 2), ("aspect", 1), ("haze", 1),
+)  # fmt: skip
+WIDTH = sum(n for _, n in SCENE)
+RECTS = 8
+PERIOD = 3.2  # a place repeats after this many statures
+
+PLACES = ("corridor", "hall", "plaza", "garden", "path")
+_OUTDOORS = {"plaza", "garden", "path"}
+_STRANGERS = 61
+_PASSERBY = 1 << 30  # identities of people who walk through: never those of the data
+
+
+def _grey(rng: np.random.Generator, low: float, high: float, spread: float = 8) -> np.ndarray:
+    return linear(np.clip(rng.uniform(low, high) + rng.normal(0, spread, 3), 5, 250))
+
+
+def place(seed: int, row: int) -> dict[str, np.ndarray]:
+    """The fixed layout of place `row`: rectangles on the wall, colors with infrared as the fourth.
+
+    Rectangles are [RECTS, 9]: center, half width, bottom and top (statures, y up from the
+    floor's far edge), color [4], weight.
+    """
+    rng = np.random.default_rng([seed, _PLACE, row])
+    name = PLACES[row]
+    outdoors = name in _OUTDOORS
+    rects = np.zeros((RECTS, 9))
+    centers = (np.arange(RECTS) + rng.uniform(0.1, 0.9, RECTS)) * PERIOD / RECTS
+    for r in range(RECTS):
+        kind = rng.integers(4)
+        if outdoors:
+            low, high, half = (
+                (0.0, 3.0, rng.uniform(0.03, 0.07)),  # a trunk or a post
+                (rng.uniform(0.35, 0.5), rng.uniform(0.8, 1.0), rng.uniform(0.08, 0.16)),
+                (0.0, rng.uniform(0.2, 0.4), rng.uniform(0.12, 0.3)),  # a bench, a low wall
+                (0.0, rng.uniform(0.9, 1.2), rng.uniform(0.1, 0.14)),  # an entrance
+            )[kind]
+            color = np.append(_grey(rng, 40, 170, 9), rng.uniform(0.1, 0.5))
+        else:
+            low, high, half = (
+                (0.0, rng.uniform(1.1, 1.25), rng.uniform(0.16, 0.22)),  # a door
+                (rng.uniform(0.5, 0.65), rng.uniform(0.85, 1.0), rng.uniform(0.08, 0.16)),
+                (0.0, 3.0, rng.uniform(0.04, 0.1)),  # a pillar
+                (0.0, rng.uniform(0.3, 0.55), rng.uniform(0.1, 0.2)),  # a cabinet
+            )[kind]
+            color = np.append(_grey(rng, 50, 220, 11), rng.uniform(0.1, 0.75))
+        rects[r] = [centers[r], half, low, high, *color, 1.0]
+    base = {
+        "corridor": ((196, 190, 172), (120, 116, 110)), "hall": ((176, 184, 188), (146, 140, 128)),
+        "plaza": ((150, 140, 128), (164, 160, 152)), "garden": ((88, 96, 70), (104, 102, 96)),
+        "path": ((110, 104, 96), (92, 92, 94)),
+    }[name]  # fmt: skip
+    jitter = rng.normal(0, 10, (2, 1)) + rng.normal(0, 3, (2, 3))
+    leaf = {"plaza": 0.12, "garden": 0.62, "path": 0.45}.get(name, 0.0)
+    return {
+        "rects": rects,
+        "wall": np.append(linear(np.clip(base[0] + jitter[0], 10, 245)), rng.uniform(0.3, 0.6)),
+        "floor": np.append(linear(np.clip(base[1] + jitter[1], 10, 245)), rng.uniform(0.25, 0.5)),
+        "skirting": np.append(_grey(rng, 40, 130), rng.uniform(0.1, 0.5)),
+        "leaf": np.append(linear((58, 82, 34)), 0.85),
+        "leaf_amount": np.array(leaf),
+        "skirting_height": np.array(0.0 if outdoors else rng.uniform(0.04, 0.07)),
+        "grain": np.array([0.25 if outdoors else 0.05, 0.22 if outdoors else 0.07, 9.0]),
+        "tile": np.array([rng.uniform(0.3, 0.5), rng.uniform(0.05, 0.12), rng.uniform(0.0, 0.35)]),
+    }
+
+
+def _tone(color: np.ndarray, infrared: bool) -> np.ndarray:
+    return np.repeat(color[..., 3:4], 3, -1) if infrared else color[..., :3]
+
+
+def build(
+    shot: Shot, frame: dict[str, np.ndarray], infrared: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scene rows of N images.
+
+    Args:
+      shot: circumstances, all of one modality.
+      frame: where the person stands in the crop, from `cameras.project`.
+      infrared: whether an active illuminator at the camera lights the scene.
+
+    Returns:
+      scene: float32 [N, WIDTH], fields in the order of `SCENE`.
+      rects: float32 [N, RECTS, 8]: center, half width, bottom, top, color, weight.
+    """
+    n = len(shot.key)
+    layouts = [place(shot.seed, row) for row in range(len(PLACES))]
+    row = np.array([PLACES.index(c.place) for c in CAMERAS])[shot.camera]
+    fixed = {key: np.stack([x[key] for x in layouts])[row] for key in layouts[0]}
+    outdoors = np.array([c.place in _OUTDOORS for c in CAMERAS])[shot.camera]
+    scale, feet, aspect, center = (frame[k] for k in ("scale", "feet", "aspect", "center"))
+
+    value = shot.value
+    edge = feet - scale * value(20, 0.06, np.where(outdoors, 0.5, 0.34))
+    slope = value(21, -0.25, 0.25)
+    warm = 1 + 0.06 * value(22, -1, 1)
+    tint = shot.of("tint") * np.stack([warm, 1 + 0 * warm, 1 / warm], 1)
+    exposure = shot.between(23, "exposure")
+    if infrared:
+        tint = np.ones_like(tint)
+    side = value(24, -1, 1) * 0.35
+    light = shot.of("light") + np.stack([side, 0 * side, 0 * side], 1)
+    if infrared:  # also where a visible camera's shot is rendered in infrared
+        light = np.tile(HEADLIGHT, (n, 1))
+    ambient = np.minimum(shot.of("ambient"), 0.22 if infrared else 1.0)
+    light = light / np.linalg.norm(light, axis=1, keepdims=True)
+    # Active illumination: bright in the middle, weaker behind the person.
+    glow = np.stack(
+        [
+            center + 0.12 * value(25, -1, 1), value(26, 0.15, 0.6),
+            1 / value(27, 0.55, 0.9), np.full(n, 0.78 if infrared else 0.0),
+        ],
+        1,
+    )  # fmt: skip
+    far = value(28, 0.25, 0.7) if infrared else value(28, 0.75, 1.1)
+    far = np.where(outdoors & infrared, 0.55 * far, far)
+    cast = value(29, -0.1, 0.1)
+    shadow = np.stack(
+        [
+            center + cast * np.where(outdoors, 1.6, 0.6), feet - 0.02 * scale,
+            1 / value(30, 0.10, 0.2), 1 / value(31, 0.022, 0.04),
+            value(32, 0.2, 0.6) * (0.3 if infrared else 1.0),
+        ],
+        1,
+    )  # fmt: skip
+    block = _blocks(shot, aspect, feet, infrared)
+    blur = shot.of("blur") * value(48, 0.5, 1.9)
+    drift = np.where(value(49, 0, 1) < 0.07, value(50, 1.4, 2.2), 1.0)
+    noise = shot.of("noise") * value(51, 0.6, 1.5)
+    values = {
+        "wall": _tone(fixed["wall"], infrared), "floor": _tone(fixed["floor"], infrared),
+        "skirting": _tone(fixed["skirting"], infrared), "leaf": _tone(fixed["leaf"], infrared),
+        "edge": np.stack([edge, slope], 1), "skirting_height": fixed["skirting_height"],
+        "leaf_amount": fixed["leaf_amount"] * value(52, 0.6, 1.2), "grain": fixed["grain"],
+        "offset": np.stack([value(53, 0, 50), value(54, 0, 50)], 1), "tile": fixed["tile"],
+        "place": np.stack([value(55, 0, PERIOD), 1 / scale, center], 1),
+        "far": np.stack([far, value(56, 0.6, 1.0) if infrared else np.ones(n)], 1),
+        "light": light, "ambient": ambient, "gain": tint * exposure[:, None],
+        "glow": glow, "vignette": value(57, 0.0, 0.5 if infrared else 0.2), "shadow": shadow,
+        "block": block, "blur": np.stack([blur * drift, blur], 1),
+        "noise": np.stack([noise, 0.6 * noise], 1), "aspect": aspect,
+        "haze": value(58, 0.0, 0.05) * (1.6 if infrared else 1.0),
+    }  # fmt: skip
+    scene = np.concatenate([values[k].reshape(n, size) for k, size in SCENE], 1)
+    rects = fixed["rects"]
+    rects = np.concatenate([rects[..., :4], _tone(rects[..., 4:8], infrared), rects[..., 8:]], -1)
+    return scene.astype(np.float32), rects.astype(np.float32)
+
+
+def _blocks(shot: Shot, aspect: np.ndarray, feet: np.ndarray, infrared: bool) -> np.ndarray:
+    """Something in front of some people: a post at a side or a low wall at the feet."""
+    value = shot.value
+    kind = value(40, 0, 1)
+    post, low = kind < 0.06, (kind >= 0.06) & (kind < 0.12)
+    right = value(41, 0, 1) < 0.5
+    width = value(42, 0.05, 0.13)
+    x0 = np.where(post, np.where(right, aspect - width, -0.1), -0.1)
+    x1 = np.where(post, np.where(right, aspect + 0.1, width), aspect + 0.1)
+    y0 = np.where(post, -0.1, feet - value(43, 0.08, 0.22))
+    shade = value(44, 0.03, 0.5)
+    color = np.stack([shade, shade * value(45, 0.8, 1.1), shade * value(46, 0.7, 1.1)], 1)
+    if infrared:
+        color = np.repeat(value(47, 0.05, 0.6)[:, None], 3, 1)
+    ones = np.full(len(shade), 1.1)
+    return np.column_stack([x0, x1, y0, ones, color, post | low])
+
+
+def passersby(shot: Shot, frame: dict[str, np.ndarray], infrared: bool) -> np.ndarray:
+    """Three tubes per image of another person at the border, behind or in front.
+
+    Returns:
+      float32 [N, 3, figure.WIDTH]; most of them are switched off.
+    """
+    n, value = len(shot.key), shot.value
+    shown = (value(60, 0, 1) < 0.1).astype(np.float64)
+    right = np.where(value(61, 0, 1) < 0.5, 1.0, -1.0)
+    aspect, scale, feet = frame["aspect"], frame["scale"], frame["feet"]
+    size = scale * value(62, 0.82, 1.05)
+    x = np.where(right > 0, aspect + value(63, -0.03, 0.07), value(63, -0.07, 0.03))
+    ground = feet + value(64, -0.08, 0.05)
+    who = draw_people(shot.seed, _PASSERBY + np.arange(_STRANGERS))
+
+    def tone(name: str) -> np.ndarray:
+        color = who[name][shot.key % _STRANGERS]
+        return np.append(_tone(color, infrared), np.zeros((n, 1)), 1)
+
+    rows = []
+    for name, low, high, radius, cap in (
+        ("bottom_color", 0.02, 0.5, (0.05, 0.06, 0.08, 0.09), 0.02),
+        ("top_color", 0.45, 0.8, (0.095, 0.09, 0.11, 0.11), 0.05),
+        ("hair_color", 0.88, 0.96, (0.04, 0.05, 0.052, 0.05), 0.04),
+    ):
+        zero = np.zeros(n)
+        values = {
+            "start": np.stack([x, ground - low * size], 1),
+            "axis": np.stack([zero, zero - 1], 1), "length": (high - low) * size,
+            "radius": np.array(radius)[None] * size[:, None],
+            "cap": np.repeat(cap * size[:, None], 2, 1), "azimuth": zero,
+            "v": np.stack([zero, zero + 1], 1), "alpha": shown, "seam": zero + 0.2,
+            "fold": np.stack([zero + 0.1, zero], 1),
+            "along": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
+            "around": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
+            "patch": np.tile((0.0, 1.0, 0.0, 1.0, 0.0), (n, 1)),
+            "color": np.repeat(tone(name)[:, None], 4, 1),
+        }  # fmt: skip
+        rows.append(np.concatenate([values[f].reshape(n, s) for f, s in FIELDS], 1))
+    return np.stack(rows, 1).astype(np.float32)
+
+
+def arrange(tubes: np.ndarray, others: np.ndarray, shot: Shot) -> np.ndarray:
+    """All tubes of each image from far to near: others behind the person, or in front."""
+    front = (shot.value(65, 0, 1) < 0.4)[:, None, None]
+
+    alpha = sum(s for name, s in FIELDS[: [f for f, _ in FIELDS].index("alpha")])
+    behind, before = others.copy(), others.copy()
+    behind[..., alpha] *= ~front[..., 0]
+    before[..., alpha] *= front[..., 0]
+    rows = np.concatenate([behind, tubes, before], axis=1)
+    if rows.shape[1] != TUBES + 2 * others.shape[1]:
+        raise ValueError(f"{rows.shape[1]} tubes, expected {TUBES + 2 * others.shape[1]}")
+    return rows
