@@ -243,7 +243,7 @@ def method_options(method):
 TABLES = {
     "SMCL": (
         partial(smcl.build, num_classes=4, image_size=(48, 48), steps_per_epoch=1),
-        {"smgm_width", "id_margin", "updates=two_step", "auxiliary=gray"},
+        {"smgm_width", "id_margin", "auxiliary=gray"},
     ),
     "MUN": (
         partial(

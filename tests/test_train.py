@@ -16,7 +16,6 @@ from tests.support.linear import (
     EPOCH,
     SGD,
     Run,
-    difference,
     host_batch,
     linear,
     naive_gradients,
@@ -24,7 +23,7 @@ from tests.support.linear import (
 )
 from vireid_jax.runtime import devices
 from vireid_jax.train import NonFiniteError, Preempted, init_state
-from vireid_jax.types import LaterLoss, Stopped
+from vireid_jax.types import Stopped
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def after(n):
 # --- The step -----------------------------------------------------------------------------
 
 
-def naive_loop(steps, *, optimizer, later_from=None):
+def naive_loop(steps, *, optimizer):
     """(w, b, last loss) after `steps` in float64."""
     params = linear().init(jax.random.key(3))["params"]
     x = np.append(np.asarray(params["w"], float), 0.0)
@@ -65,20 +64,16 @@ def naive_loop(steps, *, optimizer, later_from=None):
     for step in range(steps):
         rate = optimizer["lr"] * (0.1 if step >= EPOCH else 1.0)
         batch = host_batch(step)
-        for second in (False, True):
-            if second and (later_from is None or step < later_from):
-                continue
-            gw, gb, value = naive_gradients(x[:-1], x[-1], batch, second)
-            loss = value if not second else loss
-            g = np.append(gw, gb) + optimizer["weight_decay"] * x
-            count += 1
-            if optimizer["name"] == "sgd":
-                m = 0.9 * m + g
-                x = x - rate * m
-            else:
-                m, u = 0.9 * m + 0.1 * g, 0.999 * u + 0.001 * g * g
-                unbiased = np.sqrt(u / (1 - 0.999**count)) + 1e-8
-                x = x - rate * m / (1 - 0.9**count) / unbiased
+        gw, gb, loss = naive_gradients(x[:-1], x[-1], batch)
+        g = np.append(gw, gb) + optimizer["weight_decay"] * x
+        count += 1
+        if optimizer["name"] == "sgd":
+            m = 0.9 * m + g
+            x = x - rate * m
+        else:
+            m, u = 0.9 * m + 0.1 * g, 0.999 * u + 0.001 * g * g
+            unbiased = np.sqrt(u / (1 - 0.999**count)) + 1e-8
+            x = x - rate * m / (1 - 0.9**count) / unbiased
     return x[:-1], x[-1], loss
 
 
@@ -92,26 +87,6 @@ def test_state_after_some_steps_is_that_of_a_naive_loop(name):
     assert float(state.variables["params"]["b"]) == pytest.approx(b, rel=1e-4)
     assert int(state.step) == 6 and float(state.variables["batch_stats"]["seen"]) == 6
     assert run.writer.of("train")[6]["loss"] == pytest.approx(loss, rel=1e-4)
-
-
-def test_a_later_loss_takes_steps_of_its_own_from_its_start_on():
-    # The start is before the milestone: were the schedule counted in optimizer updates, the
-    # learning rate would fall too early.
-    run = Run(augment=scale_only, method=linear(later=(LaterLoss(2, difference),)))
-    state = run.go(log_every=1, epochs=1.5)
-    w, b, _ = naive_loop(6, optimizer=SGD, later_from=2)
-    np.testing.assert_allclose(state.variables["params"]["w"], w, rtol=1e-4, atol=1e-5)
-    assert float(state.variables["params"]["b"]) == pytest.approx(b, rel=1e-4)
-    assert np.abs(w - naive_loop(6, optimizer=SGD)[0]).max() > 1e-3, "the second loss matters"
-    rows = run.writer.of("train")
-    assert [rows[n]["lr"] for n in range(1, 7)] == pytest.approx([0.02] * 4 + [0.002] * 2)
-    # The statistics are those of the first pass, once a step.
-    assert float(state.variables["batch_stats"]["seen"]) == 6
-
-
-def test_before_its_start_a_later_loss_changes_no_bit():
-    late = Run(method=linear(later=(LaterLoss(100, difference),))).go(epochs=1)
-    assert bits(late) == bits(Run().go(epochs=1))
 
 
 def test_randomness_depends_on_seed_and_step_alone():

@@ -111,16 +111,6 @@ def make_train_step(
         variables, optimizer, scalars = minimize(
             method.loss, state.variables, state.optimizer, images, loss_key, state.step
         )
-        for later in method.later:
-            variables, optimizer = jax.lax.cond(
-                state.step >= later.start_step,
-                lambda v, o, loss=later.loss: minimize(loss, v, o, images, loss_key, state.step)[
-                    :2
-                ],
-                lambda v, o: (v, o),
-                variables,
-                optimizer,
-            )
         scalars["param_norm"] = optax.tree.norm(variables["params"])
         scalars["lr"] = learning_rate(state.step)
         # jit sorts the keys of a dict; the progress line shows the terms of the loss first.

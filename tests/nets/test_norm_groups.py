@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vireid_jax.nets.auxiliary import ModalityUnifying
 from vireid_jax.nets.norm import BatchNorm, grouped
 from vireid_jax.nets.resnet import ResNet
-from vireid_jax.types import Aux, LaterLoss, Method
+from vireid_jax.types import Aux, Method
 
 R = np.random.default_rng(5)
 KEY = jax.random.key(0)
@@ -137,7 +137,7 @@ def method_of(x):
     def embed(variables, images, modality):
         return {"f": net.apply(variables, images, False)}
 
-    return Method(lambda key: net.lazy_init(key, x, False), loss, embed, (LaterLoss(0, loss),))
+    return Method(lambda key: net.lazy_init(key, x, False), loss, embed)
 
 
 def by_hand(method, variables, x, groups):
@@ -150,14 +150,12 @@ def by_hand(method, variables, x, groups):
     return sum(total for total, _ in runs), runs[0][1].updates
 
 
-@pytest.mark.parametrize("which", ["loss", "later"])
-def test_every_loss_of_a_method_is_normalized_by_groups(which):
+def test_the_loss_of_a_method_is_normalized_by_groups():
     x = jnp.asarray(R.normal(size=(6, 4)), jnp.float32)
     plain = method_of(x)
     variables, batch = plain.init(KEY), {"visible": x, "label": jnp.arange(6)}
     method = grouped(plain, 3)
-    loss = method.loss if which == "loss" else method.later[0].loss
-    total, aux = jax.jit(loss)(variables, batch, None, 1.0)
+    total, aux = jax.jit(method.loss)(variables, batch, None, 1.0)
     expected, updates = by_hand(plain, variables, x, 3)
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     for found, value in zip(*map(jax.tree.leaves, (aux.updates, updates)), strict=True):
@@ -166,8 +164,7 @@ def test_every_loss_of_a_method_is_normalized_by_groups(which):
     whole = jax.jit(plain.loss)(variables, batch, None, 1.0)[0]
     np.testing.assert_allclose(whole, by_hand(plain, variables, x, 1)[0], rtol=1e-5)
     assert abs(total - whole) > 0.1
-    assert method._replace(loss=plain.loss, later=plain.later) == plain
-    assert [each.start_step for each in method.later] == [0]
+    assert method._replace(loss=plain.loss) == plain
 
 
 def test_one_group_is_the_method_itself():

@@ -161,5 +161,4 @@ def grouped(method: Method, groups: int) -> Method:
 
         return wrapped
 
-    later = tuple(each._replace(loss=of_groups(each.loss)) for each in method.later)
-    return method._replace(loss=of_groups(method.loss), later=later)
+    return method._replace(loss=of_groups(method.loss))

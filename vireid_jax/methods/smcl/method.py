@@ -53,7 +53,6 @@ from vireid_jax.types import (
     VISIBLE,
     Aux,
     Batch,
-    LaterLoss,
     Method,
     Variables,
     epochs_to_steps,
@@ -164,7 +163,6 @@ def build(
     bicenter_joint: bool = False,
     metric_weight: float = 0.5,
     metric_from_epoch: float = 220.0,
-    updates: str = "joint",
     bn_running: str = "all",
     remat: bool = False,
     accumulate: int = 1,
@@ -199,8 +197,6 @@ def build(
       metric_weight: lambda of eq. 9.
       metric_from_epoch: Q of Algorithm 1, counted from 0: 220 of 300 epochs on SYSU-MM01,
         120 of 200 on RegDB; 0 trains with the metric losses from the start (no IT).
-      updates: "joint" minimizes eq. 9 in one optimizer step; "two_step" takes one step on
-        eq. 4 and then one on lambda times eq. 8, with the statistics of the first pass.
       bn_running: "all" or "vi": running statistics from v, i and s, or from v and i, which
         alone occur at test time. Batches are normalized over all modalities either way.
       remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
@@ -219,7 +215,6 @@ def build(
             "cehl_form": (cehl_form, FORMS),
             "metric": (metric, METRICS),
             "bdtr_form": (bdtr_form, BDTR_FORMS),
-            "updates": (updates, ("joint", "two_step")),
             "bn_running": (bn_running, ("all", "vi")),
         },
         not_negative=dict(
@@ -321,17 +316,12 @@ def build(
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         terms, rest = compared(variables, batch, key)
         total = weighted(terms, id_terms)
-        if updates == "joint":  # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on
-            total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
+        # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on.
+        total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
         return total, rest
-
-    def metric_loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, rest = compared(variables, batch, key)
-        return weighted(terms, metrics), rest._replace(updates={})
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         return net.apply(variables, images, modality, method="embed")  # type: ignore[return-value]
 
-    later = (LaterLoss(start, metric_loss),) if updates == "two_step" else ()
     project = aux.project_scales if projects else None
-    return Method(initialize, loss, embed, later, project)
+    return Method(initialize, loss, embed, project)
