@@ -23,6 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from vireid_jax.runtime import files
 from vireid_jax.types import Split
 
 CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
@@ -339,6 +340,4 @@ def _show(value: Any) -> str:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from absl import logging
 
+from vireid_jax.runtime import files
+
 SCORES = "scores.json"
 
 Scores = Mapping[int, Mapping[str, float]]
@@ -35,10 +37,7 @@ def write(directory: pathlib.Path, scores: Scores) -> None:
         str(step): {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()}
         for step, metrics in sorted(scores.items())
     }
-    path = directory / SCORES
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    files.write_whole(directory / SCORES, json.dumps(text, indent=1, allow_nan=False) + "\n")
 
 
 def best(steps: Iterable[int], scores: Scores, metric: str | None) -> int | None:

@@ -22,6 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from vireid_jax.runtime import files
+
 HOSTS = "hosts"  # the folder in a run's folder
 EXIT_PEER_LOST = 43  # run the same command again, on all hosts
 ENDED_WELL = (0, 42, 130)  # done, or stopped on request and saved
@@ -130,10 +132,8 @@ class Watch:
         """Writes this process's file; the old one is replaced at once."""
         with self._lock:
             self.status.beat += 1
-            path = self._path(self.status.process)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(dataclasses.asdict(self.status)) + "\n")
-            temporary.replace(path)
+            text = json.dumps(dataclasses.asdict(self.status)) + "\n"
+            files.write_whole(self._path(self.status.process), text)
 
     def look(self) -> None:
         """One round: reads the others' files, says what there is to say, leaves if one is lost."""

@@ -20,6 +20,8 @@ from typing import Any, TextIO
 
 from absl import logging
 
+from vireid_jax.runtime import files
+
 METRICS = "metrics.jsonl"
 _RESERVED = ("step", "split", "time")
 
@@ -214,9 +216,7 @@ def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
         if step is None or at <= step:
             kept.append(line)
             rows.append(row)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(path, "".join(kept))
     return rows
 
 

@@ -23,7 +23,7 @@ from tests.support.plain import PLAIN
 from vireid_jax.runtime import manifest
 from vireid_jax.runtime.checkpoint import Checkpoints
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 24  # 6 epochs of 4: a checkpoint every 4 steps, a validation every 8
 
 RECIPE = """

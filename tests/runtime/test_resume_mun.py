@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.test_resume import STEPS, killed_and_terminated
+from tests.runtime.test_resume import STEPS, killed_and_terminated
 from vireid_jax.runtime import manifest
 from vireid_jax.types import epochs_to_steps
 

@@ -188,7 +188,7 @@ def test_a_torn_or_foreign_file_is_no_status(world):
         path.write_text(text)
         each.look()
     assert "has not started" in each.describe(1)
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(path.parent.glob("*.part"))
 
 
 def test_one_process_has_no_watch():

@@ -14,7 +14,7 @@ import pytest
 
 from vireid_jax.runtime import preemption
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

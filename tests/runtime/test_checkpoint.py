@@ -21,7 +21,7 @@ import pytest
 from vireid_jax.runtime import manifest
 from vireid_jax.runtime.checkpoint import Checkpoints, restore_variables
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 P = jax.sharding.PartitionSpec
 
 
