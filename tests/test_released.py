@@ -319,7 +319,7 @@ FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"
 def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     c = small("smcl", "synthetic", tmp_path)
     c.method.width = 2
-    c.init["from"] = str(FIXTURE)
+    c.init.weights = str(FIXTURE)
     c.optim.lr = 1e-30  # the last state is the first one
     assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
     out = capsys.readouterr().out
@@ -347,7 +347,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
     path, depth, message, tmp_path, capsys
 ):
     c = small("smcl", "synthetic", tmp_path)
-    c.init["from"], c.method.depth, c.method.width = str(path), depth, 2
+    c.init.weights, c.method.depth, c.method.width = str(path), depth, 2
     assert run.run(c, workdir=tmp_path / "run") == 1
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (tmp_path / "run").exists()
@@ -359,7 +359,7 @@ def begun(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("begun")
     c = small("smcl", "synthetic", tmp_path)
     c.method.width, c.eval.protocols = 2, ("sysu/all/single",)
-    c.init["from"] = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
+    c.init.weights = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
     assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
     (tmp_path / "weights.pth").unlink()
     return tmp_path / "run", c

@@ -34,7 +34,7 @@ FEATURES = ("bn", "pool")  # of most methods: after the neck, and before it
 # Of methods whose headline is a sum of similarities.
 FUSED = {name: ("sum", "weighted", *FEATURES) for name in ("deen", "pdm")}
 # Files of the user, which a relative and an absolute path name alike.
-PATHS = ("init.from", "data.root")
+PATHS = ("init.weights", "data.root")
 
 
 def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def check_written(changes: Sequence[str]) -> None:
 
 
 def _split(change: str) -> tuple[str, str]:
-    """("init.from", VALUE) of --config.init.from=VALUE."""
+    """("init.weights", VALUE) of --config.init.weights=VALUE."""
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"{change} has no value; expected {key}=VALUE, with the =, not a space")
