@@ -18,10 +18,10 @@ import numpy as np
 import optax
 import pytest
 
-from vireid_jax.runtime import manifest
+from vireid_jax.runtime import checkpoint
 from vireid_jax.runtime.checkpoint import Checkpoints, restore_variables
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 P = jax.sharding.PartitionSpec
 
 
@@ -227,7 +227,7 @@ def test_another_model_is_an_error_not_damage(two_steps, make):
         make(two_steps).restore(target)
     assert "memory/count: int32 [] in the checkpoint, absent in this run" in str(error.value)
     assert "params/neck: absent in the checkpoint, float32 [4] in this run" in str(error.value)
-    assert not isinstance(error.value, manifest.DamageError)
+    assert not isinstance(error.value, checkpoint.DamageError)
     assert snapshot(two_steps) == before
 
 

@@ -1,6 +1,6 @@
 """Features and sums of similarities of random images; one of the processes of a run, or alone.
 
-`python -m tests.multihost.embedding OUT.npz` stores what they are.
+`python -m tests.runtime.embedding OUT.npz` stores what they are.
 """
 
 import sys

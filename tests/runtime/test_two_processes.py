@@ -11,9 +11,9 @@ import time
 
 import pytest
 
+from tests.runtime.test_resume import RECIPE, STEPS, Job
 from tests.support import pods
 from tests.support.plain import PLAIN
-from tests.test_resume import RECIPE, STEPS, Job
 from vireid_jax.runtime.watch import HOSTS
 
 # A process that is gone is told from one that is slow after this long.

@@ -30,7 +30,7 @@ from vireid_jax import build, evaluate
 from vireid_jax.nets.resnet import interleave
 from vireid_jax.runtime import devices
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 CASES = [(method, kernels) for method in METHODS for kernels in ("cpu", "xla")]
 # The kernels are those of the backbone, which is the others' too.
 CASES = [case for case in CASES if case[1] == "cpu" or case[0] == "smcl"]

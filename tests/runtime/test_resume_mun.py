@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.test_resume import STEPS, killed_and_terminated
-from vireid_jax.runtime import manifest
+from tests.runtime.test_resume import STEPS, killed_and_terminated
+from vireid_jax.runtime import checkpoint
 from vireid_jax.types import epochs_to_steps
 
 
@@ -16,6 +16,9 @@ def test_killed_and_terminated_with_prototypes_in_memory(tmp_path):
     # Beta goes from the first step to the last, whichever process did them.
     betas = [row["new_weight"] for row in rows if "new_weight" in row]
     np.testing.assert_allclose(betas, [1.0, *(np.arange(1, STEPS) / (STEPS - 1))], rtol=1e-6)
-    at = {s: manifest.read(job.workdir / "checkpoints" / str(s))[name] for s in job.committed()}
+    at = {
+        s: checkpoint.read_manifest(job.workdir / "checkpoints" / str(s))[name]
+        for s in job.committed()
+    }
     assert len(at) == 3 and len({a["crc32"] for a in at.values()}) == 3, "it goes on changing"
     assert epochs_to_steps(6.0, 4) == STEPS

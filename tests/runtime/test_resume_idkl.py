@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.test_resume import STEPS, killed_and_terminated
+from tests.runtime.test_resume import STEPS, killed_and_terminated
 
 CHANGES = """
     c.method.reversal_ramp = True  # its strength is a function of the step

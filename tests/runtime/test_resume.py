@@ -20,10 +20,10 @@ import pytest
 
 from tests.launch.shell import BASH, LAUNCH
 from tests.support.plain import PLAIN
-from vireid_jax.runtime import manifest
+from vireid_jax.runtime import checkpoint
 from vireid_jax.runtime.checkpoint import Checkpoints
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
+REPO = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 24  # 6 epochs of 4: a checkpoint every 4 steps, a validation every 8
 
 RECIPE = """
@@ -103,7 +103,7 @@ class Job:
     def result(self):
         """Every array of the last checkpoint by its checksum, and the record without times."""
         folder = self.workdir / "checkpoints" / str(STEPS)
-        arrays = manifest.read(folder)
+        arrays = checkpoint.read_manifest(folder)
         timed = ("time", "images_per_second")
         text = (self.workdir / "metrics.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.test_resume import STEPS, killed_and_terminated
+from tests.runtime.test_resume import STEPS, killed_and_terminated
 
 # The recipe's own optimizer: the embedded data are trained with Adam otherwise.
 CHANGES = """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.multihost import embedding
+from tests.runtime import embedding
 from tests.support.pods import pod
 
 
@@ -11,7 +11,7 @@ from tests.support.pods import pod
 def test_two_processes_embed_as_one(tmp_path):
     out = tmp_path / "features"
     embedding.main(str(tmp_path / "alone"))
-    run = pod(2, 2, "tests.multihost.embedding", out)
+    run = pod(2, 2, "tests.runtime.embedding", out)
     assert run.codes == [0, 0], run.text()
     expected = np.load(tmp_path / "alone.0.npz")
     assert sorted(expected) == sorted(
