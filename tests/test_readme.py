@@ -14,7 +14,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from vireid_jax import command
 from vireid_jax.methods.agw import method as agw
 from vireid_jax.methods.deen import method as deen
 from vireid_jax.methods.idkl import method as idkl
@@ -205,7 +204,7 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
     refused = []
     # Some keys belong to some methods or data sets only.
     for recipe, dataset in itertools.product(RECIPES, common.DATASETS):
-        argv = ["vireid", f"--config={recipe}:{dataset}", command.quoted(change)]
+        argv = ["vireid", f"--config={recipe}:{dataset}", change]
         values = flags.FlagValues()
         config_flags.DEFINE_config_file(
             "config", lock_config=True, flag_values=values, sys_argv=argv

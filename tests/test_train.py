@@ -128,6 +128,9 @@ def test_two_halves_equal_one_go_bit_for_bit(make):
     assert halves.start()[1] == 5
     state = halves.go(**options)
     assert bits(state) == bits(expected)
+    # The first step of a start has no rate: compiling says nothing of the speed.
+    for _, _, scalars in (*halves.writer.rows, *whole.writer.rows):
+        scalars.pop("images_per_second", None)
     assert json.dumps(halves.writer.rows) == json.dumps(whole.writer.rows)
     # What is on disk is what was returned.
     assert bits(halves.start()[0]) == bits(expected) and halves.start()[1] == 12
@@ -137,7 +140,26 @@ def test_a_finished_run_is_left_as_it_is(make):
     run = make()
     expected = bits(run.go())
     rows = len(run.writer.rows)
+    run.writer.said.clear()
     assert bits(run.go()) == expected and len(run.writer.rows) == rows
+    assert run.writer.said == ["already finished: step 12 of 12"]
+
+
+def test_a_try_ends_early_and_the_whole_run_goes_on_from_there(make):
+    """The schedule is the whole run's: the bits are those of a run without a try."""
+    whole, tried = make("whole"), make("tried")
+    options = dict(log_every=1, eval_every=1.0, evaluate=lambda v: {"mAP": 0.5})
+    expected = bits(whole.go(**options))
+    state = tried.go(max_steps=5, **options)
+    assert int(state.step) == 5 and tried.checkpoints.latest() == 5
+    assert list(tried.writer.of("val")) == [4] and list(tried.writer.of("train"))[-1] == 5
+    assert tried.writer.said[-1].endswith("; 7 steps are left for another start")
+    assert int(tried.go(max_steps=3, **options).step) == 5
+    assert tried.writer.said[-1] == "already there: step 5 of 12"
+    assert bits(tried.go(max_steps=100, **options)) == expected
+    assert "resumed at step 5 of 12" in tried.writer.said
+    assert tried.writer.said[-1].startswith("trained 7 steps in ")
+    assert tried.writer.said[-1].endswith(" since the resume")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -281,6 +303,61 @@ def test_steps_are_saved_when_due(make):
     each.go(checkpoint_every=0.01, epochs=0.5)
     last.go(epochs=0.5)
     assert each.checkpoints.steps() == [1, 2] and last.checkpoints.steps() == [2]
+
+
+def test_a_run_says_what_it_does(make):
+    run = make()
+    scores = iter([0.3, 0.5, 0.4])
+    run.go(
+        eval_every=1.0,
+        evaluate=lambda v: {"mAP": next(scores)},
+        clock=lambda: 0.0,
+        checkpoint_every=0.5,
+    )
+    assert run.writer.said == [
+        "compiling the training step",
+        "compiled, first step done in 0 s",
+        "checkpoint of step 2: saving",
+        "checkpoint of step 4: saving",
+        "validation at step 4: mAP 0.3000; best mAP 0.3000 at step 4 (0 s)",
+        "checkpoint of step 6: saving",
+        "checkpoint of step 8: saving",
+        "validation at step 8: mAP 0.5000; best mAP 0.5000 at step 8 (0 s)",
+        "checkpoint of step 10: saving",
+        "checkpoint of step 12: saving",
+        "validation at step 12: mAP 0.4000; best mAP 0.5000 at step 8 (0 s)",
+        "trained 12 steps in 0 s",
+    ]
+
+
+def test_progress_is_shown_by_time_as_well_and_recorded_when_due():
+    """A step of ten seconds: the third of three is more than 15 s after the first."""
+    now = [0.0]
+
+    def slow(start, stop):
+        for step in range(start, stop):
+            now[0] += 10.0 if step else 1000.0  # the first step is compiled
+            yield host_batch(step)
+
+    run = Run()
+    run.go(log_every=12, batches=slow, clock=lambda: now[0])
+    assert run.writer.shown == [(3, 12), (5, 12), (7, 12), (9, 12), (11, 12), (12, 12)]
+    assert list(run.writer.of("train")) == [12]
+    assert run.writer.of("train")[12]["images_per_second"] == pytest.approx(1.6)
+
+
+def test_terms_are_shown_in_the_order_of_the_method():
+    plain = linear()
+
+    def loss(variables, batch, key, step):
+        total, aux = plain.loss(variables, batch, key, step)
+        terms = {"z": total, "b": total, "a": total}
+        return total, aux._replace(terms=terms, metrics={"second": total, "first": total})
+
+    run = Run(method=plain._replace(loss=loss))
+    run.go(log_every=12)
+    shown = list(run.writer.of("train")[12])
+    assert shown[:6] == ["loss", "z", "b", "a", "second", "first"]
 
 
 # --- Losses that are not finite -----------------------------------------------------------

@@ -585,7 +585,7 @@ def _check_protocol(found: Search, part: str, gallery: str, permutations: Any) -
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
     """Scores variables of a method as a recipe's eval section asks.
 
@@ -608,7 +608,7 @@ class Scorer:
     mesh: Any
     image_size: tuple[int, int]
     filter: str = "lanczos"
-    fusions: Fusions = MappingProxyType({})
+    fusions: Fusions = dataclasses.field(default_factory=dict)
     method: str = "the method"
     permutations: Any = None
     untrained: str = UNTRAINED

@@ -119,8 +119,8 @@ def parse(
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=own)
     flags.DEFINE_bool("version", False, "Show the version.", flag_values=own)
     text = (
-        "Recipe, with an optional data set: a file such as configs/smcl.py or configs/smcl.py:sysu, or "
-        "a name such as smcl:sysu. Single values: --config.optim.lr=1e-3."
+        "Recipe: a file such as configs/smcl.py, with a data set configs/smcl.py:sysu; or a name, "
+        "smcl or smcl:sysu. Single values: --config.optim.lr=1e-3."
     )
     if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
         flags.DEFINE_string("config", None, text, flag_values=own)

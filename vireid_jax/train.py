@@ -416,7 +416,8 @@ def train(
             raise Preempted(step)
         if validation:
             validate()
-            mark, mark_step = clock(), step
+            mark = shown = clock()
+            mark_step = step
     if checkpoints is not None:
         checkpoints.wait()
     if step > start:

@@ -67,7 +67,6 @@ def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_em
         "--config.optim.lr=0.5",
         "--config.train.epochs=3",
         "--config.data.train_ids=30",
-        '--config.init["from"]=weights.npz',
         "--config.init.weights=weights.npz",
     ],
 )

@@ -51,7 +51,7 @@ def test_the_tables_have_the_rows_of_the_papers():
 def test_a_row_is_its_recipe_with_its_changes(table, row, dataset):
     config = tables.get_config(f"{table}/{row}:{dataset}").to_dict()
     recipe = recipe_of(table, row)(dataset).to_dict()
-    assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
+    assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}-{dataset}"
     del recipe["run_name"]
     spec = tables.TABLES[table].rows[row]
     changes = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}

@@ -91,7 +91,7 @@ class Recorder:
     """A writer that remembers."""
 
     def __init__(self):
-        self.rows, self.shown = [], []
+        self.rows, self.shown, self.said = [], [], []
 
     def write(self, step, scalars, *, split="train"):
         assert all(isinstance(v, float) for v in scalars.values())
@@ -99,6 +99,9 @@ class Recorder:
 
     def progress(self, step, total, scalars):
         self.shown.append((step, total))
+
+    def say(self, text):
+        self.said.append(text)
 
     def of(self, split):
         return {step: scalars for step, s, scalars in self.rows if s == split}
