@@ -176,7 +176,7 @@ def test_data_set_and_preset_are_words_in_any_order(arg, dataset, preset):
     assert c.data.name == dataset
     assert c.method.confuser == {"paper": "reversal", "official": "half_flip"}[preset]
     # The folder says which it was, as does the command in it.
-    assert c.run_name == {"paper": "idkl", "official": "idkl_official"}[preset] + f"_{dataset}"
+    assert c.run_name == {"paper": "idkl", "official": "idkl-official"}[preset] + f"-{dataset}"
 
 
 @pytest.mark.parametrize(
