@@ -7,6 +7,7 @@ from tests.runtime import embedding
 from tests.support.pods import pod
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_embed_as_one(tmp_path):
     out = tmp_path / "features"
