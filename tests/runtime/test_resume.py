@@ -59,7 +59,7 @@ def test_uninterrupted_run(whole):
             node = node.setdefault(key, {})
         node[leaf] = jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=replicated)
     checkpoints = Checkpoints(job.workdir / "checkpoints")
-    assert checkpoints.restore(target, step=STEPS)[1] == STEPS
+    assert checkpoints.restore(target)[1] == STEPS
     assert checkpoints.best() in (8, 16, 24)
     checkpoints.close()
 
