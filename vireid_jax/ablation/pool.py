@@ -20,9 +20,8 @@ from typing import NamedTuple
 
 from vireid_jax.ablation import results
 from vireid_jax.ablation.plan import Cell, Score
+from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
-EXIT_PREEMPTED = 42  # as the main command, see its docstring
-EXIT_INTERRUPTED = 130
 LOG, LOCK = "console.log", ".lock"
 TAIL = 15  # lines of a log that a report shows
 _POLL_SECONDS = 0.1

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import os
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from vireid_jax.ablation import results
 from vireid_jax.ablation.plan import PlannedRow, PlannedTable
+from vireid_jax.runtime import files
 
 COLUMNS = ("R1", "R10", "mAP", "mINP")
 PAPER = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
@@ -138,8 +138,8 @@ def write(tables: Sequence[PlannedTable], folder: pathlib.Path, command: str) ->
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         name = file_name(table)
-        _replace(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
-        _replace(folder / f"{name}.csv", to_csv(table))
+        files.write_whole(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
+        files.write_whole(folder / f"{name}.csv", to_csv(table))
 
 
 def fill_page(page: pathlib.Path, tables: Sequence[PlannedTable], command: str) -> list[str]:
@@ -158,7 +158,7 @@ def fill_page(page: pathlib.Path, tables: Sequence[PlannedTable], command: str) 
             text = f"{before}{start}{body}{end}{rest}"
         else:
             homeless.append(file_name(table))
-    _replace(page, text)
+    files.write_whole(page, text)
     return homeless
 
 
@@ -169,14 +169,3 @@ def _percent(summary: Summary) -> str:
 
 def _list(seeds: object) -> str:
     return " ".join(map(str, seeds))  # type: ignore[call-overload]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # commands may share a folder
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vireid_jax.ablation.plan import Cell, Score
+from vireid_jax.runtime import files
 
 TRAINED = "trained.json"  # in the folder of a cell whose training has come to its end
 
@@ -27,9 +28,7 @@ def mark_trained(cell: Cell) -> None:
     ]
     if not steps:
         raise ValueError(f"{cell.folder} holds no results although its command has ended well")
-    partial = cell.folder / f".{TRAINED}.tmp"
-    partial.write_text(json.dumps({"step": max(steps)}) + "\n")
-    partial.replace(cell.folder / TRAINED)
+    files.write_whole(cell.folder / TRAINED, json.dumps({"step": max(steps)}) + "\n")
 
 
 def trained_at(folder: pathlib.Path) -> int | None:
