@@ -19,9 +19,8 @@ import pytest
 
 from tests.launch.shell import BASH, LAUNCH
 from tests.support.jobs import LINEAR, STEPS, Job, write_recipe
+from tests.support.jobs import LINEAR_COMMAND as COMMAND
 from vireid_jax.runtime.checkpoint import Checkpoints
-
-COMMAND = "tests.support.linear_command"
 
 
 @pytest.fixture(scope="module")
