@@ -12,6 +12,7 @@ import pytest
 from configs import common, idkl, pdm, tables
 from vireid_jax.ablation import cells
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import with_backbone
 
 SWEEP = ["0", "0.1", "0.2", "0.4", "0.6", "0.8", "1"]
 FACTS = dict(
@@ -69,7 +70,7 @@ def test_the_method_of_a_row_can_be_built(table):
         named = inspect.signature(build).parameters
         facts = {key: value for key, value in FACTS.items() if key in named}
         try:
-            build(image_size=config.data.image_size, **facts, **options)
+            build(image_size=config.data.image_size, **facts, **with_backbone(options))
         except Exception as error:
             raise AssertionError(f"{table}/{row}:{dataset}") from error
 
@@ -357,7 +358,7 @@ def traced_terms(options):
     facts = {key: value for key, value in FACTS.items() if key in named}
     if "generator" in config:
         config["generator"]["ratios"] = tuple(config["generator"]["ratios"])
-    method = build(image_size=(96, 48), **facts, **{**config, "width": 2})
+    method = build(image_size=(96, 48), **facts, **with_backbone({**config, "width": 2}))
     rows = FACTS["num_ids"] * FACTS["num_instances"]
     image = jax.ShapeDtypeStruct((rows, 96, 48, 3), jnp.float32)
     label = jax.ShapeDtypeStruct((rows,), jnp.int32)

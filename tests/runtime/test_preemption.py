@@ -170,6 +170,7 @@ def said(out):
     return "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step_and_resume(tmp_path):
     folder = tmp_path / "ckpt"
     processes = two_processes(folder)
