@@ -3,8 +3,6 @@
 import pathlib
 import re
 
-import pytest
-
 from configs import tables
 from vireid_jax.losses.counts import distance_counts
 
@@ -18,7 +16,7 @@ def test_the_page_has_a_place_for_every_table():
     assert len(re.findall(r"^<!-- end -->$", text, re.M)) == len(places)
 
 
-@pytest.mark.parametrize("name", tables.TABLES["smcl/4"].rows)
-def test_the_counts_on_the_page(name):
-    (line,) = re.findall(rf"^\| `{name}` \|.*\| (\d+), (\d+) \|$", PAGE.read_text(), re.M)
-    assert tuple(map(int, line)) == distance_counts(name, num_ids=4, num_instances=4)
+def test_the_counts_on_the_page():
+    for name in tables.TABLES["smcl/4"].rows:
+        (line,) = re.findall(rf"^\| `{name}` \|.*\| (\d+), (\d+) \|$", PAGE.read_text(), re.M)
+        assert tuple(map(int, line)) == distance_counts(name, num_ids=4, num_instances=4), name

@@ -4,16 +4,18 @@ import pathlib
 
 import pytest
 
-from vireid_jax.ablation import plan, report
+from vireid_jax.ablation import cells, page
 
-TABLES = plan.load_tables()
+TABLES = cells.load_tables()
 SMALL = ["--config.train.epochs=2"]
 IDKL = ["idkl/4", "idkl/5a", "idkl/5b", "idkl/5c", "idkl/presets"]
 
 
 def planned(names, tmp_path=pathlib.Path("runs"), *, changes=SMALL, seeds=(0,), **options):
     options = {"dataset": "synthetic", **options}
-    return plan.plan(names, tables=TABLES, seeds=seeds, folder=tmp_path, changes=changes, **options)
+    return cells.resolve_tables(
+        names, tables=TABLES, seeds=seeds, folder=tmp_path, changes=changes, **options
+    )
 
 
 def folders(table):
@@ -32,10 +34,10 @@ def test_rows_that_are_one_training_are_one_cell():
     for corrupted, clean in {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia"}.items():
         assert folders(mun5)[corrupted] == folders(mun1)[clean]
     assert folders(mun5)["smcl"] == folders(smcl2)["syncretic"]
-    cells = plan.cells_of([mun1, mun2, mun3, mun5, smcl2])
+    found = cells.cells_of([mun1, mun2, mun3, mun5, smcl2])
     # Of 24 rows, three are the whole MUN once more, five are table 1's and one is SMCL's table 2's.
-    assert len(cells) == len({cell.folder for cell in cells}) == 24 - 3 - 4 - 1
-    (cell,) = [cell for cell in cells if cell.folder in whole]
+    assert len(found) == len({cell.folder for cell in found}) == 24 - 3 - 4 - 1
+    (cell,) = [cell for cell in found if cell.folder in whole]
     assert [score.corrupt for score in cell.scores] == [None, "visible"]
 
 
@@ -46,7 +48,7 @@ def test_the_best_points_of_idkls_sweeps_are_the_whole_method(dataset):
     whole = {four["all"], a["0.1"], b["0.6"], c["0.8"], presets["paper"]}
     assert len(whole) == 1
     # Of 29 rows those five are one; nothing else is shared.
-    assert len(plan.cells_of(tables)) == 29 - 4
+    assert len(cells.cells_of(tables)) == 29 - 4
     # A preset is a recipe of the method's, whose folder has the method's name.
     assert presets["official"].parent.name.startswith(f"idkl_{dataset}-")
     assert presets["official"] not in whole
@@ -98,22 +100,22 @@ def test_seeds_of_a_configuration_are_together_and_seeds_come_first():
     first, second = table.rows["b"].cells
     assert first.folder.parent == second.folder.parent
     assert (first.folder.name, second.folder.name) == ("seed0", "seed3")
-    assert [cell.seed for cell in plan.cells_of([table])] == [0] * 4 + [3] * 4
-    assert [cell.name for cell in plan.cells_of([table], ["it", "b"])] == [
+    assert [cell.seed for cell in cells.cells_of([table])] == [0] * 4 + [3] * 4
+    assert [cell.name for cell in cells.cells_of([table], ["it", "b"])] == [
         "smcl/1/b, seed 0", "smcl/1/it, seed 0", "smcl/1/b, seed 3", "smcl/1/it, seed 3",
     ]  # fmt: skip
 
 
 def test_the_commands_say_all():
     cell = planned(["mun/5"], seeds=(7,))[0].rows["b"].cells[0]
-    train = cell.train_command()
+    train = cell.command(None)
     assert train[1:3] == ["-m", "vireid_jax.main"]
     assert train[3].endswith("configs/tables.py:mun/5/b:synthetic")
     assert {"--config.seed=7", "--config.train.epochs=2", "--config.eval.baselines=False"} < set(
         train
     )
     assert sum("train.epochs" in word for word in train) == 1
-    score = cell.score_command(cell.scores[0])
+    score = cell.command(cell.scores[0])
     assert set(train) < set(score)
     assert {"--mode=eval", "--config.eval.corrupt=visible"} < set(score)
     for words in (train, score):
@@ -187,7 +189,7 @@ def test_a_wrong_change_is_refused(change, message):
 def test_another_score_than_the_tables_own_is_named():
     def names(dataset="synthetic", **options):
         (table,) = planned(["smcl/1"], dataset=dataset, changes=[], **options)
-        return table.other, report.file_name(table)
+        return table.other, page.file_name(table)
 
     assert names() == ((), "smcl-1")
     assert names(protocol="sysu/all/single", feature="bn") == ((), "smcl-1")
@@ -197,8 +199,8 @@ def test_another_score_than_the_tables_own_is_named():
     assert names("regdb") == ((), "smcl-1_regdb_trial1"), "its own is t2v"
     assert names("regdb", protocol="regdb/v2t")[0] == ("regdb/v2t",)
     (three,) = planned(["smcl/1"], dataset="regdb", changes=["--config.data.trial=3"])
-    assert report.file_name(three) == "smcl-1_regdb_trial3"
-    assert "regdb (split 3), 200 epochs" in report.to_markdown(three)
+    assert page.file_name(three) == "smcl-1_regdb_trial3"
+    assert "regdb (split 3), 200 epochs" in page.to_markdown(three)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +242,8 @@ def test_rows_that_are_not_asked_for_need_not_take_the_settings():
         planned(["mun/5"], changes=change)
     (table,) = planned(["mun/5"], changes=change, rows=["b"])
     assert list(table.rows) == ["b", "aux", "idc", "ia", "ma"] and table.left_out == ("SMCL",)
-    assert "Not with these settings: SMCL." in report.to_markdown(table)
-    assert [cell.name for cell in plan.cells_of([table], ["b"])] == ["mun/5/b, seed 0"]
+    assert "Not with these settings: SMCL." in page.to_markdown(table)
+    assert [cell.name for cell in cells.cells_of([table], ["b"])] == ["mun/5/b, seed 0"]
 
 
 @pytest.mark.parametrize("key", ["init.from", "data.root"])
@@ -254,21 +256,21 @@ def test_a_file_is_one_by_whatever_path(key, tmp_path, monkeypatch):
         for path in paths
     ]
     assert folders(found[0]) == folders(found[1]) == folders(found[2])
-    given = found[0].rows["b"].cells[0].train_command()
+    given = found[0].rows["b"].cells[0].command(None)
     assert f"--config.{key}={tmp_path.resolve()}/a/x.npz" in given, "a resumed run is the same"
 
 
 def test_tables_are_chosen_by_name_or_method():
-    assert plan.choose(["mun/3", "smcl", "mun/3"], TABLES) == [
+    assert cells.choose(["mun/3", "smcl", "mun/3"], TABLES) == [
         "mun/3", "smcl/1", "smcl/2", "smcl/4",
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"no table 'mun/4'; expected of smcl/1, .*mun/5.*mun"):
-        plan.choose(["mun/4"], TABLES)
+        cells.choose(["mun/4"], TABLES)
     with pytest.raises(ValueError, match="no row zero; expected of b, ceh"):
-        plan.cells_of(planned(["smcl/1"]), ["b", "zero"])
+        cells.cells_of(planned(["smcl/1"]), ["b", "zero"])
 
 
 def test_a_clone_is_needed(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "RECIPES", tmp_path / "configs" / "tables.py")
+    monkeypatch.setattr(cells, "RECIPES", tmp_path / "configs" / "tables.py")
     with pytest.raises(FileNotFoundError, match="run this in a clone"):
-        plan.load_tables()
+        cells.load_tables()

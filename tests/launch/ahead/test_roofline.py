@@ -2,10 +2,10 @@
 
 import pytest
 
-from launch.ahead import chips, roofline
+from launch.ahead import roofline
 from launch.ahead.hlo import Array, Collective
 
-V5E, V5P = chips.TPUS["v5e"], chips.TPUS["v5p"]
+V5E, V5P = roofline.TPUS["v5e"], roofline.TPUS["v5p"]
 
 
 def _collective(kind, numbers, group=0, times=1):
@@ -87,7 +87,7 @@ def test_the_rate_is_that_of_the_dtype():
         _estimate((1, 1), flops=1e12).compute
         == _estimate((1, 1), flops=1e12, dtype="float32").compute
     )  # TPUs round float32 operands by default
-    h100 = chips.GPUS["H100"]
+    h100 = roofline.GPUS["H100"]
     halves = [
         _estimate((1,), chip=h100, flops=1e12, dtype=d).compute for d in ("bfloat16", "float32")
     ]
@@ -97,58 +97,50 @@ def test_the_rate_is_that_of_the_dtype():
 # --- Chips ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, kind, shape, count",
-    [
+def test_topologies_are_read_and_others_refused():
+    for name, kind, shape, count in (
         ("v5e:4x4", "v5e", (4, 4), 16),
         ("v5e:1x1", "v5e", (1, 1), 1),
         ("v5p:2x2x2", "v5p", (2, 2, 2), 8),
         ("v6e:16x16", "v6e", (16, 16), 256),
         ("cpu:8", "cpu", (8,), 8),
-    ],
-)
-def test_topologies_are_read(name, kind, shape, count):
-    assert chips.parse(name) == (name, kind, shape) and chips.parse(name).chips == count
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("v4:2x2", "no chip 'v4'; expected v5e, v5p, v6e with a shape"),
-        ("v5e", "v5e comes as 1x1, 2x2"),
-        ("v5e:3x3", "v5e comes as 1x1, 2x2"),
-        ("v5p:4x4", "v5p comes as 1x1x1, 2x2x1"),
-        ("cpu", "expected cpu:N with a number N"),
-        ("cpu:0", "expected cpu:N with a number N"),
-        ("gpu:8", "no chip 'gpu'"),
-        ("", "no chip ''"),
-    ],
-)
-def test_other_topologies_are_refused(name, message):
-    with pytest.raises(ValueError) as error:
-        chips.parse(name)
-    assert message in str(error.value) and repr(name) in str(error.value)
+    ):
+        assert roofline.parse(name) == (name, kind, shape)
+        assert roofline.parse(name).chips == count, name
+    for name, message in {
+        "v4:2x2": "no chip 'v4'; expected v5e, v5p, v6e with a shape",
+        "v5e": "v5e comes as 1x1, 2x2",
+        "v5e:3x3": "v5e comes as 1x1, 2x2",
+        "v5p:4x4": "v5p comes as 1x1x1, 2x2x1",
+        "cpu": "expected cpu:N with a number N",
+        "cpu:0": "expected cpu:N with a number N",
+        "gpu:8": "no chip 'gpu'",
+        "": "no chip ''",
+    }.items():
+        with pytest.raises(ValueError) as error:
+            roofline.parse(name)
+        assert message in str(error.value) and repr(name) in str(error.value), name
 
 
 def test_slices_of_a_size():
-    base = chips.parse("v5e:1x1")
-    assert [chips.of_size(base, n).name for n in (8, 32, 128, 256)] == [
+    base = roofline.parse("v5e:1x1")
+    assert [roofline.of_size(base, n).name for n in (8, 32, 128, 256)] == [
         *("v5e:2x4", "v5e:4x8", "v5e:8x16", "v5e:16x16")
     ]
-    assert chips.of_size(chips.parse("v5p:4x4x4"), 8).shape == (2, 2, 2)
-    assert chips.of_size(chips.parse("cpu:8"), 2) == ("cpu:2", "cpu", (2,))
+    assert roofline.of_size(roofline.parse("v5p:4x4x4"), 8).shape == (2, 2, 2)
+    assert roofline.of_size(roofline.parse("cpu:8"), 2) == ("cpu:2", "cpu", (2,))
     with pytest.raises(ValueError, match="no slice of 24 v5e chips; there are 1, 4, 8"):
-        chips.of_size(base, 24)
+        roofline.of_size(base, 24)
     with pytest.raises(ValueError, match="cpu:2 has 2 devices, not 4"):
-        chips.of_size(chips.parse("cpu:2"), 4)
+        roofline.of_size(roofline.parse("cpu:2"), 4)
 
 
 def test_figures_of_chips_are_of_one_kind():
-    for chip in (*chips.TPUS.values(), *chips.GPUS.values()):
+    for chip in (*roofline.TPUS.values(), *roofline.GPUS.values()):
         assert 10**10 < chip.memory < 2 * 10**11 and 8e11 < chip.bandwidth < 1e13
         assert 1e14 < chip.peak["bfloat16"] < 2e15 and 1e10 < chip.link < 1e12
         assert chip.source.startswith("https://")
-    gpu = chips.parse("gpu")
-    assert chips.chip_of(gpu, "NVIDIA H100 80GB HBM3") is chips.GPUS["H100"]
-    assert chips.chip_of(gpu, "NVIDIA T4") is None
-    assert chips.chip_of(chips.parse("cpu:2")) is None
+    gpu = roofline.parse("gpu")
+    assert roofline.chip_of(gpu, "NVIDIA H100 80GB HBM3") is roofline.GPUS["H100"]
+    assert roofline.chip_of(gpu, "NVIDIA T4") is None
+    assert roofline.chip_of(roofline.parse("cpu:2")) is None

@@ -1,21 +1,37 @@
-"""What a compilation came to, for people and as JSON."""
+r"""What compilations came to: lines for people, JSON, and a Markdown table of several recipes.
 
+The table is made of the JSON files of `python -m launch.ahead`:
+
+  for m in smcl mun idkl agw deen pdm; do
+    python -m launch.ahead --config configs/$m.py:sysu --topology v5e:1x1 \
+      --scaling --largest_batch --json ahead/$m.json
+  done
+  python -m launch.ahead.tables ahead/*.json
+
+Efficiency is images a second and chip without overlap, relative to one chip by itself, for the
+numbers of chips that were compiled for.
+"""
+
+import json
 import math
+import pathlib
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launch.ahead import chips, hlo
-from launch.ahead.compiled import Devices, Program
-from launch.ahead.roofline import HOP, Estimate
+from launch.ahead import hlo, roofline
+
+if TYPE_CHECKING:  # the table of files needs no JAX
+    from launch.ahead import programs
 
 _LARGEST = 5  # collectives shown of each kind
 _NAME = 120  # letters of an operation's name
 
 
 def as_json(
-    program: Program,
+    program: "programs.Program",
     groups: Mapping[str, Sequence[hlo.Collective]] | None,
-    time: Estimate | None,
+    time: roofline.Estimate | None,
 ) -> dict[str, Any]:
     """Everything known of a program, of plain types."""
     found: dict[str, Any] = {
@@ -51,9 +67,9 @@ def as_json(
 
 def program_lines(
     title: str,
-    program: Program,
+    program: "programs.Program",
     groups: Mapping[str, Sequence[hlo.Collective]] | None,
-    target: Devices,
+    target: "programs.Devices",
 ) -> list[str]:
     """Memory, arithmetic and collectives of a program."""
     lines = ["", f"{title} (compiled in {program.seconds:.0f} s)"]
@@ -84,7 +100,9 @@ def program_lines(
     return lines
 
 
-def time_lines(time: Estimate | None, *, images: int, dtype: str, target: Devices) -> list[str]:
+def time_lines(
+    time: roofline.Estimate | None, *, images: int, dtype: str, target: "programs.Devices"
+) -> list[str]:
     """The roofline estimate of a step over `images` images."""
     if time is None or target.chip is None:
         return ["", f"no figures for this chip ({target.kind}): no estimate of time"]
@@ -99,7 +117,7 @@ def time_lines(time: Estimate | None, *, images: int, dtype: str, target: Device
     if len(target.devices) > 1:
         lines.append(
             f"  between chips {ms(time.transfer)} of transfer, {ms(time.latency)} of latency "
-            f"({HOP * 1e6:.0f} us a hop)"
+            f"({roofline.HOP * 1e6:.0f} us a hop)"
         )
     return [
         *lines,
@@ -111,7 +129,7 @@ def time_lines(time: Estimate | None, *, images: int, dtype: str, target: Device
 
 def size(count: float) -> str:
     """Bytes in the unit that fits."""
-    for unit, name in ((chips.GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+    for unit, name in ((roofline.GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count:.0f} B"
@@ -160,3 +178,94 @@ def _collective(collective: hlo.Collective) -> dict[str, Any]:
         "group": collective.group,
         "op_name": collective.name,
     }
+
+
+# --- The table of several recipes -------------------------------------------------------
+
+CHIPS = (8, 32, 128, 256)
+_HEAD = (
+    "method | batch | pixels | memory | TFLOP | between chips | "
+    + " | ".join(str(n) for n in CHIPS)
+    + " | largest | with remat"
+)
+
+
+def table(recipes: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of a Markdown table.
+
+    Args:
+      recipes: figures as `launch.ahead --json` writes them.
+    """
+    head = [f"| {_HEAD} |", "|" + "---|" * (_HEAD.count("|") + 1)]
+    return "\n".join([*head, *map(row, recipes)])
+
+
+def row(figures: Mapping[str, Any]) -> str:
+    """One recipe."""
+    step = figures["step"]
+    memory = step["memory_bytes"].get("peak")
+    height, width = figures["image_size"]
+    cells = [
+        figures["recipe"],
+        f"{step['num_ids']} x {step['num_instances']}",
+        f"{height} x {width}",
+        "-"
+        if memory is None
+        else f"{memory / roofline.GIB:.1f} GiB{'' if step['fits'] else ', no'}",
+        "-" if step["flops_per_chip"] is None else f"{step['flops_per_chip'] / 1e12:.2f}",
+    ]
+    points = {point["chips"]: point for point in figures.get("scaling", [])}
+    sent = [
+        collective_bytes(point) for _, point in sorted(points.items()) if "collectives" in point
+    ]
+    cells.append(", ".join(f"{size / 1e6:.0f}" for size in sent) + " MB" if sent else "-")
+    cells += [efficiency(step, points, n) for n in CHIPS]
+    for kind in ("plain", "remat"):
+        found = figures.get("largest_batch", {}).get(kind)
+        cells.append(largest(found) if found else "-")
+    return f"| {' | '.join(cells)} |"
+
+
+def collective_bytes(point: Mapping[str, Any]) -> int:
+    """Bytes that the collectives of a step return on every chip."""
+    return sum(group["bytes"] for group in point["collectives"].values())
+
+
+def efficiency(step: Mapping[str, Any], points: Mapping[int, Mapping[str, Any]], count: int) -> str:
+    """Of `count` chips, if that was compiled for."""
+    if count not in points or "seconds" not in points[count] or "seconds" not in step:
+        return "-"
+    alone = max(step["seconds"]["compute"], step["seconds"]["memory"])
+    share = f"{alone / points[count]['seconds']['serial']:.0%}"
+    return share if points[count]["fits"] else f"{share}, does not fit"
+
+
+def largest(found: Mapping[str, Any]) -> str:
+    """The largest batch, and what was refused."""
+    if found["num_ids"] is None:
+        return f"under {found['refused_num_ids']} x {found['num_instances']}"
+    # What is refused need not be the next: "at least" unless the two are close.
+    refused = found["refused_num_ids"]
+    close = refused is not None and refused <= 1.05 * found["num_ids"] + 1
+    size = f"{found['num_ids']} x {found['num_instances']}"
+    return size if close else f">= {size}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table of the files that are named."""
+    if not argv or argv[0].startswith("-"):
+        print(__doc__)
+        return 0 if argv else 2
+    try:
+        print(table([json.loads(pathlib.Path(name).read_text()) for name in argv]))
+    except (OSError, ValueError, KeyError) as error:
+        print(
+            f"error: {type(error).__name__} {error}; expected files that", end=" ", file=sys.stderr
+        )
+        print("python -m launch.ahead --json=FILE wrote", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

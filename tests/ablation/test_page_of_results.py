@@ -8,8 +8,8 @@ import pathlib
 
 import pytest
 
-from vireid_jax.ablation import report, results
-from vireid_jax.ablation.plan import Cell, PlannedRow, PlannedTable, Score
+from vireid_jax.ablation import page
+from vireid_jax.ablation.cells import TRAINED, Cell, Row, Score, Table
 
 CONFIG = {
     "eval.gallery": "agw", "eval.trials": None, "eval.corrupt_repeats": 10, "eval.corrupt_seed": 0,
@@ -39,7 +39,7 @@ def save(cell, result, *, name="one", step=50, trained=True):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result))
     if trained:
-        results.mark_trained(cell)
+        cell.mark_trained()
 
 
 def cell_of(tmp_path, row="b", seed=0, score=SCORE, **config):
@@ -56,10 +56,10 @@ def table_of(tmp_path, rows, *, dataset="synthetic", corrupt=None):
         for cell, metrics in zip(cells, seeds.values(), strict=True):
             if metrics is not None:
                 save(cell, result_of(score, metrics=metrics))
-        made[row] = PlannedRow(
+        made[row] = Row(
             f"row {row}", {"sysu": (57.0, 55.49), "regdb": (75.77, 70.52)}, score, cells
         )
-    return PlannedTable("smcl/1", "components", dataset, corrupt, SCORE.protocol, made)
+    return Table("smcl/1", "components", dataset, corrupt, SCORE.protocol, made)
 
 
 def metrics(r1, m_ap):
@@ -76,12 +76,12 @@ def test_mean_and_sample_standard_deviation(tmp_path):
     """Of 0.1, 0.2 and 0.6: mean 0.3; squares 0.04 + 0.01 + 0.09 = 0.14, over two 0.07."""
     seeds = {0: metrics(0.1, 0.2), 1: metrics(0.2, 0.2), 2: metrics(0.6, 0.2)}
     table = table_of(tmp_path, {"b": seeds})
-    header, rows = rows_of(report.to_markdown(table))
+    header, rows = rows_of(page.to_markdown(table))
     assert header == ["", "R1", "R10", "mAP", "mINP", "seeds", "paper: R1", "mAP"]
     assert rows["row b"] == [
         "30.0 ± 26.5", "75.0 ± 0.0", "20.0 ± 0.0", "12.5 ± 0.0", "3", "57.00", "55.49",
     ]  # fmt: skip
-    lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(report.to_csv(table)))}
+    lines = {line["metric"]: line for line in csv.DictReader(io.StringIO(page.to_csv(table)))}
     assert list(lines) == ["R1", "R10", "mAP", "mINP"]
     r1 = lines["R1"]
     assert float(r1["mean"]) == pytest.approx(0.3) and len(r1["mean"]) >= 8
@@ -94,16 +94,16 @@ def test_mean_and_sample_standard_deviation(tmp_path):
 def test_scores_other_than_the_tables_own_stand_without_the_papers_numbers(tmp_path):
     table = table_of(tmp_path, {"b": {0: metrics(0.5, 0.25)}})
     other = dataclasses.replace(table, feature="pool", other=("pool",))
-    text = report.to_markdown(other)
+    text = page.to_markdown(other)
     assert "`sysu/all/single`, feature `pool`, in percent" in text and "authors" not in text
     assert rows_of(text)[1]["row b"][-2:] == ["-", "-"]
 
 
 def test_one_seed_has_no_spread(tmp_path):
     table = table_of(tmp_path, {"b": {4: metrics(0.5, 0.25)}})
-    _, rows = rows_of(report.to_markdown(table))
+    _, rows = rows_of(page.to_markdown(table))
     assert rows["row b"][:5] == ["50.0", "75.0", "25.0", "12.5", "1"]
-    for line in csv.DictReader(io.StringIO(report.to_csv(table))):
+    for line in csv.DictReader(io.StringIO(page.to_csv(table))):
         assert line["std"] == "" and (line["n"], line["seeds"]) == ("1", "4")
 
 
@@ -120,11 +120,11 @@ def test_what_is_missing_is_shown_and_not_averaged(tmp_path):
             },
         },
     )
-    _, rows = rows_of(report.to_markdown(table))
+    _, rows = rows_of(page.to_markdown(table))
     assert rows["row some"][0] == "20.0 ± 14.1" and rows["row some"][4] == "2 of 3: 0 2"
     assert rows["row none"] == ["-", "-", "-", "-", "0", "57.00", "55.49"]
     assert rows["row broken"][0] == "10.0" and rows["row broken"][4] == "1 of 3: 0"
-    lines = list(csv.DictReader(io.StringIO(report.to_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(page.to_csv(table))))
     absent = [line for line in lines if line["row"] == "none"]
     assert len(absent) == 4
     assert all((a["mean"], a["std"], a["n"], a["seeds"]) == ("", "", "0", "") for a in absent)
@@ -132,14 +132,14 @@ def test_what_is_missing_is_shown_and_not_averaged(tmp_path):
 
 def test_the_papers_numbers_are_of_the_data_set_or_said_to_be_of_another(tmp_path):
     rows = {"b": {0: metrics(0.5, 0.25)}}
-    markdown = report.to_markdown(table_of(tmp_path, rows))
+    markdown = page.to_markdown(table_of(tmp_path, rows))
     assert "synthetic, 25 epochs" in markdown
     assert "the paper's own, measured by its authors on SYSU-MM01." in markdown
-    markdown = report.to_markdown(table_of(tmp_path, rows, dataset="regdb"))
+    markdown = page.to_markdown(table_of(tmp_path, rows, dataset="regdb"))
     assert rows_of(markdown)[1]["row b"][-2:] == ["75.77", "70.52"] and "on RegDB." in markdown
-    assert "57.0" not in report.to_csv(table_of(tmp_path, rows))
+    assert "57.0" not in page.to_csv(table_of(tmp_path, rows))
     corrupted = table_of(tmp_path / "c", rows, corrupt="visible")
-    markdown = report.to_markdown(corrupted)
+    markdown = page.to_markdown(corrupted)
     assert "visible images corrupted by code of ours" in markdown and "SYSU-MM01-C." in markdown
     assert rows_of(markdown)[1]["row b"][0] == "50.0"
 
@@ -147,26 +147,26 @@ def test_the_papers_numbers_are_of_the_data_set_or_said_to_be_of_another(tmp_pat
 def test_a_row_that_the_paper_lacks_for_a_data_set(tmp_path):
     table = table_of(tmp_path, {"b": {0: metrics(0.5, 0.25)}}, dataset="regdb")
     table.rows["b"].paper.pop("regdb")
-    assert rows_of(report.to_markdown(table))[1]["row b"][-2:] == ["-", "-"]
+    assert rows_of(page.to_markdown(table))[1]["row b"][-2:] == ["-", "-"]
 
 
 def test_no_values_have_no_mean():
     with pytest.raises(ValueError, match="no values"):
-        report.summarize([])
+        page.summarize([])
 
 
 def test_files_and_pages(tmp_path):
     table = table_of(tmp_path, {"b": {0: metrics(0.5, 0.25)}})
-    report.write([table], tmp_path / "out", "python -m it smcl/1")
+    page.write([table], tmp_path / "out", "python -m it smcl/1")
     assert "Made by `python -m it smcl/1`." in (tmp_path / "out" / "smcl-1.md").read_text()
-    assert (tmp_path / "out" / "smcl-1.csv").read_text() == report.to_csv(table)
+    assert (tmp_path / "out" / "smcl-1.csv").read_text() == page.to_csv(table)
     real = table_of(tmp_path, {"b": {0: metrics(0.5, 0.25)}}, dataset="sysu")
-    assert report.file_name(real) == "smcl-1_sysu"
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- table: smcl-1 -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
+    assert page.file_name(real) == "smcl-1_sysu"
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- table: smcl-1 -->\nold\n<!-- end -->\nafter\n<!-- end -->\n")
     for _ in range(2):  # it can be filled again
-        assert report.fill_page(page, [table, real], "it") == ["smcl-1_sysu"]
-        text = page.read_text()
+        assert page.fill(path, [table, real], "it") == ["smcl-1_sysu"]
+        text = path.read_text()
         assert text.startswith("before\n<!-- table: smcl-1 -->\nsmcl/1, components")
         assert text.endswith("Made by `it`.\n<!-- end -->\nafter\n<!-- end -->\n")
         assert "old" not in text and text.count("row b") == 1
@@ -177,14 +177,14 @@ def test_files_and_pages(tmp_path):
 
 def test_results_count_once_the_training_has_ended(tmp_path):
     cell = cell_of(tmp_path)
-    assert results.metrics(cell, SCORE) is None and results.trained_at(cell.folder) is None
+    assert cell.metrics(SCORE) is None and cell.trained_at() is None
     with pytest.raises(ValueError, match="holds no results"):
-        results.mark_trained(cell)
+        cell.mark_trained()
     save(cell, result_of(), trained=False)  # of any checkpoint, by --mode=eval
-    assert results.metrics(cell, SCORE) is None
-    results.mark_trained(cell)
-    assert results.metrics(cell, SCORE) == result_of()["metrics"]
-    assert results.missing(cell) == []
+    assert cell.metrics(SCORE) is None
+    cell.mark_trained()
+    assert cell.metrics(SCORE) == result_of()["metrics"]
+    assert cell.missing() == []
 
 
 def test_the_end_is_the_last_step(tmp_path):
@@ -192,8 +192,8 @@ def test_the_end_is_the_last_step(tmp_path):
     save(cell, result_of(metrics={"R1": 0.0}), step=9, trained=False)
     save(cell, result_of(checkpoint="best", metrics={"R1": 1.0}), step=70, trained=False)
     save(cell, result_of(), step=50)
-    assert results.trained_at(cell.folder) == 50
-    assert results.metrics(cell, SCORE) == result_of()["metrics"]
+    assert cell.trained_at() == 50
+    assert cell.metrics(SCORE) == result_of()["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -214,35 +214,33 @@ def test_a_result_of_another_kind_does_not_count(tmp_path, other):
     cell = cell_of(tmp_path)
     save(cell, result_of(**other, metrics={"R1": 0.0}), name="other", trained=False)
     save(cell, result_of(metrics={"R1": 0.0}), step=1)  # so that it is trained
-    (cell.folder / results.TRAINED).write_text('{"step": 50}')
-    assert results.metrics(cell, SCORE) is None and results.missing(cell) == [SCORE]
+    (cell.folder / TRAINED).write_text('{"step": 50}')
+    assert cell.metrics(SCORE) is None and cell.missing() == [SCORE]
     save(cell, result_of())
-    assert results.metrics(cell, SCORE) == result_of()["metrics"]
+    assert cell.metrics(SCORE) == result_of()["metrics"]
 
 
 def test_the_number_of_draws_and_repeats_is_that_of_the_settings(tmp_path):
     two = cell_of(tmp_path, **{"eval.trials": 2})
     save(two, result_of())
-    assert results.metrics(two, SCORE) is None
+    assert two.metrics(SCORE) is None
     save(two, result_of(trials=[{}] * 2))
-    assert results.metrics(two, SCORE) is not None
+    assert two.metrics(SCORE) is not None
 
     corrupted = SCORE._replace(corrupt="visible")
     cell = cell_of(tmp_path, "c", score=corrupted)
     save(cell, result_of(corrupted))
-    assert results.metrics(cell, corrupted) is not None
+    assert cell.metrics(corrupted) is not None
     for key, value in (("eval.corrupt_repeats", 3), ("eval.corrupt_seed", 1)):
-        assert (
-            results.metrics(cell_of(tmp_path, "c", score=corrupted, **{key: value}), corrupted)
-            is None
-        )
+        other = cell_of(tmp_path, "c", score=corrupted, **{key: value})
+        assert other.metrics(corrupted) is None, key
 
 
 def test_a_gallery_that_is_not_drawn(tmp_path):
     score = Score("regdb/v2t", None, "bn")
     cell = cell_of(tmp_path, score=score, **{"eval.trials": 4})
     save(cell, result_of(score, gallery="all", trials=[{}]))
-    assert results.metrics(cell, score) is not None
+    assert cell.metrics(score) is not None
 
 
 def test_two_test_sets_are_not_mixed(tmp_path):
@@ -250,9 +248,9 @@ def test_two_test_sets_are_not_mixed(tmp_path):
     save(cell, result_of(test_set="a"))
     save(cell, result_of(test_set="b"), name="two")
     with pytest.raises(ValueError, match="2 results of sysu/all/single, bn: of several test sets"):
-        results.metrics(cell, SCORE)
-    row = PlannedRow("row", {}, SCORE, (cell,))
-    assert report.measured(row) == {}
+        cell.metrics(SCORE)
+    row = Row("row", {}, SCORE, (cell,))
+    assert page.measured(row) == {}
 
 
 def test_the_names_of_scores_are_the_evaluators(tmp_path):
@@ -282,5 +280,5 @@ def test_the_names_of_scores_are_the_evaluators(tmp_path):
     cell = cell_of(tmp_path)
     folder = cell.folder / "eval" / "50"
     evaluate.save_results([r | {"checkpoint": "last", "test_set": "0123"} for r in found], folder)
-    results.mark_trained(cell)
-    assert results.metrics(cell, SCORE) == found[0]["metrics"]
+    cell.mark_trained()
+    assert cell.metrics(SCORE) == found[0]["metrics"]

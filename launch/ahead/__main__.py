@@ -1,9 +1,9 @@
 """Will it fit, and will it scale? Compiles a recipe's steps for chips that are not there.
 
-  python -m launch.ahead.compile_ahead --config configs/idkl.py:sysu --topology v5e:2x2
-  python -m launch.ahead.compile_ahead --config configs/agw.py:sysu --topology v5e:1x1 --scaling
-  python -m launch.ahead.compile_ahead --config configs/agw.py --topology v6e:1x1 --largest_batch
-  python -m launch.ahead.compile_ahead --config configs/smcl.py --topology cpu:4
+  python -m launch.ahead --config configs/idkl.py:sysu --topology v5e:2x2
+  python -m launch.ahead --config configs/agw.py:sysu --topology v5e:1x1 --scaling
+  python -m launch.ahead --config configs/agw.py --topology v6e:1x1 --largest_batch
+  python -m launch.ahead --config configs/smcl.py --topology cpu:4
 
 The train step and the embed step are those of vireid_jax.main, compiled by the compiler of the
 chip, which needs no chip: bytes per chip, FLOPs and collectives are what would run. Times are
@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.ahead import chips
+from launch.ahead import roofline
 from vireid_jax import command
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu.")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if name is None:
         command.refuse("--topology is missing, as in --topology=v5e:4x4 or --topology=cpu:8")
     try:
-        topology = chips.parse(name)
+        topology = roofline.parse(name)
         if _LARGEST.value and topology.kind == "cpu":
             raise ValueError("--largest_batch needs a chip whose memory is known, not a CPU")
         sizes = _sizes(topology) if _SCALING.value else []
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _sizes(topology: chips.Topology) -> list[chips.Topology]:
+def _sizes(topology: roofline.Topology) -> list[roofline.Topology]:
     """The slices of --chips."""
     try:
         numbers = sorted({int(n) for n in _CHIPS.value})
@@ -87,17 +87,17 @@ def _sizes(topology: chips.Topology) -> list[chips.Topology]:
         raise ValueError(f"chips is {_CHIPS.value}, expected numbers, as in 8,256") from None
     if topology.kind == "cpu":  # as many of the default as there are
         numbers = [n for n in numbers if n <= topology.chips]
-    return [chips.of_size(topology, n) for n in numbers]
+    return [roofline.of_size(topology, n) for n in numbers]
 
 
-def prepare(topology: chips.Topology) -> None:
+def prepare(topology: roofline.Topology) -> None:
     """Sets what has to be set before JAX starts; what the user has set stays."""
     if topology.kind == "gpu":
         return
     # A program for TPUs is compiled on the CPU, and libtpu must not look for a TPU.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    if topology.kind in chips.TPUS:  # what it would look for, and complain of not finding
+    if topology.kind in roofline.TPUS:  # what it would look for, and complain of not finding
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no other process uses a TPU either
@@ -108,7 +108,7 @@ def prepare(topology: chips.Topology) -> None:
             os.environ["XLA_FLAGS"] = f"{set_before} {count}".strip()
 
 
-def report(config: Any, topology: chips.Topology, sizes: Sequence[chips.Topology]) -> dict:
+def report(config: Any, topology: roofline.Topology, sizes: Sequence[roofline.Topology]) -> dict:
     """Compiles what the flags ask for, and prints as it goes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The reader of collectives, on lines of HLO and on programs whose collectives are known."""
+"""The reader of HLO: collectives on lines and on known programs; bytes of memory by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from launch.ahead import hlo
+
+pytestmark = pytest.mark.slow
 
 TEXT = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
@@ -79,34 +81,29 @@ def test_every_form_of_a_collective_is_read():
     assert found[5].arrays == (hlo.Array("f32", (7, 7, 3, 64)), hlo.Array("bf16", (64,)))
 
 
-@pytest.mark.parametrize(
-    "dtype, bits",
-    [("pred", 8), ("s4", 4), ("u8", 8), ("bf16", 16), ("f8e4m3fn", 8), ("c128", 128), ("s32", 32)],
-)
-def test_bits_of_types(dtype, bits):
-    assert hlo.bits(dtype) == bits
-    (array,) = hlo.arrays(f"{dtype}[3,5]{{1,0}}")
-    assert array.bytes == -(-15 * bits // 8)
+def test_bits_of_types():
+    for dtype, bits in (
+        *(("pred", 8), ("s4", 4), ("u8", 8), ("bf16", 16), ("f8e4m3fn", 8)),
+        *(("c128", 128), ("s32", 32)),
+    ):
+        assert hlo.bits(dtype) == bits, dtype
+        (array,) = hlo.arrays(f"{dtype}[3,5]{{1,0}}")
+        assert array.bytes == -(-15 * bits // 8), dtype
 
 
-@pytest.mark.parametrize(
-    "groups, size",
-    [
-        ("{}", 0),
-        ("{{0,1},{2,3}}", 2),
-        ("[2,4]<=[8]", 4),
-        ("[4,2]<=[2,4]T(1,0)", 2),
-        ("mesh['a'=4,'b'=2] {'a'}", 4),
-        ("mesh['a'=4,'b'=2] {'a','b'}", 8),
-        ("mesh['a'=8] {'a':(2)4}", 4),
-    ],
-)
-def test_groups_of_devices(groups, size):
-    line = (
-        f"  %x = f32[4]{{0}} all-reduce(%y), channel_id=1, replica_groups={groups}, to_apply=%add"
-    )
-    (found,) = hlo.collectives(line)
-    assert found.group == size
+def test_groups_of_devices():
+    for groups, size in {
+        "{}": 0,
+        "{{0,1},{2,3}}": 2,
+        "[2,4]<=[8]": 4,
+        "[4,2]<=[2,4]T(1,0)": 2,
+        "mesh['a'=4,'b'=2] {'a'}": 4,
+        "mesh['a'=4,'b'=2] {'a','b'}": 8,
+        "mesh['a'=8] {'a':(2)4}": 4,
+    }.items():
+        line = f"  %x = f32[4]{{0}} all-reduce(%y), channel_id=1, replica_groups={groups}, to=%add"
+        (found,) = hlo.collectives(line)
+        assert found.group == size, groups
 
 
 def _compiled(f, *shapes, rows=(True,)):
@@ -138,26 +135,27 @@ def _one(kind, *shapes):
     return hlo.Collective(kind, tuple(hlo.Array("f32", s) for s in shapes), 8, 1, "")
 
 
-@pytest.mark.parametrize(
-    "collective, expected",
-    [
-        (_one("all-reduce", (3, 3, 64, 64), (64,)), hlo.GRADIENTS),
-        (_one("all-reduce", (9, 64, 64)), hlo.GRADIENTS),  # in another arrangement
-        (_one("all-reduce", (2, 100)), hlo.GRADIENTS),  # statistics
-        (_one("all-reduce", (16, 128)), hlo.FEATURES),  # of a batch
-        (_one("all-gather", (16, 2, 64)), hlo.FEATURES),
-        (_one("all-gather", (3, 3, 64, 64)), hlo.OTHER),  # parameters are not gathered
-        (_one("all-gather", (16, 128), (16, 24, 8, 64)), hlo.OTHER),
-        (_one("all-to-all", (2, 2, 4, 8)), hlo.OTHER),  # small, but maps
-        (_one("all-reduce", (16, 4096)), hlo.OTHER),
-    ],
-)
-def test_what_a_collective_carries(collective, expected):
+CARRIED = [
+    (_one("all-reduce", (3, 3, 64, 64), (64,)), hlo.GRADIENTS),
+    (_one("all-reduce", (9, 64, 64)), hlo.GRADIENTS),  # in another arrangement
+    (_one("all-reduce", (2, 100)), hlo.GRADIENTS),  # statistics
+    (_one("all-reduce", (16, 128)), hlo.FEATURES),  # of a batch
+    (_one("all-gather", (16, 2, 64)), hlo.FEATURES),
+    (_one("all-gather", (3, 3, 64, 64)), hlo.OTHER),  # parameters are not gathered
+    (_one("all-gather", (16, 128), (16, 24, 8, 64)), hlo.OTHER),
+    (_one("all-to-all", (2, 2, 4, 8)), hlo.OTHER),  # small, but maps
+    (_one("all-reduce", (16, 4096)), hlo.OTHER),
+]
+
+
+def test_what_a_collective_carries():
     sizes = dict(parameters={3 * 3 * 64 * 64, 64}, statistics=256, features=16 * 128)
-    assert hlo.group_of(collective, **sizes) == expected
-    gathers = collective.kind == "all-gather" and collective.arrays[0].shape == (3, 3, 64, 64)
-    shared = hlo.group_of(collective, **sizes, shared=2)
-    assert shared == (hlo.PARAMETERS if gathers and len(collective.arrays) == 1 else expected)
+    for collective, expected in CARRIED:
+        assert hlo.group_of(collective, **sizes) == expected, collective
+        gathers = collective.kind == "all-gather" and collective.arrays[0].shape == (3, 3, 64, 64)
+        shared = hlo.group_of(collective, **sizes, shared=2)
+        alone = gathers and len(collective.arrays) == 1
+        assert shared == (hlo.PARAMETERS if alone else expected), collective
 
 
 def test_sums_of_arrays_that_do_not_grow():
@@ -178,3 +176,58 @@ def test_gradients_that_are_scattered():
 
 def test_shapes_that_differ_in_their_order_are_the_same():
     assert hlo.axes((64, 1, 3, 3)) == hlo.axes((3, 3, 64)) != hlo.axes((3, 64))
+
+
+# --- Memory: a program as the TPU compiler writes it ------------------------------------
+
+SCHEDULED = """HloModule jit_f, is_scheduled=true
+
+%fused (p: f32[1000]) -> f32[1000] {
+  %p = f32[1000]{0:T(1024)} parameter(0)
+  ROOT %e = f32[1000]{0:T(1024)} exponential(%p)
+}
+
+%body (s: (s32[], f32[100])) -> (s32[], f32[100]) {
+  %s = (s32[]{:T(128)}, f32[100]{0:T(128)}) parameter(0)
+  %v = f32[100]{0:T(128)} get-tuple-element(%s), index=1
+  %fusion.7 = f32[100]{0:T(128)} fusion(%v), kind=kLoop, calls=%fused
+  ROOT %t = (s32[]{:T(128)}, f32[100]{0:T(128)}) tuple(%v, %fusion.7)
+}
+
+ENTRY %main.1 (a: bf16[64,10], b: f32[1000]) -> f32[1000] {
+  %a = bf16[64,10]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = f32[1000]{0:T(1024)} parameter(1)
+  %copy-start = (f32[1000]{0:T(1024)S(1)}, f32[1000]{0:T(1024)}, u32[]{:S(2)}) copy-start(%b)
+  %slice-start = ((bf16[64,10]{1,0:T(8,128)(2,1)}), bf16[16,10]{1,0:T(8,128)(2,1)S(1)}, \
+s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:10]}
+  %copy-done = f32[1000]{0:T(1024)S(1)} copy-done(%copy-start)
+  %slice-done = bf16[16,10]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
+  %fusion.1 = f32[1000]{0:T(1024)S(1)} fusion(%copy-done, %slice-done), kind=kLoop, calls=%fused
+  %fusion.2 = (f32[1000]{0:T(1024)}, f32[8]{0:T(128)S(1)}) fusion(%fusion.1, %b, %b), \
+kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul(%a)"}
+  %while.1 = (s32[]{:T(128)}, f32[100]{0:T(128)}) while(%tuple), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %get = f32[1000]{0:T(1024)} get-tuple-element(%fusion.2), index=0
+  ROOT %copy.2 = f32[1000]{0:T(1024)} copy(%get)
+}
+"""
+
+
+def test_bytes_by_hand():
+    prefetched = 4000 + 16 * 10 * 2  # the array, and a quarter of the other
+    second = 4000 + 4000  # reads b once, though it is named twice, and writes one of two results
+    loop = 3 * (400 + 400)
+    copied = 4000 + 4000
+    assert hlo.traffic(SCHEDULED) == prefetched + second + loop + copied
+
+
+def test_arrays_in_the_memory_of_the_chip():
+    for kind, size in {
+        "f32[10]{0:T(128)}": 40,
+        "f32[10]{0:T(128)S(1)}": 0,
+        "bf16[4,5]{1,0:T(8,128)(2,1)}": 40,
+        "(f32[2]{0}, /*index=1*/s32[]{:T(128)}, f32[9]{0:S(2)})": 12,
+        "pred[7]": 7,
+        "token[]": 0,
+    }.items():
+        assert hlo.in_memory(kind) == size, kind

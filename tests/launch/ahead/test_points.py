@@ -1,8 +1,8 @@
 """The search for the largest batch, on programs whose bytes are known."""
 
-import pytest
+import itertools
 
-from launch.ahead.fit import Point, largest
+from launch.ahead.points import Point, largest
 
 
 def _measure(size, limit, calls):
@@ -13,28 +13,26 @@ def _measure(size, limit, calls):
     return measure
 
 
-@pytest.mark.parametrize("limit", [900, 1000, 2345, 5000, 16000, 70000])
-@pytest.mark.parametrize(
-    "size",
-    [
-        lambda n: 500 + 100 * n,
-        lambda n: 100 * n,
-        lambda n: 500 + 100 * n + n**2 / 4,  # losses over all pairs
-        lambda n: 500 + 128 * (n // 8) * 8 / 1.28 + 90 * n,  # padding to eight
-    ],
-)
-def test_the_largest_is_found_to_a_few_percent_by_few_compilations(size, limit):
-    calls = []
-    found = largest(_measure(size, limit, calls), limit, first=8, fewest=2, most=395)
-    true = max((n for n in range(2, 396) if size(n) <= limit), default=None)
-    assert found.largest is not None or true is None
-    if found.largest is not None:
-        assert size(found.largest) <= limit
-        assert true - found.largest <= max(1, 0.03 * true)
-        assert found.refused is None or size(found.refused) > limit
-        assert (found.refused is None) == (true == 395)
-    assert len(calls) == len(set(calls)) <= 8
-    assert set(found.points) == set(calls) and all(2 <= n <= 395 for n in calls)
+def test_the_largest_is_found_to_a_few_percent_by_few_compilations():
+    sizes = {
+        "affine": lambda n: 500 + 100 * n,
+        "proportional": lambda n: 100 * n,
+        "losses over all pairs": lambda n: 500 + 100 * n + n**2 / 4,
+        "padding to eight": lambda n: 500 + 128 * (n // 8) * 8 / 1.28 + 90 * n,
+    }
+    limits = (900, 1000, 2345, 5000, 16000, 70000)
+    for (name, size), limit in itertools.product(sizes.items(), limits):
+        calls, row = [], (name, limit)
+        found = largest(_measure(size, limit, calls), limit, first=8, fewest=2, most=395)
+        true = max((n for n in range(2, 396) if size(n) <= limit), default=None)
+        assert found.largest is not None or true is None, row
+        if found.largest is not None:
+            assert size(found.largest) <= limit, row
+            assert true - found.largest <= max(1, 0.03 * true), row
+            assert found.refused is None or size(found.refused) > limit, row
+            assert (found.refused is None) == (true == 395), row
+        assert len(calls) == len(set(calls)) <= 8, row
+        assert set(found.points) == set(calls) and all(2 <= n <= 395 for n in calls), row
 
 
 def test_a_compiler_that_trades_time_for_memory_does_not_end_the_search():
