@@ -64,7 +64,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.bicenter_joint = False
     m.metric_weight = 0.5  # lambda of eq. 9, sec. 4.2
     m.metric_from_epoch = 220.0  # Q of Algorithm 1, sec. 4.2
-    m.updates = "joint"
     m.bn_running = "all"
 
     # Sec. 4.2: 4 identities x (4 visible + 4 infrared), Adam, 3.5e-4, a tenth at 40 and 70.

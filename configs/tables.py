@@ -288,5 +288,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             else:
                 value = epochs * value.share
         config[section][option] = value
-    config.run_name = f"{name.replace('/', '-')}_{config.data.name}"
+    config.run_name = f"{name.replace('/', '-')}-{config.data.name}"
     return config

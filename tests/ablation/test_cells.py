@@ -69,8 +69,7 @@ def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_em
         "--config.optim.lr=0.5",
         "--config.train.epochs=3",
         "--config.data.train_ids=30",
-        '--config.init["from"]=weights.npz',
-        "--config.init.from=weights.npz",
+        "--config.init.weights=weights.npz",
     ],
 )
 def test_another_setting_makes_another_cell(change):
@@ -246,7 +245,7 @@ def test_rows_that_are_not_asked_for_need_not_take_the_settings():
     assert [cell.name for cell in cells.cells_of([table], ["b"])] == ["mun/5/b, seed 0"]
 
 
-@pytest.mark.parametrize("key", ["init.from", "data.root"])
+@pytest.mark.parametrize("key", ["init.weights", "data.root"])
 def test_a_file_is_one_by_whatever_path(key, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")

@@ -48,7 +48,7 @@ def test_a_row_is_its_recipe_with_its_changes(table):
         where = f"{table}/{row}:{dataset}"
         config = tables.get_config(where).to_dict()
         recipe = tables.recipe(spec.method or tables.TABLES[table].method, dataset).to_dict()
-        assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
+        assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}-{dataset}"
         del recipe["run_name"]
         changes = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}
         for key, value in changes.items():

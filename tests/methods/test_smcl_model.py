@@ -108,20 +108,6 @@ def test_bfloat16_keeps_losses_parameters_and_statistics_in_float32(built):
     assert {str(x.dtype) for x in features.values()} == {"float32"}
 
 
-def test_two_step_updates_come_as_a_later_loss(built):
-    method = smcl.build(**with_backbone(SMALL), updates="two_step")
-    (later,) = method.later
-    assert later.start_step == SWITCH and not built.method.later
-
-    @jax.jit
-    def totals(variables, step):
-        return [loss(variables, BATCH, KEY, step)[0] for loss in (method.loss, later.loss)]
-
-    first, second = totals(built.variables, jnp.asarray(SWITCH))
-    assert float(first) == pytest.approx(built.run(SWITCH - 1)[0], rel=1e-5)
-    assert float(first + second) == pytest.approx(built.run(SWITCH)[0], rel=1e-5)
-
-
 # --- Test time --------------------------------------------------------------------------
 
 
@@ -178,14 +164,6 @@ def test_shapes_and_sizes_at_the_paper_s_scale():
     assert total.shape == () and all(v.shape == () for v in aux.terms.values())
     features = jax.eval_shape(lambda v, x: method.embed(v, x, 0), variables, images)
     assert {k: v.shape for k, v in features.items()} == {"bn": (16, 2048), "pool": (16, 2048)}
-
-
-def test_default_switch_is_epoch_220():
-    default = {k: v for k, v in SMALL.items() if k != "metric_from_epoch"} | {
-        "steps_per_epoch": 1392
-    }
-    (later,) = smcl.build(**default, updates="two_step").later
-    assert later.start_step == 220 * 1392
 
 
 # --- Generator --------------------------------------------------------------------------
@@ -265,7 +243,6 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
         ("smgm_init", "zeros"),
         ("smgm_input", "uint8"),
         ("cehl_form", "numerator"),
-        ("updates", "three_step"),
         ("bn_running", "visible"),
         ("dtype", "float16"),
         ("kernels", "einsum"),

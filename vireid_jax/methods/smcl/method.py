@@ -55,7 +55,6 @@ from vireid_jax.types import (
     VISIBLE,
     Aux,
     Batch,
-    LaterLoss,
     Method,
     Variables,
     epochs_to_steps,
@@ -166,7 +165,6 @@ def build(
     bicenter_joint: bool = False,
     metric_weight: float = 0.5,
     metric_from_epoch: float = 220.0,
-    updates: str = "joint",
     bn_running: str = "all",
 ) -> Method:
     """SMCL as a `Method`; the defaults are the paper's recipe for SYSU-MM01.
@@ -197,8 +195,6 @@ def build(
       metric_weight: lambda of eq. 9.
       metric_from_epoch: Q of Algorithm 1, counted from 0: 220 of 300 epochs on SYSU-MM01,
         120 of 200 on RegDB; 0 trains with the metric losses from the start (no IT).
-      updates: "joint" minimizes eq. 9 in one optimizer step; "two_step" takes one step on
-        eq. 4 and then one on lambda times eq. 8, with the statistics of the first pass.
       bn_running: "all" or "vi": running statistics from v, i and s, or from v and i, which
         alone occur at test time. Batches are normalized over all modalities either way.
 
@@ -213,7 +209,6 @@ def build(
             "cehl_form": (cehl_form, FORMS),
             "metric": (metric, METRICS),
             "bdtr_form": (bdtr_form, BDTR_FORMS),
-            "updates": (updates, ("joint", "two_step")),
             "bn_running": (bn_running, ("all", "vi")),
         },
         not_negative=dict(
@@ -304,14 +299,9 @@ def build(
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         terms, rest = compared(variables, batch, key)
         total = weighted(terms, id_terms)
-        if updates == "joint":  # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on
-            total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
+        # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on.
+        total += jnp.where(step >= start, weighted(terms, metrics), 0.0)
         return total, rest
 
-    def metric_loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        terms, rest = compared(variables, batch, key)
-        return weighted(terms, metrics), rest._replace(updates={})
-
-    later = (LaterLoss(start, metric_loss),) if updates == "two_step" else ()
     project = aux.project_scales if projects else None
-    return Method(common.initialize(net, image_size), loss, common.embed(net), later, project)
+    return Method(common.initialize(net, image_size), loss, common.embed(net), project)
