@@ -215,7 +215,7 @@ _MUN_CORRUPTED = {
 
 _IDKL = {"sysu": (81.42, 79.85)}
 # What the rows of table 4 do without. Without L_ip there is no purifier: F~ = F.
-_NO_IP = {"method.purify_form": "none"}
+_NO_IP = {"method.purifier": False}
 _NO_TGSA = {"method.tgsa_weight": 0.0}
 _NO_CSA = {"method.csa_weight": 0.0}
 _NO_MDR = {"method.mdr_tgsa_weight": 0.0, "method.mdr_csa_weight": 0.0}
