@@ -145,7 +145,7 @@ _MUN_5 = {
 
 _IDKL = (81.42, 79.85)
 # What the rows of table 4 do without. Without L_ip there is no purifier: F~ = F.
-_NO_IP = {"purify_form": "none"}
+_NO_IP = {"purifier": False}
 _NO_TGSA = {"tgsa_weight": 0.0}
 _NO_CSA = {"csa_weight": 0.0}
 _NO_MDR = {"mdr_tgsa_weight": 0.0, "mdr_csa_weight": 0.0}
