@@ -1,5 +1,6 @@
 """The parts that a recipe describes, built: data, method, batches, mesh."""
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -63,8 +64,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     mesh = devices.make_mesh(fsdp=config.devices.fsdp)
     _check_share(rows.stop - rows.start, num_ids, num_instances)
     get_build(config.method.name)
-    if config.loader.name not in LOADERS:
-        raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
+    check_loader(config.loader.name)
     check_eval(config)
     image_size = tuple(config.data.image_size)
     # A wrong file is told before the data is loaded, and is read once.
@@ -126,6 +126,17 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
     method, _ = make_method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
 
     return Parts(split, method, tuple(config.data.image_size), devices.make_mesh(), persons)
+
+
+def check_loader(name: str) -> None:
+    """Refuses a loader that is not there, before anything is loaded."""
+    if name not in LOADERS:
+        raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
+    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
+            "use loader.name=arrays, whose batches are the same to the last bit"
+        )
 
 
 def check_eval(config: ml_collections.ConfigDict) -> None:

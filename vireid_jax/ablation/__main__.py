@@ -15,8 +15,6 @@ from typing import Any
 
 from vireid_jax.ablation import plan, settings
 
-DATASETS = ("synthetic", "sysu", "regdb", "llcm", "folders")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code, see the module's docstring."""
@@ -172,6 +170,8 @@ def _shown(value: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from vireid_jax.data.datasets import names
+
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.ablation",
         usage="%(prog)s TABLE ... [options] [--config.key=value ...]",
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")
     parser.add_argument("--list", action="store_true", help="show tables, rows and their commands")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--dataset", choices=DATASETS, default="synthetic")
+    parser.add_argument("--dataset", choices=names(), default="synthetic")
     parser.add_argument(
         "--rows",
         nargs="+",
