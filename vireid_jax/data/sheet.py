@@ -6,7 +6,6 @@
 import io
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Listing
+from vireid_jax.runtime import files
 from vireid_jax.types import MODALITIES, Records
 
 _GAP, _HEAD, _LETTER = 3, 34, 6  # pixels; the default font is about 6 wide
@@ -113,15 +113,10 @@ def write_picture(picture: Any, target: pathlib.Path, *, optimize: bool = False)
     Raises:
       OSError: it cannot be written; nothing is left behind.
     """
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    try:
-        picture.save(part, optimize=optimize)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
+    from PIL import Image
+
+    kind = Image.registered_extensions()[target.suffix.lower()]
+    files.write_whole(target, lambda file: picture.save(file, kind, optimize=optimize))
 
 
 def contact_sheet(

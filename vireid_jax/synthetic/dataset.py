@@ -1,16 +1,14 @@
 """The embedded data set as a `Split`: which images there are, rendering them, the cache."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -135,19 +133,6 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(files.user_folder("VIREID_CACHE"))
 
 
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[str]:
-    """A temporary sibling that becomes `path` only when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
-    try:
-        yield name
-        os.replace(name, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
 def _read(
     path: pathlib.Path, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray] | None:
@@ -171,8 +156,7 @@ def _read(
 def _write(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as part, open(part, "wb") as file:
-            np.savez(file, **images)  # type: ignore[arg-type]
+        files.write_whole(path, lambda file: np.savez(file, **images))  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(
             f"cannot keep the rendered images in {path.parent} ({error}); they will be rendered "

@@ -3,26 +3,21 @@
 import ast
 import importlib
 import itertools
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
-from functools import partial
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from vireid_jax import command
-from vireid_jax.methods.agw import method as agw
-from vireid_jax.methods.deen import method as deen
-from vireid_jax.methods.idkl import method as idkl
-from vireid_jax.methods.mun import method as mun
-from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.methods.smcl import method as smcl
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +50,10 @@ def arguments(words):
     return words[2:]
 
 
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
 def test_the_two_commands_install_into_a_fresh_environment():
     for venv, install, use in installs():
         assert venv == ["python3", "-m", "venv", ".venv"]
@@ -72,20 +71,22 @@ def test_the_first_command_trains_a_recipe_that_exists():
     assert (ROOT / recipe).is_file() and (ROOT / "vireid_jax/main.py").is_file()
 
 
-def ci_lines():
-    return [
-        shlex.split(line) for line in (ROOT / ".ci/run").read_text().splitlines() if "-m" in line
-    ]
-
-
-def test_ci_runs_the_second_command():
+def test_ci_runs_the_second_command_first_and_then_the_slow_tests():
     _, (_, install, tests) = installs()
-    lines = ci_lines()
-    runs = [arguments(words) for words in lines if "pytest" in words]
-    assert runs == [arguments(tests)]
-    assert arguments(tests)[0] == "pytest"
-    wanted = [extras(words[-1]) for words in lines if words[2:4] == ["pip", "install"]]
-    assert wanted == [extras(install[3])]
+    lines = [
+        shlex.split(line) for line in (ROOT / ".ci/run").read_text().splitlines() if "-m " in line
+    ]
+    runs = [arguments(words) for words in lines if "pytest" in words and words[0] == "$python"]
+    assert runs[0] == arguments(tests) and runs[0][:3] == ["pytest", "-m", "not slow"]
+    assert runs[1:] == [["pytest", "-m", "slow", *runs[0][3:]]]
+    wanted = [extras(w[-1])[1] for w in lines if w[:4] == ["$python", "-m", "pip", "install"]]
+    assert len(wanted) == 1 and extras(install[3])[1] <= wanted[0]
+
+
+def test_make_has_the_same_tests():
+    text = (ROOT / "Makefile").read_text()
+    _, (_, _, tests) = installs()
+    assert f"$(PYTHON) -m {shlex.join(arguments(tests))}".replace("'", '"') in text
 
 
 def test_the_script_of_the_command_line_exists():
