@@ -27,7 +27,7 @@ def test_the_command_writes_a_sheet(tmp_path, person, capsys):
     assert main(["--sheet", str(out), "--image", str(person)]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
     pixels = pixels_of(out).astype(int)
-    x = 8 + 6 * len("compression")  # after the longest word of a caption in this half
+    x = 8 + 6 * len("gaussian")  # after the longest word of a caption in this half
     clean = np.asarray(Image.fromarray(sheet.read(person)).resize((56, 112), Image.Resampling.BOX))
     found = np.abs(pixels[34 : 34 + 112, x : x + 56] - clean)
     assert found.max() <= 3  # the clean picture, less its two lowest bits
