@@ -140,8 +140,8 @@ def _from_disk(
     if root is not None and prepared is not None:
         raise ValueError(
             f"data.root is {os.fspath(root)} and data.prepared is {os.fspath(prepared)}, expected "
-            "one of them: the tree is read where it is, a prepared set needs none; prepare one "
-            f"with: python -m vireid_jax.data prepare {name} --root DIR --out DIR"
+            "one of them, the other None: a tree is read where it is, a prepared set needs none; "
+            f"prepare one with: python -m vireid_jax.data prepare {name} --root DIR --out DIR"
         )
     # Check the options before an hour of decoding.
     reader.check_options(**own)

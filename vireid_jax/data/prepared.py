@@ -224,8 +224,8 @@ def _open_shard(path: str, length: int) -> Any:
         from array_record.python import array_record_module
     except ImportError as error:
         raise ImportError(
-            f"reading {path} needs the package array_record ({error}); install it with "
-            "pip install array_record"
+            f"reading {path} needs array_record ({error}): "
+            "pip install 'vireid_jax[data]'"
         ) from error
     # Rows are drawn at random: reading ahead would read what nobody asked for.
     reader = array_record_module.ArrayRecordReader(
