@@ -16,6 +16,8 @@ from configs import common
 from tests.support.plain import plainly
 from tests.test_configs import RECIPES
 from vireid_jax import build, main, weights
+from vireid_jax.data import prepared
+from vireid_jax.data.readers import get_reader
 from vireid_jax.runtime import checkpoint, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
@@ -61,8 +63,6 @@ def small(recipe, dataset, tmp_path, root=None, preset=""):
     else:
         c.data.root, c.data.strict = str(root), False
     c.data.cache = str(tmp_path / "cache")
-    if dataset in ("sysu", "regdb", "llcm"):  # folders are read where they are
-        c.data.prepared = str(tmp_path / "prepared")
     if dataset == "folders":
         c.data.test_share = 0.4
     c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 2
@@ -258,7 +258,10 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     assert "there is no trial 10" in capsys.readouterr().err
     c.eval.trials = 2
     c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
-    c.data.root = None  # what is prepared, which is not compared with the release
+    # What is prepared is not compared with the release.
+    listing = get_reader("sysu").scan(trees["sysu"], strict=False)
+    prepared.prepare(listing, out=tmp_path / "prepared")
+    c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
     assert main.run(c, workdir=trained[0], mode="eval") == 1
     assert "no file" in capsys.readouterr().err
     c.eval.rand_perm = str(file)

@@ -4,6 +4,7 @@ Each section of a recipe is splatted into one callable without `**kwargs`, so th
 misspelt or that nothing takes fails.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -328,6 +329,11 @@ def _loader(*, name: str, prefetch: int) -> Callable[..., Iterator[Batch]]:
     """The function that makes batches; see `arrays.batches` and `tfdata.batches`."""
     if name not in LOADERS:
         raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
+    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
+            "use loader.name=arrays, whose batches are the same to the last bit"
+        )
     return partial(LOADERS[name], prefetch=prefetch)
 
 

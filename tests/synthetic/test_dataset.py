@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vireid_jax import synthetic
-from vireid_jax.synthetic import cameras, dataset, figure, identity
+from vireid_jax.synthetic import dataset, figure, identity, scene
 from vireid_jax.types import INFRARED, VISIBLE
 
 SIZE = (48, 24)
@@ -74,9 +74,9 @@ def test_people_of_the_splits_are_disjoint_and_roles_are_right(split):
 
 
 def test_cameras_2_and_3_share_a_place():
-    place = {c.number: c.place for c in cameras.CAMERAS}
+    place = {c.number: c.place for c in scene.CAMERAS}
     assert place[2] == place[3] and len(set(place.values())) == 5
-    assert [c.modality for c in cameras.CAMERAS] == [0, 0, 1, 0, 0, 1]
+    assert [c.modality for c in scene.CAMERAS] == [0, 0, 1, 0, 0, 1]
 
 
 def test_infrared_is_grey_and_visible_is_not(split):
@@ -170,9 +170,9 @@ def test_every_size_shows_the_same_scene():
 
 def test_tubes_are_sorted_and_complete():
     people = {k: v for k, v in identity.draw_people(0, np.arange(1, 5)).items()}
-    shot = cameras.shots(0, np.arange(1, 5), np.full(4, 4), np.ones(4, int))
-    tubes = figure.build(people, cameras.gaits(shot, people))
-    rows, frame = cameras.project(tubes, shot, False)
+    shot = scene.shots(0, np.arange(1, 5), np.full(4, 4), np.ones(4, int))
+    tubes = figure.build(people, scene.gaits(shot, people))
+    rows, frame = scene.project(tubes, shot, False)
     assert rows.shape == (4, figure.TUBES, figure.WIDTH) and np.isfinite(rows).all()
     assert all(np.isfinite(v).all() for v in frame.values())
     # Feet in the lower part, head in the upper part of the crop.
@@ -303,6 +303,6 @@ def test_no_warning_in_normal_use(tmp_path, fake_render):
 
 
 def test_shot_draws_are_frozen():
-    shot = cameras.shots(0, np.array([1]), np.array([1]), np.array([1]))
+    shot = scene.shots(0, np.array([1]), np.array([1]), np.array([1]))
     with pytest.raises(dataclasses.FrozenInstanceError):
         shot.seed = 1

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from vireid_jax.synthetic import layouts
-from vireid_jax.synthetic.__main__ import main
+from vireid_jax.synthetic.__main__ import contact_sheet, main
 from vireid_jax.synthetic.layouts import write_tree
-from vireid_jax.synthetic.sheet import contact_sheet
 
 SIZE = (48, 24)
 

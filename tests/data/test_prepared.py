@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.data.mixed_tree import copy_of, files_of, never, prepared_in, python, tree
-from vireid_jax.data import arrays, builders, prepared, stored
-from vireid_jax.data.listing import Listing, TreeError
+from vireid_jax.data import arrays, cache, decoding, prepared
+from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Records
 
@@ -30,7 +30,7 @@ def out(source, tmp_path_factory):
 
 
 def test_bytes_and_columns_come_back_in_order(source, out):
-    ready = builders.find("regdb", out=out)
+    ready = prepared.find("regdb", out=out)
     for path, name, image in zip(
         source.records.images, source.records.name, ready.records.images, strict=True
     ):
@@ -75,12 +75,12 @@ def test_pixels_are_stored_without_loss(tmp_path):
     pixels = rng.integers(0, 256, (5, 12, 6, 3), np.uint8)
     numbers = np.arange(5, dtype=np.int32)
     records = Records(pixels, numbers, numbers, np.zeros(5, np.int8), [str(n) for n in numbers])
-    listing = Listing("synthetic", records, np.array(["train"] * 5))
-    ready = builders.prepare(listing, out=tmp_path)
+    listing = Listing("regdb", records, np.array(["train"] * 5))
+    ready = prepared.prepare(listing, out=tmp_path)
     assert (arrays.decode(ready.records.images, (12, 6)) == pixels).all()
-    assert builders.is_current(ready, listing)
+    assert ready.records.images.fingerprint == cache.fingerprint(listing)
     # Stored images can be prepared again, from one folder to another.
-    again = builders.prepare(ready.take(np.array([4, 1])), out=tmp_path / "other")
+    again = prepared.prepare(ready.take(np.array([4, 1])), out=tmp_path / "other")
     assert list(again.records.images) == [ready.records.images[n] for n in (4, 1)]
 
 
@@ -90,7 +90,7 @@ def test_opening_and_taking_read_no_image(out, monkeypatch):
     monkeypatch.setattr(
         prepared._Shards, "__getitem__", lambda self, row: read.append(row) or record(self, row)
     )
-    ready = builders.open(out / "regdb" / "1.0.0")
+    ready = prepared.open(out / "regdb" / "1.0.0")
     some = ready.take(np.array([23, 0, 9])).take(np.array([False, True, True]))
     assert len(some.records.images) == 2 and some.records.name[0] == ready.records.name[0]
     assert read == []
@@ -104,13 +104,13 @@ def test_opening_and_taking_read_no_image(out, monkeypatch):
 
 def test_a_set_that_is_open_outlives_its_replacement(source, out, tmp_path):
     folder = copy_of(out, tmp_path)
-    ready = builders.find("regdb", out=folder)
-    builders.prepare(source.take(np.arange(23, -1, -1)), out=folder)
-    assert list(ready.records.images) == list(builders.find("regdb", out=out).records.images)
+    ready = prepared.find("regdb", out=folder)
+    prepared.prepare(source.take(np.arange(23, -1, -1)), out=folder)
+    assert list(ready.records.images) == list(prepared.find("regdb", out=out).records.images)
 
 
 def test_threads_may_read_at_once(source, out):
-    images = builders.find("regdb", out=out).records.images
+    images = prepared.find("regdb", out=out).records.images
     decoded = arrays.decode(list(images) * 20, (16, 8))
     assert (arrays.decode(images.take(np.tile(np.arange(24), 20)), (16, 8)) == decoded).all()
 
@@ -120,7 +120,7 @@ def test_reading_needs_neither_tensorflow_nor_tfds(source, out):
     for name in ("tensorflow", "tensorflow_datasets", "torch", "jax"):
         assert name not in sys.modules
         sys.modules[name] = None
-    ready = builders.find("regdb", out=sys.argv[1])
+    ready = prepared.find("regdb", out=sys.argv[1])
     print(arrays.decode(ready.records.images, (16, 8)).sum(), len(ready.records))
     """
     total = arrays.decode(source.records.images, (16, 8)).sum()
@@ -163,27 +163,27 @@ def test_the_reader_of_records_passes_over_other_fields():
 
 
 def test_an_unchanged_tree_is_not_prepared_again(source, out):
-    ready = builders.prepare(source, out=out, progress=never)
-    assert len(ready.records) == 24 and builders.is_current(ready, source)
-    with pytest.raises(ValueError, match="expected those of a prepared set"):
-        builders.is_current(source, source)
+    ready = prepared.prepare(source, out=out, progress=never)
+    assert len(ready.records) == 24 and ready.records.images.fingerprint == cache.fingerprint(
+        source
+    )
 
 
 def test_a_ready_set_needs_no_writing(source, out, monkeypatch):
     for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
         monkeypatch.setattr(files, forbidden, None)
-    assert len(builders.prepare(source, out=out, progress=never).records) == 24
+    assert len(prepared.prepare(source, out=out, progress=never).records) == 24
 
 
 def test_a_changed_tree_is(tmp_path):
     listing = tree(tmp_path / "tree", 6)
-    ready = builders.prepare(listing, out=tmp_path)
+    ready = prepared.prepare(listing, out=tmp_path)
     assert listing.records.images[2].endswith("jpeg")
     with open(listing.records.images[2], "ab") as file:
         file.write(b"\0")
-    assert not builders.is_current(ready, listing)
-    again = builders.prepare(listing, out=tmp_path)
-    assert builders.is_current(again, listing)
+    assert ready.records.images.fingerprint != cache.fingerprint(listing)
+    again = prepared.prepare(listing, out=tmp_path)
+    assert again.records.images.fingerprint == cache.fingerprint(listing)
     assert again.records.images[2] == ready.records.images[2] + b"\0"
     assert files_of(tmp_path / "regdb")[0] == "1.0.0"
     assert not [f for f in files_of(tmp_path / "regdb") if "part" in f or "old" in f]
@@ -194,9 +194,9 @@ def test_a_changed_tree_is(tmp_path):
     renamed = dataclasses.replace(
         fewer, records=dataclasses.replace(fewer.records, name=list("abcde"))
     )
-    prints = [stored.fingerprint(x) for x in (listing, fewer, relabeled, renamed)]
+    prints = [cache.fingerprint(x) for x in (listing, fewer, relabeled, renamed)]
     assert len(set(prints)) == 4
-    assert len(builders.prepare(fewer, out=tmp_path).records) == 5
+    assert len(prepared.prepare(fewer, out=tmp_path).records) == 5
 
 
 def test_a_record_that_rotted_is_an_error(out, tmp_path):
@@ -206,12 +206,12 @@ def test_a_record_that_rotted_is_an_error(out, tmp_path):
     at = content.index(b"IHDR")
     content[at : at + 4] = b"RDHI"
     shard.write_bytes(content)
-    ready = builders.find("regdb", out=folder)
+    ready = prepared.find("regdb", out=folder)
     with pytest.raises(TreeError, match=r"00001-of-00003 cannot be read: .* prepare it again"):
         list(ready.records.images)
     # It is no image that could be skipped: prepared again, all are there.
     with pytest.raises(TreeError, match="prepare it again"):
-        stored.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
+        decoding.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
 
 
 DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.json"]
@@ -230,34 +230,34 @@ def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
     else:
         path.write_bytes(content[:-70])
     with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
-        builders.find("regdb", out=folder)
+        prepared.find("regdb", out=folder)
     with caplog.at_level(logging.WARNING, "vireid_jax"):
-        ready = builders.prepare(source, out=folder)
+        ready = prepared.prepare(source, out=folder)
     assert "damaged" in caplog.text
     assert [len(x) for x in ready.records.images] == [
-        len(x) for x in builders.find("regdb", out=out).records.images
+        len(x) for x in prepared.find("regdb", out=out).records.images
     ]
 
 
 def test_where_sets_are_kept_and_found(source, out, monkeypatch):
-    assert builders.find("sysu", out=out) is None
+    assert prepared.find("sysu", out=out) is None
     monkeypatch.setenv("VIREID_DATA", str(out))
-    assert len(builders.find("regdb").records) == 24
+    assert len(prepared.find("regdb").records) == 24
     monkeypatch.delenv("VIREID_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     assert prepared.default_folder() == "/nowhere/vireid_jax/data"
-    assert builders.find("regdb") is None
+    assert prepared.find("regdb") is None
     with pytest.raises(FileNotFoundError, match="no prepared data set in"):
-        builders.open(out / "regdb")
+        prepared.open(out / "regdb")
 
 
 def test_two_at_once_prepare_once(tmp_path):
     listing = tree(tmp_path / "tree", 12)
     calls, ready = [], []
-    builders._builder_class("regdb")  # its import is not what is tested
+    prepared._builder_class("regdb")  # its import is not what is tested
 
     def one():
-        ready.append(builders.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x)))
+        ready.append(prepared.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x)))
 
     threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:
@@ -270,12 +270,23 @@ def test_two_at_once_prepare_once(tmp_path):
     assert len([p for p in (tmp_path / "regdb").iterdir()]) == 1
 
 
-def test_a_uri_goes_to_tfds(source, tmp_path, monkeypatch):
-    """The path that gs:// takes, on a local folder: no locks, no os calls, no free space."""
-    monkeypatch.setattr(files, "is_remote", lambda folder: True)
-    for forbidden in ("locked", "clear_temporaries", "check_space", "sync", "remove"):
-        monkeypatch.setattr(files, forbidden, None)
-    ready = builders.prepare(source, out=tmp_path, shards=2)
-    assert len(ready.records.images[23]) and builders.is_current(ready, source)
-    assert len(builders.prepare(source, out=tmp_path, progress=never).records) == 24
-    assert len(builders.prepare(source.take(np.arange(3)), out=tmp_path).records) == 3
+def test_an_address_is_refused(source, monkeypatch):
+    """Neither tfds nor array_record reads gs:// without more: mount the bucket."""
+    for out in ("gs://bucket/folder", None):
+        monkeypatch.setenv("VIREID_DATA", "gs://bucket/folder")
+        for call in (prepared.prepare, lambda x, out: prepared.find(x.name, out=out)):
+            with pytest.raises(ValueError, match=r"gs://bucket/folder is an address.*mount the"):
+                call(source, out=out)
+
+
+def test_preparing_without_tfds_says_what_to_install(source, tmp_path):
+    code = """
+    sys.modules["tensorflow_datasets"] = None
+    out = pathlib.Path(sys.argv[1])
+    try:
+        prepared.prepare(tree(out / "tree", 6), out=out)
+    except ImportError as error:
+        print(error, [p.name for p in out.iterdir()])
+    """
+    told = python(code, tmp_path)
+    assert "pip install 'vireid_jax[data]'" in told and "['tree']" in told
