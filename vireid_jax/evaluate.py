@@ -16,8 +16,7 @@ import numpy as np
 
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
-from vireid_jax.metrics import protocols
-from vireid_jax.metrics.combine import row_label
+from vireid_jax.metrics import protocols, row_label
 from vireid_jax.runtime import devices
 from vireid_jax.types import (
     INFRARED,

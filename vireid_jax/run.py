@@ -18,8 +18,7 @@ from clu import parameter_overview
 from vireid_jax import evaluate, optim, scored_run, scoring, train
 from vireid_jax.build import Feed, Parts, build, build_to_score
 from vireid_jax.data import augment, datasets
-from vireid_jax.metrics import format_table
-from vireid_jax.metrics.combine import row_label
+from vireid_jax.metrics import format_table, row_label
 from vireid_jax.runtime import (
     checkpoint,
     devices,

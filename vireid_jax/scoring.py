@@ -17,8 +17,13 @@ from vireid_jax import evaluate, fused
 from vireid_jax.data import corrupt
 from vireid_jax.evaluate import Embed, Features
 from vireid_jax.fused import FUSE, Embedded, mean_direction
-from vireid_jax.metrics import check_permutations, get_protocol, read_permutations, sampled_rows
-from vireid_jax.metrics.combine import combine
+from vireid_jax.metrics import (
+    check_permutations,
+    combine,
+    get_protocol,
+    read_permutations,
+    sampled_rows,
+)
 from vireid_jax.runtime import devices
 from vireid_jax.types import Records, Retrieval, Stopped
 
