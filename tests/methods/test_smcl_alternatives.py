@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from tests.methods.small_smcl import BATCH, IMAGES, KEY, SMALL, SWITCH, traced
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.types import INFRARED, VISIBLE
+
+FACTS = with_backbone(SMALL)
 
 
 def test_without_auxiliary_modality_two_modalities_are_trained():
@@ -40,10 +43,10 @@ def test_any_auxiliary_modality_is_trained_and_left_out_at_test_time(kind):
 @pytest.mark.parametrize("form", ["project", "clip"])
 def test_layer_scales_of_the_generator_of_maps_are_projected_if_asked_to(form):
     generator = {"ratios": (2, 4), "scale_form": form}
-    method = smcl.build(**SMALL, auxiliary="mun", generator=generator)
+    method = smcl.build(**FACTS, auxiliary="mun", generator=generator)
     assert (method.project is not None) == (form == "project")
     for other in ("none", "syncretic"):
-        assert smcl.build(**SMALL, auxiliary=other, generator=generator).project is None
+        assert smcl.build(**FACTS, auxiliary=other, generator=generator).project is None
 
 
 @pytest.mark.parametrize("metric", ["bh_tri", "bdtr", "bicenter", "hc_tri"])
@@ -57,7 +60,7 @@ def test_another_metric_takes_the_place_of_adsl(metric, auxiliary):
 
 
 def test_a_mixture_is_drawn_anew_from_each_key():
-    method = smcl.build(**SMALL, auxiliary="mixed", mix="beta")
+    method = smcl.build(**FACTS, auxiliary="mixed", mix="beta")
     value = jax.jit(lambda v, key: method.loss(v, BATCH, key, jnp.asarray(0))[1].terms)
     variables = method.init(KEY)
     one, again, other = (value(variables, jax.random.key(n)) for n in (1, 1, 2))
@@ -67,6 +70,6 @@ def test_a_mixture_is_drawn_anew_from_each_key():
 
 def test_a_generator_of_maps_needs_maps_that_its_ratios_divide():
     with pytest.raises(ValueError, match="image_size"):
-        smcl.build(**SMALL, auxiliary="mun")  # maps of 8 x 4 and a ratio of 6
+        smcl.build(**FACTS, auxiliary="mun")  # maps of 8 x 4 and a ratio of 6
     with pytest.raises(ValueError, match=r"method.specific is 3, expected 0 to 2"):
-        smcl.build(**SMALL, auxiliary="mun", generator={"ratios": (2, 4)}, specific=3)
+        smcl.build(**FACTS, auxiliary="mun", generator={"ratios": (2, 4)}, specific=3)

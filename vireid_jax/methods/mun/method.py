@@ -33,11 +33,11 @@ import jax.numpy as jnp
 from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.methods import common
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.mun import alignment, mmd
 from vireid_jax.methods.mun.net import MUNNet
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import chunks, init, options
-from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import AUXILIARY, STEMS, VISIBLE, Aux, Batch, Method, Variables
 
 
@@ -49,12 +49,8 @@ def build(
     num_ids: int,
     num_instances: int,
     second_view: bool = False,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
+    backbone: Backbone = Backbone(),
     specific: int = 2,
-    kernels: str = "auto",
-    dtype: str = "float32",
     auxiliary: str = "mun",
     aux_stem: str = "own",
     smgm_width: int = 16,
@@ -89,8 +85,6 @@ def build(
     mmd_bandwidth: str = "adaptive",
     mmd_sigma: float = 1.0,
     bn_running: str = "all",
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """MUN as a `Method`; the defaults are the paper's recipe.
 
@@ -101,10 +95,9 @@ def build(
       num_ids, num_instances: P and K of a batch; the prototypes are tied to them.
       second_view: batches have a second view of the visible images (`augment.second_view`, CAJ's
         joint learning); it joins id_visible, tri and the visible centers of ia.
-      depth, width, last_stride, kernels: see `ResNet`.
+      backbone: see `common.Backbone`.
       specific: leading stages of each modality: 2 is the stem and layer1, 1 the stem alone.
         The paper says that the first stage is made of residual blocks.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
       auxiliary: source of the auxiliary modality (table 2), see `nets.auxiliary`: "mun", the
         generator; the images "x", "gray", "mixed", "syncretic"; or "none": the baseline of
         table 1, without the terms idc, ida, ia and ma.
@@ -134,16 +127,12 @@ def build(
       mmd_bandwidth, mmd_sigma: see `losses.mmd.mmd`.
       bn_running: "all" or "vi": running statistics of the shared stages from v, r and a, or from
         v and r, which alone occur at test time. Batches are normalized over all either way.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "auxiliary": (auxiliary, aux.KINDS),
             "aux_stem": (aux_stem, ("own", "visible")),
             "shared_input": (shared_input, ("raw", "refined")),
@@ -168,18 +157,15 @@ def build(
             ia_margin=ia_margin,
         ),
         num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
     )
-    chunks.check(accumulate)
-    feature_width(depth, width)  # refuses an unknown depth before anything is traced
     if specific not in (1, 2):
         raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
     if not gem_p >= 1:
         raise ValueError(f"method.gem_p is {gem_p}, expected 1 (the mean) or more")
     if not mmd_sigma > 0:
         raise ValueError(f"method.mmd_sigma is {mmd_sigma}, expected a squared distance above 0")
-    if num_ids < 2:
-        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
-    common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
     auxiliary_options: dict[str, Any] = dict(
         smgm_width=smgm_width,
         smgm_shared=smgm_shared,
@@ -190,7 +176,7 @@ def build(
         mix=mix,
         generator=dict(generator),
     )
-    channels = width if specific == 1 else feature_width(depth, width) // 8
+    channels = backbone.width if specific == 1 else backbone.features // 8
     aux.check(auxiliary, image_size=image_size, channels=channels, **auxiliary_options)
     with_auxiliary = auxiliary != "none"
     if shared_input == "refined" and auxiliary != "mun":
@@ -205,20 +191,19 @@ def build(
     weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)
     weights |= {name: w for name, w in optional.items() if w and with_auxiliary}
     remembers = "ma" in weights and prototypes != "none"
-    rows, features = num_ids * num_instances, feature_width(depth, width)
+    rows, features = num_ids * num_instances, backbone.features
     real = 3 if second_view else 2  # modalities that are not generated come first
     running = (real + 1, real) if with_auxiliary and bn_running == "vi" else None
     net = MUNNet(
         num_classes=num_classes,
         rows=rows,
         backbone_options={
-            **dict(depth=depth, width=width, last_stride=last_stride, specific=specific),
-            **common,
+            **backbone.resnet_options(),
+            "specific": specific,
             "running": running,
-            "remat": remat,
         },
         auxiliary_kind=auxiliary,
-        auxiliary_options={**common, **auxiliary_options},
+        auxiliary_options={**backbone.module_options(), **auxiliary_options},
         auxiliary_stem=AUXILIARY if aux_stem == "own" else VISIBLE,
         auxiliary_classifier="ida" in weights,
         refined=shared_input == "refined",
@@ -233,8 +218,7 @@ def build(
     projects = auxiliary == "mun" and scale_form == "project"
 
     def initialize(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
-        variables = init.start(net, key, image, image)
+        variables = common.initialize(net, image_size, rows=rows)(key)
         if not remembers:
             return variables
         shape = (num_classes, num_instances, 3, features)
@@ -244,16 +228,13 @@ def build(
         }
         return {**variables, "memory": memory[prototypes]}
 
-    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
-
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         state = dict(variables)
         memory = state.pop("memory", {})
         images = [batch["visible"], batch["infrared"]]
         if second_view:
             images.append(batch["visible_second"])
-        out, updates = chunks.apply(forward, state, images, key, chunks=accumulate)
+        out, updates = common.train_pass(net, backbone, state, images, key, stream="auxiliary")
         labels, pool, logits = batch["label"], out["pool"], out["logits"]
         visible = [name for name in ("visible", "second") if name in pool]
 
@@ -316,9 +297,8 @@ def build(
         if auxiliary == "mun":
             for name, part in state["params"]["auxiliary"].items():
                 scalars[f"scale_{name}"] = aux.layer_scale(part["layer_scale"], scale_form).mean()
-        total = sum(weights[name] * term for name, term in terms.items())
         kept = {"memory": memory} if remembers else {}
-        return total, Aux(terms, {**updates, **kept}, scalars)
+        return common.total(weights, terms), Aux(terms, {**updates, **kept}, scalars)
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         state = {k: v for k, v in variables.items() if k != "memory"}

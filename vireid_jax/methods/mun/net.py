@@ -49,7 +49,11 @@ class MUNNet(nn.Module):
         if self.gem_learned:
             self.pool = GeM(self.gem_p)
         if self.with_neck:
-            self.neck = BatchNorm(use_bias=False, running=self.neck_running)
+            self.neck = BatchNorm(
+                use_bias=False,
+                running=self.neck_running,
+                groups=self.backbone_options.get("groups", 1),
+            )
         classifier = partial(
             nn.Dense, self.num_classes, use_bias=False, kernel_init=init.normal(0.001)
         )

@@ -41,12 +41,14 @@ from vireid_jax.losses.center import bi_center, hetero_center_triplet
 from vireid_jax.losses.distance import unit, wide
 from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
 from vireid_jax.losses.triplet import BDTR_FORMS, batch_hard_triplet, bdtr
+from vireid_jax.methods import common
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.smcl.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
 from vireid_jax.nets import auxiliary as aux
-from vireid_jax.nets import chunks, init, options
+from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import GeM, gap
-from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width
+from vireid_jax.nets.resnet import ResNet, deinterleave
 from vireid_jax.types import (
     INFRARED,
     MODALITIES,
@@ -86,7 +88,11 @@ class SMCLNet(nn.Module):
         self.backbone = ResNet(**self.backbone_options)
         if self.pooling == "gem":
             self.pool = GeM(self.gem_p)
-        self.neck = BatchNorm(use_bias=False, running=self.neck_running)
+        self.neck = BatchNorm(
+            use_bias=False,
+            running=self.neck_running,
+            groups=self.backbone_options.get("groups", 1),
+        )
         self.classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
 
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> dict[str, jax.Array]:
@@ -135,14 +141,10 @@ def build(
     num_classes: int,
     image_size: tuple[int, int],
     steps_per_epoch: int,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
+    backbone: Backbone = Backbone(),
     specific: int = 0,
     pooling: str = "gap",
     gem_p: float = 3.0,
-    kernels: str = "auto",
-    dtype: str = "float32",
     auxiliary: str = "syncretic",
     none_metric: str = "global",
     smgm_width: int = 16,
@@ -166,8 +168,6 @@ def build(
     metric_from_epoch: float = 220.0,
     updates: str = "joint",
     bn_running: str = "all",
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """SMCL as a `Method`; the defaults are the paper's recipe for SYSU-MM01.
 
@@ -175,11 +175,9 @@ def build(
       num_classes: C, identities in training.
       image_size: (height, width).
       steps_per_epoch: turns `metric_from_epoch` into a step.
-      depth, width, last_stride, specific, kernels: see `ResNet`; "auto" takes "cpu"
-        kernels on CPU and "xla" elsewhere. `specific` 1 gives two stems, and auxiliary images
-        take the visible one.
+      backbone: see `common.Backbone`.
+      specific: see `ResNet`; 1 gives two stems, and auxiliary images take the visible one.
       pooling: "gap" (the paper) or "gem", with start exponent gem_p.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
       auxiliary: the third modality (table 2), see `nets.auxiliary`: "syncretic"; "x", "gray" or
         "mixed" images; "mun", made from the maps after layer1; or "none".
       none_metric: what replaces eq. 6 without one: "global" (eq. 7 alone) or "vi_symmetric".
@@ -203,17 +201,13 @@ def build(
         eq. 4 and then one on lambda times eq. 8, with the statistics of the first pass.
       bn_running: "all" or "vi": running statistics from v, i and s, or from v and i, which
         alone occur at test time. Batches are normalized over all modalities either way.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
             "pooling": (pooling, ("gap", "gem")),
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "auxiliary": (auxiliary, aux.KINDS),
             "none_metric": (none_metric, ("global", "vi_symmetric")),
             "cehl_form": (cehl_form, FORMS),
@@ -231,19 +225,14 @@ def build(
             metric_from_epoch=metric_from_epoch,
         ),
         num_classes=num_classes,
+        backbone=backbone,
     )
-    chunks.check(accumulate)
     # Maps are generated after layer1, up to which modalities may have stages of their own.
     most = 2 if auxiliary == "mun" else 5
     if not 0 <= specific <= most:
         raise ValueError(
             f"method.specific is {specific}, expected 0 to {most} with auxiliary={auxiliary!r}"
         )
-    first_stage = feature_width(depth, width) // 8  # refuses an unknown depth
-    common = {
-        "kernels": options.resolve_kernels(kernels),
-        "dtype": options.compute_dtype(dtype),
-    }
     auxiliary_options: dict[str, Any] = dict(
         smgm_width=smgm_width,
         smgm_shared=smgm_shared,
@@ -254,15 +243,16 @@ def build(
         mix=mix,
         generator=dict(generator),
     )
-    aux.check(auxiliary, image_size=image_size, channels=first_stage, **auxiliary_options)
+    aux.check(
+        auxiliary, image_size=image_size, channels=backbone.features // 8, **auxiliary_options
+    )
     with_auxiliary = auxiliary != "none"
     running = (3, 2) if with_auxiliary and bn_running == "vi" else None
-    backbone = dict(depth=depth, width=width, last_stride=last_stride, specific=specific)
     net = SMCLNet(
         num_classes=num_classes,
-        backbone_options={**backbone, **common, "running": running, "remat": remat},
+        backbone_options={**backbone.resnet_options(), "specific": specific, "running": running},
         auxiliary_kind=auxiliary,
-        auxiliary_options={**auxiliary_options, **common},
+        auxiliary_options={**auxiliary_options, **backbone.module_options()},
         pooling=pooling,
         gem_p=gem_p,
         neck_running=running,
@@ -290,16 +280,9 @@ def build(
     weights |= {name: metric_weight for name in metrics}  # eq. 9
     projects = auxiliary == "mun" and generator.get("scale_form", "project") == "project"
 
-    def initialize(key: Any) -> Variables:
-        shape = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return init.start(net, key, shape, shape)
-
-    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"auxiliary": key})
-
     def compared(variables: Variables, batch: Batch, key: Any) -> tuple[dict[str, Any], Aux]:
         images = (batch["visible"], batch["infrared"])
-        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        out, updates = common.train_pass(net, backbone, variables, images, key, stream="auxiliary")
         labels, logits = batch["label"], out["logits"]
         terms, scalars = {}, {}
         for m, name in enumerate(modalities):
@@ -329,9 +312,6 @@ def build(
         terms, rest = compared(variables, batch, key)
         return weighted(terms, metrics), rest._replace(updates={})
 
-    def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
-        return net.apply(variables, images, modality, method="embed")  # type: ignore[return-value]
-
     later = (LaterLoss(start, metric_loss),) if updates == "two_step" else ()
     project = aux.project_scales if projects else None
-    return Method(initialize, loss, embed, later, project)
+    return Method(common.initialize(net, image_size), loss, common.embed(net), later, project)

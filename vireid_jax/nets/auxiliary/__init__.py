@@ -34,6 +34,7 @@ def make(
     *,
     kernels: str = "xla",
     dtype: Any = None,
+    groups: int = 1,
     smgm_width: int = 16,
     smgm_shared: bool = True,
     smgm_init: str = "kaiming",
@@ -48,7 +49,7 @@ def make(
 
     Args:
       kind: one of `KINDS`.
-      kernels, dtype: "xla" or "cpu", and the compute type, see `ResNet`.
+      kernels, dtype, groups: see `ResNet`; of groups there are some in "mun" alone.
       smgm_width, smgm_shared, smgm_init, smgm_input: of "syncretic", see `SMGM`.
       x_width, x_input: of "x", see `X`.
       mix: of "mixed", see `Mixed`.
@@ -80,5 +81,5 @@ def make(
         case "mun":
             options = dict(generator or {})
             options["remat"] = remat or options.get("remat", False)
-            return ModalityUnifying(**options, **common)
+            return ModalityUnifying(**options, **common, groups=groups)
     raise ValueError(f"method.auxiliary is {kind!r}, expected one of {list(KINDS)}")

@@ -47,6 +47,7 @@ class ModalityUnifying(nn.Module):
         instead of keeping them.
       kernels: "xla" or "cpu", see `ResNet`.
       dtype: compute type; None follows the input.
+      groups: see `BatchNorm`.
     """
 
     ratios: Sequence[int] = (2, 4, 6, 12)
@@ -60,6 +61,7 @@ class ModalityUnifying(nn.Module):
     remat: bool = False
     kernels: str = "xla"
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(
@@ -80,6 +82,7 @@ class ModalityUnifying(nn.Module):
             "scale_shape": self.scale_shape,
             "scale_form": self.scale_form,
             "dtype": self.dtype,
+            "groups": self.groups,
         }
         learners = [
             intra(residual=self.residual, kernels=self.kernels, **common, name=f"intra_{name}")
@@ -110,6 +113,7 @@ class IntraModality(nn.Module):
     scale_form: str = "project"
     kernels: str = "xla"
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -124,10 +128,10 @@ class IntraModality(nn.Module):
         first, second = jnp.split(x, 2, -1)  # eq. 1
         # Eq. 2, which gives the 5x5 to the first half; the text beside it the 7x7.
         r = jnp.concatenate([self._depthwise(first, 5), self._depthwise(second, 7)], -1)
-        r = BatchNorm(name="bn1")(r, train=train)
+        r = BatchNorm(groups=self.groups, name="bn1")(r, train=train)
         r1 = self._pointwise(r, 4 * channels, "expand", 2.0)  # eq. 3
         r2 = self._depthwise(nn.relu(r1), 3, use_bias=True) + r1  # eq. 4
-        r2 = BatchNorm(name="bn2")(r2, train=train)
+        r2 = BatchNorm(groups=self.groups, name="bn2")(r2, train=train)
         y = self._pointwise(r2, channels, "reduce", 1.0)
         y = y * _layer_scale(self, channels).astype(y.dtype)  # eq. 5
         return x + y if self.residual else y
@@ -162,6 +166,7 @@ class CrossModality(nn.Module):
     scale_form: str = "project"
     form: str = "auto"
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, visible: jax.Array, infrared: jax.Array, train: bool) -> jax.Array:
@@ -185,9 +190,10 @@ class CrossModality(nn.Module):
         y = y.astype(dtype)
         return nn.relu(y) if self.relu else y
 
-    def _folds(self, sizes: Any, *, train: bool, groups: int = 1) -> bool:
-        """Whether to fold, given the arguments of `folding.is_cheaper`; see `norm.grouped`."""
-        if self.form == "folded" and train and groups > 1:
+    def _folds(self, sizes: Any, *, train: bool) -> bool:
+        """Whether to fold, given the arguments of `folding.is_cheaper`."""
+        groups = self.groups if train and not self.is_initializing() else 1
+        if self.form == "folded" and groups > 1:
             raise ValueError(
                 f"method.generator.form is 'folded' with devices.bn_groups={groups}, expected "
                 "'direct' or 'auto': folding has the statistics of the whole batch"
@@ -204,7 +210,7 @@ class CrossModality(nn.Module):
             for of_modality in pooled
             for cells, kernel in zip(of_modality, kernels, strict=True)
         ]
-        x = BatchNorm(name="bn")(jnp.concatenate(maps, -1), train=train)
+        x = BatchNorm(groups=self.groups, name="bn")(jnp.concatenate(maps, -1), train=train)
         return x @ projection.astype(dtype)
 
     def _folded(
