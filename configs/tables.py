@@ -185,7 +185,7 @@ _MUN_AUXILIARY = {
 _MUN_ALIGNMENT = {
     "neither": Row(
         "neither",
-        {"method.prototypes": "none", "method.bridge": False},
+        {"method.prototypes": False, "method.bridge": False},
         {"sysu": (69.02, 65.83), "regdb": (80.09, 73.97)},
     ),
     "prototype": Row(
@@ -195,7 +195,7 @@ _MUN_ALIGNMENT = {
     ),
     "bridge": Row(
         "auxiliary bridge",
-        {"method.prototypes": "none"},
+        {"method.prototypes": False},
         {"sysu": (71.66, 68.35), "regdb": (83.92, 75.54)},
     ),
     "both": Row("prototype + auxiliary bridge", {}, _MUN),
