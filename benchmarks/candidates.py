@@ -63,6 +63,8 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
     """The method, the optimizer's transform, the train step and the mesh it runs on."""
     from vireid_jax import optim
     from vireid_jax.data.augment import standardize
+    from vireid_jax.methods import get_build
+    from vireid_jax.methods.common import with_backbone
     from vireid_jax.runtime import devices
     from vireid_jax.train import make_train_step
 
@@ -71,8 +73,7 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
     options = s["method"]
     if variant == "remat":
         options = {**options, "generator": {**options["generator"], "remat": True}}
-    build = importlib.import_module(f"vireid_jax.methods.{s['name']}").build
-    method = build(**s["facts"], **options)
+    method = get_build(s["name"])(**s["facts"], **with_backbone(options))
     transform, learning_rate = optim.make(
         steps_per_epoch=1, epochs=1, lr=LR, schedule="constant", **s["optim"]
     )

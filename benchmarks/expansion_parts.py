@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.generator_parts import Part
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.nets import attention, expansion, options
+from vireid_jax.nets import attention, expansion
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.nets.prototypes import Parts, Prototypes
 from vireid_jax.nets.resnet import ResNet, block_names, feature_width, map_size
@@ -103,9 +104,7 @@ def _trunk(
 ) -> dict[str, Part]:
     """Stems and stages; each runs the whole trunk, of which the rest is dropped by compilation."""
     method, image = s["method"], (pairs, *s["image_size"], 3)
-    kernels = options.resolve_kernels(method["kernels"])
-    of_trunk = {k: method[k] for k in ("depth", "width", "last_stride")}
-    trunk = ResNet(**of_trunk, specific=1, kernels=kernels)
+    trunk = ResNet(**with_backbone(method)["backbone"].resnet_options(), specific=1)
     ends = ["stem", *(block_names(method["depth"], n)[-1] for n in range(1, 5))]
     blocks = [["stem_visible", "stem_infrared"]]
     blocks += [block_names(method["depth"], n) for n in range(1, 5)]
@@ -274,7 +273,7 @@ def identities(s: dict[str, Any], pairs: int) -> int:
 
 def _build(s: dict[str, Any], pairs: int) -> Any:
     facts = {**s["facts"], "num_ids": identities(s, pairs)}
-    return pdm.build(**facts, **s["method"])
+    return pdm.build(**facts, **with_backbone(s["method"]))
 
 
 def _labels(s: dict[str, Any], pairs: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.nets import options
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.nets.auxiliary import pyramid, unifying
 from vireid_jax.nets.resnet import ResNet, feature_width
 
@@ -46,15 +46,14 @@ def by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def trunk(s: dict[str, Any]) -> ResNet:
     """The trunk of the settings `s`."""
     method = s["method"]
-    names = ("depth", "width", "last_stride", "specific")
-    kernels = options.resolve_kernels(method["kernels"])
-    return ResNet(**{k: method[k] for k in names}, kernels=kernels)
+    backbone = with_backbone(method)["backbone"]
+    return ResNet(**backbone.resnet_options(), specific=method["specific"])
 
 
 def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     """The parts at the settings `s` of `benchmarks.step_mun`, for so many pairs of images."""
     method = s["method"]
-    kernels = options.resolve_kernels(method["kernels"])
+    kernels = with_backbone(method)["backbone"].module_options()["kernels"]
     channels = feature_width(method["depth"], method["width"]) // 8  # after layer1
     if method["specific"] == 1:
         channels = method["width"]  # after the stem

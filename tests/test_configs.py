@@ -16,6 +16,7 @@ from configs import common
 from vireid_jax import build, optim, train
 from vireid_jax.data import augment, datasets, sampler
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.metrics import PROTOCOLS
 from vireid_jax.runtime import runfolder
 
@@ -125,8 +126,8 @@ def test_augment(recipe, chain):
 
 
 def test_method(recipe):
-    options = recipe.method.to_dict()
-    build = get_build(options.pop("name"))
+    options = with_backbone({k: v for k, v in recipe.method.items() if k != "name"})
+    build = get_build(recipe.method.name)
     named = set(inspect.signature(build).parameters)
     facts = dict(  # of a run, see build.py
         num_classes=7,
@@ -136,8 +137,6 @@ def test_method(recipe):
         num_ids=recipe.sampler.num_ids,
         num_instances=recipe.sampler.num_instances,
         second_view=False,
-        remat=False,
-        accumulate=1,
     )
     method = build(**{k: v for k, v in facts.items() if k in named}, **options)
     assert all(callable(f) for f in (method.init, method.loss, method.embed))
@@ -261,6 +260,7 @@ def test_a_misspelt_key_in_a_recipe_is_refused_by_what_takes_the_section(section
     options = {k: v for k, v in options.items() if k not in RUN_KEYS}
     if section == "method":
         del options["name"]
+        options = with_backbone(options)
     accepts(function, options, partial=True)
     key = next(iter(options))
     with pytest.raises(TypeError, match=f"{key}x"):

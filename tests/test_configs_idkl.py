@@ -7,6 +7,7 @@ import pytest
 
 from configs import common, idkl
 from vireid_jax import optim
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.idkl import method as method
 
 # Where the released code differs from the paper; docs/idkl.md has the same list in words.
@@ -83,8 +84,7 @@ def test_every_option_of_the_method(dataset, preset, own):
 def test_the_defaults_of_the_method_are_the_preset_paper():
     named = inspect.signature(method.build).parameters
     defaults = {k: p.default for k, p in named.items() if p.default is not p.empty}
-    of_the_run = {"remat": False, "accumulate": 1}  # config.devices
-    assert defaults == BOTH | PAPER | of_the_run
+    assert defaults == with_backbone(BOTH | PAPER)
 
 
 @pytest.mark.parametrize(

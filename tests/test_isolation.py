@@ -54,6 +54,7 @@ from vireid_jax.runtime import devices
 from vireid_jax.data import arrays, augment, datasets, sampler
 from vireid_jax.metrics import format_table
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import Backbone
 from vireid_jax.types import train_labels
 from vireid_jax.runtime.writer import Writer
 
@@ -68,7 +69,10 @@ batches = lambda start, stop: arrays.batches(
     split.train, label, plan, start=start, stop=stop, rows=slice(0, 8)
 )
 method = get_build("smcl")(
-    num_classes=len(persons), image_size=(32, 16), steps_per_epoch=2, depth=10, width=4
+    num_classes=len(persons),
+    image_size=(32, 16),
+    steps_per_epoch=2,
+    backbone=Backbone(depth=10, width=4),
 )
 transform, learning_rate = optim.make(steps_per_epoch=2, epochs=1.0)
 mesh = devices.make_mesh()

@@ -15,17 +15,14 @@ from launch.ahead import hlo
 from tests.support.plain import PLAIN, plainly
 from tests.support.pods import pod
 from tests.support.steps import (
-    FEATURES,
     METHODS,
     MODALITIES,
-    ROWS,
-    WIDTH,
     Step,
     compare,
     gathered,
-    host_batch,
     mesh_of,
 )
+from tests.support.tiny import BACKBONE, FEATURES, ROWS, host_batch
 from vireid_jax import build, evaluate
 from vireid_jax.nets.resnet import interleave
 from vireid_jax.runtime import devices
@@ -211,7 +208,7 @@ def test_no_step_moves_activation_maps_between_devices(steps, method, kernels):
 def test_a_concatenation_would_be_noticed():
     """What `interleave` is for: the same network input, joined along the sharded axis."""
     mesh = mesh_of(4)
-    maps = [jnp.ones((ROWS, 8, 4, 2 * WIDTH))] * 2
+    maps = [jnp.ones((ROWS, 8, 4, 2 * BACKBONE.width))] * 2
     rows = devices.by_rows(mesh)
 
     def compiled(join):

@@ -5,6 +5,7 @@ import pytest
 
 from configs import idkl as recipe
 from tests.test_train_smcl import PIXELS, STEPS, K, P, train_on_people
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.idkl import method as idkl
 
 # Of the recipes, and with a head that sees nothing dropped: 16 images are few.
@@ -15,7 +16,7 @@ def _method(preset):
     options = recipe.get_config(preset).method.to_dict() | SMALL
     del options["name"]
     facts = dict(num_classes=P, image_size=PIXELS, num_steps=STEPS, num_ids=P, num_instances=K)
-    return idkl.build(**facts, **options)
+    return idkl.build(**facts, **with_backbone(options))
 
 
 @pytest.mark.parametrize("preset", recipe.PRESETS)

@@ -9,6 +9,7 @@ from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.test_train_smcl import PIXELS, STEPS, P, train_on_people
 from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
 from vireid_jax.methods.pdm import method as pdm
 
@@ -19,7 +20,7 @@ SMALL = dict(depth=10, width=4)
 def _method(build, recipe, **changes):
     options = recipe.method.to_dict() | SMALL | changes
     del options["name"]
-    return build(num_classes=P, image_size=PIXELS, num_ids=P, **options)
+    return build(num_classes=P, image_size=PIXELS, num_ids=P, **with_backbone(options))
 
 
 # The maps that the expansion sees are 2 x 1 pixels: most of its kernels see padding alone.

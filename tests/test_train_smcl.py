@@ -9,6 +9,7 @@ import optax
 from tests.support.linear import Recorder
 from vireid_jax import optim
 from vireid_jax.data import augment
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.train import make_train_step, restore_or_init, train
 
@@ -43,8 +44,7 @@ def _smcl(**options):
         num_classes=P,
         image_size=PIXELS,
         steps_per_epoch=STEPS,
-        depth=10,
-        width=4,
+        backbone=Backbone(depth=10, width=4),
         id_margin=1.0,
         smgm_width=4,
         **options,

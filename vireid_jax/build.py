@@ -14,8 +14,8 @@ from vireid_jax import weights
 from vireid_jax.data import arrays, corrupt, datasets, sampler
 from vireid_jax.fused import FUSE
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import Backbone, with_backbone
 from vireid_jax.metrics import get_protocol
-from vireid_jax.nets.norm import grouped
 from vireid_jax.runtime import devices
 from vireid_jax.scoring import check_protocols
 from vireid_jax.types import (
@@ -246,8 +246,7 @@ def make_method(
         # Runs from before there was a second view have no such key.
         "second_view": config.augment.get("second_view", "none") != "none",
     }
-    devices = config.get("devices", {})  # runs from before there was such a section have none
-    facts |= {"remat": devices.get("remat", False), "accumulate": devices.get("accumulate", 1)}
+    options |= {k: v for k, v in config.devices.items() if k in Backbone._fields}
     # A method has a parameter for each fact of the run that it depends on, and for no other.
     wanted = inspect.signature(build).parameters
     if facts["second_view"] and "second_view" not in wanted:
@@ -255,8 +254,7 @@ def make_method(
             f"augment.second_view is {config.augment.second_view!r}, but {config.method.name} has "
             "no use for a second view of the visible images; expected none"
         )
-    method = build(**{k: v for k, v in facts.items() if k in wanted}, **options)
-    method = grouped(method, devices.get("bn_groups", 1))
+    method = build(**{k: v for k, v in facts.items() if k in wanted}, **with_backbone(options))
     if pretrained is None:
         return method, None
     path, content = pretrained

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from launch.ahead import chips, compiled, fit, hlo, recipe, report
-from vireid_jax.nets import options
+from vireid_jax.methods.common import with_backbone
 
 
 class Points:
@@ -27,7 +27,7 @@ class Points:
         self.keep = keep
         self._trained: dict[tuple, tuple[dict[str, Any], list[str]]] = {}
         self.facts = recipe.facts(config, num_classes)
-        options.compute_dtype(config.method.dtype)  # refuses an unknown one
+        with_backbone(config.method)["backbone"].check()
         self.rows = config.sampler.num_ids * config.sampler.num_instances
 
     def about(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from configs import common, idkl, pdm, tables
 from vireid_jax.ablation import plan, settings
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import with_backbone
 
 SWEEP = ["0", "0.1", "0.2", "0.4", "0.6", "0.8", "1"]
 ROWS = [(table, row) for table, spec in tables.TABLES.items() for row in spec.rows]
@@ -72,7 +73,7 @@ def test_the_method_of_a_row_can_be_built(table, row, dataset):
     build = get_build(options.pop("name"))
     named = inspect.signature(build).parameters
     facts = {key: value for key, value in FACTS.items() if key in named}
-    build(image_size=config.data.image_size, **facts, **options)
+    build(image_size=config.data.image_size, **facts, **with_backbone(options))
 
 
 def values(arg, *keys):
@@ -367,7 +368,7 @@ def traced_terms(options):
     facts = {key: value for key, value in FACTS.items() if key in named}
     if "generator" in config:
         config["generator"]["ratios"] = tuple(config["generator"]["ratios"])
-    method = build(image_size=(96, 48), **facts, **{**config, "width": 2})
+    method = build(image_size=(96, 48), **facts, **with_backbone({**config, "width": 2}))
     rows = FACTS["num_ids"] * FACTS["num_instances"]
     image = jax.ShapeDtypeStruct((rows, 96, 48, 3), jnp.float32)
     label = jax.ShapeDtypeStruct((rows,), jnp.int32)

@@ -16,6 +16,7 @@ from tests.weights import trunk
 from vireid_jax import optim
 from vireid_jax.methods import get_build
 from vireid_jax.methods.agw import method as agw
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.optim import path_name
 from vireid_jax.weights.resnet import fill
 
@@ -30,7 +31,7 @@ def build(preset="agw", **changes):
     options = recipe.get_config(f"sysu,{preset}").method.to_dict()
     del options["name"]
     facts = dict(FACTS, image_size=SIZE, second_view=preset == "caj")
-    return agw.build(**{**facts, **options, **SMALL, **changes})
+    return agw.build(**with_backbone({**facts, **options, **SMALL, **changes}))
 
 
 def shapes(method):
@@ -88,7 +89,7 @@ def test_rates_are_those_of_adjust_learning_rate(config, drops, epochs):
 def test_necks_and_classifiers_learn_at_the_whole_rate(config):
     options = config.method.to_dict()
     facts = dict(FACTS, image_size=(64, 32))
-    method = get_build(options.pop("name"))(**facts, **options | SMALL)
+    method = get_build(options.pop("name"))(**facts, **with_backbone(options | SMALL))
     multipliers = config.optim.to_dict()["multipliers"]
     tx, _ = optim.make(
         steps_per_epoch=1, epochs=1, name="sgd", momentum=0.0, multipliers=multipliers
@@ -110,10 +111,11 @@ def test_defaults_are_the_recipe():
     defaults = {k: v.default for k, v in inspect.signature(agw.build).parameters.items()}
     options = recipe.get_config("sysu").method.to_dict()
     del options["name"]
+    options = with_backbone(options)
     assert options.items() <= defaults.items()
     required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
     assert required == {"num_classes", "image_size", "num_ids"}
-    assert set(defaults) == set(options) | required | {"second_view", "remat", "accumulate"}
+    assert set(defaults) == set(options) | required | {"second_view"}
 
 
 def test_parameters_of_the_network_of_the_paper():

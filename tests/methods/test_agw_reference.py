@@ -23,6 +23,7 @@ from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
 from vireid_jax.methods import get_build
+from vireid_jax.methods.common import with_backbone
 
 KEY = jax.random.key(0)
 # A program runs once here: the compiler's time counts, not the program's.
@@ -50,7 +51,7 @@ def _built(preset, given, size, ids):
         options["cpm_normalize"] = options.pop("center_normalize")
     if "dropout" in options:
         options["dropout"] = 0.0  # masks are drawn differently in PyTorch
-    return get_build(options.pop("name"))(**options, image_size=size, num_ids=ids)
+    return get_build(options.pop("name"))(**with_backbone(options), image_size=size, num_ids=ids)
 
 
 def _weights(method, name):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import idkl as recipe
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.idkl import method as idkl
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.resnet import ResNet
@@ -24,7 +25,7 @@ def build(preset="", *, num_ids=6, num_instances=2, **changes):
     options.pop("name")
     facts = dict(num_classes=CLASSES, image_size=SIZE, num_steps=10)
     facts |= dict(num_ids=num_ids, num_instances=num_instances)
-    return idkl.build(**facts, **{**options, **SMALL, **changes})
+    return idkl.build(**facts, **with_backbone({**options, **SMALL, **changes}))
 
 
 def batch(num_ids=6, num_instances=2):

@@ -17,6 +17,7 @@ from tests.support.reference import store
 from tests.support.reference.cases_mun import settled
 from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.idkl import method as idkl
 
 KEY = jax.random.key(0)
@@ -34,13 +35,15 @@ def _method(name):
         del options["name"]
     options |= {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
     return idkl.build(
-        **{
-            **options,
-            "modality_dropout": 0.0,  # masks are drawn differently in PyTorch
-            "image_size": case.shape["size"],
-            "num_ids": case.shape["ids"],
-            "num_instances": case.shape["instances"],
-        }
+        **with_backbone(
+            {
+                **options,
+                "modality_dropout": 0.0,  # masks are drawn differently in PyTorch
+                "image_size": case.shape["size"],
+                "num_ids": case.shape["ids"],
+                "num_instances": case.shape["instances"],
+            }
+        )
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.methods import by_hand
+from tests.support.tiny import BACKBONE, FACTS, PK, ROWS, SIZE, K, P
 from vireid_jax.methods import METHODS
 from vireid_jax.methods.agw import method as agw
 from vireid_jax.methods.agw.net import AGWNet
@@ -24,30 +25,25 @@ from vireid_jax.methods.mun.net import MUNNet
 from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.multifeature import MultiFeatureNet
-from vireid_jax.nets.norm import grouped
 
-P, K, SIZE = 4, 2, (32, 16)
-ROWS = P * K
-SMALL = dict(num_classes=6, image_size=SIZE, depth=10, width=4)
-PK = dict(num_ids=P, num_instances=K)
 # Options that bring in what sees more than a row. A mask of dropout depends on the pieces.
 BUILDS = {
-    "smcl": partial(smcl.build, **SMALL, steps_per_epoch=4, metric_from_epoch=0.0, bn_running="vi"),
+    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0, bn_running="vi"),
     "mun": partial(
         mun.build,
-        **SMALL,
+        **FACTS,
         **PK,
         num_steps=8,
         second_view=True,
         generator={"ratios": (2,)},  # of maps of 8 x 4
         prototype_map="slot",
     ),
-    "idkl": partial(idkl.build, **SMALL, **PK, num_steps=8, modality_dropout=0.0),
-    "agw": partial(agw.build, **SMALL, num_ids=P, second_view=True),
-    "deen": partial(deen.build, **SMALL, num_ids=P, stages=3, branches=1, dropout=0.0),
+    "idkl": partial(idkl.build, **FACTS, **PK, num_steps=8, modality_dropout=0.0),
+    "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True),
+    "deen": partial(deen.build, **FACTS, num_ids=P, stages=3, branches=1, dropout=0.0),
     "pdm": partial(
         pdm.build,
-        **SMALL,
+        **FACTS,
         num_ids=P,
         stages=3,
         mfa=False,
@@ -72,8 +68,12 @@ def test_every_method_is_here():
     assert set(BUILDS) == set(NETS) == set(METHODS)
 
 
+def built(name, **options):
+    return BUILDS[name](backbone=BACKBONE._replace(**options))
+
+
 def batch():
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(3)
     names = ("visible", "infrared", "visible_second")
     images = {n: rng.normal(size=(ROWS, *SIZE, 3)).astype(np.float32) for n in names}
     return {**images, "label": np.repeat([4, 0, 5, 2], K).astype(np.int32)}
@@ -81,7 +81,7 @@ def batch():
 
 @functools.cache
 def start(name):
-    return BUILDS[name]().init(jax.random.key(0))
+    return built(name).init(jax.random.key(0))
 
 
 @functools.cache
@@ -118,7 +118,7 @@ def assert_close(found, expected, tolerance=1e-3):
 @functools.cache
 def with_everything(name):
     """The loss and gradient in two chunks of two groups each, of rematerialized blocks."""
-    method = grouped(BUILDS[name](accumulate=2, remat=True), 2)
+    method = built(name, accumulate=2, remat=True, bn_groups=2)
     return by_hand.graded(method)(variables(name), batch())
 
 
@@ -127,7 +127,7 @@ def test_chunks_of_groups_are_the_network_applied_to_each(name, monkeypatch):
     """Chunk c has the rows c, c + 2, ..., in two runs; the loss sees all rows."""
     found = with_everything(name)
     chunks = [np.split(np.arange(c, ROWS, 2), 2) for c in range(2)]
-    plain = BUILDS[name]()
+    plain = built(name)
     args = plain, NETS[name], variables(name), batch(), chunks
     assert_close(found, by_hand.loss_of_pieces(*args, monkeypatch))
 
@@ -136,7 +136,7 @@ def test_four_devices_compute_the_chunks_of_one():
     mesh = Mesh(jax.devices()[:4], ("data",), axis_types=(AxisType.Auto,))
     everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
     placed = jax.device_put(variables("smcl"), everywhere), jax.device_put(batch(), rows)
-    method = grouped(BUILDS["smcl"](accumulate=2, remat=True), 2)
+    method = built("smcl", accumulate=2, remat=True, bn_groups=2)
     found = by_hand.graded(method)(*placed)
     assert_close(jax.tree.map(np.asarray, found), with_everything("smcl"))
 
@@ -160,7 +160,7 @@ def test_stems_and_blocks_are_rematerialized_if_asked(name):
     """Under a primitive of its own in the program, which is that of the whole batch."""
 
     def found(**options):
-        method = BUILDS[name](**options)
+        method = built(name, **options)
         loss = partial(method.loss, batch=batch(), key=jax.random.key(0), step=0)
         jaxpr = jax.make_jaxpr(lambda state: loss(state)[0])(variables(name))
         return list(primitives(jaxpr.jaxpr))
@@ -175,7 +175,7 @@ def test_stems_and_blocks_are_rematerialized_if_asked(name):
 
 @every_method
 def test_a_fresh_network_does_not_depend_on_how_its_gradient_is_computed(name):
-    other = BUILDS[name](remat=True, accumulate=2).init(jax.random.key(0))
+    other = built(name, remat=True, accumulate=2).init(jax.random.key(0))
     assert jax.tree.structure(start(name)) == jax.tree.structure(other)
     for a, b in zip(*map(jax.tree.leaves, (start(name), other)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -184,7 +184,7 @@ def test_a_fresh_network_does_not_depend_on_how_its_gradient_is_computed(name):
 @every_method
 def test_a_number_of_chunks_that_does_not_fit_is_refused(name):
     with pytest.raises(ValueError, match=r"devices\.accumulate is 0, expected a whole number"):
-        BUILDS[name](accumulate=0)
-    method = BUILDS[name](accumulate=3)
+        built(name, accumulate=0)
+    method = built(name, accumulate=3)
     with pytest.raises(ValueError, match=r"devices\.accumulate is 3 with a batch of 8 rows"):
         jax.eval_shape(lambda v: method.loss(v, batch(), jax.random.key(0), 0)[0], variables(name))

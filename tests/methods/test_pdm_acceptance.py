@@ -14,6 +14,7 @@ from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.methods.test_agw_acceptance import FAST, largest, shapes, sizes
 from tests.weights import trunk
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
 from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.optim import path_name
@@ -30,7 +31,7 @@ def build(preset="code", **changes):
     config = deen_recipe.get_config("sysu") if preset == "deen" else None
     options = (config or pdm_recipe.get_config(f"sysu,{preset}")).method.to_dict()
     make = {"deen": deen.build, "pdm": pdm.build}[options.pop("name")]
-    return make(**{**FACTS, "image_size": SIZE, **options, **SMALL, **changes})
+    return make(**with_backbone({**FACTS, "image_size": SIZE, **options, **SMALL, **changes}))
 
 
 @pytest.mark.parametrize(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
@@ -41,8 +42,7 @@ def test_defaults_are_the_recipe(module, recipe):
     del options["name"]
     required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
     assert required == {"num_classes", "image_size", "num_ids"}
-    of_the_run = {"remat": False, "accumulate": 1}  # config.devices
-    assert {k: v for k, v in defaults.items() if k not in required} == options | of_the_run
+    assert {k: v for k, v in defaults.items() if k not in required} == with_backbone(options)
 
 
 # --- The networks of the papers ------------------------------------------------------------

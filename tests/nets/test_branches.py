@@ -7,6 +7,7 @@ import pytest
 from tests.support.reference.convert import flatten
 from tests.weights import trunk
 from vireid_jax import weights
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.idkl.method import build
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.types import SPECIFIC
@@ -169,8 +170,7 @@ def model(depth=10, width=2):
         num_steps=1,
         num_ids=2,
         num_instances=2,
-        depth=depth,
-        width=width,
+        backbone=Backbone(depth=depth, width=width),
     )
 
 

@@ -11,9 +11,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vireid_jax.nets.auxiliary import ModalityUnifying
-from vireid_jax.nets.norm import BatchNorm, grouped
+from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.resnet import ResNet
-from vireid_jax.types import Aux, LaterLoss, Method
 
 R = np.random.default_rng(5)
 KEY = jax.random.key(0)
@@ -26,8 +25,8 @@ def started(norm, x):
     return jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape).astype(x.dtype), shapes)
 
 
-def normalized(norm, variables, x, groups):
-    y, new = norm.apply(variables, x, train=True, groups=groups, mutable=["batch_stats"])
+def normalized(norm, variables, x):
+    y, new = norm.apply(variables, x, train=True, mutable=["batch_stats"])
     return y, new["batch_stats"]
 
 
@@ -41,12 +40,12 @@ def test_groups_are_the_replicas_of_torch(shape, groups):
     """Each replica has a module of its own and sees its run of rows; replica 0's is kept."""
     torch = pytest.importorskip("torch")
     x, along = R.normal(1, 2, shape), R.normal(size=shape)
-    norm = BatchNorm()
+    norm = BatchNorm(groups=groups)
     with jax.enable_x64(True):
         variables = started(norm, jnp.asarray(x))
 
         def total(params, x):
-            y, stats = normalized(norm, {**variables, "params": params}, x, groups)
+            y, stats = normalized(norm, {**variables, "params": params}, x)
             return (y * along).sum(), (y, stats)
 
         graded = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
@@ -76,9 +75,9 @@ def test_groups_are_the_replicas_of_torch(shape, groups):
 def test_a_group_holds_whole_slots_and_the_first_moves_the_statistics_by_its_kept_rows():
     """8 slots of 3 modalities in 4 groups; the third modality is not kept."""
     x = R.normal(2, 3, (4, 2, 3, 5)).astype(np.float32)  # group, slot, modality, channel
-    norm = BatchNorm(running=(3, 2))
+    norm = BatchNorm(running=(3, 2), groups=4)
     variables = started(norm, jnp.asarray(x.reshape(24, 5)))
-    y, stats = normalized(norm, variables, x.reshape(24, 5), 4)
+    y, stats = normalized(norm, variables, x.reshape(24, 5))
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
     for group, run in enumerate(x.reshape(4, 6, 5)):
         expected = (run - run.mean(0)) / np.sqrt(run.var(0) + 1e-5) * scale + bias
@@ -94,7 +93,7 @@ def test_a_group_holds_whole_slots_and_the_first_moves_the_statistics_by_its_kep
 def test_evaluation_knows_no_groups():
     x = R.normal(size=(6, 4)).astype(np.float32)
     variables = started(BatchNorm(), jnp.asarray(x))
-    whole, runs = (BatchNorm().apply(variables, x, train=False, groups=g) for g in (1, 3))
+    whole, runs = (BatchNorm(groups=g).apply(variables, x, train=False) for g in (1, 3))
     np.testing.assert_array_equal(whole, runs)
 
 
@@ -104,111 +103,65 @@ def test_evaluation_knows_no_groups():
 def test_rows_that_do_not_divide_are_refused(rows, groups, running):
     """9 groups of 18 rows are whole numbers, but cut the slots of 3."""
     x = jnp.ones((rows, 2))
-    norm = BatchNorm(running=running)
+    norm = BatchNorm(running=running, groups=groups)
     with pytest.raises(ValueError, match=rf"^{groups} groups .* {rows} rows") as error:
-        normalized(norm, started(norm, x), x, groups)
+        normalized(norm, started(norm, x), x)
     assert "devices.bn_groups" in str(error.value) and "sampler.num_ids" in str(error.value)
 
 
-# --- A method ---------------------------------------------------------------------------
+# --- A network ---------------------------------------------------------------------------
 
 
 class Net(nn.Module):
-    """Two normalizations, one of them in a module whose maps are computed anew."""
+    """Two normalizations, one of them in a module whose maps are computed a second time."""
+
+    groups: int = 1
 
     @nn.compact
-    def __call__(self, x, train):
+    def __call__(self, x):
         class Inner(nn.Module):
+            groups: int
+
             @nn.compact
-            def __call__(self, x, train):
-                return BatchNorm(name="bn")(jnp.sin(x), train=train)
+            def __call__(self, x):
+                return BatchNorm(groups=self.groups, name="bn")(jnp.sin(x), train=True)
 
-        x = nn.remat(Inner, static_argnums=(2,))(name="inner")(x, train)
-        return BatchNorm(name="bn")(x * x, train=train)
-
-
-def method_of(x):
-    net = Net()
-
-    def loss(variables, batch, key, step):
-        y, new = net.apply(variables, batch["visible"], True, mutable=["batch_stats"])
-        return (y**3).sum() * step, Aux({}, new, {})
-
-    def embed(variables, images, modality):
-        return {"f": net.apply(variables, images, False)}
-
-    return Method(lambda key: net.lazy_init(key, x, False), loss, embed, (LaterLoss(0, loss),))
+        x = nn.remat(Inner)(self.groups, name="inner")(x)
+        return BatchNorm(groups=self.groups, name="bn")(x * x, train=True)
 
 
-def by_hand(method, variables, x, groups):
-    """The sum over runs of what each gives alone, and the statistics after the first."""
-    loss = jax.jit(method.loss)
-    runs = [
-        loss(variables, {"visible": run, "label": run[:, 0]}, None, 1.0)
-        for run in jnp.split(x, groups)
-    ]
-    return sum(total for total, _ in runs), runs[0][1].updates
-
-
-@pytest.mark.parametrize("which", ["loss", "later"])
-def test_every_loss_of_a_method_is_normalized_by_groups(which):
+def test_every_normalization_of_a_network_is_of_groups():
+    """The runs are what each gives alone; the statistics are those after the first."""
     x = jnp.asarray(R.normal(size=(6, 4)), jnp.float32)
-    plain = method_of(x)
-    variables, batch = plain.init(KEY), {"visible": x, "label": jnp.arange(6)}
-    method = grouped(plain, 3)
-    loss = method.loss if which == "loss" else method.later[0].loss
-    total, aux = jax.jit(loss)(variables, batch, None, 1.0)
-    expected, updates = by_hand(plain, variables, x, 3)
-    np.testing.assert_allclose(total, expected, rtol=1e-4)
-    for found, value in zip(*map(jax.tree.leaves, (aux.updates, updates)), strict=True):
+    variables = Net().lazy_init(KEY, x)
+    y, new = Net(3).apply(variables, x, mutable=["batch_stats"])
+    runs = [Net().apply(variables, run, mutable=["batch_stats"]) for run in jnp.split(x, 3)]
+    np.testing.assert_allclose(y, jnp.concatenate([run for run, _ in runs]), rtol=1e-4, atol=1e-4)
+    for found, value in zip(*map(jax.tree.leaves, (new, runs[0][1])), strict=True):
         np.testing.assert_allclose(found, value, rtol=1e-5)
-    # Groups do not outlive the loss.
-    whole = jax.jit(plain.loss)(variables, batch, None, 1.0)[0]
-    np.testing.assert_allclose(whole, by_hand(plain, variables, x, 1)[0], rtol=1e-5)
-    assert abs(total - whole) > 0.1
-    assert method._replace(loss=plain.loss, later=plain.later) == plain
-    assert [each.start_step for each in method.later] == [0]
+    whole, _ = Net().apply(variables, x, mutable=["batch_stats"])
+    assert np.abs(y - whole).max() > 0.1
 
 
-def test_one_group_is_the_method_itself():
-    method = method_of(jnp.ones((2, 2)))
-    assert grouped(method, 1) is method
-
-
-@pytest.mark.parametrize("groups", [0, -1])
-def test_no_groups_are_refused(groups):
-    with pytest.raises(ValueError, match=rf"devices\.bn_groups is {groups}, expected 1"):
-        grouped(method_of(jnp.ones((2, 2))), groups)
-
-
-def test_groups_must_divide_the_batch():
-    """4 groups of 6 slots: the 12 rows of two modalities would divide, and cut slots."""
-    x = jnp.ones((12, 4))
-    method = grouped(method_of(x), 4)
-    batch = {"visible": x, "label": jnp.arange(6)}
-    with pytest.raises(ValueError, match=r"devices\.bn_groups is 4 with a batch of 6 rows"):
-        method.loss(method.init(KEY), batch, None, 1.0)
+def test_a_network_starts_from_rows_that_the_groups_do_not_divide():
+    two = jnp.ones((2, 4))
+    fresh, grouped = (net.init(KEY, two) for net in (Net(), Net(3)))
+    assert jax.tree.structure(fresh) == jax.tree.structure(grouped)
 
 
 def test_folded_moments_are_those_of_the_whole_batch():
     """A generator that never has the map computes it where groups are normalized."""
     image = jax.ShapeDtypeStruct((64, 72, 36, 256), jnp.float32)  # nothing is computed
-    batch = {"visible": image, "infrared": image, "label": jnp.arange(64)}
 
     def program(form, groups):
-        net = ModalityUnifying(ratios=(2, 4), form=form)
+        net = ModalityUnifying(ratios=(2, 4), form=form, groups=groups)
+        maps = (jnp.zeros(image.shape) for _ in range(2))
+        variables = jax.eval_shape(lambda: net.init(KEY, *maps, train=True))
 
-        def loss(variables, batch, key, step):
-            maps = batch["visible"], batch["infrared"]
-            out, new = net.apply(variables, *maps, train=True, mutable=["batch_stats"])
-            return out[0].sum(), Aux({}, new)
+        def forward(variables, *maps):
+            return net.apply(variables, *maps, train=True, mutable=["batch_stats"])[0]
 
-        def init(key):
-            return net.init(key, *(jnp.zeros(image.shape) for _ in range(2)), train=True)
-
-        method = grouped(Method(init, loss, lambda *_: {}), groups)
-        variables = jax.eval_shape(init, KEY)
-        return str(jax.make_jaxpr(lambda *x: method.loss(*x, None, 0)[0])(variables, batch))
+        return str(jax.make_jaxpr(forward)(variables, image, image))
 
     assert program("direct", 2) == program("auto", 2) != program("direct", 1)
     assert program("folded", 1) == program("auto", 1) != program("direct", 1)
@@ -219,11 +172,6 @@ def test_folded_moments_are_those_of_the_whole_batch():
 # --- Devices ----------------------------------------------------------------------------
 
 
-def tell(call, args, kwargs, context):
-    told = isinstance(context.module, BatchNorm) and context.method_name == "__call__"
-    return call(*args, **kwargs, groups=4) if told else call(*args, **kwargs)
-
-
 @pytest.fixture(scope="module")
 def texts():
     """What is compiled of a ResNet's training pass on four devices: {groups: (maps, all)}.
@@ -232,19 +180,16 @@ def texts():
     """
     mesh = Mesh(jax.devices()[:4], ("data",), axis_types=(AxisType.Auto,))
     rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    net = ResNet(depth=10, width=4, running=(2, 1))
     images = [jnp.ones((8, 32, 16, 3))] * 2
-    variables = net.lazy_init(KEY, images, train=True)
 
-    def forward(groups, variables, images):
-        if groups == 1:
-            return net.apply(variables, images, train=True, mutable=["batch_stats"])
-        with nn.intercept_methods(tell):
-            return net.apply(variables, images, train=True, mutable=["batch_stats"])
+    def net(groups):
+        return ResNet(depth=10, width=4, running=(2, 1), groups=groups)
+
+    variables = net(1).lazy_init(KEY, images, train=True)
 
     def compiled(groups, what):
         def f(variables, images):
-            maps, new = forward(groups, variables, images)
+            maps, new = net(groups).apply(variables, images, train=True, mutable=["batch_stats"])
             return maps if what == "maps" else (maps, new)
 
         out = rows if what == "maps" else (rows, everywhere)

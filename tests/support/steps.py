@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import idkl as idkl_recipe
+from tests.support.tiny import BACKBONE, FACTS, PK, ROWS, P, host_batch
 from vireid_jax import optim, train
 from vireid_jax.data import augment
 from vireid_jax.methods.agw import method as agw
@@ -22,52 +23,41 @@ from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.runtime import devices, processes
 
-P, K, SIZE, WIDTH = 4, 2, (32, 16), 4
-ROWS, MODALITIES, FEATURES = P * K, 3, 8 * WIDTH
+MODALITIES = 3
 
 
 def mesh_of(count, fsdp=1):
     return devices.make_mesh(jax.devices()[:count], fsdp=fsdp)
 
 
-def host_batch():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, ROWS, *SIZE, 3), dtype=np.uint8)
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": np.repeat([6, 1, 0, 7], K).astype(np.int32),
-        "camera": rng.integers(1, 7, (ROWS, 2)).astype(np.int32),
-    }
-
-
-SMALL = dict(num_classes=8, image_size=SIZE, depth=10, width=WIDTH)
 METHODS = {
-    "smcl": partial(smcl.build, **SMALL, steps_per_epoch=4, metric_from_epoch=0.0),  # all terms
+    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0),  # all terms
     "mun": partial(
         mun.build,
-        **SMALL,
+        **FACTS,
         num_steps=8,
-        num_ids=P,
-        num_instances=K,
+        **PK,
         second_view=True,
         generator={"ratios": (2, 4)},  # of maps of 8 x 4
     ),
     **{
         f"idkl,{preset}": partial(
             idkl.build,
-            **{k: v for k, v in idkl_recipe.get_config(preset).method.items() if k != "name"}
-            | SMALL,
+            **{
+                k: v
+                for k, v in idkl_recipe.get_config(preset).method.items()
+                if k not in ("name", *BACKBONE._fields)
+            },
+            **FACTS,
             num_steps=8,
-            num_ids=P,
-            num_instances=K,
+            **PK,
         )
         for preset in idkl_recipe.PRESETS
     },
-    "deen": partial(deen.build, **SMALL, num_ids=P, stages=3),
-    "agw": partial(agw.build, **SMALL, num_ids=P, second_view=True, tri_form="squared"),
+    "deen": partial(deen.build, **FACTS, num_ids=P, stages=3),
+    "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True, tri_form="squared"),
     # DEEN's network, an axis of branches, and F of all prototypes; three stages compile sooner.
-    "pdm": partial(pdm.build, **SMALL, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
+    "pdm": partial(pdm.build, **FACTS, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
 }
 
 
@@ -75,7 +65,7 @@ class Step:
     """A compiled step of a method on some devices, and what it returns for one batch."""
 
     def __init__(self, count, kernels, method, fsdp=1):
-        self.method = METHODS[method](kernels=kernels)
+        self.method = METHODS[method](backbone=BACKBONE._replace(kernels=kernels))
         # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
         # which rounding turns over.
         transform, rate = optim.make(

@@ -11,6 +11,7 @@ import pytest
 from tests.support.reference.convert import flatten
 from tests.weights import build, trunk
 from vireid_jax import weights
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.smcl.method import build as smcl
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.types import INFRARED, VISIBLE
@@ -165,7 +166,13 @@ def test_the_report_in_words():
 
 
 def method(**options):
-    return smcl(num_classes=5, image_size=SIZE, steps_per_epoch=1, depth=10, width=2, **options)
+    return smcl(
+        num_classes=5,
+        image_size=SIZE,
+        steps_per_epoch=1,
+        backbone=Backbone(depth=10, width=2),
+        **options,
+    )
 
 
 @pytest.mark.parametrize("specific", [0, 2])

@@ -55,6 +55,7 @@ class NonLocal(nn.Module):
     """
 
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -64,7 +65,7 @@ class NonLocal(nn.Module):
         theta, phi, g = (_rows(_point(x, half, name, self.dtype)) for name in ("theta", "phi", "g"))
         y = attend(theta, phi, g).reshape(*x.shape[:-1], half)
         y = _point(y, width, "w", self.dtype)
-        return x + _zero_norm("bn")(y, train=train)
+        return x + _zero_norm(self.groups)(y, train=train)
 
 
 class ChannelAttention(nn.Module):
@@ -76,6 +77,7 @@ class ChannelAttention(nn.Module):
     """
 
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, *, train: bool) -> jax.Array:
@@ -86,7 +88,7 @@ class ChannelAttention(nn.Module):
         energy = jnp.einsum("npc,npd->ncd", theta, phi) / width
         y = jnp.einsum("ncd,npd->npc", energy, g).reshape(low.shape)
         y = _point(y, high.shape[-1], "w", self.dtype)
-        return high + _zero_norm("bn")(y, train=train)
+        return high + _zero_norm(self.groups)(y, train=train)
 
 
 class PositionAttention(nn.Module):
@@ -99,6 +101,7 @@ class PositionAttention(nn.Module):
     """
 
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, *, train: bool) -> jax.Array:
@@ -108,19 +111,20 @@ class PositionAttention(nn.Module):
         phi, g = (fold_halves(_point(low, half, name, self.dtype)) for name in ("phi", "g"))
         y = unfold_halves(attend(theta, phi, g), (high.shape[1], high.shape[2], half))
         y = _point(y, high.shape[-1], "w", self.dtype)
-        return high + _zero_norm("bn")(y, train=train)
+        return high + _zero_norm(self.groups)(y, train=train)
 
 
 class Aggregation(nn.Module):
     """DEEN's multistage feature aggregation: channel attention, then position attention."""
 
     dtype: Any = None
+    groups: int = 1
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, train: bool) -> jax.Array:
         """High [N, h, w, F] and low [N, h, w, c] or [N, 2h, 2w, c] -> [N, h, w, F]."""
-        x = ChannelAttention(dtype=self.dtype, name="channel")(high, low, train=train)
-        return PositionAttention(dtype=self.dtype, name="position")(x, low, train=train)
+        x = ChannelAttention(self.dtype, self.groups, name="channel")(high, low, train=train)
+        return PositionAttention(self.dtype, self.groups, name="position")(x, low, train=train)
 
 
 def fold_halves(x: jax.Array) -> jax.Array:
@@ -176,5 +180,5 @@ def _point(x: jax.Array, width: int, name: str, dtype: Any) -> jax.Array:
     )(x)
 
 
-def _zero_norm(name: str) -> BatchNorm:
-    return BatchNorm(scale_init=init.constant(0.0), name=name)
+def _zero_norm(groups: int) -> BatchNorm:
+    return BatchNorm(scale_init=init.constant(0.0), groups=groups, name="bn")

@@ -11,6 +11,7 @@ image itself first.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap
 from vireid_jax.nets.prototypes import Prototypes
 from vireid_jax.nets.remat import rematerialized
-from vireid_jax.nets.resnet import ResNet, block_names
+from vireid_jax.nets.resnet import ResNet, block_names, map_size
 from vireid_jax.nets.shallow import phase_only, simam
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -65,7 +66,9 @@ class MultiFeatureNet(nn.Module):
         remat = options.get("remat", False)
         if self.aggregates:  # mfa1 and mfa2, mfa3 where layer4 follows
             block = rematerialized(Aggregation, self, remat, static=(3,))
-            self.mfa = [block(options.get("dtype")) for _ in range(stages - 1)]
+            self.mfa = [
+                block(options.get("dtype"), options.get("groups", 1)) for _ in range(stages - 1)
+            ]
         if self.expansion_options is not None:
             self.expansion = rematerialized(Expansion, self, remat)(**self.expansion_options)
         self.drop = nn.Dropout(self.dropout)
@@ -74,7 +77,8 @@ class MultiFeatureNet(nn.Module):
             self.prototypes = Prototypes(**self.prototype_options)
             names.append("full")
         start = init.normal(0.01, mean=1.0)  # AGW's code and its descendants
-        self.neck = {name: BatchNorm(use_bias=False, scale_init=start) for name in names}
+        neck = partial(BatchNorm, use_bias=False, scale_init=start, groups=options.get("groups", 1))
+        self.neck = {name: neck() for name in names}
         self.classifier = {
             name: nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
             for name in self.classified
@@ -143,3 +147,33 @@ class MultiFeatureNet(nn.Module):
             flat = parts.features.reshape(len(maps), -1)
             features["full"] = jnp.concatenate([flat, features["global"]], 1)
         return features, parts
+
+
+def check(
+    *,
+    last_stride: int,
+    image_size: tuple[int, int],
+    stages: int,
+    mfa: bool,
+    branches: int,
+    dropout: float,
+) -> None:
+    """Refuses what a `MultiFeatureNet` cannot be built of, before anything is traced.
+
+    Raises:
+      ValueError: naming the option, what it is and what it may be.
+    """
+    if stages not in (3, 4):
+        raise ValueError(f"method.stages is {stages}, expected 4, or 3 to end with layer3")
+    if branches < 0:
+        raise ValueError(f"method.branches is {branches}, expected 0 or more")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"method.dropout is {dropout}, expected 0 to below 1")
+    for stage in range(stages if mfa else 0):
+        height, wide = map_size(image_size, stage, last_stride)
+        if height * wide % 2:
+            raise ValueError(
+                f"data.image_size is {tuple(image_size)}, whose map of {height} x {wide} places "
+                "the position attention of method.mfa cannot halve; choose a height or width that "
+                "is a multiple of 32, or method.mfa=False"
+            )

@@ -1,7 +1,5 @@
 """Batch normalization with PyTorch's arithmetic: of the global batch, or of runs of its rows."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.nets import init
-from vireid_jax.types import Batch, LossFn, Method, Variables
 
 
 class BatchNorm(nn.Module):
@@ -17,7 +14,7 @@ class BatchNorm(nn.Module):
 
     Differs from `flax.linen.BatchNorm` in what torch does otherwise: the running variance
     is the unbiased one, n / (n - 1) times the batch variance. Under jit with a sharded
-    batch the statistics are those of the global batch, unless it is called with groups.
+    batch the statistics are those of the global batch, unless there are groups.
 
     Attributes:
       use_bias: learn a shift; a BN neck has none (Luo et al. 2019, "Bag of Tricks").
@@ -26,6 +23,11 @@ class BatchNorm(nn.Module):
       scale_init: where the factors start.
       running: (M, kept): rows are M interleaved modalities, row b * M + m; all of them
         normalize the batch, the first `kept` alone update the running statistics.
+      groups: contiguous runs of N / groups rows that are each normalized by their own mean and
+        variance, in training. The first alone moves the running statistics, as it does on
+        several GPUs without SyncBN: torch's DataParallel keeps the buffers of replica 0, and
+        of DistributedDataParallel's processes the first one saves its own. Runs that lie on
+        devices of their own need no communication to be normalized.
     """
 
     use_bias: bool = True
@@ -33,23 +35,21 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     scale_init: init.Initializer = init.constant(1.0)
     running: tuple[int, int] | None = None
+    groups: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, groups: int = 1) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalizes x [N, ..., F]; returns the same shape and dtype.
 
         Args:
           x: rows, with any axes between them and the F channels.
           train: normalize by batch statistics and move the running ones; else by those.
-          groups: contiguous runs of N / groups rows that are each normalized by their own mean and
-            variance, in training. The first alone moves the running statistics, as it does on
-            several GPUs without SyncBN: torch's DataParallel keeps the buffers of replica 0, and
-            of DistributedDataParallel's processes the first one saves its own.
 
         Raises:
           ValueError: the groups do not divide the rows, or cut the M rows of a slot (`running`).
         """
         width = x.shape[-1]
+        groups = 1 if self.is_initializing() else self.groups  # two rows start a network
         wide = jnp.promote_types(x.dtype, jnp.float32)  # statistics never in half precision
         running_mean = self.variable("batch_stats", "mean", init.constant(0.0), None, (width,))
         running_var = self.variable("batch_stats", "var", init.constant(1.0), None, (width,))
@@ -119,47 +119,3 @@ def _moments(x: jax.Array, shift: jax.Array, groups: int = 1) -> tuple[jax.Array
     mean = moved.mean(axes)
     var = jnp.maximum((moved * moved).mean(axes) - mean * mean, 0)
     return mean + _row(shift, mean.ndim), var
-
-
-def grouped(method: Method, groups: int) -> Method:
-    """The method with batch statistics of `groups` contiguous runs of slots, each by itself.
-
-    That is what a batch on several GPUs has in torch without SyncBN: see `BatchNorm`. Only the
-    normalizations differ, losses still see the whole batch. Runs that lie on devices of their
-    own need no communication to be normalized.
-
-    Args:
-      method: any; groups=1 returns it.
-      groups: runs of a batch. With chunks (`chunks.apply`) they are runs of a chunk.
-
-    Raises:
-      ValueError: groups below 1, and while tracing a loss if they do not divide its rows.
-    """
-    if groups < 1:
-        raise ValueError(f"devices.bn_groups is {groups}, expected 1 (the whole batch) or more")
-    if groups == 1:
-        return method
-
-    def tell(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        # Whatever normalizes a batch has a keyword `groups`; no method needs to hand it down.
-        if kwargs.get("train"):
-            function = getattr(type(context.module), context.method_name)
-            if "groups" in inspect.signature(function).parameters:
-                kwargs = {**kwargs, "groups": groups}
-        return call(*args, **kwargs)
-
-    def of_groups(loss: LossFn) -> LossFn:
-        def wrapped(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Any]:
-            rows = batch["label"].shape[0]
-            if rows % groups:
-                raise ValueError(
-                    f"devices.bn_groups is {groups} with a batch of {rows} rows (sampler.num_ids x "
-                    "sampler.num_instances), expected a divisor; change one of them"
-                )
-            with nn.intercept_methods(tell):
-                return loss(variables, batch, key, step)
-
-        return wrapped
-
-    later = tuple(each._replace(loss=of_groups(each.loss)) for each in method.later)
-    return method._replace(loss=of_groups(method.loss), later=later)

@@ -85,7 +85,7 @@ class ResNet(nn.Module):
         maxima of shifted maps, the same numbers, whose gradients XLA's CPU backend
         computes several times faster.
       dtype: compute type of convolutions; None follows the input.
-      running: see `BatchNorm`.
+      running, groups: see `BatchNorm`.
       remat: in training keep the maps between blocks alone, and compute those inside the stem
         and the blocks anew in the backward pass.
     """
@@ -98,6 +98,7 @@ class ResNet(nn.Module):
     kernels: str = "xla"
     dtype: Any = None
     running: tuple[int, int] | None = None
+    groups: int = 1
     remat: bool = False
 
     @nn.compact
@@ -219,8 +220,12 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    def _options(self, running: Any) -> dict[str, Any]:
+        common = dict(kernels=self.kernels, dtype=self.dtype, groups=self.groups)
+        return {**common, "running": running}
+
     def _stem(self, images: Any, suffix: str, running: Any, train: bool) -> jax.Array:
-        options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
+        options = self._options(running)
         stem = rematerialized(_Stem, self, self.remat and train, static=(2,))
         return stem(self.width, **options, name=f"stem{suffix}")(images, train)
 
@@ -228,7 +233,7 @@ class ResNet(nn.Module):
         self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool, then: Any = None
     ) -> jax.Array:
         """Stages 1-4 are torchvision's layer1-layer4."""
-        options = dict(kernels=self.kernels, dtype=self.dtype, running=running)
+        options = self._options(running)
         make = rematerialized(_Block, self, self.remat and train, static=(2,))
         for block, name in enumerate(block_names(self.depth, stage)):
             stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
@@ -246,6 +251,7 @@ class _Stem(nn.Module):
     kernels: str
     dtype: Any
     running: tuple[int, int] | None
+    groups: int
 
     @nn.compact
     def __call__(self, images: Sequence[jax.Array], train: bool) -> jax.Array:
@@ -254,7 +260,8 @@ class _Stem(nn.Module):
         # One by one: a gradient with respect to the images, the dearest of all, is then
         # computed for a generated modality alone.
         x = interleave([conv(image) for image in images])
-        x = nn.relu(BatchNorm(running=self.running, name="bn1")(x, train=train))
+        norm = partial(BatchNorm, running=self.running, groups=self.groups)
+        x = nn.relu(norm(name="bn1")(x, train=train))
         return _max_pool(x, self.kernels)
 
 
@@ -267,11 +274,12 @@ class _Block(nn.Module):
     kernels: str
     dtype: Any
     running: tuple[int, int] | None
+    groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(_conv, kernels=self.kernels, dtype=self.dtype)
-        norm = partial(BatchNorm, running=self.running)
+        norm = partial(BatchNorm, running=self.running, groups=self.groups)
         if self.bottleneck:
             plan = [(self.width, 1, 1), (self.width, 3, self.stride), (self.width * 4, 1, 1)]
         else:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import tables
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.mun import method as mun
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -29,7 +30,7 @@ BASELINE = {"id_visible", "id_infrared", "tri"}
 
 
 def build(**options):
-    return mun.build(**{**TINY, **options})
+    return mun.build(**with_backbone({**TINY, **options}))
 
 
 def batch_of(options):

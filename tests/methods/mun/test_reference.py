@@ -21,6 +21,7 @@ from tests.support.reference.cases_mun import settled, start, steady
 from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.mun import method as mun
 from vireid_jax.methods.mun.alignment import alignment_loss
 
@@ -40,7 +41,7 @@ def _method(name):
     facts = {"num_ids": case.shape["ids"], "num_instances": case.shape["instances"]}
     options |= {"image_size": case.shape["size"], **facts}
     if repr(options) not in METHODS:
-        METHODS[repr(options)] = mun.build(**options)
+        METHODS[repr(options)] = mun.build(**with_backbone(options))
     return METHODS[repr(options)]
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.support.reference.convert import flatten
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.smcl import method as smcl
 
 KEY = jax.random.key(0)
@@ -32,7 +33,7 @@ class Built:
     """A method, fresh variables and its loss, jitted with and without the gradient."""
 
     def __init__(self, **options):
-        self.method = smcl.build(**(SMALL | options))
+        self.method = smcl.build(**with_backbone(SMALL | options))
         self.variables = self.method.init(KEY)
         self.gradient = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
         self.value = jax.jit(self._loss)
@@ -56,7 +57,7 @@ class Built:
 
 def traced(**options):
     """A method, the shapes of its variables and what its loss returns beside the total."""
-    method = smcl.build(**(SMALL | options))
+    method = smcl.build(**with_backbone(SMALL | options))
     variables = jax.eval_shape(method.init, KEY)
     _, aux = jax.eval_shape(method.loss, variables, BATCH, KEY, jnp.asarray(0))
     return method, variables, aux

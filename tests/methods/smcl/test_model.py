@@ -11,6 +11,7 @@ from tests.methods.small_smcl import BATCH, KEY, SMALL, SWITCH, Built, K, P
 from tests.support.parity import relative_error
 from tests.support.reference.convert import flatten
 from vireid_jax.data.augment import MEAN, STD
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.auxiliary import SMGM
 from vireid_jax.types import INFRARED, VISIBLE
@@ -108,7 +109,7 @@ def test_bfloat16_keeps_losses_parameters_and_statistics_in_float32(built):
 
 
 def test_two_step_updates_come_as_a_later_loss(built):
-    method = smcl.build(**SMALL, updates="two_step")
+    method = smcl.build(**with_backbone(SMALL), updates="two_step")
     (later,) = method.later
     assert later.start_step == SWITCH and not built.method.later
 
@@ -279,15 +280,15 @@ def test_generator_has_7_width_plus_3_parameters(width, count):
 def test_a_wrong_option_is_refused_with_its_value(option, value):
     value_of = "'ratio'" if option == "generator" else str(value)
     with pytest.raises(ValueError, match=value_of) as refused:
-        smcl.build(**(SMALL | {option: value}))
+        smcl.build(**with_backbone(SMALL | {option: value}))
     assert option in str(refused.value) or option == "num_classes"
 
 
 def test_identity_start_needs_three_channels():
     with pytest.raises(ValueError, match="smgm_width=3"):
-        smcl.build(**(SMALL | {"smgm_init": "identity", "smgm_width": 16}))
+        smcl.build(**with_backbone(SMALL | {"smgm_init": "identity", "smgm_width": 16}))
 
 
 def test_a_misspelt_option_is_refused():
     with pytest.raises(TypeError, match="id_margn"):
-        smcl.build(**SMALL, id_margn=4.0)
+        smcl.build(**with_backbone(SMALL), id_margn=4.0)

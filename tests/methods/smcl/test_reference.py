@@ -21,6 +21,7 @@ from tests.support.reference.cases_mun import settled, start
 from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, case_inputs, cases
 from vireid_jax import optim
+from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.nets.auxiliary import SMGM
 
@@ -37,7 +38,7 @@ def _method(name, switch):
         image_size=case.shape["size"],
         steps_per_epoch=STEPS_PER_EPOCH,
         metric_from_epoch=switch / STEPS_PER_EPOCH,
-        **options,
+        **with_backbone(options),
     )
 
 

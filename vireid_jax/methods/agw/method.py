@@ -14,15 +14,14 @@ Both as in the authors' code, mangye16/Cross-Modal-Re-ID-baseline and its ICCV21
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.methods import common
 from vireid_jax.methods.agw.net import AGWNet
-from vireid_jax.nets import chunks, init, options
-from vireid_jax.nets.resnet import feature_width
+from vireid_jax.methods.common import Backbone
 from vireid_jax.types import Aux, Batch, Method, Variables
 
 TRIPLETS = ("weighted", "squared", "hard")
@@ -34,19 +33,13 @@ def build(
     image_size: tuple[int, int],
     num_ids: int,
     second_view: bool = False,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
-    kernels: str = "auto",
-    dtype: str = "float32",
+    backbone: Backbone = Backbone(),
     non_local: bool = True,
     pool_p: float = 3.0,
     tri_form: str = "weighted",
     tri_margin: float = 0.3,
     tri_normalize: bool = False,
     tri_weight: float = 1.0,
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """AGW as a `Method`; the defaults are those of the authors' code.
 
@@ -56,8 +49,7 @@ def build(
       num_ids: P of a batch.
       second_view: batches have a second view of the visible images (`augment.second_view`, CAJ);
         both terms are then of three rows an identity and instance.
-      depth, width, last_stride, kernels: see `ResNet`.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
+      backbone: see `common.Backbone`.
       non_local: non-local blocks in layer2 and layer3. False with pool_p=1 and tri_form=hard is
         the code's own baseline, `--method base`.
       pool_p: exponent of the generalized mean, fixed; 1 is the average.
@@ -66,56 +58,34 @@ def build(
       tri_normalize: of features of unit length. Ours, for networks that start from random weights:
         the authors' features are as they come.
       tri_weight: 0 leaves the term out.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "tri_form": (tri_form, TRIPLETS),
         },
         not_negative=dict(tri_margin=tri_margin, tri_weight=tri_weight),
         num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
     )
-    chunks.check(accumulate)
-    feature_width(depth, width)  # refuses an unknown depth before anything is traced
     if not pool_p >= 1:
         raise ValueError(f"method.pool_p is {pool_p}, expected 1 (the average) or more")
-    if num_ids < 2:
-        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
     net = AGWNet(
         num_classes=num_classes,
-        backbone_options=dict(
-            depth=depth,
-            width=width,
-            last_stride=last_stride,
-            specific=1,
-            kernels=options.resolve_kernels(kernels),
-            dtype=options.compute_dtype(dtype),
-            remat=remat,
-        ),
+        backbone_options={**backbone.resnet_options(), "specific": 1},
         non_local=non_local,
         pool_p=pool_p,
     )
-
-    def initialize(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
-
-    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-        del key
-        return net.apply(variables, *images, mutable=["batch_stats"])
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
         images = [batch["visible"], batch["infrared"]]
         if second_view:
             images.append(batch["visible_second"])
-        found, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        found, updates = common.train_pass(net, backbone, variables, images, key)
         pool, logits = found
         labels = batch["label"]
         person = jnp.repeat(labels, len(images))
@@ -134,7 +104,4 @@ def build(
         metrics = {"accuracy": accuracy(flat, person), "feature_norm": safe_norm(pool).mean()}
         return total, Aux(terms, dict(updates), metrics)
 
-    def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
-        return net.apply(variables, images, modality, method="embed")  # type: ignore[return-value]
-
-    return Method(initialize, loss, embed)
+    return Method(common.initialize(net, image_size), loss, common.embed(net))

@@ -37,6 +37,7 @@ class AGWNet(nn.Module):
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         options = self.backbone_options
+        groups = options.get("groups", 1)
         self.backbone = ResNet(**options)
         names = [
             name
@@ -45,8 +46,9 @@ class AGWNet(nn.Module):
         ]
         # attention_layer2_2, ...
         block = rematerialized(NonLocal, self, options.get("remat", False), static=(2,))
-        self.attention = {n: block(options.get("dtype")) for n in names if self.non_local}
-        self.neck = BatchNorm(use_bias=False, scale_init=init.normal(0.01, mean=1.0))
+        self.attention = {n: block(options.get("dtype"), groups) for n in names if self.non_local}
+        start = init.normal(0.01, mean=1.0)
+        self.neck = BatchNorm(use_bias=False, scale_init=start, groups=groups)
         start = init.normal(0.001)
         self.classifier = nn.Dense(self.num_classes, use_bias=False, kernel_init=start)
 

@@ -14,13 +14,14 @@ Released code: ZYK100/LLCM, folder DEEN, at 886e27c; the paper itself was not at
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses import pairmining, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import chunks, expansion, init, options
+from vireid_jax.methods import common
+from vireid_jax.methods.common import Backbone
+from vireid_jax.nets import expansion, multifeature
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.types import Aux, Batch, Method, Variables
 
@@ -33,12 +34,8 @@ def build(
     num_classes: int,
     image_size: tuple[int, int],
     num_ids: int,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
+    backbone: Backbone = Backbone(),
     stages: int = 4,
-    kernels: str = "auto",
-    dtype: str = "float32",
     mfa: bool = True,
     branches: int = 2,
     expansion_fuse: str = "mean",
@@ -49,8 +46,6 @@ def build(
     cpm_margin: float = 0.2,
     cpm_normalize: bool = False,
     ort_weight: float = 0.01,
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """DEEN as a `Method`; the defaults are those of the authors' code.
 
@@ -58,9 +53,8 @@ def build(
       num_classes: C, identities in training.
       image_size: (height, width); with `mfa` the maps must have an even number of places.
       num_ids: P of a batch.
-      depth, width, last_stride, kernels: see `ResNet`.
+      backbone: see `common.Backbone`.
       stages: 4; or 3, the code's network for RegDB: it ends with layer3 and expands after layer2.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
       mfa: the aggregation blocks after layer1 to layer3 (layer2 with stages=3).
       branches: of the expansion, 2 in the code.
       expansion_fuse: of its three convolutions, "mean" or "sum".
@@ -70,16 +64,12 @@ def build(
         for networks that start from random weights: the authors' features are as they come.
       cpm_weight, cpm_margin: of center-guided pair mining, summed over the branches.
       ort_weight: of the branches' inner products.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "expansion_fuse": (expansion_fuse, expansion.FUSIONS),
         },
         not_negative=dict(
@@ -89,33 +79,21 @@ def build(
             ort_weight=ort_weight,
         ),
         num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
     )
-    chunks.check(accumulate)
-    options.check_expanded(
-        depth=depth,
-        width=width,
-        last_stride=last_stride,
+    multifeature.check(
+        last_stride=backbone.last_stride,
         image_size=image_size,
         stages=stages,
         mfa=mfa,
         branches=branches,
         dropout=dropout,
-        num_ids=num_ids,
     )
-    common: dict[str, Any] = {"dtype": options.compute_dtype(dtype)}
     net = MultiFeatureNet(
         num_classes=num_classes,
-        backbone_options=dict(
-            depth=depth,
-            width=width,
-            last_stride=last_stride,
-            stages=stages,
-            specific=1,
-            kernels=options.resolve_kernels(kernels),
-            remat=remat,
-            **common,
-        ),
-        expansion_options=dict(branches=branches, fuse=expansion_fuse, **common),
+        backbone_options={**backbone.resnet_options(), "stages": stages, "specific": 1},
+        expansion_options=dict(branches=branches, fuse=expansion_fuse, dtype=backbone.compute),
         prototype_options=None,
         classified=("global",),
         aggregates=mfa,
@@ -126,17 +104,10 @@ def build(
     weights = {"id": 1.0, "tri": 1.0, "cpm": cpm_weight, "ort": ort_weight}
     weights = {name: weight for name, weight in weights.items() if weight}
 
-    def initialize(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
-
-    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"dropout": key})
-
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
         images = (batch["visible"], batch["infrared"])
-        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        out, updates = common.train_pass(net, backbone, variables, images, key, stream="dropout")
         f, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
         person = jnp.repeat(batch["label"], 2 * (1 + branches))
         rows = f.reshape(len(f), -1, f.shape[-1])
@@ -157,9 +128,8 @@ def build(
             )
         if "ort" in weights:
             terms["ort"] = pairmining.orthogonality(f[:, :, 1:].reshape(-1, branches, f.shape[-1]))
-        total = sum(weights[name] * term for name, term in terms.items())
         metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(rows).mean()}
-        return total, Aux(terms, dict(updates), metrics)
+        return common.total(weights, terms), Aux(terms, dict(updates), metrics)
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         found: Any = net.apply(variables, images, modality, method="embed")
@@ -172,4 +142,4 @@ def build(
             "necks": unit(neck).reshape(len(neck), -1),
         }
 
-    return Method(initialize, loss, embed, fusions=FUSIONS)
+    return Method(common.initialize(net, image_size), loss, embed, fusions=FUSIONS)

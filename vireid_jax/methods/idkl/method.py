@@ -35,11 +35,11 @@ import jax.numpy as jnp
 from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm
 from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.methods import common
+from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.idkl import distill, purifier, purify
 from vireid_jax.methods.idkl.net import IDKLNet
 from vireid_jax.methods.idkl.reversal import ramp
-from vireid_jax.nets import chunks, init, options
-from vireid_jax.nets.resnet import feature_width
 from vireid_jax.types import INFRARED, VISIBLE, Aux, Batch, Method, Variables
 
 CONFUSERS = ("reversal", "half_flip")
@@ -53,11 +53,7 @@ def build(
     num_steps: int,
     num_ids: int,
     num_instances: int,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
-    kernels: str = "auto",
-    dtype: str = "float32",
+    backbone: Backbone = Backbone(),
     tri_margin: float = 1.3,
     specific_weight: float = 1.0,
     confuser: str = "reversal",
@@ -92,8 +88,6 @@ def build(
     kl: str = "symmetric",
     kl_reduction: str = "mean",
     stop_teacher: bool = False,
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """IDKL as a `Method`; the defaults are the preset "paper".
 
@@ -102,8 +96,7 @@ def build(
       image_size: (height, width).
       num_steps: of the whole training, for reversal_ramp.
       num_ids, num_instances: P and K of a batch, K images of each modality.
-      depth, width, last_stride, kernels: see `ResNet`.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
+      backbone: see `common.Backbone`.
       tri_margin: of the batch-hard triplet loss, on features before the neck; the code's.
       specific_weight: of id_sp and tri_sp, the ID and triplet losses of raw specific features
         (eq. 5); 0 as in the code, which has none.
@@ -137,16 +130,12 @@ def build(
         leaves them out, 1 is the code.
       kl, kl_reduction: see `losses.distill.divergence`, of all distillation terms.
       stop_teacher: no gradient from tgsa and csa to the specific branch.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "confuser": (confuser, CONFUSERS),
             "discriminator_input": (discriminator_input, ("sp", "purified")),
             "purify_form": (purify_form, ("masks", "none")),
@@ -176,16 +165,14 @@ def build(
             block_weight=block_weight,
         ),
         num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
     )
-    chunks.check(accumulate)
-    feature_width(depth, width)  # refuses an unknown depth before anything is traced
     stages = _check_stages(modality_stages)
     if not 0 <= modality_dropout < 1:
         raise ValueError(f"method.modality_dropout is {modality_dropout}, expected 0 to below 1")
     if not tgsa_temperature > 0:
         raise ValueError(f"method.tgsa_temperature is {tgsa_temperature}, expected above 0")
-    if num_ids < 2:
-        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
     rows = num_ids * num_instances
     if tgsa_cross == "mix" and rows % 2:
         raise ValueError(
@@ -229,15 +216,12 @@ def build(
             "method.e_head='raw' with method.specific_weight=0: nothing would teach that "
             "classifier; choose e_head=own, or a weight"
         )
-    common = {"kernels": options.resolve_kernels(kernels), "dtype": options.compute_dtype(dtype)}
     taught = {teacher} if "tgsa" in weights else set()
     needs_purifier = "e" in weights or "purified" in {*classified, discriminated, *taught}
     net = IDKLNet(
         num_classes=num_classes,
-        backbone_options=dict(
-            depth=depth, width=width, last_stride=last_stride, remat=remat, **common
-        ),
-        purifier_options=dict(mask=mask, affine=in_affine, dtype=common["dtype"])
+        backbone_options=backbone.resnet_options(),
+        purifier_options=dict(mask=mask, affine=in_affine, dtype=backbone.compute)
         if needs_purifier
         else None,
         classified=tuple(sorted(classified, key=("sh", "sp", "purified").index)),
@@ -259,19 +243,13 @@ def build(
         reduction=kl_reduction,
     )
 
-    def initialize(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
-
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         strength = reversal_strength * (ramp(step, num_steps) if reversal_ramp else 1.0)
 
-        def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-            rngs = {"dropout": key}
-            return net.apply(variables, *images, strength, mutable=["batch_stats"], rngs=rngs)
-
         images = (batch["visible"], batch["infrared"])
-        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        out, updates = common.train_pass(
+            net, backbone, variables, images, key, strength, stream="dropout"
+        )
         labels, pool, logits = batch["label"], out["pool"], out["logits"]
         person = jnp.repeat(labels, 2)  # of row 2b + m, as in all arrays [2B, ...]
         modality = jnp.tile(jnp.arange(2), len(labels))
@@ -320,13 +298,9 @@ def build(
                 terms[f"csa{suffix}"] = sum(map(compare, z_sh, z_sp))
             if f"mdr_csa{suffix}" in weights:  # eq. 20
                 terms[f"mdr_csa{suffix}"] = compare(*z_sh)
-        total = sum(weights[name] * term for name, term in terms.items())
-        return total, Aux(terms, dict(updates), scalars)
+        return common.total(weights, terms), Aux(terms, dict(updates), scalars)
 
-    def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
-        return net.apply(variables, images, method="embed")  # type: ignore[return-value]
-
-    return Method(initialize, loss, embed)
+    return Method(common.initialize(net, image_size, rows=rows), loss, common.embed(net))
 
 
 def half_flipped(rows: int) -> jax.Array:

@@ -19,17 +19,19 @@ class ModalityClassifier(nn.Module):
     Attributes:
       widths: of the hidden layers.
       dropout: probability of leaving out a hidden unit.
+      groups: see `BatchNorm`.
     """
 
     widths: Sequence[int] = (100, 100)
     dropout: float = 0.5
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, D] -> [N, 2]; in training with dropout it draws from the stream "dropout"."""
         for i, width in enumerate(self.widths, 1):
             x = _dense(width, x.shape[-1], f"fc{i}")(x)
-            x = nn.relu(BatchNorm(name=f"bn{i}")(x, train=train))
+            x = nn.relu(BatchNorm(groups=self.groups, name=f"bn{i}")(x, train=train))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return _dense(CLASSES, x.shape[-1], f"fc{len(self.widths) + 1}")(x)
 

@@ -24,7 +24,7 @@ from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, deinterleave
-from vireid_jax.types import SPECIFIC
+from vireid_jax.types import SPECIFIC, VISIBLE
 
 
 class IDKLNet(nn.Module):
@@ -61,7 +61,8 @@ class IDKLNet(nn.Module):
         if self.purifier_options is not None:
             remat = self.backbone_options.get("remat", False)
             self.purifier = rematerialized(Purifier, self, remat)(**self.purifier_options)
-        neck = partial(BatchNorm, use_bias=False)
+        groups = self.backbone_options.get("groups", 1)
+        neck = partial(BatchNorm, use_bias=False, groups=groups)
         classifier = partial(
             nn.Dense, self.num_classes, use_bias=False, kernel_init=init.torch_uniform()
         )
@@ -69,7 +70,7 @@ class IDKLNet(nn.Module):
         self.classifier = {name: classifier() for name in self.classified}
         if self.entropy_head == "own":
             self.classifier_entropy = classifier()
-        head = partial(ModalityClassifier, dropout=self.dropout)
+        head = partial(ModalityClassifier, dropout=self.dropout, groups=groups)
         if self.discriminated is not None:
             self.discriminator = {stage: head() for stage in self.modality_stages}
         if self.confused:
@@ -134,7 +135,11 @@ class IDKLNet(nn.Module):
                 out["confuser"].append(head(x, train=True))
         return out
 
-    def embed(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Features of the shared branch alone, [N, D]: after the neck, and before it."""
+    def embed(self, images: jax.Array, modality: int = VISIBLE) -> dict[str, jax.Array]:
+        """Features of the shared branch alone, [N, D]: after the neck, and before it.
+
+        Both modalities go through the same parameters.
+        """
+        del modality
         pool = gem_above(self.backbone([images], train=False))
         return {"bn": self.neck["sh"](pool, train=False), "pool": pool}

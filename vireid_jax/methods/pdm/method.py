@@ -20,13 +20,14 @@ presumably made; `configs/pdm.py:DATASET,paper` sets every option to what the pa
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses import pairmining, triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.nets import chunks, expansion, init, options, prototypes
+from vireid_jax.methods import common
+from vireid_jax.methods.common import Backbone
+from vireid_jax.nets import expansion, multifeature, prototypes
 from vireid_jax.nets.multifeature import MultiFeatureNet
 from vireid_jax.types import Aux, Batch, Method, Variables
 
@@ -39,12 +40,8 @@ def build(
     num_classes: int,
     image_size: tuple[int, int],
     num_ids: int,
-    depth: int = 50,
-    width: int = 64,
-    last_stride: int = 1,
+    backbone: Backbone = Backbone(),
     stages: int = 4,
-    kernels: str = "auto",
-    dtype: str = "float32",
     mfa: bool = True,
     gate: bool = True,
     phase_residual: float = 0.0,
@@ -74,8 +71,6 @@ def build(
     dcs_weight: float = 1.0,
     center_normalize: bool = False,
     ort_weight: float = 0.01,
-    remat: bool = False,
-    accumulate: int = 1,
 ) -> Method:
     """PDM as a `Method`; the defaults are the released code but for `phase_residual`.
 
@@ -83,9 +78,8 @@ def build(
       num_classes: C, identities in training.
       image_size: (height, width); with `mfa` the maps must have an even number of places.
       num_ids: P of a batch.
-      depth, width, last_stride, kernels: see `ResNet`.
+      backbone: see `common.Backbone`.
       stages: 4; or 3, the code's network for RegDB: it ends with layer3 and generates after layer2.
-      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
       mfa: DEEN's aggregation blocks; gate: SimAM after the stems. Both in the code alone.
       phase_residual: of `nets.shallow.phase_only`, added to the images of training; 0.8 in the
         code, where its root mean square is 0.3 % of the image's.
@@ -107,16 +101,12 @@ def build(
       dcs_pull_margin, dcs_push_margin: rho1 and rho2 of eq. 10, in units of the distance.
       center_normalize: cpm, dcs and ort of features of unit length; ours, as tri_normalize.
       cpm_weight, ch_weight, dcs_weight, ort_weight: 0 leaves a term out.
-      remat, accumulate: `config.devices`: compute maps anew in the backward pass; pass the batch
-        through the network in so many chunks, see `nets.chunks`.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    options.check(
+    common.check(
         choices={
-            "dtype": (dtype, options.DTYPES),
-            "kernels": (kernels, options.KERNELS),
             "prototype_pool": (prototype_pool, prototypes.POOLED),
             "tri_form": (tri_form, ("hard", "weighted")),
             "tri_features": (tri_features, ("global", "both")),
@@ -140,21 +130,19 @@ def build(
             ort_weight=ort_weight,
         ),
         num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
     )
     expansion.check(
         fuse=expansion_fuse, attention=attention, kernel=attention_kernel, form=attention_form
     )
-    chunks.check(accumulate)
-    options.check_expanded(
-        depth=depth,
-        width=width,
-        last_stride=last_stride,
+    multifeature.check(
+        last_stride=backbone.last_stride,
         image_size=image_size,
         stages=stages,
         mfa=mfa,
         branches=branches,
         dropout=dropout,
-        num_ids=num_ids,
     )
     if num_prototypes == 1 and ch_weight:
         raise ValueError(
@@ -163,26 +151,16 @@ def build(
         )
     has_parts = num_prototypes > 0
     full = "full" if has_parts else "global"
-    common: dict[str, Any] = {"dtype": options.compute_dtype(dtype)}
     net = MultiFeatureNet(
         num_classes=num_classes,
-        backbone_options=dict(
-            depth=depth,
-            width=width,
-            last_stride=last_stride,
-            stages=stages,
-            specific=1,
-            kernels=options.resolve_kernels(kernels),
-            remat=remat,
-            **common,
-        ),
+        backbone_options={**backbone.resnet_options(), "stages": stages, "specific": 1},
         expansion_options=dict(
             branches=branches,
             fuse=expansion_fuse,
             attention=attention,
             kernel=attention_kernel,
             form=attention_form,
-            **common,
+            dtype=backbone.compute,
         )
         if branches
         else None,
@@ -205,17 +183,10 @@ def build(
     }
     weights = {name: weight for name, weight in weights.items() if weight}
 
-    def initialize(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
-
-    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
-        return net.apply(variables, *images, mutable=["batch_stats"], rngs={"dropout": key})
-
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
         images = (batch["visible"], batch["infrared"])
-        out, updates = chunks.apply(forward, variables, images, key, chunks=accumulate)
+        out, updates = common.train_pass(net, backbone, variables, images, key, stream="dropout")
         labels, features, logits = batch["label"], out["feature"], out["logits"]
         person = jnp.repeat(labels, 2 * (1 + branches))
         terms: dict[str, Any] = {"id_full": cross_entropy(logits[full], person)}
@@ -259,14 +230,13 @@ def build(
         if "ort" in weights:
             made = f["global"][:, :, 1:]
             terms["ort"] = pairmining.orthogonality(made.reshape(-1, branches, made.shape[-1]))
-        total = sum(weights[name] * term for name, term in terms.items())
         metrics = {
             "accuracy": accuracy(logits[full], person),
             "feature_norm": safe_norm(features["global"]).mean(),
         }
         if has_parts:  # 0.5 until the prototypes have grown
             metrics["similarity"] = out["similarity"].mean()
-        return total, Aux(terms, dict(updates), metrics)
+        return common.total(weights, terms), Aux(terms, dict(updates), metrics)
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
         found: Any = net.apply(variables, images, modality, method="embed")
@@ -280,4 +250,4 @@ def build(
             "fulls": unit(wide).reshape(len(wide), -1),
         }
 
-    return Method(initialize, loss, embed, fusions=FUSIONS)
+    return Method(common.initialize(net, image_size), loss, embed, fusions=FUSIONS)

@@ -1,0 +1,201 @@
+"""What every `build` shares: the backbone's options, checks, and the parts of a `Method`.
+
+A build reads: `check` its options, make its network, and return `Method(initialize(...), loss,
+embed(...))`, where `loss` starts with `train_pass`, names its terms and ends with `total`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vireid_jax.nets import chunks, init
+from vireid_jax.nets.resnet import feature_width
+from vireid_jax.types import Variables
+
+DTYPES = ("float32", "bfloat16")
+KERNELS = ("auto", "xla", "cpu")
+
+
+class Backbone(NamedTuple):
+    """The ResNet of a method, and how its training pass is computed.
+
+    A recipe has the first five in its `method` section, flat, and the others in `devices`.
+
+    Attributes:
+      depth: 18, 34 or 50 as in the paper; 10 and 14 have one block a stage.
+      width: channels of the stem, 64 in the paper.
+      last_stride: stride of layer4; 1 in most re-ID work, 2 in the ResNet paper.
+      kernels: "xla", "cpu" (the same numbers, several times faster on CPU), or "auto": "cpu" on a
+        CPU and "xla" elsewhere.
+      dtype: "float32" or "bfloat16" compute; parameters, statistics and losses stay float32.
+      remat: compute the maps inside blocks a second time in the backward pass, to keep fewer.
+      accumulate: chunks in which a batch passes the network, see `nets.chunks`.
+      bn_groups: contiguous runs of a batch (or chunk) that are each normalized by their own
+        statistics, as on several GPUs without SyncBN, see `nets.norm.BatchNorm`.
+    """
+
+    depth: int = 50
+    width: int = 64
+    last_stride: int = 1
+    kernels: str = "auto"
+    dtype: str = "float32"
+    remat: bool = False
+    accumulate: int = 1
+    bn_groups: int = 1
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be built, naming the option."""
+        for name, allowed in (("dtype", DTYPES), ("kernels", KERNELS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"method.{name} is {getattr(self, name)!r}, expected one of {list(allowed)}"
+                )
+        chunks.check(self.accumulate)
+        if self.bn_groups < 1:
+            raise ValueError(
+                f"devices.bn_groups is {self.bn_groups}, expected 1 (the whole batch) or more"
+            )
+        feature_width(self.depth, self.width)  # refuses an unknown depth
+
+    @property
+    def features(self) -> int:
+        """D, the channels of the last map."""
+        return feature_width(self.depth, self.width)
+
+    @property
+    def compute(self) -> Any:
+        """The compute type of modules; None (for "float32") lets them follow their input.
+
+        A float64 input then stays float64, which is how whole networks are compared.
+        """
+        return jnp.bfloat16 if self.dtype == "bfloat16" else None
+
+    def module_options(self) -> dict[str, Any]:
+        """What modules beside the ResNet take too: `kernels`, `dtype`, `groups`."""
+        kernels = self.kernels
+        if kernels == "auto":
+            kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
+        return {"kernels": kernels, "dtype": self.compute, "groups": self.bn_groups}
+
+    def resnet_options(self) -> dict[str, Any]:
+        """Keyword arguments of `nets.resnet.ResNet`."""
+        sizes = dict(depth=self.depth, width=self.width, last_stride=self.last_stride)
+        return {**sizes, "remat": self.remat, **self.module_options()}
+
+
+def with_backbone(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat options of a recipe as arguments of a `build`: {"backbone": Backbone, others}."""
+    own = {k: v for k, v in options.items() if k in Backbone._fields}
+    rest = {k: v for k, v in options.items() if k not in Backbone._fields}
+    return {"backbone": Backbone(**own), **rest}
+
+
+def check(
+    *,
+    num_classes: int,
+    num_ids: int | None = None,
+    backbone: Backbone = Backbone(),
+    choices: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+    not_negative: Mapping[str, float] | None = None,
+) -> None:
+    """Refuses impossible options before anything is traced.
+
+    Args:
+      num_classes: C, identities in training.
+      num_ids: P of a batch, for losses that need negatives.
+      backbone: checks itself.
+      choices: option -> (value, allowed values).
+      not_negative: option -> number.
+
+    Raises:
+      ValueError: naming the option, what it is and what it may be.
+    """
+    for name, (value, allowed) in (choices or {}).items():
+        if value not in allowed:
+            raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
+    for name, number in (not_negative or {}).items():
+        if not number >= 0:  # NaN too
+            raise ValueError(f"method.{name} is {number}, expected 0 or more")
+    if num_classes < 2:
+        raise ValueError(f"{num_classes} training identities, expected at least 2")
+    backbone.check()
+    if num_ids is not None and num_ids < 2:
+        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
+
+
+def initialize(
+    net: nn.Module, image_size: tuple[int, int], *, rows: int = 2
+) -> Callable[[Any], Variables]:
+    """`Method.init` of a network that is called with a visible and an infrared batch of `rows`."""
+
+    def start(key: Any) -> Variables:
+        image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
+        return init.start(net, key, image, image)
+
+    return start
+
+
+def train_pass(
+    net: nn.Module,
+    backbone: Backbone,
+    variables: Variables,
+    images: Sequence[jax.Array],
+    key: Any,
+    *rest: Any,
+    stream: str | None = None,
+) -> tuple[Any, Any]:
+    """The network's training pass on a batch, in `backbone.accumulate` chunks.
+
+    Args:
+      net: called with the images and `rest`.
+      backbone: how.
+      variables: of the network.
+      images: arrays [B, H, W, 3], a modality each.
+      key: of the random stream; chunks fold theirs from it.
+      rest: further arguments of the network, no arrays of rows.
+      stream: name of the random stream that the network draws from, if it does.
+
+    Returns:
+      What the network returns, and the updates of "batch_stats".
+
+    Raises:
+      ValueError: the groups or chunks do not divide the rows.
+    """
+    rows, groups = images[0].shape[0], backbone.bn_groups
+    if rows % groups:
+        raise ValueError(
+            f"devices.bn_groups is {groups} with a batch of {rows} rows (sampler.num_ids x "
+            "sampler.num_instances), expected a divisor; change one of them"
+        )
+
+    def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
+        rngs = {} if stream is None else {stream: key}
+        return net.apply(variables, *images, *rest, mutable=["batch_stats"], rngs=rngs)
+
+    return chunks.apply(forward, variables, images, key, chunks=backbone.accumulate)
+
+
+def embed(net: nn.Module) -> Callable[[Variables, Any, int], dict[str, Any]]:
+    """`Method.embed` of a network whose own `embed` takes (images, modality)."""
+
+    def features(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
+        return net.apply(variables, images, modality, method="embed")  # type: ignore[return-value]
+
+    return features
+
+
+def total(weights: Mapping[str, float], terms: Mapping[str, jax.Array]) -> jax.Array:
+    """The weighted sum of a loss's terms, in their order.
+
+    Raises:
+      ValueError: a term without a weight, or a weight without a term.
+    """
+    if weights.keys() != terms.keys():
+        raise ValueError(
+            f"terms {sorted(terms)} and weights {sorted(weights)}, expected the same names"
+        )
+    found: Any = sum(weights[name] * term for name, term in terms.items())
+    return found
