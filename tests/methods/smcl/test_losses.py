@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vireid_jax.methods.smcl.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
 
 from tests.support.parity import relative_error
-from vireid_jax.methods.smcl.adsl import global_center_loss, symmetric_center_loss, tri_center_loss
 
 P, K, D = 4, 3, 12
 LABELS = np.repeat([5, 2, 11, 3], K).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The network of SMCL: Syncretic Modality Collaborative Learning (Wei et al., ICCV 2021), fig. 2."""
+"""The network of SMCL: Syncretic Modality Collaborative Learning (Wei et al., ICCV 2021)."""
 
 from collections.abc import Mapping
 from functools import partial
