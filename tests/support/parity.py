@@ -1,7 +1,7 @@
 """Our results and the reference's for one case: computed here, found live or stored.
 
 `@sources` runs a test twice: against the outputs stored in tests/support/golden, always, and
-against the PyTorch references themselves where PyTorch is installed.
+in the slow tier against the PyTorch references themselves, where PyTorch is installed.
 """
 
 import functools
@@ -19,7 +19,7 @@ from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, case_inputs, cases
 
 sources = pytest.mark.parametrize(
-    "source", ["golden", pytest.param("torch", marks=pytest.mark.torch)]
+    "source", ["golden", pytest.param("torch", marks=[pytest.mark.torch, pytest.mark.slow])]
 )
 
 
