@@ -4,9 +4,9 @@ import pathlib
 import re
 
 import pytest
+from vireid_jax.losses.counts import distance_counts
 
 from configs import tables
-from vireid_jax.losses.counts import distance_counts
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "ablations.md"
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vireid_jax.nets.auxiliary import ModalityUnifying
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.resnet import ResNet
 
@@ -147,26 +146,6 @@ def test_a_network_starts_from_rows_that_the_groups_do_not_divide():
     two = jnp.ones((2, 4))
     fresh, grouped = (net.init(KEY, two) for net in (Net(), Net(3)))
     assert jax.tree.structure(fresh) == jax.tree.structure(grouped)
-
-
-def test_folded_moments_are_those_of_the_whole_batch():
-    """A generator that never has the map computes it where groups are normalized."""
-    image = jax.ShapeDtypeStruct((64, 72, 36, 256), jnp.float32)  # nothing is computed
-
-    def program(form, groups):
-        net = ModalityUnifying(ratios=(2, 4), form=form, groups=groups)
-        maps = (jnp.zeros(image.shape) for _ in range(2))
-        variables = jax.eval_shape(lambda: net.init(KEY, *maps, train=True))
-
-        def forward(variables, *maps):
-            return net.apply(variables, *maps, train=True, mutable=["batch_stats"])[0]
-
-        return str(jax.make_jaxpr(forward)(variables, image, image))
-
-    assert program("direct", 2) == program("auto", 2) != program("direct", 1)
-    assert program("folded", 1) == program("auto", 1) != program("direct", 1)
-    with pytest.raises(ValueError, match=r"generator\.form is 'folded' .*bn_groups=2"):
-        program("folded", 2)
 
 
 # --- Devices ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.parity import (
+    first_fast,
     precision,
     reference,
     sources,
@@ -79,7 +80,7 @@ def _model(name):
 
 
 @sources
-@pytest.mark.parametrize("name", one_fast("smcl"))
+@pytest.mark.parametrize("name", first_fast(cases("smcl")))
 def test_model(name, source):
     store.compare(_model(name), reference(name, source), rtol=1e-10)
 
