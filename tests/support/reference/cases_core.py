@@ -107,7 +107,6 @@ CASES = [
     Case("gem", "gem", shape={"map": (3, 5, 3, 8)}),
     Case("bn_map", "batch_norm", shape={"x": (6, 5, 3, 8)}),
     Case("bn_rows", "batch_norm", {"use_bias": False}, {"x": (12, 8)}),
-    Case("bn_kept", "batch_norm", {"running": (3, 2)}, {"x": (6, 5, 3, 8)}),
     Case("bn_eval", "batch_norm", {"train": False}, {"x": (6, 5, 3, 8)}),
     Case("r10", "resnet", {"depth": 10, "width": 8}, _NET),
     Case(
@@ -129,9 +128,9 @@ CASES = [
         {**_NET, "size": (33, 17)},
     ),
     Case(
-        "r14_kept",
+        "r14_three",
         "resnet",
-        {"depth": 14, "width": 4, "running": (3, 2), "kernels": "cpu"},
+        {"depth": 14, "width": 4, "kernels": "cpu"},
         {**_NET, "modalities": 3},
     ),
     Case(

@@ -30,7 +30,7 @@ def _batch_norm(case: Case) -> Arrays:
     x = case_inputs(case.name)["x"]
     model = BatchNorm(x.shape[-1], case.options.get("use_bias", True))
     image = images(x) if x.ndim == 4 else tensor(x)
-    return module(case, model, {"x": image}, case.options.get("running"))
+    return module(case, model, {"x": image})
 
 
 class _Images(torch.nn.Module):
@@ -55,13 +55,11 @@ class _Images(torch.nn.Module):
 
 def _resnet(case: Case) -> Arrays:
     o = case.options
-    running = o.get("running")
     trunk = ResNet(
         o["depth"],
         o["width"],
         o.get("last_stride", 1),
         o.get("specific", 0),
-        None if running is None else running[1],
     )
     inputs = {k: images(v) for k, v in case_inputs(case.name).items()}
     return module(case, _Images(trunk, o.get("stems")), inputs)
