@@ -127,9 +127,9 @@ _MUN_2 = {
 }
 # Its rows of one scheme are taken to stand in the order of the two columns.
 _MUN_3 = {
-    "neither": _row("neither", (69.02, 65.83), (80.09, 73.97), prototypes="none", bridge=False),
+    "neither": _row("neither", (69.02, 65.83), (80.09, 73.97), prototypes=False, bridge=False),
     "prototype": _row("prototype", (74.15, 72.10), (86.73, 77.24), bridge=False),
-    "bridge": _row("auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes="none"),
+    "bridge": _row("auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes=False),
     "both": _row("prototype + auxiliary bridge", *_MUN),
 }
 _MUN_5 = {

@@ -69,8 +69,8 @@ def small(recipe, dataset, tmp_path, root=None, preset=""):
     c.method.depth, c.method.width = 10, 8
     if "metric_from_epoch" in c.method:
         c.method.metric_from_epoch = 0.0
-    if "generator" in c.method:
-        c.method.generator.ratios = (2, 3, 6)  # of maps of 12 x 6
+    if "generator_ratios" in c.method:
+        c.method.generator_ratios = (2, 3, 6)  # of maps of 12 x 6
     c.optim.schedule, c.optim.milestones, c.optim.warmup_epochs = "constant", (), 0.0
     c.augment.pad = 2
     c.train.epochs, c.train.tensorboard = 1.0, False

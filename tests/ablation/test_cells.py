@@ -208,16 +208,12 @@ def test_another_score_than_the_tables_own_is_named():
         ({"protocol": "regdb/v2t"}, "is not one of synthetic; expected of sysu/all/single, "),
         ({"protocol": "sysu/outdoor"}, "unknown protocol 'sysu/outdoor'"),
         ({"feature": "sum"}, "mun/1/b:synthetic has no feature 'sum'; give --feature bn or pool"),
-        (
-            {"changes": ["--config.method.neck=none"], "feature": "bn"},
-            "mun/1/b:synthetic has no feature 'bn' with method.neck=none; give --feature pool",
-        ),
     ],
 )
 def test_a_score_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         planned(["mun/1"], **options)
-    planned(["mun/1"], changes=["--config.method.neck=none"], feature="pool")
+    planned(["mun/1"], feature="pool")
 
 
 def test_without_a_feature_every_row_has_its_methods_headline():
@@ -225,8 +221,6 @@ def test_without_a_feature_every_row_has_its_methods_headline():
     found = {name: row.score.feature for name, row in table.rows.items()}
     assert found.pop("deen") == found.pop("pdm") == "sum" and set(found.values()) == {"bn"}
     assert table.other == ()
-    (table,) = planned(["mun/1"], changes=["--config.method.neck=none"])
-    assert {row.score.feature for row in table.rows.values()} == {"pool"}
     (table,) = planned(["methods/1"], feature="pool")
     assert {row.score.feature for row in table.rows.values()} == {"pool"}
     assert table.other == ("pool",)
