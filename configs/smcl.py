@@ -27,44 +27,20 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.depth = 50  # sec. 4.2
     m.width = 64
     m.last_stride = 1  # sec. 4.2: the last stride is 1
-    m.specific = 0  # one stream, shared by the three modalities (fig. 2)
-    m.pooling = "gap"  # sec. 3.2: GAP features carry the metric losses
-    m.gem_p = 3.0
     m.kernels = "auto"
     m.dtype = "float32"
-    m.auxiliary = "syncretic"  # table 2: x, gray, none; and mixed, mun
-    m.none_metric = "global"
-    m.smgm_width = 16  # not in the paper; see methods/smcl.py
-    m.smgm_shared = True
+    m.auxiliary = "syncretic"  # table 2: x, gray, none; and mixed
+    m.smgm_width = 16  # not in the paper; see nets/auxiliary.py
     m.smgm_init = "kaiming"
     m.smgm_input = "standardized"
-    m.x_width = 1
-    m.x_input = "unit"
-    m.mix = "half"
-    # Of auxiliary="mun", as in configs/mun.py; its ratios do not divide the maps of 384 x 128
-    # pixels: (2, 4, 8) do, or images of 288 x 144.
-    g = m.generator = ml_collections.ConfigDict()
-    g.ratios = (2, 4, 6, 12)
-    g.ratio_form = "factor"
-    g.transposed = "full"
-    g.scale_shape = "vector"
-    g.scale_form = "project"
-    g.residual = False
-    g.relu = False
-    g.form = "auto"
-    g.remat = False
     m.id_margin = 4.0  # m of eq. 3, sec. 4.2: 4 on SYSU-MM01
-    m.cehl_form = "both"
     m.metric = "adsl"  # table 4: bh_tri, bdtr, bicenter, hc_tri
     m.center_margin = 0.3  # rho of eq. 6, sec. 4.2
     m.normalize_centers = False
     m.triplet_margin = 0.3  # of bh_tri and hc_tri
-    m.bdtr_form = "orig"
-    m.bicenter_margin = 0.5
-    m.bicenter_joint = False
+    m.bicenter_margin = 0.5  # of bicenter
     m.metric_weight = 0.5  # lambda of eq. 9, sec. 4.2
     m.metric_from_epoch = 220.0  # Q of Algorithm 1, sec. 4.2
-    m.bn_running = "all"
 
     # Sec. 4.2: 4 identities x (4 visible + 4 infrared), Adam, 3.5e-4, a tenth at 40 and 70.
     c.sampler.num_ids = 4

@@ -56,7 +56,7 @@ def each(rows=ROWS):
 
 
 def test_there_are_recipes():
-    assert "smcl" in RECIPES and set(common.DATASETS) == set(datasets.DATASETS)
+    assert "smcl" in RECIPES and common.DATASETS == datasets.names()
     assert len(ROWS) == 14 and len(ALL) == 35
 
 
@@ -72,10 +72,7 @@ def test_every_recipe_has_the_sections_and_a_name():
 
 def test_data():
     for label, c in each(ALL):
-        accepts(datasets.load, c.data)
-        options = {k for k, v in c.data.items() if v is not None} - {"name"}
-        named = inspect.signature(datasets.DATASETS[c.data.name]).parameters
-        assert options <= set(named), label
+        assert set(c.data) - {"name"} <= set(datasets.options_of(c.data.name)), label
 
 
 def test_sections_are_what_takes_them():
@@ -253,9 +250,14 @@ def test_a_misspelt_key_is_refused_by_a_locked_recipe(section):
         setattr(config[section], key + "x", 1)
 
 
+def test_a_misspelt_key_of_the_data_section_is_refused():
+    for key, value in recipe_of("smcl", "regdb").data.items():
+        with pytest.raises(ValueError, match=f"{key}x would have no effect"):
+            datasets.load(name="regdb", **{key + "x": value})
+
+
 def test_a_misspelt_key_in_a_recipe_is_refused_by_what_takes_the_section():
     taken_by = {
-        "data": datasets.load,
         "init": build._read_weights,
         "sampler": sampler.plan,
         "loader": build._loader,
@@ -265,7 +267,7 @@ def test_a_misspelt_key_in_a_recipe_is_refused_by_what_takes_the_section():
         "devices": build.Devices,
         "eval": evaluate.Options,
     }
-    assert set(taken_by) == set(SECTIONS) - {"method"}  # see test_method
+    assert set(taken_by) == set(SECTIONS) - {"method", "data"}
     for section, function in taken_by.items():
         options = recipe_of("smcl")[section].to_dict()
         accepts(function, options, partial=True)
@@ -298,7 +300,7 @@ def test_smcl_is_the_papers(dataset, epochs, q, m, images, steps):
     assert c.data.image_size == (384, 128)
     assert (c.sampler.num_ids, c.sampler.num_instances) == (4, 4)
     assert (c.method.depth, c.method.width, c.method.last_stride) == (50, 64, 1)
-    assert c.method.auxiliary == "syncretic" and c.method.pooling == "gap"
+    assert c.method.auxiliary == "syncretic" and c.method.metric == "adsl"
     assert (c.method.id_margin, c.method.center_margin, c.method.metric_weight) == (m, 0.3, 0.5)
     assert (c.train.epochs, c.method.metric_from_epoch) == (epochs, q)
     _, rate = optim.make(steps_per_epoch=10, epochs=c.train.epochs, **c.optim)
@@ -324,8 +326,8 @@ def test_mun_is_the_papers(dataset):
     m = c.method
     assert (m.depth, m.width, m.last_stride, m.specific) == (50, 64, 1, 2)
     assert (m.idc_weight, m.ia_weight, m.ma_weight) == (0.25, 0.5, 0.008)
-    assert (m.ia_margin, m.tri_margin, m.gem_p) == (0.55, 0.3, 3.0)
-    assert m.generator.ratios == (2, 4, 6, 12) and m.auxiliary == "mun"
+    assert (m.ia_margin, m.tri_margin) == (0.55, 0.3)
+    assert m.generator_ratios == (2, 4, 6, 12) and m.auxiliary == "mun"
     assert (c.augment.flip, c.augment.erase, c.augment.visible_channel) == (
         0.5,
         (0.5, 0.5),
@@ -337,7 +339,6 @@ def test_mun_is_the_papers(dataset):
     values = [float(rate(s)) for s in (0, 75, 150, 299, 300, 599, 600, 899)]
     expected = [1e-8, 1e-3, *[2e-3] * 2, *[2e-4] * 2, *[2e-5] * 2]
     np.testing.assert_allclose(values, expected, rtol=1e-4)
-    c.method.gem_learned = True  # the exponent is no weight either
     method = build.make_method(c, 5, 10)[0]
     params = jax.eval_shape(method.init, jax.random.key(0))["params"]
     paths = [optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]

@@ -25,7 +25,6 @@ def refusal(dataset, root, tmp_path, capsys, **changes):
         c[section][name] = value
     assert main.run(c, workdir=tmp_path / "run") == 1
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
-    assert not (tmp_path / "prepared").exists()
     return capsys.readouterr().err
 
 

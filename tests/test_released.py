@@ -16,6 +16,8 @@ from configs import common
 from tests.support.plain import plainly
 from tests.test_configs import RECIPES
 from vireid_jax import build, main, weights
+from vireid_jax.data import prepared
+from vireid_jax.data.readers import get_reader
 from vireid_jax.runtime import checkpoint, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
@@ -61,16 +63,14 @@ def small(recipe, dataset, tmp_path, root=None, preset=""):
     else:
         c.data.root, c.data.strict = str(root), False
     c.data.cache = str(tmp_path / "cache")
-    if dataset in ("sysu", "regdb", "llcm"):  # folders are read where they are
-        c.data.prepared = str(tmp_path / "prepared")
     if dataset == "folders":
         c.data.test_share = 0.4
     c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 2
     c.method.depth, c.method.width = 10, 8
     if "metric_from_epoch" in c.method:
         c.method.metric_from_epoch = 0.0
-    if "generator" in c.method:
-        c.method.generator.ratios = (2, 3, 6)  # of maps of 12 x 6
+    if "generator_ratios" in c.method:
+        c.method.generator_ratios = (2, 3, 6)  # of maps of 12 x 6
     c.optim.schedule, c.optim.milestones, c.optim.warmup_epochs = "constant", (), 0.0
     c.augment.pad = 2
     c.train.epochs, c.train.tensorboard = 1.0, False
@@ -263,7 +263,10 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     assert "there is no trial 10" in capsys.readouterr().err
     c.eval.trials = 2
     c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
-    c.data.root = None  # what is prepared, which is not compared with the release
+    # What is prepared is not compared with the release.
+    listing = get_reader("sysu").scan(trees["sysu"], strict=False)
+    prepared.prepare(listing, out=tmp_path / "prepared")
+    c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
     assert main.run(c, workdir=trained[0], mode="eval") == 1
     assert "no file" in capsys.readouterr().err
     c.eval.rand_perm = str(file)

@@ -4,6 +4,7 @@ Each section of a recipe is splatted into one callable without `**kwargs`, so th
 misspelt or that nothing takes fails.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -189,7 +190,7 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
     build = get_build(config.method.name)
     named = set(inspect.signature(build).parameters)
     known = {
-        "data": inspect.signature(datasets.load).parameters,
+        "data": {"name", *datasets.options_of(config.data.name)},
         "init": ("weights",),
         "method": {"name", *named, *Backbone._fields} - {"backbone"},
         "devices": Devices._fields,
@@ -328,6 +329,11 @@ def _loader(*, name: str, prefetch: int) -> Callable[..., Iterator[Batch]]:
     """The function that makes batches; see `arrays.batches` and `tfdata.batches`."""
     if name not in LOADERS:
         raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
+    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
+            "use loader.name=arrays, whose batches are the same to the last bit"
+        )
     return partial(LOADERS[name], prefetch=prefetch)
 
 

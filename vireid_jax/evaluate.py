@@ -27,8 +27,14 @@ import numpy as np
 
 from vireid_jax.data import arrays, corrupt
 from vireid_jax.data.augment import standardize
-from vireid_jax.metrics import check_permutations, get_protocol, protocols, sampled_rows
-from vireid_jax.metrics.combine import combine, row_label
+from vireid_jax.metrics import (
+    check_permutations,
+    combine,
+    get_protocol,
+    protocols,
+    row_label,
+    sampled_rows,
+)
 from vireid_jax.metrics.distance import unit_rows
 from vireid_jax.runtime import devices, files, runfolder
 from vireid_jax.runtime.writer import Progress

@@ -400,8 +400,7 @@ def _score(
     import jax
 
     from vireid_jax import evaluate
-    from vireid_jax.metrics import format_table
-    from vireid_jax.metrics.combine import row_label
+    from vireid_jax.metrics import format_table, row_label
     from vireid_jax.runtime import devices, runfolder, watch, writer
 
     def fresh() -> Any:

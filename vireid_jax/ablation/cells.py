@@ -420,12 +420,9 @@ def _check_score(
     module = inspect.getmodule(get_build(config["method.name"]))
     # Rows that are sums of similarities come first; the features after the neck and before it.
     given = (*getattr(module, "FUSIONS", ()), "bn", "pool")
-    neck = ""
-    if config.get("method.neck") == "none":
-        given, neck = ("pool",), " with method.neck=none"
     if feature is not None and feature not in given:
         raise ValueError(
-            f"{_row(source)} has no feature {feature!r}{neck}; give --feature {' or '.join(given)}"
+            f"{_row(source)} has no feature {feature!r}; give --feature {' or '.join(given)}"
         )
     return given[0]
 
