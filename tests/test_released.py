@@ -448,8 +448,8 @@ def test_a_run_of_another_version_is_not_scored(trained, tmp_path, capsys):
     (own / "config.json").write_text(json.dumps(config))
     assert main.run(None, workdir=own, mode="eval") == 1
     err = capsys.readouterr().err
-    assert "method.updates: not known to this version" in err
-    assert "init.from: not known" in err and "init.weights: absent" in err
+    assert "method.updates: unknown" in err
+    assert "init.from: unknown" in err and "init.weights: absent" in err
     # A resumed run says what differs.
     assert main.run(trained[1], workdir=own) == 1
     assert "init.from: null -> (absent)" in capsys.readouterr().err

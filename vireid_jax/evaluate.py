@@ -863,14 +863,8 @@ def check_classes_known(
 ) -> None:
     """Refuses another data set for a run that did not write down whom it was trained on.
 
-    Args:
-      config: from `config_to_score`.
-      own: the config of the run.
-      classes: from `runfolder.load_classes`.
-      workdir: of the run.
-
-    Raises:
-      ValueError: the number of its classes cannot be known.
+    `own` is the config of the run in `workdir`, `config` what `config_to_score` made of it, and
+    `classes` are from `runfolder.load_classes`.
     """
     if classes is None and any(own.data.get(k) != config.data.get(k) for k in DIVIDING):
         raise ValueError(
@@ -889,17 +883,8 @@ def check_unseen(
 ) -> None:
     """Refuses to test a model on people of its own data set that it was trained on.
 
-    RegDB's trials are told apart earlier; this is for one's own images, divided another way.
-
-    Args:
-      config: from `config_to_score`.
-      own: the config of the run.
-      test: what the model is to be tested on.
-      persons: int [C], the people that it was trained on.
-      workdir: of the run.
-
-    Raises:
-      ValueError: it was trained on some of them.
+    `persons` (int [C]) are the people it was trained on. RegDB's trials are told apart earlier;
+    this is for one's own images, divided another way.
     """
     given = config.data
     if given.name == "synthetic" or any(own.data.get(k) != given.get(k) for k in ("name", "root")):
