@@ -202,7 +202,7 @@ def test_an_error_of_one_process_ends_the_others(recipe, tmp_path):
     """A file that one host lacks, say: the others are told, and do not wait for a time-out."""
     run = Run(recipe, tmp_path / "run", 4, COMMAND)
     missing = tmp_path / "missing.npz"
-    command = [f"--config={recipe}", f"--workdir={run.workdir}", f"--config.init.from={missing}"]
+    command = [f"--config={recipe}", f"--workdir={run.workdir}", f"--config.init.weights={missing}"]
     began = time.monotonic()
     pod = run.begin(own={1: command}).wait(timeout=120)
     assert time.monotonic() - began < 100

@@ -297,7 +297,7 @@ def check_classes(
 
 
 # Keys that may differ between the hosts of a run: where things are.
-_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.from", "eval.rand_perm")
+_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 
 
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
