@@ -44,7 +44,6 @@ ROWS = {
     mun: """c.train.eval_every = 0.0
     c.method.generator_ratios = (2, 4)  # of maps of 8 x 4""",
     idkl: """c.train.eval_every = 0.0
-    c.method.reversal_ramp = True  # its strength is a function of the step
     c.sampler.rule = "exhaust"
     c.augment.erase = (0.5, 0.5)""",
     # PDM's own optimizer: the embedded data are trained with Adam otherwise.
