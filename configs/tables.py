@@ -127,9 +127,9 @@ _MUN_2 = {
 }
 # Its rows of one scheme are taken to stand in the order of the two columns.
 _MUN_3 = {
-    "neither": _row("neither", (69.02, 65.83), (80.09, 73.97), prototypes="none", bridge=False),
+    "neither": _row("neither", (69.02, 65.83), (80.09, 73.97), prototypes=False, bridge=False),
     "prototype": _row("prototype", (74.15, 72.10), (86.73, 77.24), bridge=False),
-    "bridge": _row("auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes="none"),
+    "bridge": _row("auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes=False),
     "both": _row("prototype + auxiliary bridge", *_MUN),
 }
 _MUN_5 = {
@@ -145,7 +145,7 @@ _MUN_5 = {
 
 _IDKL = (81.42, 79.85)
 # What the rows of table 4 do without. Without L_ip there is no purifier: F~ = F.
-_NO_IP = {"purify_form": "none"}
+_NO_IP = {"purifier": False}
 _NO_TGSA = {"tgsa_weight": 0.0}
 _NO_CSA = {"csa_weight": 0.0}
 _NO_MDR = {"mdr_tgsa_weight": 0.0, "mdr_csa_weight": 0.0}
@@ -288,5 +288,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             else:
                 value = epochs * value.share
         config[section][option] = value
-    config.run_name = f"{name.replace('/', '-')}_{config.data.name}"
+    config.run_name = f"{name.replace('/', '-')}-{config.data.name}"
     return config

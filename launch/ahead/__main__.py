@@ -23,10 +23,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from launch.ahead import roofline
-from vireid_jax import command
+from vireid_jax import main as command
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu.")
 _SCALING = flags.DEFINE_bool(
@@ -52,7 +52,7 @@ _JSON = flags.DEFINE_string("json", None, "File that takes all figures, as JSON.
 
 def main(argv: Sequence[str]) -> None:
     """Runs one command; see the module's docstring for the exit codes."""
-    config = command.recipe(argv)
+    config = command.parse(argv, flags.FLAGS, about=__doc__)
     if config is None:
         command.refuse(f"--config is missing; {command.known()}")
     name = _TOPOLOGY.value
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         figures = report(config, topology, sizes)
     except (ValueError, OSError) as error:
-        if command.DEBUG.value:
+        if flags.FLAGS.debug:
             raise
         print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
         sys.exit(1)
@@ -136,7 +136,7 @@ def report(config: Any, topology: roofline.Topology, sizes: Sequence[roofline.To
 
 def cli() -> None:
     """Entry point."""
-    app.run(main, flags_parser=command.parse)
+    main(sys.argv)
 
 
 if __name__ == "__main__":

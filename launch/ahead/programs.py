@@ -25,14 +25,9 @@ from jax.extend import core
 from launch.ahead import hlo, roofline
 from vireid_jax import build, evaluate, optim, train
 from vireid_jax.data import augment, sampler
+from vireid_jax.data.readers import get_reader, sysu
 from vireid_jax.runtime import devices as placement
 from vireid_jax.types import INFRARED, VISIBLE, Method
-
-# People and images (visible, infrared) that are trained on, as the releases have them; the builders
-# of vireid_jax.data hold trees to the same counts. SYSU-MM01's validation list has 99 of the 395
-# people, with 1974 and 1980 images.
-PUBLISHED = {"sysu": (395, 22258, 11909), "regdb": (206, 2060, 2060), "llcm": (713, 16946, 13975)}
-_SYSU_VALIDATION = (99, 1974, 1980)
 
 
 class Facts(NamedTuple):
@@ -71,10 +66,9 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None = None) -> 
         ids = data.train_ids
         # Before each of four visible and two infrared cameras.
         found = Facts(ids, 4 * ids * data.train_visible, 2 * ids * data.train_infrared)
-    elif data.name in PUBLISHED:
-        counts = PUBLISHED[data.name]
+    elif (counts := get_reader(data.name).PUBLISHED) is not None:
         if held := data.val_ids:
-            out = _SYSU_VALIDATION if data.name == "sysu" else (held, *(
+            out = sysu.HELD_OUT if data.name == "sysu" else (held, *(
                 round(n * held / counts[0]) for n in counts[1:]
             ))  # fmt: skip
             counts = tuple(a - b for a, b in zip(counts, out, strict=True))

@@ -48,7 +48,7 @@ def test_a_row_is_its_recipe_with_its_changes(table):
         where = f"{table}/{row}:{dataset}"
         config = tables.get_config(where).to_dict()
         recipe = tables.recipe(spec.method or tables.TABLES[table].method, dataset).to_dict()
-        assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}_{dataset}"
+        assert config.pop("run_name") == f"{table.replace('/', '-')}-{row}-{dataset}"
         del recipe["run_name"]
         changes = {**spec.changes, **(spec.embedded if dataset == "synthetic" else {})}
         for key, value in changes.items():
@@ -111,10 +111,10 @@ def test_mun_rows_are_what_the_paper_says():
     kinds = [values(f"mun/2/{row}", "auxiliary")[0] for row in tables.TABLES["mun/2"].rows]
     assert kinds == ["x", "mixed", "syncretic", "mun"]
     scheme = ("prototypes", "bridge")
-    assert values("mun/3/neither", *scheme) == ("none", False)
-    assert values("mun/3/prototype", *scheme) == ("slot", False)
-    assert values("mun/3/bridge", *scheme) == ("none", True)
-    assert values("mun/3/both", *scheme) == ("slot", True)
+    assert values("mun/3/neither", *scheme) == (False, False)
+    assert values("mun/3/prototype", *scheme) == (True, False)
+    assert values("mun/3/bridge", *scheme) == (False, True)
+    assert values("mun/3/both", *scheme) == (True, True)
 
 
 def test_idkl_rows_are_what_the_paper_says():
@@ -330,8 +330,8 @@ def traced_terms(options):
     build = get_build(config.pop("name"))
     named = inspect.signature(build).parameters
     facts = {key: value for key, value in FACTS.items() if key in named}
-    if "generator" in config:
-        config["generator"]["ratios"] = tuple(config["generator"]["ratios"])
+    if "generator_ratios" in config:
+        config["generator_ratios"] = tuple(config["generator_ratios"])
     method = build(image_size=(96, 48), **facts, **with_backbone({**config, "width": 2}))
     rows = FACTS["num_ids"] * FACTS["num_instances"]
     image = jax.ShapeDtypeStruct((rows, 96, 48, 3), jnp.float32)
