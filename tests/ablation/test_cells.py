@@ -63,34 +63,15 @@ def test_incremental_training_is_the_recipe_on_real_data_and_its_share_on_the_em
     assert cell.config["method.metric_from_epoch"] == pytest.approx(2 * 220 / 300)
 
 
-<<<<<<< HEAD
 def test_what_another_setting_makes_of_the_cells():
     (before,) = planned(["smcl/1"])
-    init = ('--config.init["from"]=weights.npz', "--config.init.from=weights.npz")
-    for change in ("optim.lr=0.5", "train.epochs=3", "data.train_ids=30", *init):
-        (after,) = planned(["smcl/1"], changes=[*SMALL, _flag(change)])
+    others = ("optim.lr=0.5", "train.epochs=3", "data.train_ids=30", "init.weights=weights.npz")
+    for change in others:
+        (after,) = planned(["smcl/1"], changes=[*SMALL, f"--config.{change}"])
         assert not set(folders(before).values()) & set(folders(after).values()), change
     for change in ("eval.trials=2", "loader.prefetch=1", "train.log_every=5"):
-        (after,) = planned(["smcl/1"], changes=[*SMALL, _flag(change)])
+        (after,) = planned(["smcl/1"], changes=[*SMALL, f"--config.{change}"])
         assert folders(before) == folders(after), change
-=======
-@pytest.mark.parametrize(
-    "change",
-    [
-        "--config.optim.lr=0.5",
-        "--config.train.epochs=3",
-        "--config.data.train_ids=30",
-        "--config.init.weights=weights.npz",
-    ],
-)
-def test_another_setting_makes_another_cell(change):
-    (before,), (after,) = planned(["smcl/1"]), planned(["smcl/1"], changes=[*SMALL, change])
-    assert not set(folders(before).values()) & set(folders(after).values())
->>>>>>> main
-
-
-def _flag(change):
-    return change if change.startswith("--") else f"--config.{change}"
 
 
 def test_the_root_tells_own_images_apart_and_no_released_ones():
@@ -185,7 +166,7 @@ def test_a_wrong_change_is_refused():
         "nothing.epochs=3": "nothing",
     }.items():
         with pytest.raises(ValueError, match=message):
-            planned(["smcl/1"], changes=[_flag(change)])
+            planned(["smcl/1"], changes=[f"--config.{change}"])
 
 
 def test_another_score_than_the_tables_own_is_named():
@@ -206,28 +187,14 @@ def test_another_score_than_the_tables_own_is_named():
 
 
 def test_a_score_that_cannot_be_is_refused():
-    bare = ["--config.method.neck=none"]
     for options, message in (
         ({"protocol": "regdb/v2t"}, "is not one of synthetic; expected of sysu/all/single, "),
         ({"protocol": "sysu/outdoor"}, "unknown protocol 'sysu/outdoor'"),
         ({"feature": "sum"}, "mun/1/b:synthetic has no feature 'sum'; give --feature bn or pool"),
-<<<<<<< HEAD
-        (
-            {"changes": bare, "feature": "bn"},
-            "mun/1/b:synthetic has no feature 'bn' with method.neck=none; give --feature pool",
-        ),
     ):
         with pytest.raises(ValueError, match=message):
             planned(["mun/1"], **options)
-    planned(["mun/1"], changes=bare, feature="pool")
-=======
-    ],
-)
-def test_a_score_that_cannot_be_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        planned(["mun/1"], **options)
     planned(["mun/1"], feature="pool")
->>>>>>> main
 
 
 def test_without_a_feature_every_row_has_its_methods_headline():
@@ -253,12 +220,7 @@ def test_rows_that_are_not_asked_for_need_not_take_the_settings():
     assert [cell.name for cell in cells.cells_of([table], ["b"])] == ["mun/5/b, seed 0"]
 
 
-<<<<<<< HEAD
 def test_a_file_is_one_by_whatever_path(tmp_path, monkeypatch):
-=======
-@pytest.mark.parametrize("key", ["init.weights", "data.root"])
-def test_a_file_is_one_by_whatever_path(key, tmp_path, monkeypatch):
->>>>>>> main
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     for key in cells.PATHS:

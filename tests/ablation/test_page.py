@@ -10,12 +10,8 @@ import re
 import pytest
 
 from configs import tables
-<<<<<<< HEAD
 from vireid_jax.ablation import page
 from vireid_jax.ablation.cells import TRAINED, Cell, Row, Score, Table
-from vireid_jax.losses.counts import distance_counts
-=======
->>>>>>> main
 
 CONFIG = {
     "eval.gallery": "agw", "eval.trials": None, "eval.corrupt_repeats": 10, "eval.corrupt_seed": 0,
