@@ -28,7 +28,7 @@ def mun(job, arrays, rows):
 
 
 def idkl(job, arrays, rows):
-    """IDKL's dropout, erasing and gradient reversal go on as if there had been no kill."""
+    """IDKL's dropout and erasing go on as if there had been no kill."""
     assert any("confuser_neck" in name for name in arrays)
 
 
@@ -44,7 +44,6 @@ ROWS = {
     mun: """c.train.eval_every = 0.0
     c.method.generator.ratios = (2, 4)  # of maps of 8 x 4""",
     idkl: """c.train.eval_every = 0.0
-    c.method.reversal_ramp = True  # its strength is a function of the step
     c.sampler.rule = "exhaust"
     c.augment.erase = (0.5, 0.5)""",
     # PDM's own optimizer: the embedded data are trained with Adam otherwise.

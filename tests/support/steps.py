@@ -49,7 +49,6 @@ METHODS = {
                 if k not in ("name", *BACKBONE._fields)
             },
             **FACTS,
-            num_steps=8,
             **PK,
         )
         for preset in idkl_recipe.PRESETS
