@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     dataset, preset = common.dataset_and_preset("idkl", arg, PRESETS)
     c = common.base("idkl", dataset)
     if preset != "paper":
-        c.run_name = f"idkl_{preset}_{dataset}"
+        c.run_name = f"idkl-{preset}-{dataset}"
     official = preset == "official"
 
     # The source of each value: a place in the paper, "code" (1KK077/IDKL at 8676b62), or "ours".
