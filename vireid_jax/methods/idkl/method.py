@@ -118,7 +118,7 @@ def build(
         out, updates = common.train_pass(net, backbone, variables, images, key, stream="dropout")
         f, z = out.f, out.z
         person = jnp.repeat(labels, 2)  # y of row 2b + m of arrays [2B, ...]
-        modality = jnp.tile(jnp.arange(2), len(labels))  # t of that row
+        modality = jnp.tile(jnp.arange(2), len(labels))  # of that row
         terms = {}
 
         # L_reid, eqs. 5 and 13
@@ -126,8 +126,8 @@ def build(
             terms[f"id_{name}"] = cross_entropy(_rows(z[name]), person)
             terms[f"tri_{name}"] = batch_hard_triplet(f[name], labels, margin=tri_margin)
         # L_C and L_D, eqs. 2 and 3
-        told = losses.half_flipped(len(labels)) if confuser == "half_flip" else modality
-        terms["confuser"] = cross_entropy(out.confuser, told)
+        t = losses.half_flipped(len(labels)) if confuser == "half_flip" else modality
+        terms["confuser"] = cross_entropy(out.confuser, t)
         terms["discriminator"] = cross_entropy(out.discriminator, modality)
         # L_e and L_r, eqs. 10 and 11
         if purifier:
@@ -179,6 +179,7 @@ def build(
         }
         return common.total(weights, terms), Aux(terms, dict(updates), scalars)
 
+    # Checks stand last for the sake of the reader; they come before anything is traced.
     common.check(
         num_classes=num_classes,
         num_ids=num_ids,
