@@ -150,7 +150,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
     s = tiny("idkl")
     s["method"]["tgsa_scale"] = scale
     loss, model, images, labels = double_loss(step_idkl, s)
-    want = model.total(model.terms(images, labels, 0))
+    want = model.total(model.terms(images, labels))
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 

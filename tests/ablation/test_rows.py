@@ -98,7 +98,7 @@ def test_mun_rows_are_what_the_paper_says():
     keys = ("auxiliary", "ida_weight", "idc_weight", "ia_weight", "ma_weight")
     rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in tables.TABLES["mun/1"].rows}
     assert rows == {
-        "b": ("none", 0, 0, 0, 0),
+        "b": (False, 0, 0, 0, 0),
         "aux": ("mun", 1, 0, 0, 0),
         "idc": ("mun", 0, 0.25, 0, 0),
         "idc_ia": ("mun", 0, 0.25, 0.5, 0),
@@ -119,15 +119,15 @@ def test_mun_rows_are_what_the_paper_says():
 
 def test_idkl_rows_are_what_the_paper_says():
     """Table 4: what each row has of L_ip, L_tgsa, L_csa and the two parts of L_mdr."""
-    keys = ("purify_form", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
+    keys = ("purifier", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
     rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in tables.TABLES["idkl/4"].rows}
     assert rows == {
-        "b": ("none", 0, 0, 0, 0),
-        "tgsa": ("none", 0.6, 0, 0, 0),
-        "ip_tgsa": ("masks", 0.6, 0, 0, 0),
-        "ip_csa": ("masks", 0, 0.8, 0, 0),
-        "ip_mdr": ("masks", 0, 0, 1, 1),
-        "all": ("masks", 0.6, 0.8, 1, 1),
+        "b": (False, 0, 0, 0, 0),
+        "tgsa": (False, 0.6, 0, 0, 0),
+        "ip_tgsa": (True, 0.6, 0, 0, 0),
+        "ip_csa": (True, 0, 0.8, 0, 0),
+        "ip_mdr": (True, 0, 0, 1, 1),
+        "all": (True, 0.6, 0.8, 1, 1),
     }
     # Figure 5: one weight runs, the others stay at their best.
     weights = ("ip_weight", "tgsa_weight", "csa_weight")
@@ -272,7 +272,7 @@ ALWAYS = {
 ADSL, MUN = {"tri_center", "global_center"}, {"tri", "idc", "ia", "ma"}
 RAW, IP, MDR = (
     {"id_sp", "tri_sp"},
-    {"id_purified", "tri_purified", "e", "r"},
+    {"id_purified", "tri_purified", "enhance", "reduce"},
     {"mdr_tgsa", "mdr_csa"},
 )
 MFGM = {"cpm", "ort"}

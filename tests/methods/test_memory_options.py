@@ -37,7 +37,7 @@ BUILDS = {
         num_steps=8,
         generator_ratios=(2,),  # of maps of 8 x 4
     ),
-    "idkl": partial(idkl.build, **FACTS, **PK, num_steps=8, modality_dropout=0.0),
+    "idkl": partial(idkl.build, **FACTS, **PK, modality_dropout=0.0),
     "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True),
     "deen": partial(deen.build, **FACTS, num_ids=P, stages=3, branches=1, dropout=0.0),
     "pdm": partial(

@@ -28,7 +28,7 @@ def mun(job, arrays, rows):
 
 
 def idkl(job, arrays, rows):
-    """IDKL's dropout, erasing and gradient reversal go on as if there had been no kill."""
+    """IDKL's dropout and erasing go on as if there had been no kill."""
     assert any("confuser_neck" in name for name in arrays)
 
 

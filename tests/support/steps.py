@@ -48,7 +48,6 @@ METHODS = {
                 if k not in ("name", *BACKBONE._fields)
             },
             **FACTS,
-            num_steps=8,
             **PK,
         )
         for preset in idkl_recipe.PRESETS
