@@ -93,5 +93,7 @@ def test_without_tensorflow_the_loader_is_refused_early(monkeypatch):
     build.check_loader("arrays")
     with pytest.raises(ValueError, match=r"pip install 'vireid_jax\[data\]', or use .*=arrays"):
         build.check_loader("tfdata")
-    with pytest.raises(ValueError, match="no loader 'grain'; expected one of .*'arrays', 'tfdata'"):
+    with pytest.raises(
+        ValueError, match=r"no loader 'grain'; expected one of .*'arrays', 'tfdata'"
+    ):
         build.check_loader("grain")

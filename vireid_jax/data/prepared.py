@@ -188,11 +188,6 @@ class Stored(Sequence[bytes]):
         """The images at `rows` (int [n]), in that order."""
         return Stored(self._source, self._rows[rows], self.folder, self.fingerprint)
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Int [N], the record of each image in the files."""
-        return self._rows
-
 
 class _Shards:
     """The records of some ArrayRecord files, by number.
@@ -224,8 +219,7 @@ def _open_shard(path: str, length: int) -> Any:
         from array_record.python import array_record_module
     except ImportError as error:
         raise ImportError(
-            f"reading {path} needs array_record ({error}): "
-            "pip install 'vireid_jax[data]'"
+            f"reading {path} needs array_record ({error}): pip install 'vireid_jax[data]'"
         ) from error
     # Rows are drawn at random: reading ahead would read what nobody asked for.
     reader = array_record_module.ArrayRecordReader(
