@@ -29,17 +29,20 @@ def _preset(recipe: Recipe, preset: str) -> Recipe:
     return lambda dataset: recipe(f"{dataset},{preset}" if dataset else preset)
 
 
-METHODS: dict[str, Recipe] = {
-    "agw": agw.get_config,
-    "agw,caj": _preset(agw.get_config, "caj"),
-    "deen": deen.get_config,
-    "smcl": smcl.get_config,
-    "mun": mun.get_config,
-    "idkl": idkl.get_config,
-    "idkl,official": _preset(idkl.get_config, "official"),
-    "pdm": pdm.get_config,
-    "pdm,paper": _preset(pdm.get_config, "paper"),
-}
+def _methods() -> dict[str, Recipe]:
+    """The recipes of this folder, each by its name and with each further preset: "pdm,paper"."""
+    found: dict[str, Recipe] = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        if path.stem in ("__init__", "common", "tables"):
+            continue
+        module = importlib.import_module(f"configs.{path.stem}")
+        found[path.stem] = module.get_config
+        for preset in getattr(module, "PRESETS", ())[1:]:
+            found[f"{path.stem},{preset}"] = _preset(module.get_config, preset)
+    return found
+
+
+METHODS: dict[str, Recipe] = _methods()
 
 Paper = dict[str, tuple[float, float]]
 

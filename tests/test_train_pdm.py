@@ -31,7 +31,7 @@ METHODS = {
     "pdm": (
         pdm.build,
         pdm_recipe.get_config(),
-        dict(attention_kernel=3, num_prototypes=4),
+        dict(num_prototypes=4),
         PADDED | {"expansion/spatial_kernel"},
     ),
 }

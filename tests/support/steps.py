@@ -57,7 +57,7 @@ METHODS = {
     "deen": partial(deen.build, **FACTS, num_ids=P, stages=3),
     "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True, tri_form="squared"),
     # DEEN's network, an axis of branches, and F of all prototypes; three stages compile sooner.
-    "pdm": partial(pdm.build, **FACTS, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
+    "pdm": partial(pdm.build, **FACTS, num_ids=P, num_prototypes=3, stages=3),
 }
 
 
