@@ -15,12 +15,12 @@ II and III. "idkl/presets" and "pdm/presets" are the paper's method beside the r
 {"sysu": ..., "regdb": ...}.
 """
 
+import importlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
-
-from configs import agw, deen, idkl, mun, pdm, smcl
 
 Recipe = Callable[[str | None], ml_collections.ConfigDict]
 

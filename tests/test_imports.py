@@ -130,7 +130,7 @@ def test_numpy_only_parts_import_no_jax(rule):
 
 def test_orbax_is_used_by_checkpoints_alone():
     users = {p.name for p in files() if any(under(n, ["orbax"]) for n in imports(p))}
-    assert users == {"checkpoint.py", "orbax_settings.py"}
+    assert users == {"checkpoint.py"}
 
 
 def test_the_loop_knows_no_method_data_set_or_protocol():

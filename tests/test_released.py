@@ -16,7 +16,7 @@ from configs import common
 from tests.support.plain import plainly
 from tests.test_configs import RECIPES
 from vireid_jax import build, run, weights
-from vireid_jax.runtime import checkpoint, runfolder, scores
+from vireid_jax.runtime import checkpoint, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
@@ -101,7 +101,7 @@ def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees
     workdir = tmp_path / "run"
     assert run.run(c, workdir=workdir, debug=True) == 0
     out = capsys.readouterr().out
-    validated = scores.read(workdir / "checkpoints")
+    validated = checkpoint.read_scores(workdir / "checkpoints")
     assert validated.keys() == {2} and 0 < validated[2]["mAP"] <= 1, "to choose the best by"
     results = saved(workdir)
     assert {r["protocol"] for r in results} == set(c.eval.protocols)

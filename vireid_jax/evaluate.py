@@ -18,7 +18,7 @@ from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
 from vireid_jax.metrics import protocols
 from vireid_jax.metrics.combine import row_label
-from vireid_jax.runtime import devices
+from vireid_jax.runtime import devices, files
 from vireid_jax.types import (
     INFRARED,
     MODALITIES,
@@ -279,6 +279,4 @@ def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[st
         test_set = [result["test_set"][:8]] if "test_set" in result else []
         label = "-".join([result["protocol"], *official, row_label(result), *test_set])
         name = re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        temporary.replace(folder / name)
+        files.write_whole(folder / name, json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -2,7 +2,7 @@
 
 Devices may sum the gradient of a product of weights before the parameters' gradients are made of
 it. It is as large as no parameter is, and unlike a map it stays as it is when the batch grows:
-a kernel as a matrix of places (nets/expansion.py), kernels folded (nets/auxiliary/folding.py).
+a kernel as a matrix of places (nets/multifeature.py), kernels folded (nets/auxiliary/folding.py).
 """
 
 import math

@@ -16,6 +16,7 @@ from tests.ablation.stand_in import made_up
 from tests.support.plain import PLAIN
 from vireid_jax.ablation import __main__ as command
 from vireid_jax.ablation import pool, report
+from vireid_jax.runtime import EXIT_PREEMPTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE, SEEDS = "smcl/1", ("--seeds", "0", "1")
@@ -118,7 +119,7 @@ def test_a_process_that_leaves_no_result_has_failed(ablation, monkeypatch, capsy
 
 def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypatch, capsys):
     ask(monkeypatch, preempted=["/ceh_adsl:"])
-    assert ablation(TABLE, *SEEDS, "--jobs", "1") == pool.EXIT_PREEMPTED == 42
+    assert ablation(TABLE, *SEEDS, "--jobs", "1") == EXIT_PREEMPTED == 42
     assert "run the same command again" in capsys.readouterr().err
     assert len(starts()) == 3, "no other cell is begun"
     assert read(tmp_path)["b", "mAP"]["n"] == "1", "the tables show what there is"

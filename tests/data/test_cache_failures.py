@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import pathlib
+import pwd
 import shutil
 import threading
 import time
@@ -286,11 +287,11 @@ def test_a_folder_that_cannot_be_written_to_is_told_with_what_to_do(source, tmp_
 
 
 def test_no_home_folder(monkeypatch):
-    def home():
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(user):
+        raise KeyError(user)
 
-    monkeypatch.setattr(pathlib.Path, "home", home)
-    for name in ("VIREID_CACHE", "XDG_CACHE_HOME"):
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("VIREID_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FileNotFoundError, match="set VIREID_CACHE to a folder"):
         files.user_folder("VIREID_CACHE")

@@ -1,5 +1,7 @@
 """Files that are made to harm: refused with a ValueError that names the thing, never executed."""
 
+import contextlib
+import copyreg
 import io
 import os
 import pickle
@@ -15,9 +17,11 @@ from hypothesis import strategies as st
 
 from tests.weights import build
 from tests.weights.watch import read, watched
-from vireid_jax.weights import pickled, torch_file
+from vireid_jax.weights import files
 
 ONE = np.arange(4, dtype=np.float32)
+# What the standard library's unpickler refuses with.
+REFUSALS = (pickle.UnpicklingError, ValueError, TypeError, AttributeError, EOFError)
 NAMES = ["archive", "stream", "safetensors", "npz"]
 
 
@@ -47,122 +51,119 @@ class Payload:
         return self.reduced
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_live_payload_is_refused_unexecuted(tmp_path, protocol):
+def test_a_live_payload_is_refused_unexecuted(tmp_path):
     """os.mkdir leaves a trace; that pickle itself does run it shows that the test can fail."""
     folder = tmp_path / "trace"
-    data = pickle.dumps({"a": Payload(os.mkdir, str(folder))}, protocol)
-    with pytest.raises(AssertionError, match=r"pickle\.find_class.*os\.mkdir"), watched():
-        pickle.loads(data)
-    assert folder.is_dir()
-    folder.rmdir()
-    for file in containers(data):
-        refuse(tmp_path, file, r"posix\.mkdir|nt\.mkdir")
-        assert not folder.exists()
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps({"a": Payload(os.mkdir, str(folder))}, protocol)
+        with pytest.raises(AssertionError, match=r"pickle\.find_class.*os\.mkdir"), watched():
+            pickle.loads(data)
+        assert folder.is_dir(), protocol
+        folder.rmdir()
+        for file in containers(data):
+            refuse(tmp_path, file, r"posix\.mkdir|nt\.mkdir")
+            assert not folder.exists(), protocol
 
 
-GLOBALS = [
-    "os.system",
-    "posix.system",
-    "subprocess.Popen",
-    "builtins.eval",
-    "builtins.exec",
-    "builtins.getattr",
-    "builtins.__import__",
-    "__builtin__.eval",
-    "copyreg._reconstructor",
-    "copyreg.add_extension",
-    "copy_reg._reconstructor",
-    "_codecs.encode",
-    "antigravity.fly",
-    "runpy._run_code",
-    "torch.load",
-    "torch.FloatTensor",
-    "torch.storage._load_from_bytes",
-    "torch.hub.load",
-    "torch.os.system",
-    "torch._utils.torch.load",
-    "torch._utils._rebuild_tensor_v3",
-    "torch._utils._rebuild_tensor_v2.__globals__",
-    "collections.OrderedDict.__init__",
-    "collections.namedtuple",
-    "torch.cuda.os.FloatStorage",
-    "os.FloatStorage",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "__main__.Net",
-]
+GLOBALS = """
+os.system posix.system subprocess.Popen antigravity.fly runpy._run_code os.FloatStorage
+builtins.eval builtins.exec builtins.getattr builtins.__import__ __builtin__.eval __main__.Net
+copyreg._reconstructor copyreg.add_extension copy_reg._reconstructor _codecs.encode
+torch.load torch.FloatTensor torch.storage._load_from_bytes torch.hub.load torch.os.system
+torch._utils.torch.load torch._utils._rebuild_tensor_v3 torch.cuda.os.FloatStorage
+torch._utils._rebuild_tensor_v2.__globals__ torch.Storage torch.FloatStorage.dtype
+collections.OrderedDict.__init__ collections.namedtuple
+numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+""".split()
 
 
-@pytest.mark.parametrize("path", GLOBALS)
-def test_globals_outside_the_list_are_named(tmp_path, path):
-    module, _, attribute = path.rpartition(".")
-    stacked = build.Raw(build.op(module) + build.op(attribute) + b"\x93")
-    for function in (build.name(path), stacked):
-        called = build.Raw(function + build.op(("touch x",)) + b"R")
-        for value in (function, called, {"a": called}, [called], {"a": [(called,)]}):
-            for data in containers(value):
-                error = refuse(tmp_path, data, "nothing of it was executed")
-                assert path in str(error)
+def test_globals_outside_the_list_are_named(tmp_path):
+    for path in GLOBALS:
+        module, _, attribute = path.rpartition(".")
+        stacked = build.Raw(build.op(module) + build.op(attribute) + b"\x93")
+        for function in (build.name(path), stacked):
+            called = build.Raw(function + build.op(("touch x",)) + b"R")
+            for value in (function, called, {"a": called}, [called], {"a": [(called,)]}):
+                for data in containers(value):
+                    error = refuse(tmp_path, data, "nothing of it was executed")
+                    assert path in str(error)
 
 
 def test_names_of_globals_must_be_text(tmp_path):
     allowed = build.name("collections.OrderedDict")
     for pair in (build.op(1) + build.op("x"), allowed + build.op("x"), build.op("os") + allowed):
-        refuse(tmp_path, build.archive(build.Raw(pair + b"\x93")), "other than text")
+        refuse(tmp_path, build.archive(build.Raw(pair + b"\x93")), "STACK_GLOBAL requires str")
 
 
-@pytest.mark.parametrize(
-    "opcodes, match",
-    [
-        (b"(S'touch x'\nios\nsystem\n", "STRING|INST"),
-        (b"(X\x01\x00\x00\x00aios\nsystem\n", "INST 'os.system'"),
-        (b"(ccollections\nOrderedDict\no", "OBJ"),
-        (b"ccollections\nOrderedDict\n)\x81", "NEWOBJ"),
-        (b"ccollections\nOrderedDict\n)}\x92", "NEWOBJ_EX"),
-        (b"\x82\x01", "EXT1"),
-        (b"\x83\x01\x00", "EXT2"),
-        (b"\x84\x01\x00\x00\x00", "EXT4"),
-        (b"Pos.system\n", "PERSID"),
-        (b"N2", "DUP"),
-        (b"NN0", "POP"),
-        (b"(1", "POP_MARK"),
-        (b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a", "BYTEARRAY8"),
-        (b"\x97", "NEXT_BUFFER"),
-        (b"\x8e\x01\x00\x00\x00\x00\x00\x00\x00a", "BINBYTES8"),
-        (b"(\x91", "FROZENSET"),
-        (b"\x8f", "EMPTY_SET"),
-        (b"I1\n", "INT"),
-        (b"g1\n", "GET"),
-    ],
-)
-def test_opcodes_outside_the_list_are_named(tmp_path, opcodes, match):
-    for data in containers(b"\x80\x04" + opcodes + b"."):
-        refuse(tmp_path, data, match)
+OPCODES = [
+    (b"(S'touch x'\nios\nsystem\n", "STRING|INST"),
+    (b"(X\x01\x00\x00\x00aios\nsystem\n", "INST 'os.system'"),
+    (b"(ccollections\nOrderedDict\no", "OBJ"),
+    (b"ccollections\nOrderedDict\n)\x81", "NEWOBJ"),
+    (b"ccollections\nOrderedDict\n)}\x92", "NEWOBJ_EX"),
+    (b"\x82\x01", "EXT1"),
+    (b"\x83\x01\x00", "EXT2"),
+    (b"\x84\x01\x00\x00\x00", "EXT4"),
+    (b"Pos.system\n", "PERSID"),
+    (b"N2", "DUP"),
+    (b"NN0", "POP"),
+    (b"(1", "POP_MARK"),
+    (b"\x96\x01\x00\x00\x00\x00\x00\x00\x00a", "BYTEARRAY8"),
+    (b"\x97", "NEXT_BUFFER"),
+    (b"\x8e\x01\x00\x00\x00\x00\x00\x00\x00a", "BINBYTES8"),
+    (b"(\x91", "FROZENSET"),
+    (b"\x8f", "EMPTY_SET"),
+    (b"I1\n", "INT"),
+    (b"g1\n", "GET"),
+]
+
+
+def test_opcodes_outside_the_list_are_named(tmp_path):
+    for opcodes, match in OPCODES:
+        for data in containers(b"\x80\x04" + opcodes + b"."):
+            refuse(tmp_path, data, match)
+
+
+def test_the_unpickler_alone_executes_nothing():
+    """The walk over the opcodes bounds memory and time; safety does not hang on it."""
+    copyreg.add_extension("os", "getcwd", 240)
+    try:
+        for opcodes, _ in [*OPCODES, (b"\x82\xf0)R", "EXT1 of a known code")]:
+            with watched(), contextlib.suppress(*REFUSALS):
+                value = files._Unpickler(b"\x80\x04" + opcodes + b".").load()
+                plain = (type(None), int, set, frozenset, bytes, bytearray, files._OrderedDict)
+                assert type(value) in plain, opcodes
+    finally:
+        copyreg.remove_extension("os", "getcwd", 240)
 
 
 def test_calls_of_what_is_no_function(tmp_path):
     for function in (build.op("os.system"), build.op(3), build.name("torch.FloatStorage")):
         data = build.archive(build.Raw(function + build.op((1,)) + b"R"))
-        refuse(tmp_path, data, "expected a known function")
+        refuse(tmp_path, data, "object is not callable.; nothing of it was executed")
     data = build.archive(build.Raw(build.name("collections.OrderedDict") + build.op([]) + b"R"))
-    refuse(tmp_path, data, "expected a known function")
+    refuse(tmp_path, data, "argument list must be a tuple.; nothing of it was executed")
 
 
 def test_build_reaches_no_object(tmp_path):
     state = {"__setstate__": "x", "__class__": "y", "__reduce__": "z"}
     s = build.storage("0", 4)
+    ours, plain = "sets the state of", "has no attribute '__.*nothing of it was executed"
     targets = {
-        "tensor": build.tensor(s, (4,), (1,)),
-        "dict": build.Raw(b"}"),
-        "global": build.name("torch.FloatStorage"),
-        "text": build.op("x"),
+        "tensor": (build.tensor(s, (4,), (1,)), ours),
+        "storage": (s, ours),
+        "type": (build.name("torch.FloatStorage"), ours),
+        "function": (build.name("torch._utils._rebuild_tensor_v2"), ours),
+        "method": (build.name("collections.OrderedDict"), ours),
+        "dict": (build.Raw(b"}"), plain),
+        "text": (build.op("x"), plain),
     }
-    for target in targets.values():
-        value = {"a": build.Raw(target + build.op(state) + b"b")}
-        refuse(tmp_path, build.archive(value, {"0": ONE.tobytes()}), "sets the state of")
+    for target, match in targets.values():
+        for attributes in (state, (None, {"__code__": None}), (state, state)):
+            value = {"a": build.Raw(target + build.op(attributes) + b"b")}
+            refuse(tmp_path, build.archive(value, {"0": ONE.tobytes()}), match)
     # Onto an OrderedDict torch itself writes a state; here it is dropped, whatever it says.
-    ordered = build.call("collections.OrderedDict", [["a", targets["tensor"]]])
+    ordered = build.call("collections.OrderedDict", [["a", targets["tensor"][0]]])
     value = build.Raw(ordered + build.op({**state, "a": 1, "items": 2}) + b"b")
     path = tmp_path / "ok.pth"
     path.write_bytes(build.archive(value, {"0": ONE.tobytes()}))
@@ -205,48 +206,65 @@ def nest(opcode, depth):
 def test_nests_of_shared_parts(tmp_path):
     """As keys and in messages they would take 2**60 steps."""
     tuples = nest(b"t", 60)
-    keyed = b"\x80\x02" + tuples + b"}h\x00Ns."
-    quickly(tmp_path, build.archive(keyed), "a tuple as the key of a dict")
-    quickly(tmp_path, build.archive(b"\x80\x02" + tuples + b"."), "holds a tuple")
-    quickly(tmp_path, build.archive(b"\x80\x02" + tuples + b"Q."), "refers to a tuple")
     call = build.name("torch._utils._rebuild_tensor_v2")
-    called = b"\x80\x02" + tuples + call + b"h\x00R."
-    quickly(tmp_path, build.archive(called), "other than a storage")
+    size = build.name("torch.Size")
+    again = b"h\x00\x85Rq\x01h\x01h\x01\x86q\x00" * 30
+    for value in (
+        tuples + b"}h\x00Ns", tuples, tuples + b"Q", tuples + call + b"h\x00R",
+        b"Nq\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"}h\x00Ns",
+        b"Nq\x00" + (size + again) * 2 + b"}h\x00Ns",
+        nest(b"t", 15) + b"}" + b"h\x00Ns" * 1000,  # cheap once
+    ):  # fmt: skip
+        quickly(tmp_path, build.archive(b"\x80\x02" + value + b"."), "more than 1000000 steps")
+    few = b"\x80\x02" + nest(b"t", 3)
+    quickly(tmp_path, build.archive(few + b"."), "holds a tuple")
+    quickly(tmp_path, build.archive(few + b"Q."), "refers to a tuple")
+    quickly(tmp_path, build.archive(few + b"}h\x00Ns."), "no tensors by name.* has a tuple")
+    quickly(tmp_path, build.archive(few + call + b"h\x00R."), "other than a storage")
+    lists = b"\x80\x02" + nest(b"l", 60) + b"}h\x00Ns."
+    quickly(tmp_path, build.archive(lists), "opcode LIST|unhashable")
+    keys = build.call("collections.OrderedDict", [[build.raw((1, 2)), 1]])
+    quickly(tmp_path, build.archive(keys), "for a pair of key and value")
+    huge = b"\x80\x02\x8b" + struct.pack("<i", 10**5) + b"\x7f" * 10**5 + b"."
+    quickly(tmp_path, build.archive(huge), "an integer of 799999 bits")
 
 
 def test_deep_nests(tmp_path):
     deep = build.archive(b"\x80\x02" + b"]" * 30_000 + b"a" * 29_999 + b".")
     quickly(tmp_path, deep, "holds a list")
-    quickly(tmp_path, build.archive(b"\x80\x02" + b"(" * 30_000 + b"."), "empty stack")
+    quickly(tmp_path, build.archive(b"\x80\x02" + b"(" * 30_000 + b"."), "damaged")
+    quickly(tmp_path, build.archive(b"\x80\x02" + b"]" + b"\x85" * 30_000 + b"."), "steps|a tuple")
 
 
 def test_memo_indices_allocate_nothing(tmp_path):
     data = build.archive(b"\x80\x02Nr\xff\xff\xff\xff.")
-    quickly(tmp_path, data, "holds None")
-    quickly(tmp_path, build.archive(b"\x80\x02j\xff\xff\xff\xff."), "value 4294967295.*damaged")
+    quickly(tmp_path, data, "damaged.*value 4294967295")
+    quickly(tmp_path, build.archive(b"\x80\x02j\xff\xff\xff\xff."), "damaged.*value 4294967295")
 
 
-@pytest.mark.parametrize("opcode", [b"B", b"X", b"\x8b", b"T"])
-def test_lengths_beyond_the_file(tmp_path, opcode):
-    for data in containers(b"\x80\x02" + opcode + struct.pack("<I", 2**31 - 1) + b"abc."):
-        quickly(tmp_path, data, "pickle is damaged or truncated")
-
-
-def test_lengths_of_eight_bytes(tmp_path):
+def test_lengths_beyond_the_file(tmp_path):
+    for opcode in (b"B", b"X", b"\x8b", b"T"):
+        for data in containers(b"\x80\x02" + opcode + struct.pack("<I", 2**31 - 1) + b"abc."):
+            quickly(tmp_path, data, "pickle is damaged or truncated")
     for length in (2**40, 2**63 - 1, 2**64 - 1):
+        for frame in (b"\x95", b"\x95" + bytes(8) + b"\x95"):
+            data = build.archive(b"\x80\x04" + frame + struct.pack("<Q", length) + b"N.")
+            quickly(tmp_path, data, "pickle (is damaged|has no end)")
         data = build.archive(b"\x80\x04\x8d" + struct.pack("<Q", length) + b"abc.")
         quickly(tmp_path, data, "pickle is damaged or truncated")
 
 
 def test_names_without_an_end(tmp_path):
-    for data in (b"cos", b"cos\nsystem", b"c" + b"o" * 10**6, b"cos\n" + b"s" * 10**6 + b"\n"):
-        quickly(tmp_path, build.archive(b"\x80\x02" + data), "GLOBAL at byte 2: a name without")
-    refuse(tmp_path, build.archive(b"\x80\x02c\xff\xfe\nx\n."), "GLOBAL at byte 2: .*decode")
+    for data in (b"cos", b"cos\nsystem", b"c" + b"o" * 10**6):
+        quickly(tmp_path, build.archive(b"\x80\x02" + data), "damaged or truncated .no newline")
+    long = b"\x80\x02cos\n" + b"s" * 10**6 + b"\n."
+    quickly(tmp_path, build.archive(long), "refers to 'os.ssss.*nothing of it was executed")
+    refuse(tmp_path, build.archive(b"\x80\x02c\xff\xfe\nx\n."), "damaged or truncated .*decode")
 
 
 def test_too_many_opcodes(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickled, "MAX_OPCODES", 1000)
-    refuse(tmp_path, build.archive(b"\x80\x02](" + b"N" * 2000 + b"e."), "more than 1000 opcodes")
+    monkeypatch.setattr(files, "MAX_STEPS", 1000)
+    refuse(tmp_path, build.archive(b"\x80\x02](" + b"N" * 2000 + b"e."), "more than 1000 steps")
     # A list of n pairs, made into a dict n times, has n * n entries.
     pairs = build.op([["a", 1]] * 30)
     ordered = build.name("collections.OrderedDict")
@@ -278,12 +296,12 @@ BAD_TENSORS = {
 }
 
 
-@pytest.mark.parametrize("shape, strides, offset, match", BAD_TENSORS.values(), ids=BAD_TENSORS)
-def test_geometry(tmp_path, shape, strides, offset, match):
-    value = {"a": build.tensor(build.storage("0", 4), shape, strides, offset)}
-    quickly(tmp_path, build.archive(value, {"0": ONE.tobytes()}), match)
-    value = {"a": build.tensor(build.storage("0", 4, stream=True), shape, strides, offset)}
-    quickly(tmp_path, build.stream(value, {"0": ONE}), match)
+def test_geometry(tmp_path):
+    for shape, strides, offset, match in BAD_TENSORS.values():
+        value = {"a": build.tensor(build.storage("0", 4), shape, strides, offset)}
+        quickly(tmp_path, build.archive(value, {"0": ONE.tobytes()}), match)
+        value = {"a": build.tensor(build.storage("0", 4, stream=True), shape, strides, offset)}
+        quickly(tmp_path, build.stream(value, {"0": ONE}), match)
 
 
 def test_arguments_of_tensors(tmp_path):
@@ -355,12 +373,10 @@ def test_compressed_and_bombs(tmp_path):
     quickly(tmp_path, file.getvalue(), "claims to hold 100000000: .*bomb")
 
 
-@pytest.mark.parametrize(
-    "entry", ["/etc/x", "../x", "weights/../../x", "C:\\x", "weights/data/..\\x"]
-)
-def test_paths_out_of_the_archive(tmp_path, entry):
+def test_paths_out_of_the_archive(tmp_path):
     value, records = good()
-    refuse(tmp_path, build.archive(value, records, more={entry: b""}), "a path out of it")
+    for entry in ("/etc/x", "../x", "weights/../../x", "C:\\x", "weights/data/..\\x"):
+        refuse(tmp_path, build.archive(value, records, more={entry: b""}), "a path out of it")
 
 
 def test_doubled_entries(tmp_path):
@@ -408,8 +424,8 @@ def test_arrays_of_npz(tmp_path):
 
     claims = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }"
     quickly(tmp_path, npz(claims % 2**40, bytes(8)), "has 8 bytes")
-    quickly(tmp_path, npz(claims % "-1"), "expected the header")
-    quickly(tmp_path, npz(claims % "-1, -1", bytes(4)), "expected the header")
+    quickly(tmp_path, npz(claims % "-1"), "has 0 bytes")
+    quickly(tmp_path, npz(claims % "-1, -1", bytes(4)), "has 4 bytes")
     quickly(tmp_path, npz(claims % ("1, " * 40 + "1"), bytes(4)), "has 4 bytes")
     for code in ("<f3", "<f16", "<i0", "|V4", "<U4", "<M8", "|b4"):
         refuse(tmp_path, npz((claims % "1,").replace("<f4", code), bytes(4)), "type|header")
@@ -434,17 +450,13 @@ def samples():
 SAMPLES = samples()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_truncated_files(tmp_path, name):
-    data = SAMPLES[name]
+def test_truncated_files(tmp_path):
     path = tmp_path / "w.pth"
-    path.write_bytes(data)
-    whole = read(path)
-    assert sorted(whole) == ["b", "conv1.weight"]
-    for length in range(0, len(data), 7):
-        path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"w\.pth"):
-            read(path)
+    for name, data in SAMPLES.items():
+        path.write_bytes(data)
+        assert sorted(read(path)) == ["b", "conv1.weight"], name
+        for length in range(0, len(data), 7):
+            refuse(tmp_path, data[:length], r"w\.pth")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -469,18 +481,20 @@ def test_flipped_bytes(tmp_path, name):
             assert str(error).startswith(str(path)) and len(str(error)) < 1500
         else:
             assert all(isinstance(x, np.ndarray) for x in arrays.values())
-            assert sum(x.nbytes for x in arrays.values()) <= torch_file.MAX_EXPANSION * len(data)
+            assert sum(x.nbytes for x in arrays.values()) <= files.MAX_EXPANSION * len(data)
 
     run()
 
 
+REAL = (
+    b"} ] ) ( t u e R b Q N \x85 \x86 \x87 \x93 s a . \x94 q\x00 h\x00 h\x01 X\x01\x00\x00\x00a "
+    b"ccollections\nOrderedDict\n ctorch\nFloatStorage\n ctorch\nSize\n K\x03 \x81 o q\x02"
+).split(b" ")
+
+
 @settings(max_examples=200, deadline=None, database=None)
-@given(st.lists(st.binary(min_size=1, max_size=12), max_size=40))
+@given(st.lists(st.sampled_from(REAL) | st.binary(min_size=1, max_size=12), max_size=40))
 def test_random_opcodes(chunks):
     """Programs of random bytes and of real opcodes in random order end in a ValueError."""
-    real = [b"}", b"]", b")", b"(", b"t", b"u", b"e", b"R", b"b", b"Q", b"q\x00", b"h\x00", b"N"]
-    program = b"".join(c if c[0] % 2 else real[c[0] % len(real)] for c in chunks)
-    try:
-        pickled.load(io.BytesIO(b"\x80\x02" + program + b"."))
-    except ValueError:
-        pass
+    with watched(), contextlib.suppress(ValueError):
+        files._unpickle(b"\x80\x02" + b"".join(chunks) + b".")

@@ -1,6 +1,7 @@
 """ImageNet weights in the backbone: every array, PyTorch's features, and what does not fit."""
 
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -35,13 +36,15 @@ def abstract(depth, width=64, specific=0):
     return {c: {"backbone": tree} for c, tree in variables.items()}
 
 
-def features(variables, depth, width, *, specific=0, stem=VISIBLE):
+@functools.cache
+def forward(depth, width, specific, stem):
     net = ResNet(depth=depth, width=width, specific=specific)
+    return jax.jit(lambda v, x: net.apply(v, [x], stems=[stem], train=False).mean((1, 2)))
+
+
+def features(variables, depth, width, *, specific=0, stem=VISIBLE):
     inner = {c: tree["backbone"] for c, tree in variables.items()}
-    maps = jax.jit(lambda v, x: net.apply(v, [x], stems=[stem], train=False))(
-        inner, trunk.images(size=SIZE)
-    )
-    return np.asarray(maps.mean((1, 2)))
+    return np.asarray(forward(depth, width, specific, stem)(inner, trunk.images(size=SIZE)))
 
 
 def stored():
@@ -52,23 +55,23 @@ def stored():
 # --- Features ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["archive.pth", "stream.pth", "checkpoint.pth", "plain.safetensors"]
-)
-def test_stored_features_of_pytorch(name):
-    variables, report = weights.init_from(FIXTURES / name, abstract(10, 2))
+def test_stored_features_of_pytorch():
     expected = stored()
     assert np.abs(expected).max() > 0.3 and expected.std() > 0.1
-    np.testing.assert_allclose(features(variables, 10, 2), expected, rtol=0, atol=1e-5)
-    assert len(report.matched) == len(flatten(abstract(10, 2)))
+    for name in ("archive.pth", "stream.pth", "checkpoint.pth", "plain.safetensors"):
+        variables, report = weights.init_from(FIXTURES / name, abstract(10, 2))
+        actual = features(variables, 10, 2)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5, err_msg=name)
+        assert len(report.matched) == len(flatten(abstract(10, 2))), name
 
 
-@pytest.mark.parametrize("stem", [VISIBLE, INFRARED])
-@pytest.mark.parametrize("specific", [1, 3, 5])
-def test_every_stem_gives_the_same_features(specific, stem):
-    variables, _ = weights.init_from(FIXTURES / "archive.pth", abstract(10, 2, specific))
-    actual = features(variables, 10, 2, specific=specific, stem=stem)
-    np.testing.assert_allclose(actual, stored(), rtol=0, atol=1e-5)
+def test_every_stem_gives_the_same_features():
+    for specific in (1, 3, 5):
+        variables, _ = weights.init_from(FIXTURES / "archive.pth", abstract(10, 2, specific))
+        for stem in (VISIBLE, INFRARED):
+            actual = features(variables, 10, 2, specific=specific, stem=stem)
+            row = f"specific {specific}, stem {stem}"
+            np.testing.assert_allclose(actual, stored(), rtol=0, atol=1e-5, err_msg=row)
 
 
 def test_half_precision_is_near():
@@ -77,6 +80,7 @@ def test_half_precision_is_near():
     assert 1e-5 < difference < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("depth, form", [(18, "stream"), (34, "safetensors"), (50, "archive")])
 def test_features_of_pytorch(tmp_path, depth, form):
@@ -120,31 +124,31 @@ def test_swapped_arrays_change_the_features(tmp_path):
 # --- Trees and the report ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50])
-@pytest.mark.parametrize("specific", [0, 1, 2])
-def test_every_array_is_placed_once_by_name(depth, specific):
+def test_every_array_is_placed_once_by_name():
     """Constant arrays, each with its own value: what is where, by an independent renaming."""
-    shapes = trunk.shapes(depth)
-    arrays = {k: np.full(s, n + 1, np.float32) for n, (k, s) in enumerate(shapes.items())}
-    filled, report = fill(arrays, abstract(depth, specific=specific))
-    leaves = flatten(filled)
-    used = set()
-    for path, x in leaves.items():
-        _, _, stage, part, leaf = path.split("/")
-        stage = stage.removesuffix("_visible").removesuffix("_infrared")
-        stage = "" if stage == "stem" else stage.replace("_", ".") + "."
-        torch_leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean",
-                      "var": "running_var"}.get(leaf, leaf)  # fmt: skip
-        name = f"{stage}{part.replace('_', '.')}.{torch_leaf}"
-        used.add(name)
-        assert report.matched[path] == name
-        assert (x == arrays[name].flat[0]).all(), path
-    trunk_names = {k for k in shapes if "num_batches" not in k and not k.startswith("fc.")}
-    assert used == trunk_names
-    assert set(report.unused) == set(shapes) - trunk_names
-    suffixed = [p for p in leaves if "_visible" in p]
-    assert len(suffixed) == len([p for p in leaves if "_infrared" in p])
-    assert bool(suffixed) == bool(specific)
+    for depth, specific in itertools.product((18, 34, 50), (0, 1, 2)):
+        row = f"depth {depth}, specific {specific}"
+        shapes = trunk.shapes(depth, 2)
+        arrays = {k: np.full(s, n + 1, np.float32) for n, (k, s) in enumerate(shapes.items())}
+        filled, report = fill(arrays, abstract(depth, 2, specific))
+        leaves = flatten(filled)
+        used = set()
+        for path, x in leaves.items():
+            _, _, stage, part, leaf = path.split("/")
+            stage = stage.removesuffix("_visible").removesuffix("_infrared")
+            stage = "" if stage == "stem" else stage.replace("_", ".") + "."
+            torch_leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean",
+                          "var": "running_var"}.get(leaf, leaf)  # fmt: skip
+            name = f"{stage}{part.replace('_', '.')}.{torch_leaf}"
+            used.add(name)
+            assert report.matched[path] == name, row
+            assert (x == arrays[name].flat[0]).all(), (row, path)
+        trunk_names = {k for k in shapes if "num_batches" not in k and not k.startswith("fc.")}
+        assert used == trunk_names, row
+        assert set(report.unused) == set(shapes) - trunk_names, row
+        suffixed = [p for p in leaves if "_visible" in p]
+        assert len(suffixed) == len([p for p in leaves if "_infrared" in p]), row
+        assert bool(suffixed) == bool(specific), row
 
 
 def test_kernels_are_transposed():
@@ -230,13 +234,14 @@ def test_the_dtypes_of_the_model_are_kept():
     assert fill(arrays, abstract(10, 2))[0]["params"]["backbone"]["stem"]["conv1"]["kernel"].any()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "backbone.", "base.", "module.model.encoder_q."])
-def test_prefixes(prefix):
-    arrays = {f"{prefix}{k}": v for k, v in trunk.draw(10, 2).items()}
-    arrays["queue"] = np.zeros((2, 2), np.float32)
-    filled, report = fill(arrays, abstract(10, 2))
-    assert {f"{prefix}fc.weight", "queue"} <= set(report.unused)
-    np.testing.assert_allclose(features(filled, 10, 2), stored(), rtol=0, atol=1e-5)
+def test_prefixes():
+    for prefix in ("module.", "backbone.", "base.", "module.model.encoder_q."):
+        arrays = {f"{prefix}{k}": v for k, v in trunk.draw(10, 2).items()}
+        arrays["queue"] = np.zeros((2, 2), np.float32)
+        filled, report = fill(arrays, abstract(10, 2))
+        assert {f"{prefix}fc.weight", "queue"} <= set(report.unused), prefix
+        actual = features(filled, 10, 2)
+        np.testing.assert_allclose(actual, stored(), rtol=0, atol=1e-5, err_msg=prefix)
 
 
 # --- What does not fit ------------------------------------------------------------------

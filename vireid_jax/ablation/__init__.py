@@ -1,8 +1,6 @@
 """Ablation tables over seeds: `python -m vireid_jax.ablation --help`.
 
-plan      rows and seeds -> cells: folder, commands, scores that are wanted
-settings  a row's configuration, from its recipe and changes
-results   what a cell has saved
-pool      cells' commands side by side, stopped and resumed together
-report    means and spread as Markdown and CSV
+cells     rows and seeds -> trainings: folder, commands, and the scores that each has saved
+page      means and spread as Markdown and CSV
+__main__  the command: cells side by side, stopped and resumed together
 """

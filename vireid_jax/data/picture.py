@@ -2,8 +2,9 @@
 
 import os
 import pathlib
-import tempfile
 from typing import Any
+
+from vireid_jax.runtime import files
 
 
 def picture_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -34,12 +35,7 @@ def write_picture(picture: Any, target: pathlib.Path, *, optimize: bool = False)
     Raises:
       OSError: it cannot be written; nothing is left behind.
     """
-    handle, part = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-    os.close(handle)
-    try:
-        picture.save(part, optimize=optimize)
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except BaseException:
-        os.unlink(part)
-        raise
+    from PIL import Image
+
+    kind = Image.registered_extensions()[target.suffix.lower()]
+    files.write_whole(target, lambda file: picture.save(file, kind, optimize=optimize))

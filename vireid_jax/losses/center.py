@@ -114,3 +114,28 @@ def hetero_center_triplet(
     return hard_triplet(
         pairwise_distance(flat, flat), pairs, margin, jnp.repeat(weight, modalities)
     )
+
+
+def hetero_center(features: jax.Array, labels: jax.Array, *, margin: float = 0.0) -> jax.Array:
+    """Hetero-center loss (Zhu et al., arXiv 1910.09830).
+
+    sum_p [ ||c_v^p - c_i^p||^2 - margin ]_+, squared distances, a sum over identities: the
+    batch's P scales it. The paper has no margin; the authors' code
+    (98zyx/Hetero-center-loss-for-cross-modality-person-re-id, heterogeneity_loss.py) subtracts
+    0.1 by default.
+
+    Args:
+      features: [B, 2, D], visible and infrared.
+      labels: int [B], shared by the two.
+      margin: in units of the squared distance.
+
+    Returns:
+      Scalar, float32 or wider.
+
+    Raises:
+      ValueError: for shapes that do not fit.
+    """
+    check_batch(features, labels, modalities=2)
+    centers, weight = row_centers(features, labels)
+    gap = centers[:, 0] - centers[:, 1]
+    return (weight * jax.nn.relu((gap * gap).sum(1) - margin)).sum()

@@ -1,0 +1,17 @@
+"""What keeps a run alive: checkpoints, devices, processes, signals, the run's folder, its record.
+
+The exit codes below are for whoever starts a command: launch/ repeats it or not by them. Beside
+them 0 is done, 1 an error that the user can cure, 2 a wrong command line.
+"""
+
+import os
+
+EXIT_PREEMPTED = 42  # SIGTERM: everything is saved, run the same command again
+EXIT_PEER_LOST = 43  # another process of the run is gone: run the same command again on all hosts
+EXIT_INTERRUPTED = 130  # ctrl-C, as shells report it; everything is saved as well
+ENDED_WELL = (0, EXIT_PREEMPTED, EXIT_INTERRUPTED)
+
+
+def say(text: str) -> None:
+    """Writes a line to standard error at once, whatever this thread or signal has interrupted."""
+    os.write(2, f"\n{text}\n".encode())

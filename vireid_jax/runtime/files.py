@@ -1,4 +1,4 @@
-"""Keeping large files: folders, locks, temporaries that an interruption leaves, full disks."""
+"""Files: written whole or not at all, locks, the user's folder, leftovers, full disks."""
 
 import contextlib
 import errno
@@ -8,11 +8,42 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import filelock
+import platformdirs
 
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_whole(
+    path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]
+) -> None:
+    """Writes a file so that nobody ever sees half of it: a sibling, which then takes its name.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      data: its content, text as UTF-8; or a function that writes it to an open file.
+
+    Raises:
+      OSError: it cannot be written. The old file is still there, the sibling is not.
+    """
+    path = pathlib.Path(path)
+    part = path.with_name(temporary_name(f".{path.name[:100]}"))  # names end at 255 bytes
+    try:
+        with part.open("wb") as file:
+            if callable(data):
+                data(file)
+            else:
+                file.write(data.encode() if isinstance(data, str) else data)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def user_folder(variable: str, part: str = "") -> str:
@@ -23,16 +54,17 @@ def user_folder(variable: str, part: str = "") -> str:
     """
     if own := os.environ.get(variable):
         return own
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        try:
-            base = str(pathlib.Path.home() / ".cache")
-        except RuntimeError as error:  # a user that the system does not know
-            raise FileNotFoundError(
-                f"there is no home folder to keep files in; set {variable} to a folder that can "
-                "be written to"
-            ) from error
-    return str(pathlib.Path(base) / "vireid_jax" / part)
+    try:
+        # On Linux $XDG_CACHE_HOME/vireid_jax, else ~/.cache/vireid_jax.
+        base = platformdirs.user_cache_dir("vireid_jax", appauthor=False)
+    except RuntimeError:
+        base = "~"
+    if base.startswith("~"):  # a user that the system does not know
+        raise FileNotFoundError(
+            f"there is no home folder to keep files in; set {variable} to a folder that can "
+            "be written to"
+        )
+    return os.path.join(base, part) if part else base
 
 
 def make_folder(folder: pathlib.Path, *, what: str, hint: str) -> None:
@@ -61,35 +93,21 @@ def is_remote(folder: str | os.PathLike[str]) -> bool:
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Holds the lock file `path`; another process or thread of this machine waits for it.
 
-    The operating system lets go of it with the process, however that ends. Where a file system
-    has no locks nothing is held, and everyone writes a temporary file of their own anyway.
+    The operating system lets go of it with the process, however that ends.
     """
+    lock = filelock.FileLock(path)
     try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("waiting for the process that holds %s", path)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            break
-        try:
-            if os.path.samestat(os.stat(path), os.fstat(handle)):
-                break
-        except FileNotFoundError:
-            pass
-        os.close(handle)  # its last holder has removed the file: what we hold is no lock
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        _log.info("waiting for the process that holds %s", path)
+        lock.acquire()
     try:
         yield
     finally:
+        # Under the lock: whoever waits for it sees that the file is gone, and makes another.
         with contextlib.suppress(OSError):
             path.unlink()
-        os.close(handle)
+        lock.release()
 
 
 def temporary_name(prefix: str) -> str:

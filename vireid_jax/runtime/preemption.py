@@ -23,8 +23,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-EXIT_PREEMPTED = 42  # SIGTERM: a checkpoint is on disk, run the same command again
-EXIT_INTERRUPTED = 130  # ctrl-C, as shells report it; a checkpoint is on disk as well
+from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, say
 
 
 class _State:
@@ -54,17 +53,6 @@ def install() -> None:
         return
     signal.signal(signal.SIGTERM, _handle)
     signal.signal(signal.SIGINT, _handle)
-
-
-def uninstall() -> None:
-    """Gives both signals back to Python's own handlers, and forgets a request to stop."""
-    _state.signum, _state.polls, _state.interrupted = None, 0, False
-    if _several_processes() or threading.current_thread() is not threading.main_thread():
-        return
-    if signal.getsignal(signal.SIGTERM) is _handle:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is _handle:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def requested() -> bool:
@@ -97,11 +85,9 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if _state.signum is None:
         _state.signum = signum
         hint = "; again to leave at once" if signum == signal.SIGINT else ""
-        _say(f"{signal.Signals(signum).name}: stopping after this step and saving{hint}")
+        say(f"{signal.Signals(signum).name}: stopping after this step and saving{hint}")
     elif signum == signal.SIGINT:
-        # Steps are committed by a rename, so the folder stays sound whatever is cut off here.
-        _say("SIGINT again: leaving at once, without waiting for the save")
-        os._exit(EXIT_INTERRUPTED)
+        _leave()
     # A second SIGTERM changes nothing: the save is under way.
 
 
@@ -109,13 +95,13 @@ def _pass_on(signum: int, frame: FrameType | None) -> None:
     """Ctrl-C in a run of several processes."""
     del signum, frame
     if _state.interrupted:
-        _say("SIGINT again: leaving at once, without waiting for the save")
-        os._exit(EXIT_INTERRUPTED)
+        _leave()
     _state.interrupted = True
-    _say("SIGINT: stopping all processes after the same step and saving; again to leave at once")
+    say("SIGINT: stopping all processes after the same step and saving; again to leave at once")
     os.kill(os.getpid(), signal.SIGTERM)  # jax's service catches it, and tells the others
 
 
-def _say(text: str) -> None:
-    # print() may be interrupted halfway by this very signal; a system call may not.
-    os.write(2, f"\n{text}\n".encode())
+def _leave() -> None:
+    # Steps are committed by a rename, so the folder stays sound whatever is cut off here.
+    say("SIGINT again: leaving at once, without waiting for the save")
+    os._exit(EXIT_INTERRUPTED)

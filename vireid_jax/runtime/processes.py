@@ -1,16 +1,30 @@
 """Process set-up: one function, called before any other use of jax.
 
-How many there are is found in the environment, see `cluster`.
+How many processes a run has, and where they meet, is read from the environment:
+
+  explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+  Slurm      a step of several tasks (srun)
+  TPU        a machine with TPU chips: a pod slice on Google Cloud, by its own metadata, or on
+             Kubernetes; jax knows both, and finds the rest itself
+  otherwise  one process, as on a laptop
+
+JAX's own detection is left to TPUs, for three reasons. Under Slurm it gives every task one GPU, by
+its number on the node, so that a task which has a node to itself leaves all other GPUs idle; it
+counts the tasks of the job, not of the step, so that a plain command in an allocation waits for
+processes that nobody has started; and what it finds is known only after all have connected,
+whereas the watch has to name who is missing until then.
 
 Before they compute anything, the processes compare what must be equal (versions, config,
 devices), over the connection alone: a collective between unequal processes would hang.
 """
 
+import dataclasses
 import glob
 import importlib.util
 import json
 import os
 import pathlib
+import re
 import secrets
 import sys
 import time
@@ -20,9 +34,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from vireid_jax.runtime import cluster, watch
-from vireid_jax.runtime.cluster import Found, SetupError
+from vireid_jax.runtime import ENDED_WELL, EXIT_PEER_LOST, watch
 
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MODES = ("auto", "off", "on")
 START_TIMEOUT = "VIREID_START_TIMEOUT"
 HEARTBEAT_TIMEOUT = "VIREID_HEARTBEAT_TIMEOUT"
@@ -31,13 +45,28 @@ WATCH_FIRST_S = 30
 
 # What decides how processes find each other and their devices; shown where they do not.
 SHOWN = (
-    *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_BIND_ADDRESS"),
-    *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_LOCAL_DEVICE_IDS", "JAX_PLATFORMS"),
+    *(*EXPLICIT, "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_BIND_ADDRESS"),
+    *("JAX_LOCAL_DEVICE_IDS", "JAX_PLATFORMS"),
     *("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "LIBTPU_INIT_ARGS"),
     *("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"),
     *("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "SLURM_JOB_ID", "SLURM_PROCID"),
     *("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "http_proxy", "https_proxy"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """How a run of several processes is set up."""
+
+    kind: str  # "explicit", "slurm" or "tpu"
+    coordinator: str | None = None  # host:port; None: jax finds the rest itself
+    processes: int | None = None
+    process: int | None = None
+    devices: tuple[int, ...] | None = None  # local ones to use; None: all that are visible
+
+
+class SetupError(ValueError):
+    """The processes of a run cannot be set up, or are not equal."""
 
 
 def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
@@ -56,21 +85,18 @@ def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
     env = os.environ
     found = None
     if mode != "off" and not jax.distributed.is_initialized():
-        found = cluster.detect(
-            env, chips=_has_chips(), libtpu=bool(importlib.util.find_spec("libtpu"))
-        )
+        found = detect(env, chips=_has_chips(), libtpu=bool(importlib.util.find_spec("libtpu")))
     if found is None:
         if mode == "on":
             raise SetupError(
                 "--dist=on, but nothing here says that the run has several processes; expected "
-                f"{', '.join(cluster.EXPLICIT)}, a Slurm step of several tasks, or TPU chips"
+                f"{', '.join(EXPLICIT)}, a Slurm step of several tasks, or TPU chips"
             )
         return
     waits = {name: _seconds(env, name) for name in DEFAULT_S}
     if found.process is not None and found.processes is not None:
         _watch(workdir, found.process, found.processes, waits)
-    shown = " ".join(f"{name}={env[name]}" for name in SHOWN if env.get(name))
-    logging.info("several processes (%s): %s", found.kind, shown)
+    logging.info("several processes (%s): %s", found.kind, _shown(env))
     _connect(found, waits)
     if count() > 1:
         if watch.current() is None:
@@ -80,7 +106,7 @@ def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
 
 
 def _connect(found: Found, waits: Mapping[str, int]) -> None:
-    # The watch, which can name who is missing, is to give up before jax aborts the process.
+    # The watch can name who is missing, so it gives up before jax aborts the process.
     later = WATCH_FIRST_S
     try:
         jax.distributed.initialize(
@@ -93,32 +119,20 @@ def _connect(found: Found, waits: Mapping[str, int]) -> None:
             heartbeat_timeout_seconds=waits[HEARTBEAT_TIMEOUT] + later,
         )
     except (RuntimeError, ValueError) as error:
-        shown = ", ".join(f"{name}={os.environ[name]}" for name in SHOWN if os.environ.get(name))
         hint = (
-            "on a single machine with TPUs and no metadata server, add --dist=off"
+            "on a single machine with TPUs and no metadata server, add --dist=off."
             if found.kind == "tpu"
             else "is the port free, and open between the hosts?"
         )
         raise SetupError(
             f"the processes cannot be connected ({found.kind}): {_first_line(error)}; {hint} "
-            f"The environment says: {shown}"
+            f"The environment says: {_shown(os.environ)}"
         ) from error
 
 
-def _watch(
-    workdir: str | os.PathLike[str], number: int, count: int, waits: Mapping[str, int]
-) -> None:
-    watch.start(
-        watch.Watch(
-            workdir,
-            number,
-            count,
-            start_timeout=waits[START_TIMEOUT],
-            silence_timeout=waits[HEARTBEAT_TIMEOUT],
-            say=_say,
-            leave=_leave,
-        )
-    )
+def _watch(folder: str | os.PathLike[str], own: int, total: int, waits: Mapping[str, int]) -> None:
+    start, silence = waits[START_TIMEOUT], waits[HEARTBEAT_TIMEOUT]
+    watch.start(watch.Watch(folder, own, total, start_timeout=start, silence_timeout=silence))
 
 
 def check_equal(topic: str, facts: Mapping[str, Any]) -> None:
@@ -205,21 +219,21 @@ def _check_shared(workdir: pathlib.Path) -> None:
 
 
 def finish(code: int, message: str = "") -> int:
-    """Takes leave of the other processes; returns `code`, for sys.exit.
+    """Marks this process as ended, so that the others know; returns `code`, for sys.exit.
 
-    Processes that end alike wait for each other. One that ends with an error leaves at once, and
-    the others are told by their watch.
+    Processes that end alike wait for each other. One that ends with an error leaves at once; the
+    others learn it from their watch.
     """
     several = count() > 1
     # With process 0 goes the service that connects them, and jax aborts whoever still needs it;
     # so it gives the others the time to read why.
-    failed_first = several and code not in watch.ENDED_WELL and process() == 0
+    failed_first = several and code not in ENDED_WELL and process() == 0
     watch.end(code, message, linger_s=2 * watch.GRACE_S if failed_first else 0)
     if not several:
         return code
     sys.stdout.flush()
     sys.stderr.flush()
-    if code in watch.ENDED_WELL:
+    if code in ENDED_WELL:
         jax.distributed.shutdown()
         return code
     os._exit(code)
@@ -238,7 +252,7 @@ def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple
     found, until = watch.current(), time.monotonic() + patience_s
     while found is not None:
         if suspects := found.suspects():
-            return watch.EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({_first_line(error)})"
+            return EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({_first_line(error)})"
         if time.monotonic() > until:
             break
         time.sleep(0.2)
@@ -250,7 +264,11 @@ def _has_chips() -> bool:
 
 
 def _seconds(env: Mapping[str, str], name: str) -> int:
-    return cluster.number(name, env[name]) if env.get(name) else DEFAULT_S[name]
+    return _number(name, env[name]) if env.get(name) else DEFAULT_S[name]
+
+
+def _shown(env: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={env[name]}" for name in SHOWN if env.get(name))
 
 
 def _short(value: Any) -> str:
@@ -262,10 +280,101 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:500]
 
 
-def _say(text: str) -> None:
-    os.write(2, f"\n{text}\n".encode())
+# --- What the environment says --------------------------------------------------------------
 
 
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    os._exit(code)
+def detect(env: Mapping[str, str], *, chips: bool = False, libtpu: bool = False) -> Found | None:
+    """What the environment says of a run of several processes; None for one.
+
+    Args:
+      env: as os.environ.
+      chips: whether this machine has TPU chips.
+      libtpu: whether the library for them is installed.
+
+    Raises:
+      SetupError: half of an explicit set-up, or numbers that are none.
+    """
+    devices = None
+    if env.get("JAX_LOCAL_DEVICE_IDS"):
+        devices = tuple(
+            _number("JAX_LOCAL_DEVICE_IDS", n) for n in env["JAX_LOCAL_DEVICE_IDS"].split(",")
+        )
+    given = [name for name in EXPLICIT if env.get(name)]
+    if len(given) == len(EXPLICIT):
+        count = _number("JAX_NUM_PROCESSES", env["JAX_NUM_PROCESSES"])
+        own = _number("JAX_PROCESS_ID", env["JAX_PROCESS_ID"])
+        if not re.fullmatch(r".+:\d+", env["JAX_COORDINATOR_ADDRESS"]):
+            raise SetupError(
+                f"JAX_COORDINATOR_ADDRESS is {env['JAX_COORDINATOR_ADDRESS']!r}, expected "
+                "host:port of process 0, with a port that is free there, such as node1:8476"
+            )
+        if not 0 <= own < count:
+            raise SetupError(
+                f"JAX_PROCESS_ID is {own} with JAX_NUM_PROCESSES={count}, expected 0 to "
+                f"{count - 1}, another for every process"
+            )
+        if count == 1:
+            return None
+        return Found("explicit", env["JAX_COORDINATOR_ADDRESS"], count, own, devices)
+    tasks = _number("SLURM_STEP_NUM_TASKS", env.get("SLURM_STEP_NUM_TASKS") or "1")
+    if tasks > 1 and "SLURM_PROCID" in env:
+        return _slurm(env, devices)
+    if chips and libtpu and env.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return Found("tpu", env.get("JAX_COORDINATOR_ADDRESS"), devices=devices)
+    if given:
+        missing = [name for name in EXPLICIT if name not in given]
+        raise SetupError(
+            f"{', '.join(given)} given without {', '.join(missing)}; expected all three (host:port "
+            "of process 0, how many processes there are, the number of this one), or none"
+        )
+    return None
+
+
+def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Found:
+    """A Slurm step: process 0 is on its first node."""
+    job = _number("SLURM_JOB_ID", env.get("SLURM_JOB_ID", ""))
+    # Ports that nobody registers; jobs that share a node get different ones.
+    port = env.get("JAX_COORDINATOR_PORT") or str(61440 + job % 4096)
+    tasks = _tasks_here(env)
+    bound = len([d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]) == 1
+    if devices is None and tasks > 1 and not bound:
+        devices = (_number("SLURM_LOCALID", env.get("SLURM_LOCALID", "")),)  # a GPU for each task
+    host = _first_host(env.get("SLURM_STEP_NODELIST", ""))
+    return Found(
+        "slurm",
+        env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}",
+        int(env["SLURM_STEP_NUM_TASKS"]),
+        _number("SLURM_PROCID", env["SLURM_PROCID"]),
+        devices,
+    )
+
+
+def _tasks_here(env: Mapping[str, str]) -> int:
+    """Tasks of the step on this node, of a list such as "4(x2),3"."""
+    counts: list[int] = []
+    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)):
+            raise SetupError(
+                f"SLURM_STEP_TASKS_PER_NODE is {env['SLURM_STEP_TASKS_PER_NODE']!r}, expected such "
+                "as '4(x2),3'; start the job with srun"
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[min(int(env.get("SLURM_NODEID") or 0), len(counts) - 1)]
+
+
+def _first_host(nodes: str) -> str:
+    """The first host of a Slurm list: "gpu[003-007,9],x" -> "gpu003"."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    if not match:
+        raise SetupError(
+            f"SLURM_STEP_NODELIST is {nodes!r}, expected hosts such as gpu[003-007]; start the job "
+            "with srun, or set JAX_COORDINATOR_ADDRESS=host:port of process 0"
+        )
+    return "".join(part or "" for part in match.groups())
+
+
+def _number(name: str, text: str) -> int:
+    """The number that a variable holds; anything else is a SetupError."""
+    if not re.fullmatch(r"\d+", text.strip()):
+        raise SetupError(f"{name} is {text!r}, expected a number")
+    return int(text)

@@ -16,13 +16,14 @@ import pathlib
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from vireid_jax.runtime import files
 from vireid_jax.types import Split
 
 CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
@@ -50,15 +51,10 @@ FREE_KEYS = (
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = object()
-
-# What runs did from before these keys were there.
-_BEFORE = {
-    "augment.second_view": "none",
-    "devices.accumulate": 1,
-    "devices.bn_groups": 1,
-    "optim.nesterov": False,
-    "optim.warmup_by": "step",
-}
+_ABSENT_KEYS = (
+    "A key that is (absent) belongs to another recipe or to another version; in the latter case "
+    "resume the run with the version that made it."
+)
 
 
 def changes_training(key: str) -> bool:
@@ -110,27 +106,88 @@ def check_resume(
     if not path.exists():
         return []
     try:
-        old = _BEFORE | _flat(json.loads(path.read_text()))
+        old = _flat(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a config ({error}); the run cannot be compared with its first start. "
             "Restore the file, or name another --workdir"
         ) from error
-    new = _BEFORE | _flat(_plain(config_dict))
+    new = _flat(_plain(config_dict))
     lines = [
         f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT) and changes_training(key)
     ]
     if lines and not allow:
+        absent = any("(absent)" in line for line in lines)
         raise ValueError(
             f"the run in {workdir} was started with another config (old -> new):\n  "
             + "\n  ".join(lines)
+            + (f"\n{_versions_differ(workdir)} {_ABSENT_KEYS}" if absent else "")
             + "\nTo go on with the new one, add --config.allow_changes=True; to train from the "
             "start, name another --workdir; to resume, repeat the first command (see "
             f"{pathlib.Path(workdir) / COMMAND})"
         )
     return lines
+
+
+def check_known(
+    config: Mapping[str, Any],
+    known: Mapping[str, Collection[str]],
+    workdir: str | pathlib.Path,
+    *,
+    needed: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Refuses the config of a run that another version of the package has made.
+
+    Args:
+      config: of the run in `workdir`, nested.
+      known: section -> keys that this version knows in it; sections left out are not looked at.
+        "" stands for the keys outside of sections, names of sections included.
+      workdir: the run folder.
+      needed: section -> keys that this version cannot do without.
+
+    Raises:
+      ValueError: keys that are not known, or lacking; says which, who made them, what to do.
+    """
+
+    def of(section: str) -> set[str]:
+        found = config.get(section) if section else config
+        return set(found) if isinstance(found, Mapping) else set()
+
+    def names(section: str, keys: Collection[str]) -> list[str]:
+        return [f"{section}.{key}".lstrip(".") for key in sorted(keys)]
+
+    lines = [
+        f"{name}: not known to this version"
+        for section, keys in known.items()
+        for name in names(section, of(section) - set(keys))
+    ] + [
+        f"{name}: absent, and this version needs it"
+        for section, keys in (needed or {}).items()
+        for name in names(section, set(keys) - of(section))
+    ]
+    if lines:
+        raise ValueError(
+            f"the run in {workdir} was made by another version of the package:\n  "
+            + "\n  ".join(lines)
+            + f"\n{_versions_differ(workdir)}\nScore or resume it with that version, or train it "
+            "again under another --workdir"
+        )
+
+
+def _versions_differ(workdir: str | pathlib.Path) -> str:
+    """Who made a run, as far as its env.json says, and who reads it."""
+
+    def name(env: Mapping[str, Any]) -> str:
+        commit = f", commit {env['commit'][:12]}" if env.get("commit") else ""
+        return f"vireid_jax {env.get('vireid_jax') or 'of an unknown version'}{commit}"
+
+    try:
+        made = name(json.loads((pathlib.Path(workdir) / ENV).read_text())[-1])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        made = "a version that its env.json does not name"
+    return f"It was last started by {made}; this is {name({**_versions(), 'commit': _commit()})}."
 
 
 def save_run_info(
@@ -314,13 +371,7 @@ def _commit() -> str | None:
 
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back: tuples are lists, other things their repr()."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return repr(value)
+    return json.loads(json.dumps(value, default=repr))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -339,6 +390,4 @@ def _show(value: Any) -> str:
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(path, json.dumps(value, indent=2) + "\n")

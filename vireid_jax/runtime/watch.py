@@ -18,13 +18,14 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 
+from vireid_jax.runtime import ENDED_WELL, EXIT_PEER_LOST, files, say
+
 HOSTS = "hosts"  # the folder in a run's folder
-EXIT_PEER_LOST = 43  # run the same command again, on all hosts
-ENDED_WELL = (0, 42, 130)  # done, or stopped on request and saved
 
 BEAT_S = 2.0
 SAY_EVERY_S = 60.0
@@ -57,6 +58,11 @@ class _Seen:
     fresh: bool  # whether it has changed since this process looks
 
 
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    os._exit(code)
+
+
 class Watch:
     """The status of this process, and what it sees of the others.
 
@@ -79,8 +85,8 @@ class Watch:
         *,
         start_timeout: float,
         silence_timeout: float,
-        say: Callable[[str], None],
-        leave: Callable[[int], None],
+        say: Callable[[str], None] = say,
+        leave: Callable[[int], None] = _leave,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.folder = pathlib.Path(folder) / HOSTS
@@ -130,10 +136,8 @@ class Watch:
         """Writes this process's file; the old one is replaced at once."""
         with self._lock:
             self.status.beat += 1
-            path = self._path(self.status.process)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(dataclasses.asdict(self.status)) + "\n")
-            temporary.replace(path)
+            text = json.dumps(dataclasses.asdict(self.status)) + "\n"
+            files.write_whole(self._path(self.status.process), text)
 
     def look(self) -> None:
         """One round: reads the others' files, says what there is to say, leaves if one is lost."""

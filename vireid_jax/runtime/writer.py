@@ -4,15 +4,14 @@ metrics.jsonl has one JSON object per line, {"step", "split", "time", name: valu
 run first drops the lines after the step it resumes from, so that apart from the times (and what
 is computed from them) its file is that of a run that was never interrupted.
 
-The event files are written with tensorboard's own protocol buffers: importing TensorFlow for
-them, as clu.metric_writers does, costs 3 s and 600 MB.
+Event files are written by tensorboardX: importing TensorFlow for them, as clu.metric_writers does,
+costs 3 s and 600 MB. They reach the disk within `EVENTS_FLUSH_S`.
 """
 
 import json
 import math
 import os
 import pathlib
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,10 @@ from typing import Any, TextIO
 
 from absl import logging
 
+from vireid_jax.runtime import files
+
 METRICS = "metrics.jsonl"
+EVENTS_FLUSH_S = 5
 _RESERVED = ("step", "split", "time")
 
 
@@ -53,7 +55,7 @@ class Writer:
         self._clock = clock
         self._start: tuple[int, float] | None = None  # step and time of the first progress()
         self._width = 0  # of the progress line on the terminal
-        self._events: _EventFile | None = None
+        self._events: Any = None
         if not active:
             return
         workdir = pathlib.Path(workdir)
@@ -67,10 +69,16 @@ class Writer:
             self._known = {(r["step"], r["split"]) for r in rows if r["step"] == resume_step}
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
-            try:
-                self._events = _EventFile(workdir, resume_step)
-            except ImportError as error:
-                logging.warning("no TensorBoard event file, only %s: %s", path, error)
+            from tensorboardX import SummaryWriter  # a run without it does not wait for it
+
+            self._events = SummaryWriter(
+                str(workdir),
+                # TensorBoard forgets what earlier files say of this step and later ones.
+                purge_step=None if resume_step is None else resume_step + 1,
+                flush_secs=EVENTS_FLUSH_S,
+                # Its names have seconds alone, and a file of the same name would be overwritten.
+                filename_suffix=f".{os.getpid()}.{os.urandom(3).hex()}",
+            )
 
     def write(self, step: int, scalars: Mapping[str, Any], *, split: str = "train") -> None:
         """Records scalars of a step.
@@ -97,7 +105,8 @@ class Writer:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
-            self._events.add(step, now, {f"{split}/{k}": v for k, v in values.items()})
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step, walltime=now)
 
     def progress(self, step: int, total: int, scalars: Mapping[str, Any]) -> None:
         """Shows how far training is: one line in place on a terminal, a line each otherwise.
@@ -214,9 +223,7 @@ def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
         if step is None or at <= step:
             kept.append(line)
             rows.append(row)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(path, "".join(kept))
     return rows
 
 
@@ -225,37 +232,3 @@ def _columns(console: TextIO) -> int:
         return os.get_terminal_size(console.fileno()).columns
     except (OSError, ValueError):
         return 120
-
-
-class _EventFile:
-    """A TensorBoard event file of scalars."""
-
-    def __init__(self, workdir: pathlib.Path, resume_step: int | None):
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        now = time.time()
-        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (workdir / name).open("ab")
-        self._records = RecordWriter(self._file)
-        self._put(self._event(wall_time=now, file_version="brain.Event:2"))
-        if resume_step is not None:
-            # TensorBoard then forgets what earlier files say of this step and later ones.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._put(self._event(wall_time=now, step=resume_step + 1, session_log=start))
-        self.flush()
-
-    def add(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
-        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        self._put(self._event(wall_time=now, step=step, summary=self._summary(value=values)))
-        self.flush()
-
-    def flush(self) -> None:
-        self._records.flush()
-
-    def close(self) -> None:
-        self._records.close()
-
-    def _put(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())

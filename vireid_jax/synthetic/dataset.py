@@ -1,19 +1,18 @@
 """The embedded data set as a `Split`: which images there are, rendering them, the cache."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import pathlib
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
+from vireid_jax.runtime import files
 from vireid_jax.synthetic import cameras, figure, scene
 from vireid_jax.synthetic.identity import draw_people
 from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
@@ -131,23 +130,7 @@ def _records(plan: Plan, images: np.ndarray) -> Records:
 
 def cache_folder() -> pathlib.Path:
     """Where rendered sets are kept: $VIREID_CACHE, else the user's cache folder."""
-    if own := os.environ.get("VIREID_CACHE"):
-        return pathlib.Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "vireid_jax"
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[str]:
-    """A temporary sibling that becomes `path` only when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
-    try:
-        yield name
-        os.replace(name, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+    return pathlib.Path(files.user_folder("VIREID_CACHE"))
 
 
 def _read(
@@ -173,8 +156,7 @@ def _read(
 def _write(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as part, open(part, "wb") as file:
-            np.savez(file, **images)  # type: ignore[arg-type]
+        files.write_whole(path, lambda file: np.savez(file, **images))  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(
             f"cannot keep the rendered images in {path.parent} ({error}); they will be rendered "

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vireid_jax.runtime import watch
+from vireid_jax.runtime import EXIT_PEER_LOST, watch
 
 
 class World:
@@ -68,7 +68,7 @@ def test_who_has_not_come_is_named_and_waited_for_no_longer_than_allowed(world):
     assert "process 1: has not started; was the command given to all workers?" in text
     assert "process 2" not in text.split("not there with it")[1]
     world.run(60)
-    assert {code for _, code in world.left.values()} == {watch.EXIT_PEER_LOST}
+    assert {code for _, code in world.left.values()} == {EXIT_PEER_LOST}
     assert set(world.left) == {0, 2}
     at, _ = world.left[0]
     assert 100 < at < 100 + 3 * watch.GRACE_S
@@ -188,7 +188,7 @@ def test_a_torn_or_foreign_file_is_no_status(world):
         path.write_text(text)
         each.look()
     assert "has not started" in each.describe(1)
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(path.parent.glob("*.part"))
 
 
 def test_one_process_has_no_watch():

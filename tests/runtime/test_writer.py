@@ -149,17 +149,6 @@ def test_event_files_without_tensorflow(tmp_path):
     assert b"train/loss" in events.read_bytes()
 
 
-def test_without_tensorboard_one_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
-    writer = Writer(tmp_path)
-    writer.write(1, {"loss": 1.0})
-    writer.write(2, {"loss": 1.0})
-    writer.flush()
-    writer.close()
-    assert caplog.text.count("no TensorBoard event file") == 1
-    assert len(lines(tmp_path)) == 2
-
-
 def test_inactive_writer_touches_nothing(tmp_path):
     console = io.StringIO()
     writer = Writer(tmp_path / "run", console=console, active=False)

@@ -3,14 +3,12 @@
 import contextlib
 import csv
 import io
-import os
 import pathlib
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
-from vireid_jax.ablation import results
-from vireid_jax.ablation.plan import PlannedRow, PlannedTable
+from vireid_jax.ablation.cells import Row, Table
+from vireid_jax.runtime.files import write_whole
 
 COLUMNS = ("R1", "R10", "mAP", "mINP")
 PAPER = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
@@ -21,31 +19,24 @@ CSV_HEADER = (
 MISSING = "-"
 
 
-class Summary(NamedTuple):
-    """One metric of a row over the seeds that have it."""
-
-    mean: float
-    std: float | None  # sample standard deviation; None of fewer than two
-
-
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean and sample standard deviation (divided by their number less one) of some values."""
+def summarize(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (over their number less one; None of a single value)."""
     if not values:
         raise ValueError("no values to summarize, expected at least one")
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def measured(row: PlannedRow) -> dict[int, dict[str, float]]:
+def measured(row: Row) -> dict[int, dict[str, float]]:
     """{seed: metrics} of the cells that are done; others, and unclear results, are left out."""
     found = {}
     for cell in row.cells:
-        with contextlib.suppress(ValueError):  # told where cells are run
-            if (metrics := results.metrics(cell, row.score)) is not None:
+        with contextlib.suppress(ValueError):  # reported where cells are run
+            if (metrics := cell.metrics(row.score)) is not None:
                 found[cell.seed] = metrics
     return found
 
 
-def to_markdown(table: PlannedTable) -> str:
+def to_markdown(table: Table) -> str:
     """The table in percent, each row beside what its paper prints.
 
     A row without any result shows dashes; of a row that lacks some, the column "seeds" says of
@@ -62,7 +53,7 @@ def to_markdown(table: PlannedTable) -> str:
         texts = []
         for name in COLUMNS:
             values = [metrics[name] for metrics in found.values() if name in metrics]
-            texts.append(_percent(summarize(values)) if values else MISSING)
+            texts.append(_percent(*summarize(values)) if values else MISSING)
         asked = {cell.seed for cell in row.cells}
         which = f" of {len(asked)}: {_list(found)}" if 0 < len(found) < len(asked) else ""
         seeds = f"{len(found)}{which}"
@@ -91,7 +82,7 @@ def to_markdown(table: PlannedTable) -> str:
     )
 
 
-def to_csv(table: PlannedTable) -> str:
+def to_csv(table: Table) -> str:
     """One line for each row and metric, as fractions; empty where there is no result."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -101,48 +92,36 @@ def to_csv(table: PlannedTable) -> str:
         for metric in next(iter(found.values()), dict.fromkeys(COLUMNS)):
             values = {s: m[metric] for s, m in found.items() if metric in m}
             mean, std = summarize(list(values.values())) if values else (None, None)
-            writer.writerow(
-                [
-                    table.name,
-                    name,
-                    row.label,
-                    table.dataset,
-                    row.score.protocol,
-                    row.score.corrupt,
-                    row.score.feature,
-                    metric,
-                    *("" if value is None else f"{value:.6f}" for value in (mean, std)),
-                    len(values),
-                    _list(values),
-                    row.cells[0].folder.parent.name,
-                ]
-            )
+            numbers = ["" if value is None else f"{value:.6f}" for value in (mean, std)]
+            which = [table.name, name, row.label, table.dataset, *row.score, metric]
+            folder = row.cells[0].folder.parent.name
+            writer.writerow([*which, *numbers, len(values), _list(values), folder])
     return out.getvalue()
 
 
-def file_name(table: PlannedTable) -> str:
+def file_name(table: Table) -> str:
     """Without its ending: smcl-1, smcl-1_sysu, smcl-1_regdb_trial1, smcl-1_sysu-all-multi_pool."""
     data = [] if table.dataset == "synthetic" else [table.dataset]
     trial = [] if table.trial is None else [f"trial{table.trial}"]
     return "_".join([table.name, *data, *trial, *table.other]).replace("/", "-")
 
 
-def write(tables: Sequence[PlannedTable], folder: pathlib.Path, command: str) -> None:
+def write(tables: Sequence[Table], folder: pathlib.Path, command: str) -> None:
     """Writes FOLDER/<table>.md and .csv of every table.
 
     Args:
-      tables: from `plan.plan`.
+      tables: from `cells.resolve_tables`.
       folder: made if missing.
       command: what the tables were made by, as it is typed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         name = file_name(table)
-        _replace(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
-        _replace(folder / f"{name}.csv", to_csv(table))
+        write_whole(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
+        write_whole(folder / f"{name}.csv", to_csv(table))
 
 
-def fill_page(page: pathlib.Path, tables: Sequence[PlannedTable], command: str) -> list[str]:
+def fill(page: pathlib.Path, tables: Sequence[Table], command: str) -> list[str]:
     """Puts tables into a page, each between `<!-- table: NAME -->` and `<!-- end -->`.
 
     Returns:
@@ -158,25 +137,14 @@ def fill_page(page: pathlib.Path, tables: Sequence[PlannedTable], command: str) 
             text = f"{before}{start}{body}{end}{rest}"
         else:
             homeless.append(file_name(table))
-    _replace(page, text)
+    write_whole(page, text)
     return homeless
 
 
-def _percent(summary: Summary) -> str:
-    spread = "" if summary.std is None else f" ± {100 * summary.std:.1f}"
-    return f"{100 * summary.mean:.1f}{spread}"
+def _percent(mean: float, std: float | None) -> str:
+    spread = "" if std is None else f" ± {100 * std:.1f}"
+    return f"{100 * mean:.1f}{spread}"
 
 
-def _list(seeds: object) -> str:
-    return " ".join(map(str, seeds))  # type: ignore[call-overload]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # commands may share a folder
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+def _list(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, seeds))

@@ -1,7 +1,8 @@
 """A run that is killed and started again ends with the bits of one that was not.
 
 Each test drives the command line in processes of its own: a small recipe on rendered images,
-stopped at chosen moments (seen in the run's folder), repeated until it is done.
+stopped at chosen moments (seen in the run's folder), repeated until it is done. The method is
+linear here, since what is tested surrounds it; test_resume_methods.py has the real ones.
 """
 
 import dataclasses
@@ -11,111 +12,21 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import pytest
 
 from tests.launch.shell import BASH, LAUNCH
-from tests.support.plain import PLAIN
-from vireid_jax.runtime import manifest
+from tests.support.jobs import LINEAR, STEPS, Job, write_recipe
 from vireid_jax.runtime.checkpoint import Checkpoints
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 24  # 6 epochs of 4: a checkpoint every 4 steps, a validation every 8
-
-RECIPE = """
-from configs import smcl
-
-def get_config(arg=None):
-    c = smcl.get_config()
-    c.run_name = "tiny"
-    parts = ("train", "val", "test")
-    c.data.update({{f"{{part}}_{{m}}": 1 for part in parts for m in ("visible", "infrared")}})
-    c.data.update(train_ids=6, val_ids=3, test_ids=3, cache={cache!r})
-    c.data.image_size = (32, 16)
-    c.method.width = 4
-    c.method.metric_from_epoch = 2.0  # the loss changes on the way
-    c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 4
-    c.train.epochs, c.train.log_every = 6.0, 1
-    c.train.eval_every, c.train.checkpoint_every = 2.0, 1.0
-    c.eval.protocols, c.eval.trials = ("sysu/all/single",), 2
-    c.eval.baselines, c.eval.batch_size = False, 16
-    return c
-"""
-
-
-@dataclasses.dataclass
-class Job:
-    """One command, repeated."""
-
-    recipe: pathlib.Path
-    workdir: pathlib.Path
-    devices: int = 4
-
-    def start(self, *options, under=()):
-        flags = f"--xla_force_host_platform_device_count={self.devices}"
-        return subprocess.Popen(
-            [
-                *[*under, sys.executable, "-m", "vireid_jax.main"],
-                *[f"--config={self.recipe}", f"--workdir={self.workdir}", *options],
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=REPO,
-            env=os.environ | PLAIN | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        )
-
-    def finish(self, *options, code=0):
-        """Runs to the end; returns what was printed."""
-        process = self.start(*options)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == code, out
-        return out
-
-    def stop_when(self, moment, signum):
-        """Runs until `moment()`, then sends the signal; returns (exit code, output, seconds)."""
-        process = self.start()
-        try:
-            while not moment():
-                assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
-                time.sleep(0.001)
-            began = time.monotonic()
-            process.send_signal(signum)
-            out, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
-        return process.returncode, out, time.monotonic() - began
-
-    def steps_written(self, split="train"):
-        path = self.workdir / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
-        rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [row["step"] for row in rows if row["split"] == split]
-
-    def committed(self):
-        folder = self.workdir / "checkpoints"
-        return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
-
-    def result(self):
-        """Every array of the last checkpoint by its checksum, and the record without times."""
-        folder = self.workdir / "checkpoints" / str(STEPS)
-        arrays = manifest.read(folder)
-        timed = ("time", "images_per_second")
-        text = (self.workdir / "metrics.jsonl").read_text()
-        rows = [json.loads(line) for line in text.splitlines()]
-        return arrays, [{k: v for k, v in row.items() if k not in timed} for row in rows]
+COMMAND = "tests.support.linear_command"
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipe")
-    path = folder / "tiny.py"
-    path.write_text(RECIPE.format(cache=str(folder / "cache")))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), changes=LINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +36,7 @@ def whole(recipe, tmp_path_factory):
 
     def get(devices):
         if devices not in jobs:
-            jobs[devices] = Job(recipe, tmp_path_factory.mktemp("whole") / "run", devices)
+            jobs[devices] = Job(recipe, tmp_path_factory.mktemp("whole") / "run", devices, COMMAND)
             jobs[devices].finish()
         return jobs[devices]
 
@@ -153,8 +64,19 @@ def test_uninterrupted_run(whole):
     checkpoints.close()
 
 
+def test_killed_once(recipe, whole, tmp_path):
+    """Between two checkpoints, which leaves lines that are written again."""
+    job = Job(recipe, tmp_path / "run", 4, COMMAND)
+    code, out, _ = job.stop_when(lambda: 10 in job.steps_written(), signal.SIGKILL)
+    assert code == -signal.SIGKILL, out
+    assert job.committed()[-1] < job.steps_written()[-1] < STEPS
+    job.finish()
+    assert job.result() == whole(4).result()
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment(recipe, whole, tmp_path):
-    job = Job(recipe, tmp_path / "run")
+    job = Job(recipe, tmp_path / "run", 4, COMMAND)
     checkpoints = job.workdir / "checkpoints"
 
     def before_the_first_step():  # compiling
@@ -193,8 +115,9 @@ def test_killed_at_any_moment(recipe, whole, tmp_path):
     assert rows == expected_rows
 
 
+@pytest.mark.slow
 def test_terminated_saves_and_exits_with_42(recipe, whole, tmp_path):
-    job = Job(recipe, tmp_path / "run", devices=1)
+    job = Job(recipe, tmp_path / "run", 1, COMMAND)
     code, out, seconds = job.stop_when(lambda: 5 in job.steps_written(), signal.SIGTERM)
     assert code == 42, out
     assert seconds < 20, "schedulers kill half a minute later"
@@ -217,9 +140,10 @@ def test_terminated_saves_and_exits_with_42(recipe, whole, tmp_path):
     assert rows == expected_rows
 
 
+@pytest.mark.slow
 def test_a_supervisor_starts_it_again(recipe, whole, tmp_path):
     """launch/supervise.sh around the command: a preemption, then a kill, then the end."""
-    job = Job(recipe, tmp_path / "run", devices=1)
+    job = Job(recipe, tmp_path / "run", 1, COMMAND)
     script = [*BASH, str(LAUNCH / "supervise.sh"), "--backoff", "0", "--"]
     supervisor = job.start(under=script)
     try:
@@ -227,7 +151,7 @@ def test_a_supervisor_starts_it_again(recipe, whole, tmp_path):
             while step not in job.steps_written():
                 assert supervisor.poll() is None, supervisor.communicate()[0]
                 time.sleep(0.01)
-            os.kill(_child(supervisor.pid, "vireid_jax.main"), signum)
+            os.kill(_child(supervisor.pid, COMMAND), signum)
         out, _ = supervisor.communicate(timeout=300)
     finally:
         supervisor.kill()
@@ -248,9 +172,10 @@ def _child(parent, name):
     raise AssertionError(f"{parent} has no child {name}")
 
 
+@pytest.mark.slow
 def test_goes_on_with_other_devices(recipe, whole, tmp_path):
     """4 -> 1 -> 8, of which four share the state: the same run, to rounding."""
-    job = Job(recipe, tmp_path / "run", devices=4)
+    job = Job(recipe, tmp_path / "run", 4, COMMAND)
     code, out, _ = job.stop_when(lambda: 5 in job.steps_written(), signal.SIGTERM)
     assert code == 42, out
     first = job.committed()[-1]
@@ -278,6 +203,7 @@ def test_goes_on_with_other_devices(recipe, whole, tmp_path):
             assert losses[step] == pytest.approx(expected[step], rel=0.2)
 
 
+@pytest.mark.slow
 def test_another_batch_or_seed_is_refused(whole, tmp_path):
     job = dataclasses.replace(whole(4), workdir=tmp_path / "run")
     shutil.copytree(whole(4).workdir, job.workdir)
@@ -296,53 +222,10 @@ def test_another_batch_or_seed_is_refused(whole, tmp_path):
     job.finish("--config.seed=3", "--config.train.log_every=2")  # now it is the run's own
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(whole, tmp_path):
     job = dataclasses.replace(whole(4), workdir=tmp_path / "run")
     shutil.copytree(whole(4).workdir, job.workdir)
-    out = job.finish("--config.method.width=8", "--config.allow_changes=True", code=1)
+    out = job.finish("--config.data.image_size=(16,16)", "--config.allow_changes=True", code=1)
     assert "was saved by another model" in out and "Traceback" not in out
     assert job.committed() == whole(4).committed()
-
-
-# --- Other methods, in files of their own so that they run side by side ------------------------
-
-RECIPE_OF = """
-from configs import {method}
-
-def get_config(arg=None):
-    c = {method}.get_config()
-    c.run_name = "tiny"
-    parts = ("train", "val", "test")
-    c.data.update({{f"{{part}}_{{m}}": 1 for part in parts for m in ("visible", "infrared")}})
-    c.data.update(train_ids=6, val_ids=3, test_ids=3, cache={cache!r})
-    c.data.image_size = (32, 16)
-    c.method.width = 4
-    c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 4
-    c.train.epochs, c.train.log_every = 6.0, 1
-    c.train.eval_every, c.train.checkpoint_every = 0.0, 1.0
-    c.eval.protocols, c.eval.trials = ("sysu/all/single",), 2
-    c.eval.baselines, c.eval.batch_size = False, 16
-    {changes}
-    return c
-"""
-
-
-def killed_and_terminated(tmp_path, method, changes):
-    """The job of a run that was killed, terminated and finished, which equals one that was not.
-
-    Args:
-      method: name of a recipe.
-      changes: statements on its config `c`, which are of minutes otherwise.
-    """
-    recipe = tmp_path / "tiny.py"
-    cache = str(tmp_path / "cache")
-    recipe.write_text(RECIPE_OF.format(method=method, changes=changes, cache=cache))
-    whole, job = (Job(recipe, tmp_path / name, devices=2) for name in ("whole", "run"))
-    whole.finish()
-    code, out, _ = job.stop_when(lambda: 7 in job.steps_written(), signal.SIGKILL)
-    assert code == -signal.SIGKILL, out
-    code, out, _ = job.stop_when(lambda: 14 in job.steps_written(), signal.SIGTERM)
-    assert code == 42, out
-    job.finish()
-    assert job.result() == whole.result()
-    return job

@@ -176,14 +176,37 @@ def test_which_keys_change_the_training():
     assert [runfolder.changes_training(k) for k in keys] == [True] * 4 + [False] * 3
 
 
-def test_a_run_from_before_an_option_goes_on(started):
-    """A key that it lacks means what the run did."""
-    same = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 1, "remat": False})
-    assert runfolder.check_resume(started, same, allow=False) == []
-    layout = changed(devices={"bn_groups": 1, "accumulate": 1, "fsdp": 4, "remat": True})
-    assert runfolder.check_resume(started, layout, allow=False) == []
-    with pytest.raises(ValueError, match=r"devices.bn_groups: 1 -> 2"):
-        runfolder.check_resume(started, changed(devices={"bn_groups": 2}), allow=False)
+def test_a_run_of_another_version_is_refused_with_who_made_it(started):
+    """Keys that come and go between versions: which, who made the run, and what to do."""
+    known = {"sampler": ("num_ids", "num_instances", "steps_per_epoch"), "data": CONFIG["data"]}
+    runfolder.check_known(CONFIG, known, started)
+    runfolder.check_known(CONFIG, {**known, "": CONFIG}, started, needed={"loader": ["name"]})
+    env = json.loads((started / "env.json").read_text())
+    env.append({**env[0], "vireid_jax": "0.0.7", "commit": "0123456789abcdef+"})
+    (started / "env.json").write_text(json.dumps(env))
+    rows = [
+        ({"sampler": ("num_ids",)}, {}, ["sampler.num_instances: not known"]),
+        ({"": ("seed",), "data": ("name",)}, {}, ["allow_changes: not", "data.image_size: not"]),
+        ({}, {"init": ("weights",), "": ("mode",)}, ["init.weights: absent", "mode: absent"]),
+    ]
+    made = "last started by vireid_jax 0.0.7, commit 0123456789ab; this is vireid_jax"
+    for known, needed, lines in rows:
+        with pytest.raises(ValueError) as error:
+            runfolder.check_known(CONFIG, known, started, needed=needed)
+        message = str(error.value)
+        for line in lines:
+            assert f"\n  {line}" in message, lines
+        assert made in message
+        assert "Score or resume it with that version" in message and "--workdir" in message
+    # The same when it is resumed with a recipe of this version.
+    with pytest.raises(
+        ValueError, match=r"init.weights: \(absent\) -> null\n.*0\.0\.7.* resume the run"
+    ):
+        runfolder.check_resume(started, changed(init={"weights": None}), allow=False)
+    for content in ("[]", "{", '["x"]'):
+        (started / "env.json").write_text(content)
+        with pytest.raises(ValueError, match=r"a version that its env\.json does not name"):
+            runfolder.check_known(CONFIG, {"data": ()}, started)
 
 
 def test_what_processes_must_have_in_common():

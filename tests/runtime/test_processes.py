@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vireid_jax.runtime import cluster, processes
-from vireid_jax.runtime.cluster import Found, SetupError, detect
+from vireid_jax.runtime import processes
+from vireid_jax.runtime.processes import Found, SetupError, detect
 
 EXPLICIT = {
     "JAX_COORDINATOR_ADDRESS": "node1:8476",
@@ -40,7 +40,7 @@ def test_explicit():
     assert detect(EXPLICIT | SLURM, chips=True, libtpu=True).kind == "explicit"
 
 
-@pytest.mark.parametrize("missing", cluster.EXPLICIT)
+@pytest.mark.parametrize("missing", processes.EXPLICIT)
 def test_half_of_an_explicit_set_up_is_refused(missing):
     env = {k: v for k, v in EXPLICIT.items() if k != missing}
     with pytest.raises(SetupError, match=f"given without {missing}; expected all three"):
@@ -87,7 +87,7 @@ def test_slurm():
     ],
 )
 def test_first_host_of_a_slurm_list(nodes, host):
-    assert cluster.first_host(nodes) == host
+    assert processes._first_host(nodes) == host
 
 
 def test_wrong_slurm_settings_are_refused():
@@ -108,7 +108,7 @@ def test_tpu():
 
 
 def test_start_of_one_process(tmp_path, monkeypatch):
-    for name in (*cluster.EXPLICIT, "SLURM_STEP_NUM_TASKS"):
+    for name in (*processes.EXPLICIT, "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     processes.start(tmp_path, "auto")
     assert processes.count() == 1 and processes.process() == 0

@@ -7,22 +7,17 @@ import pathlib
 import re
 import shlex
 import tomllib
-from functools import partial
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from configs import common
-from vireid_jax import command
-from vireid_jax.methods.agw import method as agw
-from vireid_jax.methods.deen import method as deen
-from vireid_jax.methods.idkl import method as idkl
-from vireid_jax.methods.mun import method as mun
-from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.methods.smcl import method as smcl
+from vireid_jax import build
+from vireid_jax.methods import METHODS
+from vireid_jax.methods import common as common_options
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +50,10 @@ def arguments(words):
     return words[2:]
 
 
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+
+
 def test_the_two_commands_install_into_a_fresh_environment():
     for venv, install, use in installs():
         assert venv == ["python3", "-m", "venv", ".venv"]
@@ -72,20 +71,22 @@ def test_the_first_command_trains_a_recipe_that_exists():
     assert (ROOT / recipe).is_file() and (ROOT / "vireid_jax/main.py").is_file()
 
 
-def ci_lines():
-    return [
-        shlex.split(line) for line in (ROOT / ".ci/run").read_text().splitlines() if "-m" in line
-    ]
-
-
-def test_ci_runs_the_second_command():
+def test_ci_runs_the_second_command_first_and_then_the_slow_tests():
     _, (_, install, tests) = installs()
-    lines = ci_lines()
-    runs = [arguments(words) for words in lines if "pytest" in words]
-    assert runs == [arguments(tests)]
-    assert arguments(tests)[0] == "pytest"
-    wanted = [extras(words[-1]) for words in lines if words[2:4] == ["pip", "install"]]
-    assert wanted == [extras(install[3])]
+    lines = [
+        shlex.split(line) for line in (ROOT / ".ci/run").read_text().splitlines() if "-m " in line
+    ]
+    runs = [arguments(words) for words in lines if "pytest" in words and words[0] == "$python"]
+    assert runs[0] == arguments(tests) and runs[0][:3] == ["pytest", "-m", "not slow"]
+    assert runs[1:] == [["pytest", "-m", "slow", *runs[0][3:]]]
+    wanted = [extras(w[-1])[1] for w in lines if w[:4] == ["$python", "-m", "pip", "install"]]
+    assert len(wanted) == 1 and extras(install[3])[1] <= wanted[0]
+
+
+def test_make_has_the_same_tests():
+    text = (ROOT / "Makefile").read_text()
+    _, (_, _, tests) = installs()
+    assert f"$(PYTHON) -m {shlex.join(arguments(tests))}".replace("'", '"') in text
 
 
 def test_the_script_of_the_command_line_exists():
@@ -205,7 +206,7 @@ def test_the_command_line_takes_every_change_in_the_texts(change):
     refused = []
     # Some keys belong to some methods or data sets only.
     for recipe, dataset in itertools.product(RECIPES, common.DATASETS):
-        argv = ["vireid", f"--config={recipe}:{dataset}", command.quoted(change)]
+        argv = ["vireid", f"--config={recipe}:{dataset}", change]
         values = flags.FlagValues()
         config_flags.DEFINE_config_file(
             "config", lock_config=True, flag_values=values, sys_argv=argv
@@ -240,55 +241,30 @@ def method_options(method):
     return {cell for cell in cells if not cell.startswith("--")}
 
 
-TABLES = {
-    "SMCL": (
-        partial(smcl.build, num_classes=4, image_size=(48, 48), steps_per_epoch=1),
-        {"smgm_width", "id_margin", "updates=two_step", "auxiliary=gray"},
-    ),
-    "MUN": (
-        partial(
-            mun.build, num_classes=4, image_size=(48, 48), num_steps=9, num_ids=2, num_instances=2
-        ),
-        {"specific=1", "generator.ratios", "ia_form=literal", "prototypes=identity"},
-    ),
-    "IDKL": (
-        partial(
-            idkl.build, num_classes=4, image_size=(48, 48), num_steps=9, num_ids=2, num_instances=2
-        ),
-        {"confuser=half_flip", "mask=map", "purified_weight=0.1", "kl=reverse"},
-    ),
-    "AGW": (
-        partial(agw.build, num_classes=4, image_size=(48, 48), num_ids=2),
-        {"non_local=False", "tri_form=squared", "pool_p"},
-    ),
-    "DEEN": (
-        partial(deen.build, num_classes=4, image_size=(64, 32), num_ids=2),
-        {"mfa=False", "expansion_fuse=sum", "stages"},
-    ),
-    "PDM": (
-        partial(pdm.build, num_classes=4, image_size=(64, 32), num_ids=2),
-        {"ch_form=cos_min", "cpm_form=single", "attention=concat", "num_prototypes"},
-    ),
-}
-
-
-@pytest.mark.parametrize("method", TABLES)
-def test_every_option_in_the_table_of_a_method_is_an_option_and_takes_the_value(method):
-    build, some = TABLES[method]
+def changed(method, name, value):
+    """The recipe of a method, with another value of an option."""
     config = importlib.import_module(f"configs.{method.lower()}").get_config()
-    # "--config.optim.restart_epoch, milestones" names a second key of the optimizer.
-    known = set(config.method) | set(config.optim)
-    known |= {f"generator.{key}" for key in config.method.get("generator", ())}
-    assert some <= method_options(method)
-    for cell in method_options(method):
-        name, _, text = cell.partition("=")
-        assert name in known, cell
-        if text:
-            value = _value(text)
-            section, _, key = name.rpartition(".")
-            default = config.method.generator if section else build.func.__kwdefaults__
-            assert value != default[key], f"{cell} is what we do anyway"
-            build(**({"generator": {key: value}} if section else {key: value}))
+    section, _, key = name.rpartition(".")
+    options = config.method[section] if section else config.method
+    assert value != options[key], f"{name}={value} of {method} is what we do anyway"
+    with options.ignore_type():
+        options[key] = value
+    return config
+
+
+def test_every_option_in_the_table_of_a_method_is_an_option_and_takes_the_value():
+    for method in map(str.upper, METHODS):
+        config = importlib.import_module(f"configs.{method.lower()}").get_config()
+        # "--config.optim.restart_epoch, milestones" names a second key of the optimizer.
+        known = set(config.method) | set(config.optim) | set(config.devices)
+        known |= {f"generator.{key}" for key in config.method.get("generator", ())}
+        cells = method_options(method)
+        assert len(cells) > 3, method
+        for cell in cells:
+            name, _, text = cell.partition("=")
+            assert name in known, f"{method}: {cell}"
+            if text:
+                build.make_method(changed(method, name, _value(text)), 4, 1)
 
 
 def _value(text):
@@ -299,12 +275,13 @@ def _value(text):
         return text
 
 
-@pytest.mark.parametrize("method", ["IDKL", "AGW", "DEEN", "PDM"])
-def test_every_option_of_a_method_has_its_line(method):
+def test_every_option_of_a_method_has_its_line():
     """What is left has no counterpart in paper or code."""
-    named = {cell.partition("=")[0] for cell in method_options(method)}
-    options = set(importlib.import_module(f"configs.{method.lower()}").get_config().method)
-    assert options - named == {"name", "depth", "width", "last_stride", "kernels", "dtype"}
+    for method in ("IDKL", "AGW", "DEEN", "PDM"):
+        named = {cell.partition("=")[0] for cell in method_options(method)}
+        options = set(importlib.import_module(f"configs.{method.lower()}").get_config().method)
+        shared = {"name", *common_options.Backbone._fields}
+        assert options - named <= shared, method
 
 
 def test_the_table_of_pdm_names_every_value_in_which_its_presets_differ():

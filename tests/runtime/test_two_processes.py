@@ -12,9 +12,11 @@ import time
 import pytest
 
 from tests.support import pods
+from tests.support.jobs import STEPS, Job, write_recipe
 from tests.support.plain import PLAIN
-from tests.test_resume import RECIPE, STEPS, Job
 from vireid_jax.runtime.watch import HOSTS
+
+pytestmark = pytest.mark.slow
 
 # A process that is gone is told from one that is slow after this long.
 TIMES = {
@@ -25,10 +27,8 @@ TIMES = {
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recipe")
-    path = folder / "tiny.py"
-    path.write_text(RECIPE.format(cache=str(folder / "cache")))
-    return path
+    changes = "c.method.metric_from_epoch = 2.0  # the loss changes on the way"
+    return write_recipe(tmp_path_factory.mktemp("recipe"), changes=changes)
 
 
 class Run(Job):

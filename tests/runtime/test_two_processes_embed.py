@@ -1,0 +1,58 @@
+"""Two processes embed as one: every image once, and all features on both.
+
+`python -m tests.runtime.test_two_processes_embed OUT` is one of the processes, or alone.
+"""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests import test_fused as few
+from tests.support.pods import pod
+from vireid_jax import evaluate, fused
+from vireid_jax.runtime import devices, processes
+from vireid_jax.types import Method
+
+
+def main(out):
+    """Stores features and sums of similarities of random images in OUT.<process>.npz."""
+    processes.start(out + ".run")
+    mesh = devices.make_mesh()
+    method = Method(lambda key: few.VARIABLES, None, few.embed_images, fusions=few.FUSIONS)
+    embed, variables = evaluate.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
+    options = few.options(mesh)
+    query, _ = few.sides()  # 11 and 17: neither divides over the devices
+    stored = {
+        f"query {k}": v
+        for k, v in evaluate.embed_records(embed, variables, query, **options).items()
+    }
+    found = fused.accumulate(
+        embed, variables, few.sides(), few.FUSIONS, flip=True, memory_bytes=300, **options
+    )
+    stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
+    np.savez(f"{out}.{jax.process_index()}.npz", **stored)
+    processes.finish(0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_embed_as_one(tmp_path):
+    out = tmp_path / "features"
+    main(str(tmp_path / "alone"))
+    run = pod(2, 2, "tests.runtime.test_two_processes_embed", out)
+    assert run.codes == [0, 0], run.text()
+    expected = np.load(tmp_path / "alone.0.npz")
+    assert sorted(expected) == sorted(
+        ["query plain", "query a", "query b", "similarity sum", "similarity weighted"]
+    )
+    found = [np.load(f"{out}.{process}.npz") for process in (0, 1)]
+    for name, array in expected.items():
+        assert array.shape[0] == 11
+        np.testing.assert_array_equal(found[0][name], found[1][name], err_msg=name)
+        np.testing.assert_allclose(found[0][name], array, rtol=1e-5, atol=1e-4, err_msg=name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

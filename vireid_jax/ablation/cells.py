@@ -1,0 +1,497 @@
+"""Cells of ablation tables: where each lives, what trains and scores it, and what it has saved.
+
+A cell is one training: a configuration and a seed. Rows that are the same training, such as the
+whole method in each of its tables, are one cell. The folder of a cell is named after a checksum
+of every value that changes its parameters, so that other settings make other cells.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import math
+import os
+import pathlib
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from vireid_jax.command import dotted, quoted
+from vireid_jax.runtime.files import write_whole
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "configs" / "tables.py"
+TRAINED = "trained.json"  # in the folder of a cell whose training has come to its end
+
+# On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
+EMBEDDED: dict[str, Any] = {
+    "train.epochs": 15.0,
+    "method.width": 16,
+    "train.eval_every": 0.0,
+    "train.checkpoint_every": 0.0,  # at the end, and when it is stopped
+    "train.tensorboard": False,
+    "data.val_ids": 0,
+    "eval.baselines": False,
+}
+# What the command decides, and by which of its own options.
+OWN_KEYS = {
+    "seed": "--seeds",
+    "data.name": "--dataset",
+    "eval.protocols": "--protocol",
+    "eval.corrupt": "a table of corrupted images",
+    "run_name": "--folder",
+    "allow_changes": "--folder",
+}
+# Files of the user, which a relative and an absolute path name alike.
+PATHS = ("init.from", "data.root")
+
+
+class Score(NamedTuple):
+    """What a table shows of a trained model."""
+
+    protocol: str
+    corrupt: str | None  # eval.corrupt
+    feature: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training with the scores that tables want of it."""
+
+    row: str  # TABLE/ROW, the first that wants it
+    seed: int
+    folder: pathlib.Path
+    config: Mapping[str, Any]  # resolved, {"train.epochs": 25.0, ...}
+    values: tuple[str, ...]  # --config.key=value
+    source: str  # the value of --config
+    protocols: tuple[str, ...]  # that it is scored under when it is trained; (): the recipe's
+    scores: tuple[Score, ...]
+
+    @property
+    def name(self) -> str:
+        """As the command reports it."""
+        return f"{self.row}, seed {self.seed}"
+
+    def command(self, score: Score | None) -> list[str]:
+        """Scores the trained cell once more; None: trains or resumes it, and scores the end."""
+        protocols = self.protocols if score is None else (score.protocol,)
+        command = [sys.executable, "-m", "vireid_jax.main", f"--config={self.source}"]
+        command += [f"--workdir={self.folder}", *self.values]
+        # Once: a second value of a tuple would be added to the first.
+        command += [f"--config.eval.protocols={protocols!r}"] * bool(protocols)
+        if score is not None:
+            command += ["--mode=eval"]
+            if score.corrupt is not None:
+                # Work at test time that is asked for clean rows has no corrupted counterpart.
+                command += [f"--config.eval.corrupt={score.corrupt}"]
+                command += ["--config.eval.flip=False", "--config.eval.rerank=none"]
+        return command
+
+    def trained_at(self) -> int | None:
+        """The last step of the training; None while it has not come to its end.
+
+        Raises:
+          ValueError: the file that says so cannot be read.
+        """
+        path = self.folder / TRAINED
+        return int(_load(path)["step"]) if path.exists() else None
+
+    def mark_trained(self) -> None:
+        """Writes down that the training has ended, and at which step.
+
+        A folder with results is not enough: any checkpoint can be scored.
+
+        Raises:
+          ValueError: no result of a last state is there, or one cannot be read.
+        """
+        steps = [
+            int(path.parent.name)
+            for path in self.folder.glob("eval/*/*.json")
+            if path.parent.name.isdigit() and _load(path).get("checkpoint") == "last"
+        ]
+        if not steps:
+            raise ValueError(f"{self.folder} holds no results although its command has ended well")
+        write_whole(self.folder / TRAINED, json.dumps({"step": max(steps)}) + "\n")
+
+    def metrics(self, score: Score) -> dict[str, float] | None:
+        """{"R1": ..., "mAP": ...} as fractions; None if not trained or not scored like this.
+
+        A result counts only if it was measured as the cell's eval section says: another number
+        of draws or repeats, another gallery, or work at test time make other results.
+
+        Raises:
+          ValueError: it was scored on two sets of test images, or a file cannot be read.
+        """
+        folder = self.folder / "eval" / str(self.trained_at())
+        found = [_read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
+        fitting = [result for result in found if _fits(result, score, self.config)]
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{folder} holds {len(fitting)} results of {score.protocol}, {score.feature}: of "
+                "several test sets; delete those that are not meant"
+            )
+        values = {k: float(v) for k, v in fitting[0]["metrics"].items()} if fitting else {}
+        return values if values and all(map(math.isfinite, values.values())) else None
+
+    def missing(self) -> list[Score]:
+        """The wanted scores that the cell lacks; raises ValueError as `metrics`."""
+        return [score for score in self.scores if self.metrics(score) is None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table with a cell for each seed."""
+
+    label: str
+    paper: Mapping[str, tuple[float, float]]
+    score: Score
+    cells: tuple[Cell, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table with its rows in the paper's order."""
+
+    name: str
+    title: str
+    dataset: str
+    corrupt: str | None
+    protocol: str
+    rows: Mapping[str, Row]
+    feature: str | None = None  # of all rows; None: the headline of each row's method
+    other: tuple[str, ...] = ()  # protocol and feature, those that are not the table's own
+    trial: int | None = None  # RegDB's split
+    left_out: tuple[str, ...] = ()  # labels of rows that do not take the settings
+
+
+# --- Tables and rows --------------------------------------------------------------------
+
+
+def load_tables() -> dict[str, Any]:
+    """The TABLES of configs/tables.py.
+
+    Raises:
+      FileNotFoundError: the package is installed without its clone.
+    """
+    if not RECIPES.exists():
+        raise FileNotFoundError(f"no tables: {RECIPES} not found; run this in a clone")
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # recipes import each other wherever they are run from
+    return runpy.run_path(str(RECIPES))["TABLES"]
+
+
+def choose(names: Sequence[str], tables: Mapping[str, Any]) -> list[str]:
+    """Keys of `tables` by name, "mun/1", or by method, "mun"; raises ValueError for others."""
+    chosen: list[str] = []
+    for name in names:
+        found = [t for t in tables if name in (t, t.split("/")[0])]
+        if not found:
+            methods = dict.fromkeys(t.split("/")[0] for t in tables)
+            raise ValueError(f"no table {name!r}; expected of {', '.join([*tables, *methods])}")
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+def resolve_tables(
+    names: Sequence[str],
+    *,
+    tables: Mapping[str, Any],
+    dataset: str,
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    changes: Sequence[str] = (),
+    protocol: str | None = None,
+    feature: str | None = None,
+    rows: Sequence[str] | None = None,
+) -> list[Table]:
+    """Resolves the rows of the named tables with every seed.
+
+    Args:
+      names: keys of `tables`.
+      tables: from `load_tables`.
+      dataset: of the recipes.
+      seeds: one cell each.
+      folder: cells are in folder/cells.
+      changes: --config.key=value, for all rows; on the embedded data `EMBEDDED` comes before.
+      protocol: what the tables show; None for each table's own.
+      feature: of the model; None for the headline of each row's method.
+      rows: those that must take the changes, the others are left out if they do not; None for all.
+
+    Raises:
+      ValueError: a change that is this command's own, or that the recipes refuse; a training
+        that ends before what its row is about begins; a protocol of another data set, or a
+        feature that a model does not give.
+    """
+    values = _values(dataset, changes)
+    found = []
+    for name in names:
+        table, resolved, left_out, headlines = tables[name], {}, [], set()
+        own, shown, trial = "", "", None
+        differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
+        for change in changes:
+            if (key := split_change(change)[0]) in differ:
+                raise ValueError(f"rows of {name} differ in {key}; leave {change} out")
+        for row, spec in table.rows.items():
+            source = f"{RECIPES}:{name}/{row}:{dataset}"
+            try:
+                config = resolve(source, values)
+                own = table.protocols.get(dataset) or config["eval.protocols"][0]
+                shown = protocol or own
+                headline = _check_score(source, config, protocol=shown, feature=feature)
+                _check_lengths(source, config)
+            except ValueError:
+                if rows is None or row in rows:
+                    raise
+                left_out.append(spec.label)
+                continue
+            headlines.add(headline)
+            score = Score(shown, table.corrupt, feature or headline)
+            cells = []
+            for seed in seeds:
+                full = {**config, "seed": seed}
+                named = f"{config['method.name']}_{dataset}-{_checksum(full)}"
+                cells.append(
+                    Cell(
+                        row=f"{name}/{row}",
+                        seed=seed,
+                        folder=folder / "cells" / named / f"seed{seed}",
+                        config=full,
+                        values=(*values, f"--config.seed={seed}"),
+                        source=source,
+                        protocols=(shown,) if dataset == "synthetic" else (),
+                        scores=(score,),
+                    )
+                )
+            resolved[row] = Row(spec.label, spec.paper, score, tuple(cells))
+            trial = config.get("data.trial")
+        if not resolved:
+            continue
+        # A feature that is the headline of all rows is the table's own.
+        other = [shown] * (shown != own)
+        other += [feature] if feature and headlines != {feature} else []
+        found.append(
+            Table(
+                name=name,
+                title=table.title,
+                dataset=dataset,
+                corrupt=table.corrupt,
+                protocol=shown,
+                rows=resolved,
+                feature=feature,
+                other=tuple(other),
+                trial=trial,
+                left_out=tuple(left_out),
+            )
+        )
+    return found
+
+
+def cells_of(tables: Sequence[Table], rows: Sequence[str] | None = None) -> list[Cell]:
+    """Every cell once, with all scores that are wanted of it; seed by seed, all rows of each.
+
+    Args:
+      tables: from `resolve_tables`.
+      rows: leave other rows out; None for all.
+
+    Raises:
+      ValueError: a row that no table has.
+    """
+    known = {row for table in tables for row in table.rows}
+    if unknown := sorted(set(rows or ()) - known):
+        raise ValueError(f"no row {', '.join(unknown)}; expected of {', '.join(sorted(known))}")
+    found: dict[pathlib.Path, Cell] = {}
+    for table in tables:
+        for name, row in table.rows.items():
+            for cell in row.cells if not rows or name in rows else ():
+                first = found.setdefault(cell.folder, cell)
+                scores = tuple(dict.fromkeys((*first.scores, *cell.scores)))
+                found[cell.folder] = dataclasses.replace(first, scores=scores)
+    return sorted(found.values(), key=lambda cell: cell.seed)  # stable
+
+
+# --- Settings of a row ------------------------------------------------------------------
+
+
+def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
+    """The flat config that the main command gets from --config=`source` and `values`.
+
+    Raises:
+      ValueError: as that command would refuse them.
+    """
+    own = flags.FlagValues()
+    argv = ["ablation", f"--config={source}", *map(quoted, values)]
+    config_flags.DEFINE_config_file(
+        "config", None, flag_values=own, lock_config=True, sys_argv=argv
+    )
+    try:
+        rest = own(argv)
+        config: Any = own["config"].value
+        flat = _flat(config.to_dict())  # a recipe is read at its first use
+    except flags.Error as error:
+        # A recipe that raises arrives with its traceback; its last line is the message.
+        text = str(error).strip().splitlines()[-1]
+        raise ValueError(text.removeprefix("ValueError: ")) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        # Of a key that the recipe lacks the text is "'lrr'\nDid you mean ...".
+        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("\"'")
+        key, _, hint = text.partition("\n")
+        given = [dotted(v).partition("=")[0] for v in values]
+        keys = [g for g in given if key.strip("'\"") in g.split(".")]
+        what = f"its recipe has no key {', '.join(keys)}" if keys else key
+        raise ValueError(f"{_row(source)}: {what}. {' '.join(hint.split())}".strip()) from error
+    if rest[1:]:
+        raise ValueError(f"unexpected arguments {rest[1:]}")
+    return flat
+
+
+def split_change(change: str) -> tuple[str, str]:
+    """("optim.lr", VALUE) of --config.optim.lr=VALUE.
+
+    Raises:
+      ValueError: without its "=" the value would be taken for a table or a seed.
+    """
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"{change} has no value; expected {key}=VALUE, with the =, not a space")
+    return dotted(key).removeprefix("--config."), value
+
+
+def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
+    """--config.key=value of all cells: on the embedded data `EMBEDDED` first; each key once."""
+    merged = {f"--config.{k}": str(v) for k, v in EMBEDDED.items() if dataset == "synthetic"}
+    for change in changes:
+        key, value = split_change(change)
+        if key in OWN_KEYS:
+            raise ValueError(f"{key} is decided by {OWN_KEYS[key]}; leave {change} out")
+        merged[f"--config.{key}"] = _full_path(value) if key in PATHS else value
+    return tuple(f"{key}={value}" for key, value in merged.items())
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits of every value of a flat config that changes what is trained.
+
+    The seed is left out: seeds of one configuration are together.
+    """
+    from vireid_jax.runtime.runfolder import changes_training
+
+    own_images = config["data.name"] == "folders"  # there the root says which they are
+    relevant = {
+        key: value
+        for key, value in config.items()
+        if key != "seed" and (changes_training(key) or (own_images and key == "data.root"))
+    }
+    text = json.dumps(relevant, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+
+
+def _check_lengths(source: str, config: Mapping[str, Any]) -> None:
+    """Refuses a training that is over before what its row is about has begun."""
+    epochs = config["train.epochs"]
+    starts = {"optim.warmup_epochs": "its learning rate would still rise at the end"}
+    if config.get("method.metric_weight"):
+        starts["method.metric_from_epoch"] = "its metric losses would never enter"
+    for key, why in starts.items():
+        if key in config and config[key] >= epochs:
+            raise ValueError(
+                f"{_row(source)}: {key} is {config[key]:g} and train.epochs {epochs:g}, so {why}; "
+                f"give --config.{key}=... below {epochs:g}, or a larger --config.train.epochs=..."
+            )
+
+
+def _check_score(
+    source: str, config: Mapping[str, Any], *, protocol: str, feature: str | None
+) -> str:
+    """Refuses a score that the trained model cannot have; returns the model's headline feature."""
+    from vireid_jax.methods import get_build
+    from vireid_jax.metrics import PROTOCOLS, get_protocol
+
+    get_protocol(protocol)
+    own = config["eval.protocols"][0].partition("/")[0]
+    if protocol.partition("/")[0] != own:
+        known = [name for name in PROTOCOLS if name.startswith(f"{own}/")]
+        raise ValueError(
+            f"--protocol is {protocol}, which is not one of {config['data.name']}; expected of "
+            f"{', '.join(known)}"
+        )
+    module = inspect.getmodule(get_build(config["method.name"]))
+    # Rows that are sums of similarities come first; the features after the neck and before it.
+    given = (*getattr(module, "FUSIONS", ()), "bn", "pool")
+    neck = ""
+    if config.get("method.neck") == "none":
+        given, neck = ("pool",), " with method.neck=none"
+    if feature is not None and feature not in given:
+        raise ValueError(
+            f"{_row(source)} has no feature {feature!r}{neck}; give --feature {' or '.join(given)}"
+        )
+    return given[0]
+
+
+def _full_path(text: str) -> str:
+    """A path from the root, with the name of the file itself as it is: its ending says the kind."""
+    if not text or text == "None" or "://" in text:
+        return text
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(text)))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _row(source: str) -> str:
+    """TABLE/ROW:DATASET of the value of --config."""
+    return source.partition(".py:")[2]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+# --- Saved results ----------------------------------------------------------------------
+
+
+@functools.cache
+def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
+    """A result without its long lists; a table is written after every cell, from all of them."""
+    del changed  # a file that is replaced is read again
+    return {key: value for key, value in _load(path).items() if key not in ("per_query", "curves")}
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return found
+        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}; delete it to have it made again"
+        ) from error
+
+
+def _fits(result: Mapping[str, Any], score: Score, config: Mapping[str, Any]) -> bool:
+    from vireid_jax.metrics import get_protocol
+
+    protocol = get_protocol(score.protocol)
+    wanted: dict[str, Any] = {
+        "checkpoint": "last",
+        "protocol": score.protocol,
+        "feature": score.feature,
+        "corrupt": score.corrupt,
+        "gallery": config["eval.gallery"] if protocol.drawn else "all",
+    }
+    if any(result.get(key) != value for key, value in wanted.items()):
+        return False
+    if result.get("flip") or result.get("rerank"):
+        return False
+    if score.corrupt is not None:  # of the first draw alone
+        repeats = (config["eval.corrupt_repeats"], config["eval.corrupt_seed"])
+        return (result["results"], result["corrupt_seed"]) == repeats
+    asked = config["eval.trials"] if protocol.drawn else None
+    return len(result["trials"]) == (asked or protocol.trials)
