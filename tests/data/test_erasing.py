@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from vireid_jax.data.augment import augment, standardize
-from vireid_jax.data.erasing import FORMS, aspect_range
+from tests.data.chain import distance_of_distributions
+from vireid_jax.data.augment import FORMS, aspect_range, augment, standardize
 
 KEY = jax.random.key(11)
 VALUE = (9.0, 8.0, 7.0)
@@ -55,15 +55,6 @@ def naive_patch(rng, size, area, aspect, form, attempts):
         if h < size[0] and w < size[1]:
             return rng.integers(0, size[0] - h + 1), rng.integers(0, size[1] - w + 1), h, w
     return 0, 0, 0, 0
-
-
-def distance_of_distributions(a, b):
-    """Kolmogorov and Smirnov's statistic."""
-    at = np.unique(np.r_[a, b])
-    return np.abs(
-        np.searchsorted(np.sort(a), at, "right") / len(a)
-        - np.searchsorted(np.sort(b), at, "right") / len(b)
-    ).max()
 
 
 @pytest.mark.parametrize(

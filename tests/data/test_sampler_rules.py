@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vireid_jax.data import sampler, sampler_legacy
+from vireid_jax.data import sampler
 from vireid_jax.types import INFRARED, VISIBLE
 
 COUNTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=2, max_size=8)
@@ -216,13 +216,13 @@ def test_agw_legacy_is_the_released_stream_at_any_epoch():
     count = int(max((modality == 0).sum(), (modality == 1).sum()))
     steps = count // 6 + 1
     want = released_agw(label, modality, 3, 2, 5, 4, steps)
-    sampler_legacy._starts.clear()
+    sampler._starts.clear()
     for epoch in (3, 0, 2, 1, 3):
         plan = make(label, modality, "agw_legacy", seed=5, epoch=epoch)
         assert plan.dtype == np.int32
         np.testing.assert_array_equal(plan, want[epoch])
         if epoch == 2:
-            sampler_legacy._starts.clear()  # as in a process that resumes
+            sampler._starts.clear()  # as in a process that resumes
     # Other lengths of an epoch are other streams, and do not disturb this one.
     short = released_agw(label, modality, 3, 2, 5, 3, 2)
     plan = make(label, modality, "agw_legacy", seed=5, epoch=2, steps_per_epoch=2)
@@ -233,7 +233,7 @@ def test_agw_legacy_is_the_released_stream_at_any_epoch():
 def test_agw_legacy_is_the_same_from_many_threads():
     label, modality = rows_of([(5, 4)] * 6)
     want = released_agw(label, modality, 3, 2, 1, 12, 4)
-    sampler_legacy._starts.clear()
+    sampler._starts.clear()
     got = {}
 
     def work(epoch):
@@ -255,7 +255,7 @@ def test_agw_legacy_remembers_few_streams_and_no_global_state():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     for seed in range(20):
         make(label, modality, "agw_legacy", seed=seed)
-    assert len(sampler_legacy._starts) == sampler_legacy._STREAMS
+    assert len(sampler._starts) == sampler._STREAMS
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 

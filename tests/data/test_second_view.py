@@ -9,10 +9,20 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
-from vireid_jax.data.augment import CHANNEL, augment, standardize, unstandardize
+from tests.data.chain import (
+    KEY,
+    OFF,
+    assert_same,
+    chi2,
+    coordinates,
+    exact,
+    noise,
+    places_of,
+    run,
+    unstandardize,
+)
+from vireid_jax.data.augment import CHANNEL, augment
 
-OFF = dict(flip=0.0, pad=0)
-KEY = jax.random.key(7)
 VIEWS = ("visible", "infrared", "visible_second")
 CAJ = dict(
     pad=3,
@@ -21,36 +31,6 @@ CAJ = dict(
     infrared_channel="adapt_gray",
     second_view="exchange",
 )
-
-
-def noise(rows=6, size=(10, 6), seed=0):
-    shape = (2, rows, *size, 3)
-    images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": np.arange(rows, dtype=np.int32),
-        "camera": np.arange(2 * rows, dtype=np.int32).reshape(rows, 2),
-    }
-
-
-def run(batch, key=KEY, **options):
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(augment, **options))(key, batch))
-
-
-def exact(images):
-    return np.asarray(jax.jit(standardize)(images))
-
-
-def chi2(counts, expected=None):
-    counts = np.asarray(counts, float)
-    expected = counts.mean() if expected is None else np.asarray(expected, float)
-    return ((counts - expected) ** 2 / expected).sum()
-
-
-def assert_same(a, b, keys=None):
-    for key in keys or a:
-        np.testing.assert_array_equal(a[key], b[key])
 
 
 @pytest.mark.parametrize(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
@@ -127,24 +107,11 @@ def test_channel_operators_have_their_frequencies(operator, expected):
     assert chi2(both[product > 0], product[product > 0]) < 51.2  # chi2(24), p = 1e-3
 
 
-def places_of(images, pad):
-    """(dy, dx, flipped) of augmented coordinate images, from the pixels about their center."""
-    pixels = np.asarray(unstandardize(images)).astype(int)
-    cy, cx = images.shape[1] // 2, images.shape[2] // 2
-    flipped = pixels[:, cy, cx + 1, 1] < pixels[:, cy, cx, 1]
-    column = np.where(flipped, images.shape[2] - 1 - cx, cx)
-    dy, dx = pixels[:, cy, cx, 0] - 1 - cy + pad, pixels[:, cy, cx, 1] - 1 - column + pad
-    return np.stack([dy, dx, flipped], axis=1)
-
-
 @pytest.mark.parametrize("paired", [False, True])
 def test_crop_and_flip_are_independent_of_both_other_views(paired):
     """Red is 1 + row and green 1 + column; "adapt" leaves a quarter of the rows unchanged."""
     pad, size, rows = 2, (6, 8), 12000
-    y, x = np.mgrid[: size[0], : size[1]] + 1
-    image = np.dstack([y, x, 0 * x]).astype(np.uint8)
-    batch = noise(rows, size) | {m: np.stack([image] * rows) for m in ("visible", "infrared")}
-    out = run(batch, pad=pad, second_view="adapt", paired=paired)
+    out = run(coordinates(rows, size), pad=pad, second_view="adapt", paired=paired)
     whole = (out["visible_second"] != out["visible_second"][..., :1]).any((1, 2, 3))
     assert abs(whole.mean() - 0.25) < 0.02
     places = [places_of(out[m][whole], pad) for m in VIEWS]
@@ -193,7 +160,7 @@ def test_only_the_first_view_is_grayed():
     options = dict(pad=3, second_view="exchange")
     colored, gray = (run(batch, grayscale=p, **options) for p in (0.0, (1.0, 0.0)))
     assert_same(colored, gray, ("infrared", "visible_second"))
-    pixels = np.asarray(unstandardize(gray["visible"]))
+    pixels = unstandardize(gray["visible"])
     assert (pixels == pixels[..., :1]).all()
 
 

@@ -7,6 +7,8 @@ import yaml
 
 from tests.launch.shell import LAUNCH, StandIns, run
 
+pytestmark = pytest.mark.slow
+
 VERSION = "1.30"  # the first with stable podFailurePolicy is 1.31; its schema is the same
 JOBSETS = ("jobset.yaml", "jobset-gpu.yaml")
 

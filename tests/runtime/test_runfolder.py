@@ -185,9 +185,13 @@ def test_a_run_of_another_version_is_refused_with_who_made_it(started):
     env.append({**env[0], "vireid_jax": "0.0.7", "commit": "0123456789abcdef+"})
     (started / "env.json").write_text(json.dumps(env))
     rows = [
-        ({"sampler": ("num_ids",)}, {}, ["sampler.num_instances: not known"]),
-        ({"": ("seed",), "data": ("name",)}, {}, ["allow_changes: not", "data.image_size: not"]),
-        ({}, {"init": ("weights",), "": ("mode",)}, ["init.weights: absent", "mode: absent"]),
+        ({"sampler": ("num_ids",)}, {}, ["sampler.num_instances: unknown"]),
+        (
+            {"": ("seed",), "data": ("name",)},
+            {},
+            ["allow_changes: unknown", "data.image_size: unk"],
+        ),
+        ({}, {"init": ("weights",), "": ("mode",)}, ["init.weights: absent, but", "mode: absent"]),
     ]
     made = "last started by vireid_jax 0.0.7, commit 0123456789ab; this is vireid_jax"
     for known, needed, lines in rows:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, blur, ops
+from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, camera, ops
 
 from .pictures import picture
 
@@ -109,9 +109,9 @@ def test_motion_blur_keeps_light_and_angle(severity):
 
 
 def test_zoom_factors_are_those_of_the_benchmark():
-    assert [len(blur.zoom_factors(s)) for s in SEVERITIES] == [12, 16, 11, 13, 11]
+    assert [len(camera.zoom_factors(s)) for s in SEVERITIES] == [12, 16, 11, 13, 11]
     for severity, last in zip(SEVERITIES, [1.11, 1.15, 1.20, 1.24, 1.30], strict=True):
-        factors = blur.zoom_factors(severity)
+        factors = camera.zoom_factors(severity)
         assert factors[0] == 1 and factors[-1] == pytest.approx(last)
 
 
@@ -129,7 +129,7 @@ def test_zoom_blur_is_the_mean_of_its_layers():
             total += (1 - a) * ((1 - b) * image[i, j] + b * image[i, j + 1])
             total += a * ((1 - b) * image[i + 1, j] + b * image[i + 1, j + 1])
         expected[y, x] = total / (len(factors) + 1)
-    out = blur.zoom_blur(image, severity, np.random.default_rng(0))
+    out = camera.zoom_blur(image, severity, np.random.default_rng(0))
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_glass_blur_shuffles_as_the_loop_does(reach):
         for x in range(width - reach, reach, -1):
             dy, dx = shift[:, y - reach - 1, x - reach - 1]
             colors[y, x] = colors[y + dy, x + dx]
-    np.testing.assert_array_equal(blur.shuffle_source(shift, reach), colors.ravel())
+    np.testing.assert_array_equal(camera.shuffle_source(shift, reach), colors.ravel())
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_glass_blur_is_blur_shuffle_blur(severity, sigma, reach, times):
                 dy, dx = shift[:, y - reach - 1, x - reach - 1]
                 out[y, x] = out[y + dy, x + dx]
     expected = ndimage.gaussian_filter(out, (sigma, sigma, 0), mode="nearest")
-    found = blur.glass_blur(image, severity, np.random.default_rng(0))
+    found = camera.glass_blur(image, severity, np.random.default_rng(0))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_glass_blur_only_moves_colors():
     for severity, (sigma, reach, times) in enumerate(
         [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)], start=1
     ):
-        out = blur.glass_blur(image, severity, np.random.default_rng(0))
+        out = camera.glass_blur(image, severity, np.random.default_rng(0))
         touched = np.nonzero(np.ptp(out[..., 0], axis=0) > 1e-6)[0]
         blurred = 2 * math.ceil(4 * sigma + 0.5)
         # Chains within a pass may lead farther, but rarely.

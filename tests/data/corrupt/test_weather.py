@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, ops
-from vireid_jax.data.corrupt.ice import TEXTURES, ice
+from vireid_jax.data.corrupt.weather import TEXTURES, ice
 
 from .pictures import picture
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vireid_jax.data.listing import TreeError
-from vireid_jax.data.readers import regdb, select
+from vireid_jax.data.readers import common, regdb
+from vireid_jax.data.readers.common import TreeError
 from vireid_jax.types import INFRARED, VISIBLE
 
 from . import trees
@@ -108,7 +108,7 @@ def test_options_out_of_range(listing, options, message):
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_spread(case):
     n, count = case
-    chosen = select.spread(np.arange(n), count)
+    chosen = common.spread(np.arange(n), count)
     assert len(set(chosen)) == count and (np.diff(chosen) > 0).all()
     # As far from one end as from the other, and in steps of two neighboring sizes.
     assert abs(chosen[0] - (n - 1 - chosen[-1])) <= 1

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import READERS, get_reader
+from vireid_jax.data.readers.common import TreeError
 
 from . import trees
 

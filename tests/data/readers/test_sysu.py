@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from vireid_jax.data import sampler
-from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import common, sysu
-from vireid_jax.metrics.draws import draw_gallery
-from vireid_jax.metrics.official import GOLDEN, draw_digest
+from vireid_jax.data.readers.common import TreeError
+from vireid_jax.metrics.draws import GOLDEN, draw_digest, draw_gallery
 from vireid_jax.types import INFRARED, VISIBLE, Pixels, train_labels
 
 from . import trees

@@ -7,7 +7,7 @@ import pytest
 
 from tests.losses.loops import distance, double, numeric
 from tests.support.parity import loss_tests
-from vireid_jax.losses.triplet import squared_difference, weighted_regularized_triplet
+from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,7 +5,7 @@ generalized-mean pooling, a BN neck, one classifier, a weighted regularized trip
 
   term   function                         weight in the total
   id     losses.identity, of all rows     1
-  tri    losses.triplet, by tri_form      tri_weight
+  tri    methods.agw.losses, by tri_form  tri_weight
 
 CAJ (Ye et al., ICCV 2021) trains the same network on every visible image twice, as it is and with
 its channels exchanged (`augment.second_view`), with the squared difference as its triplet loss.
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.losses.triplet import squared_difference, weighted_regularized_triplet
 from vireid_jax.methods import common
+from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
 from vireid_jax.methods.agw.net import AGWNet
 from vireid_jax.methods.common import Backbone
 from vireid_jax.types import Aux, Batch, Method, Variables
