@@ -23,9 +23,10 @@ sources = pytest.mark.parametrize(
 )
 
 
-def first_fast(names: list[str]) -> list[Any]:
+def first_fast(cases: list[Any]) -> list[Any]:
     """Cases of whole models for `parametrize`: the first in the fast tier, the others slow."""
-    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+    slow = (case if isinstance(case, tuple) else (case,) for case in cases[1:])
+    return [cases[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
 @functools.cache

@@ -33,11 +33,11 @@ def of_methods(kind):
     }
 
 
-def build(name, options, **backbone):
+def build(name, options, facts=FACTS | RUN, **backbone):
     """The method in this world, by options of its own and of the backbone."""
     make = get_build(name)
     wanted = inspect.signature(make).parameters
-    facts = FACTS | {k: v for k, v in RUN.items() if k in wanted}
+    facts = {k: v for k, v in facts.items() if k in wanted}
     return make(**facts, **options, backbone=BACKBONE._replace(**backbone))
 
 

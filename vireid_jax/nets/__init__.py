@@ -1,4 +1,4 @@
-"""Parts of networks that several methods share. Where to find what the papers name:
+"""Parts of networks that several methods share, and where to find what the papers name.
 
   ResNet, with modality-specific stages and branches      resnet
   batch normalization as PyTorch's; bn_groups             norm

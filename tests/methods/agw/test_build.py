@@ -181,6 +181,7 @@ def largest(gradient):
     return {path_name(k): float(np.abs(v).max()) for k, v in leaves}
 
 
+@pytest.mark.slow
 def test_a_fresh_model_knows_nothing():
     total, aux, _, _ = evaluated()
     assert float(aux.terms["id"]) == pytest.approx(math.log(CLASSES), abs=0.05)
@@ -189,6 +190,7 @@ def test_a_fresh_model_knows_nothing():
     assert float(total) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_once_attention_has_a_scale():
     _, _, first, later = evaluated()
     first, later = largest(first), largest(later)

@@ -13,6 +13,7 @@ import pytest
 from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.methods.agw.test_build import FAST, largest, shapes, sizes
+from tests.support.parity import first_fast
 from tests.weights import trunk
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
@@ -89,12 +90,14 @@ def test_parameters_of_deen():
 
 @pytest.mark.parametrize(
     ("size", "stages", "places", "width"),
-    [
-        ((384, 192), 4, 24 * 12, 2048),
-        ((384, 144), 4, 24 * 9, 2048),
-        ((288, 144), 4, 18 * 9, 2048),
-        ((384, 192), 3, 24 * 12, 1024),
-    ],
+    first_fast(
+        [
+            ((384, 192), 4, 24 * 12, 2048),
+            ((384, 144), 4, 24 * 9, 2048),
+            ((288, 144), 4, 18 * 9, 2048),
+            ((384, 192), 3, 24 * 12, 1024),
+        ]
+    ),
 )
 def test_shapes_of_features(size, stages, places, width):
     method = pdm.build(**FACTS, image_size=size, stages=stages)
@@ -213,6 +216,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_fresh_model_knows_nothing(preset):
     total, aux, _, _ = evaluated(preset)
@@ -225,6 +229,7 @@ def test_a_fresh_model_knows_nothing(preset):
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
     _, _, first, later = evaluated(preset)
@@ -240,6 +245,7 @@ def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
     assert all(later[k] < 1e-3 * later[k.replace("bias", "kernel")] for k in shifts)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_key_s():
     step, params = stepper("code")
     totals = [float(step(params, jax.random.key(k))[0][0]) for k in (1, 2, 1)]
@@ -247,7 +253,7 @@ def test_dropout_is_the_key_s():
     assert totals[1] == pytest.approx(totals[0], rel=0.2)
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "deen"])
+@pytest.mark.parametrize("preset", first_fast([*PRESETS, "deen"]))
 def test_half_precision_stays_inside_the_network(preset):
     method = build(preset, dtype="bfloat16")
     variables = dict(jax.eval_shape(method.init, jax.random.key(0)))
