@@ -335,7 +335,7 @@ def train(
         if checkpoints is None:
             return
         if checkpoints.save(step, state, metrics=scores, wait=wait):
-            writer.say(f"checkpoint of step {step:,}{' saved' if wait else ': saving'}")
+            writer.say(f"checkpoint of step {step:,}{' saved' if wait else ' is being saved'}")
 
     def validate() -> None:
         if evaluate is None:
@@ -399,8 +399,8 @@ def train(
         if log or validation or saving or last:
             # Before anything is recorded or saved; fetching more often would stall the device.
             newest = check_finite()
-        if log or clock() - shown >= SAY_EVERY_S:
-            if not log:
+        if log or last or clock() - shown >= SAY_EVERY_S:
+            if not (log or last):
                 newest = {k: float(v) for k, v in jax.device_get(scalars).items()}
             shown = clock()
             if step > mark_step:  # a first step says nothing of the speed

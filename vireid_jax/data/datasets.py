@@ -166,7 +166,7 @@ def _from_disk(
         told = progress(f"decoding {name}", should_stop)
         listing = pixels.decode_once(listing, folder=cache, progress=told, **size)
         if images == "memory":
-            listing = pixels.in_memory(listing, **size)
+            listing = pixels.in_memory(listing)
     elif root is not None:
         told = progress(f"looking at the images of {name}", should_stop)
         listing = pixels.readable(listing, unreadable=unreadable, progress=told)
