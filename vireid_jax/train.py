@@ -131,7 +131,9 @@ def fit(
             (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
         writer.say(build.summary(config, parts, feed, params, workdir))
 
-    validate = parts.scorer.validate
+    validate = None
+    if parts.split.val is not None:
+        validate = partial(parts.scorer.validate, retrieval=parts.split.val)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=options.keep)) as checkpoints:
         state, start = restore_or_init(method, transform, checkpoints, mesh=mesh, seed=config.seed)
         if not start and parts.file_is_gone:
@@ -155,7 +157,7 @@ def fit(
                 mesh=mesh,
                 writer=log,
                 checkpoints=checkpoints,
-                evaluate=parts.split.val and partial(validate, retrieval=parts.split.val),
+                evaluate=validate,
                 should_stop=preemption.requested,
                 max_steps=max_steps,
                 epochs=options.epochs,
