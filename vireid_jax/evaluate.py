@@ -640,7 +640,7 @@ class Scorer:
         """
         o = self.options
         if o.corrupt is not None:
-            return list(self._corrupted(variables, retrieval))
+            return list(self._corrupted(variables, retrieval, corrupt.parse(o.corrupt)))
         names = o.protocols
         found = self._embedded(variables, retrieval)
         results = self._rows(found, retrieval, names)
@@ -690,7 +690,8 @@ class Scorer:
                     self.embed, variables, retrieval, self.fusions, flip=flip, **options
                 )
         if not flip:
-            return Embedded(*self._features(variables, retrieval), {})
+            query, gallery = self._features(variables, retrieval)
+            return Embedded(query, gallery, {})
         both = [
             {name: mean_direction(before[name], mirrored[name]) for name in before}
             for before, mirrored in zip(
@@ -748,13 +749,14 @@ class Scorer:
         )
         return score(found.query, found.gallery, retrieval, found.similarity, **{**own, **options})
 
-    def _corrupted(self, variables: Any, retrieval: Retrieval) -> Iterator[dict[str, Any]]:
+    def _corrupted(
+        self, variables: Any, retrieval: Retrieval, asked: corrupt.Spec
+    ) -> Iterator[dict[str, Any]]:
         """Mean over repeats with new corruptions, as CIL-ReID (NeurIPS 2021) and MUN, table 5.
 
         Where a protocol draws its gallery, the first draw alone is used, as in CIL's code.
         """
         o = self.options
-        asked = corrupt.parse(o.corrupt)
         about = {"corrupt": o.corrupt, "corrupt_seed": o.corrupt_seed}
         for name in o.protocols:
             some = self._first_trial(name, retrieval)
