@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-import jax
 from absl import logging
 
 from vireid_jax.runtime import files
@@ -200,6 +199,8 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def say(text: str) -> None:
     """Prints a line of a run to standard output, in the first process alone."""
+    import jax  # who only writes scalars does without
+
     if jax.process_index() == 0:
         print(text, flush=True)
 
