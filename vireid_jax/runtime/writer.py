@@ -77,8 +77,8 @@ class Writer:
                 # TensorBoard forgets what earlier files say of this step and later ones.
                 purge_step=None if resume_step is None else resume_step + 1,
                 flush_secs=EVENTS_FLUSH_S,
-                # Its names have seconds alone, and a file of the same name would be overwritten.
-                filename_suffix=f".{os.getpid()}.{os.urandom(3).hex()}",
+                # Its names have seconds alone: files of one second are read in the order of these.
+                filename_suffix=f".{time.time_ns()}.{os.getpid()}",
             )
 
     def write(self, step: int, scalars: Mapping[str, Any], *, split: str = "train") -> None:
