@@ -28,7 +28,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         c.run_name = f"idkl-{preset}-{dataset}"
     official = preset == "official"
 
-    # "Code" is 1KK077/IDKL at 8676b62. One value for both presets: the source at its right.
+    # The source of each value: a place in the paper, "code" (1KK077/IDKL at 8676b62), or "ours".
+    # Of two values the first is the code's, the second the paper's.
     m = c.method = ml_collections.ConfigDict(dict(name="idkl"))
     m.depth = 50  # sec. 3: ResNet-50
     m.width = 64  # of ResNet-50
@@ -57,33 +58,31 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.mdr_csa_weight = 1.0  # eqs. 20 and 21, code
     m.block_weight = 1.0 if official else 0.0  # code alone
 
-    # Sec. 4.1: 384 x 128, 12 identities x 10 images, of which 5 are visible and 5 infrared. The
-    # code has 384 x 144, and on RegDB 256 x 128 and 6 identities.
     if dataset != "synthetic":
-        c.data.image_size = (384, 144) if official else (384, 128)
-        c.data.filter = "bilinear"
+        c.data.image_size = (384, 144) if official else (384, 128)  # code; sec. 4.1
+        c.data.filter = "bilinear"  # code
+    # 12 people x 10 images, sec. 4.1; 5 visible and 5 infrared, code
     c.sampler.num_ids, c.sampler.num_instances = 12, 5
-    c.sampler.rule = "exhaust"
-    if dataset == "regdb":
+    c.sampler.rule = "exhaust"  # code, identity_random
+    if dataset == "regdb":  # code, RegDB.yml
         c.sampler.num_ids = 6
         c.data.image_size = (256, 128)
         if official:
             # Its switch is "batch size == 120", else these weights; and no TGSA on RegDB.
             m.tgsa_weight = m.mdr_tgsa_weight = 0.0
             m.csa_weight = 0.3
-    c.augment.pad, c.augment.pad_value = 10, 127
-    c.augment.erase = (0.5, 0.5)  # torchvision's RandomErasing
+    c.augment.pad, c.augment.pad_value = 10, 127  # code
+    c.augment.erase = (0.5, 0.5)  # code: torchvision's RandomErasing with its defaults
     c.augment.erase_area = (0.02, 0.33)
     c.augment.erase_aspect = (0.3, 3.3)
     c.augment.erase_form, c.augment.erase_attempts = "log_uniform", 10
-    # Sec. 4.1 prints 3e-5; the code's 3.5e-4 is that of its predecessors.
-    c.optim.lr = 3.5e-4
-    c.optim.weight_decay = 5e-3
-    c.optim.decay = "coupled"
-    c.optim.milestones = (55.0, 95.0) if official else (60.0, 100.0)
-    c.train.epochs = 160.0
-    c.train.eval_every = 5.0
-    c.train.checkpoint_every = 1.0
+    c.optim.lr = 3.5e-4  # code, as its predecessors; sec. 4.1 prints 3e-5
+    c.optim.weight_decay = 5e-3  # code
+    c.optim.decay = "coupled"  # code: torch's Adam
+    c.optim.milestones = (55.0, 95.0) if official else (60.0, 100.0)  # code; sec. 4.1
+    c.train.epochs = 160.0  # code
+    c.train.eval_every = 5.0  # ours
+    c.train.checkpoint_every = 1.0  # ours
     if dataset == "synthetic":
         _laptop(c)
     return c

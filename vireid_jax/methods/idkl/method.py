@@ -4,18 +4,16 @@ Two branches over common first stages. The features of the shared branch must no
 modality, the features of the specific branch must. A purifier takes the style out of the specific
 features, and what they know is distilled into the shared ones, which alone are used at test time.
 
-  term                     equation  function                weight in the total (eq. 21)
-  id_sh, tri_sh            5         identity, triplet       1
-  id_sp, tri_sp            5         of raw f_sp             specific_weight
-  confuser, discriminator  2, 3      2-class cross-entropy   1
-  enhance, reduce          10, 11    L_e, L_r                ip_weight (lambda_1)
-  id_purified,             13        of purified f~_sp       purified_weight
-  tri_purified
-  tgsa                     17        graph_alignment         tgsa_weight (lambda_2)
-  csa                      19        divergence              csa_weight (lambda_3)
-  mdr_tgsa, mdr_csa        20        the same, of f_sh       mdr_tgsa_weight, mdr_csa_weight
-  csa_block,               -         by_instance             block_weight times the weight of
-  mdr_csa_block                                              csa, of mdr_csa
+  term                       equation  function                weight in the total (eq. 21)
+  id_sh, tri_sh              5         identity, triplet       1
+  id_sp, tri_sp              5         of raw f_sp             specific_weight
+  confuser, discriminator    2, 3      2-class cross-entropy   1
+  enhance, reduce            10, 11    L_e, L_r                ip_weight (lambda_1)
+  id_purified, tri_purified  13        of purified f~_sp       purified_weight
+  tgsa                       17        graph_alignment         tgsa_weight (lambda_2)
+  csa                        19        divergence              csa_weight (lambda_3)
+  mdr_tgsa, mdr_csa          20        the same, of f_sh       mdr_tgsa_weight, mdr_csa_weight
+  csa_block, mdr_csa_block   -         by_instance             block_weight times csa's, mdr_csa's
 
 Paper and released code (1KK077/IDKL at 8676b62) are materially different methods. The defaults of
 `build` are the preset "paper": the paper where it is definite, the code where the paper is silent.
@@ -43,37 +41,59 @@ CONFUSERS = ("reversal", "half_flip")
 
 def build(
     *,
-    num_classes: int,  # C
-    image_size: tuple[int, int],  # height, width
-    num_ids: int,  # P of a batch
-    num_instances: int,  # K, images of a person in each modality
+    num_classes: int,
+    image_size: tuple[int, int],
+    num_ids: int,
+    num_instances: int,
     backbone: Backbone = Backbone(),
-    # Eqs. 2 to 6
-    tri_margin: float = 1.3,  # of the batch-hard triplet loss, on features before the neck
-    specific_weight: float = 1.0,  # of id_sp and tri_sp; 0 in the code, which has neither
-    confuser: str = "reversal",  # or "half_flip": no reversal, labels of `losses.half_flipped`
-    reversal_strength: float = 1.0,  # factor of the reversed gradient
-    discriminator_input: str = "sp",  # raw f_sp, or "purified" f~_sp
-    modality_dropout: float = 0.5,  # probability, in confuser and discriminator
-    # Eqs. 7 to 13
-    purifier: bool = True,  # False: f~_sp is f_sp, and eq. 13 is left out (rows 1, 2 of table 4)
-    mask: str = "channel",  # or "map", see `net.Mask`
-    ip_weight: float = 0.1,  # lambda_1
-    purified_weight: float = 1.0,  # of id_purified and tri_purified; lambda_1 in eq. 21
-    enhance_form: str = "softplus",  # or "exponential", see `losses.enhancing_loss`
-    enhance_head: str = "raw",  # the classifier of f_sp, or its "own", which L_e alone trains
-    reduce_form: str = "softplus",  # or "relu", see `losses.reducing_loss`
-    # Eqs. 15 to 20
-    tgsa_weight: float = 0.6,  # lambda_2
-    tgsa_pairs: str = "all",  # or "self"; of tgsa, while mdr_tgsa always has all three
-    tgsa_cross: str = "true",  # or "mix", see `losses.graph_alignment`
-    tgsa_scale: str = "none",  # or "mean", see `losses.affinity`
-    csa_weight: float = 0.8,  # lambda_3
+    tri_margin: float = 1.3,
+    specific_weight: float = 1.0,
+    confuser: str = "reversal",
+    reversal_strength: float = 1.0,
+    discriminator_input: str = "sp",
+    modality_dropout: float = 0.5,
+    purifier: bool = True,
+    mask: str = "channel",
+    ip_weight: float = 0.1,
+    purified_weight: float = 1.0,
+    enhance_form: str = "softplus",
+    enhance_head: str = "raw",
+    reduce_form: str = "softplus",
+    tgsa_weight: float = 0.6,
+    tgsa_pairs: str = "all",
+    tgsa_cross: str = "true",
+    tgsa_scale: str = "none",
+    csa_weight: float = 0.8,
     mdr_tgsa_weight: float = 1.0,
     mdr_csa_weight: float = 1.0,
-    block_weight: float = 0.0,  # 1 in the code, which alone has these terms
+    block_weight: float = 0.0,
 ) -> Method:
-    """IDKL as a `Method`. Raises ValueError for a bad option, naming it."""
+    """IDKL as a `Method`. Raises ValueError for a bad option, naming it.
+
+    Args:
+      num_classes, image_size, num_ids, num_instances: C, (height, width), P, K.
+      backbone: the ResNet and how it is computed.
+      tri_margin: of the batch-hard triplet losses, on features before the neck.
+      specific_weight: of id_sp and tri_sp; 0 in the code, which has neither.
+      confuser: "reversal" (eq. 2), or "half_flip": no reversal, labels of `losses.half_flipped`.
+      reversal_strength: factor of the reversed gradient.
+      discriminator_input: "sp", raw specific features (eq. 3), or "purified" ones.
+      modality_dropout: probability, in confuser and discriminator.
+      purifier: False: f~_sp is f_sp, without eq. 13 (rows 1 and 2 of the paper's table 4).
+      mask: "channel", or "map" for a value at every place, see `net.Mask`.
+      ip_weight: lambda_1, of enhance and reduce.
+      purified_weight: of id_purified and tri_purified; 1 in the code, lambda_1 in eq. 21.
+      enhance_form: "softplus" (eq. 10) or "exponential", see `losses.enhancing_loss`.
+      enhance_head: classifier in L_e: "raw", that of f_sp, or its "own", which L_e alone trains.
+      reduce_form: "softplus" (eq. 11) or "relu", see `losses.reducing_loss`.
+      tgsa_weight: lambda_2.
+      tgsa_pairs: pairs of matrices in tgsa, "all" (eq. 16) or "self"; mdr_tgsa has all.
+      tgsa_cross: "true" (eq. 15) or "mix", see `losses.graph_alignment`.
+      tgsa_scale: "mean" divides distances by their mean, "none" does not.
+      csa_weight: lambda_3.
+      mdr_tgsa_weight, mdr_csa_weight: of this part of eq. 20.
+      block_weight: of csa_block and mdr_csa_block; 1 in the code, which alone has them.
+    """
     # A feature has a BN neck and an identity classifier if a loss or the discriminator needs them.
     heads = ["sh"]
     if specific_weight or discriminator_input == "sp":
@@ -98,7 +118,7 @@ def build(
         out, updates = common.train_pass(net, backbone, variables, images, key, stream="dropout")
         f, z = out.f, out.z
         person = jnp.repeat(labels, 2)  # y of row 2b + m of arrays [2B, ...]
-        modality = jnp.tile(jnp.arange(2), len(labels))  # t of that row
+        modality = jnp.tile(jnp.arange(2), len(labels))  # of that row
         terms = {}
 
         # L_reid, eqs. 5 and 13
@@ -106,8 +126,8 @@ def build(
             terms[f"id_{name}"] = cross_entropy(_rows(z[name]), person)
             terms[f"tri_{name}"] = batch_hard_triplet(f[name], labels, margin=tri_margin)
         # L_C and L_D, eqs. 2 and 3
-        told = losses.half_flipped(len(labels)) if confuser == "half_flip" else modality
-        terms["confuser"] = cross_entropy(out.confuser, told)
+        t = losses.half_flipped(len(labels)) if confuser == "half_flip" else modality
+        terms["confuser"] = cross_entropy(out.confuser, t)
         terms["discriminator"] = cross_entropy(out.discriminator, modality)
         # L_e and L_r, eqs. 10 and 11
         if purifier:
@@ -159,6 +179,7 @@ def build(
         }
         return common.total(weights, terms), Aux(terms, dict(updates), scalars)
 
+    # Checks stand last for the sake of the reader; they come before anything is traced.
     common.check(
         num_classes=num_classes,
         num_ids=num_ids,
