@@ -122,7 +122,7 @@ def test_idkl_rows_are_what_the_paper_says():
     keys = ("purifier", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
     rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in tables.TABLES["idkl/4"].rows}
     assert rows == {
-        "b": ("none", 0, 0, 0, 0),
+        "b": (False, 0, 0, 0, 0),
         "tgsa": (False, 0.6, 0, 0, 0),
         "ip_tgsa": (True, 0.6, 0, 0, 0),
         "ip_csa": (True, 0, 0.8, 0, 0),
