@@ -15,14 +15,17 @@ II and III. "idkl/presets" and "pdm/presets" are the paper's method beside the r
 {"sysu": ..., "regdb": ...}.
 """
 
+import importlib
+import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from configs import agw, deen, idkl, mun, pdm, smcl
-
+# The recipe of every method: all other files of this folder.
 METHODS = {
-    module.__name__.rpartition(".")[2]: module for module in (agw, deen, idkl, mun, pdm, smcl)
+    path.stem: importlib.import_module(f"configs.{path.stem}")
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    if path.stem not in ("__init__", "common", "tables")
 }
 Numbers = tuple[float, float]  # rank-1 and mAP in percent, as printed
 
@@ -54,6 +57,9 @@ class Table(NamedTuple):
     corrupt: str | None = None  # eval.corrupt: the table is of corrupted test images
 
 
+_Changes = dict[str, Any]
+
+
 def _row(
     label: str,
     sysu: Numbers | None = None,
@@ -79,7 +85,10 @@ _SMCL = ((67.39, 61.78), (83.05, 78.57))
 
 # The recipes for real data have IT; the embedded one does without, so it gets the paper's share
 # of the epochs.
-_IT = {"metric_from_epoch": EpochShare(), "embedded": {"metric_from_epoch": EpochShare(220 / 300)}}
+_IT: _Changes = {
+    "metric_from_epoch": EpochShare(),
+    "embedded": {"metric_from_epoch": EpochShare(220 / 300)},
+}
 
 _SMCL_1 = {
     "b": _row("B", (57.00, 55.49), (75.77, 70.52), id_margin=0.0, metric_weight=0.0),
@@ -105,11 +114,12 @@ _SMCL_4 = {
 # MUN --------------------------------------------------------------------------------------------
 
 _MUN = ((76.24, 73.81), (95.19, 87.15))
-_NO_IA, _NO_MA = {"ia_weight": 0.0}, {"ma_weight": 0.0}
-_NO_IDC = {"idc_weight": 0.0, **_NO_IA, **_NO_MA}
-_NO_AUX = {"auxiliary": "none", **_NO_IDC}
+_NO_IA: _Changes = {"ia_weight": 0.0}
+_NO_MA: _Changes = {"ma_weight": 0.0}
+_NO_IDC: _Changes = {"idc_weight": 0.0, **_NO_IA, **_NO_MA}
+_NO_AUX: _Changes = {"auxiliary": "none", **_NO_IDC}
 # The auxiliary features under an identity loss with a classifier of their own.
-_AUX = {"ida_weight": 1.0, **_NO_IDC}
+_AUX: _Changes = {"ida_weight": 1.0, **_NO_IDC}
 
 _MUN_1 = {
     "b": _row("B", (57.49, 55.83), (75.42, 71.93), **_NO_AUX),
@@ -145,10 +155,10 @@ _MUN_5 = {
 
 _IDKL = (81.42, 79.85)
 # What the rows of table 4 do without. Without L_ip there is no purifier: F~ = F.
-_NO_IP = {"purifier": False}
-_NO_TGSA = {"tgsa_weight": 0.0}
-_NO_CSA = {"csa_weight": 0.0}
-_NO_MDR = {"mdr_tgsa_weight": 0.0, "mdr_csa_weight": 0.0}
+_NO_IP: _Changes = {"purifier": False}
+_NO_TGSA: _Changes = {"tgsa_weight": 0.0}
+_NO_CSA: _Changes = {"csa_weight": 0.0}
+_NO_MDR: _Changes = {"mdr_tgsa_weight": 0.0, "mdr_csa_weight": 0.0}
 
 _IDKL_4 = {
     "b": _row("L_b", (67.60, 66.47), **_NO_IP, **_NO_TGSA, **_NO_CSA, **_NO_MDR),
@@ -181,10 +191,10 @@ _IDKL_PRESETS = {
 _PDM = (79.3, 76.3)
 # The paper does not say what its baseline has; here it is all that table II does not name: both
 # stems, aggregation blocks, gate, and the identity and triplet losses.
-_NO_MFGM = {"branches": 0}
-_NO_PLM = {"num_prototypes": 0}
-_NO_CH = {"ch_weight": 0.0}
-_NO_DCS = {"dcs_weight": 0.0}
+_NO_MFGM: _Changes = {"branches": 0}
+_NO_PLM: _Changes = {"num_prototypes": 0}
+_NO_CH: _Changes = {"ch_weight": 0.0}
+_NO_DCS: _Changes = {"dcs_weight": 0.0}
 
 _PDM_2 = {
     "b": _row("baseline", (64.7, 62.0), **_NO_MFGM, **_NO_PLM, **_NO_CH, **_NO_DCS),

@@ -3,10 +3,10 @@
 import threading
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.rows import each
 from vireid_jax.data import sampler
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -262,7 +262,7 @@ def test_agw_legacy_remembers_few_streams_and_no_global_state():
 # all
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
+@each("rule", sampler.RULES)
 def test_seeds_and_epochs_give_plans_of_their_own(rule):
     label, modality = rows_of([(6, 5)] * 7)
     plans = [
@@ -274,7 +274,7 @@ def test_seeds_and_epochs_give_plans_of_their_own(rule):
     np.testing.assert_array_equal(again, plans[2])
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
+@each("rule", sampler.RULES)
 def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
     label, modality = rows_of([(6, 5)] * 7)
     more = np.r_[np.full(9, -1), label]
@@ -282,8 +282,8 @@ def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
     np.testing.assert_array_equal(plan - 9, make(label, modality, rule))
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@each("rule", sampler.RULES)
+@each("processes", [1, 2, 4])
 def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
     label, modality = rows_of([(6, 5)] * 9)
     plan = make(label, modality, rule, num_ids=8, num_instances=3)
@@ -297,7 +297,7 @@ def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(plan) * 8
 
 
-@pytest.mark.parametrize("rule", ["exhaust", "permute", "agw_legacy"])
+@each("rule", ["exhaust", "permute", "agw_legacy"])
 def test_the_plan_never_changes_between_versions(rule):
     # A changed stream would break the resume of every run trained before.
     label = np.repeat([0, 0, 1, 1, 2, 2], [3, 2, 1, 4, 6, 2])

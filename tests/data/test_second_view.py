@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
 from tests.data.chain import (
@@ -21,6 +20,7 @@ from tests.data.chain import (
     run,
     unstandardize,
 )
+from tests.support.rows import each
 from vireid_jax.data.augment import CHANNEL, augment
 
 VIEWS = ("visible", "infrared", "visible_second")
@@ -33,7 +33,7 @@ CAJ = dict(
 )
 
 
-@pytest.mark.parametrize(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
+@each(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
 def test_a_second_view_changes_nothing_else(operator, paired):
     batch = noise(16)
     options = dict(pad=3, grayscale=0.3, erase=0.6, visible_channel="adapt", paired=paired)
@@ -74,7 +74,7 @@ def test_a_view_is_a_window_of_the_same_row_with_one_channel_in_all():
     assert sum(first == second for first, second, _ in found) < 5
 
 
-@pytest.mark.parametrize(
+@each(
     ("operator", "expected"),
     [
         ("exchange", [1 / 3, 1 / 3, 1 / 3, 0, 0]),
@@ -107,7 +107,7 @@ def test_channel_operators_have_their_frequencies(operator, expected):
     assert chi2(both[product > 0], product[product > 0]) < 51.2  # chi2(24), p = 1e-3
 
 
-@pytest.mark.parametrize("paired", [False, True])
+@each("paired", [False, True])
 def test_crop_and_flip_are_independent_of_both_other_views(paired):
     """Red is 1 + row and green 1 + column; "adapt" leaves a quarter of the rows unchanged."""
     pad, size, rows = 2, (6, 8), 12000
@@ -138,20 +138,6 @@ def test_erasing_has_the_probability_of_visible_images_and_patches_of_its_own():
     assert chi2(both, expected.ravel()) < 16.3  # chi2(3), p = 1e-3
     twice = erased[0] & erased[2]
     assert (masks[0] != masks[2])[twice].any((1, 2)).mean() > 0.9
-
-
-def test_a_patch_is_erased_before_its_channels_are_copied():
-    value = np.array([11.0, 12.0, 13.0], np.float32)
-    batch = noise(60)
-    out = run(batch, erase=1.0, erase_value=tuple(value), second_view="exchange", **OFF)
-    chosen = set()
-    for x, y in zip(exact(batch["visible"]), out["visible_second"], strict=True):
-        assert (y == y[..., :1]).all()
-        erased = y[..., 0] > 10  # no pixel of an image is as bright
-        (c,) = {np.flatnonzero(value == v).item() for v in np.unique(y[erased])}
-        np.testing.assert_array_equal(y[~erased][:, 0], x[~erased][:, c])
-        chosen.add(c)
-    assert chosen == {0, 1, 2}
 
 
 def test_only_the_first_view_is_grayed():
@@ -191,27 +177,14 @@ def test_the_key_decides_every_pixel_and_a_row_depends_on_no_other():
     assert len({x.tobytes() for m in VIEWS for x in out[m]}) == 48
 
 
-def test_four_devices_give_the_pixels_of_one_without_talking():
-    batch = noise(16)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    step = jax.jit(functools.partial(augment, **CAJ), in_shardings=(None, rows), out_shardings=rows)
-    program = step.lower(KEY, batch).compile().as_text()
-    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert word not in program
-    out = step(KEY, jax.device_put(batch, rows))
-    assert out["visible_second"].sharding.is_equivalent_to(rows, 4)
-    assert_same(run(batch, **CAJ), out)
-
-
-@pytest.mark.parametrize("value", ["swap", "plain", None, True])
+@each("value", ["swap", "plain", None, True])
 def test_another_operator_is_refused(value):
     expected = rf"second_view is {value!r}, expected one of {', '.join(CHANNEL)}"
     with pytest.raises(ValueError, match=expected):
         jax.eval_shape(functools.partial(augment, second_view=value), KEY, noise())
 
 
-@pytest.mark.parametrize("dataset", common.DATASETS)
+@each("dataset", common.DATASETS)
 def test_recipes_have_the_option_and_ask_for_no_second_view(dataset):
     options = common.base("method", dataset).augment
     assert options.second_view == "none"

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax import synthetic
 from vireid_jax.synthetic import dataset, figure, identity, scene
 from vireid_jax.types import INFRARED, VISIBLE
@@ -155,7 +156,7 @@ def test_an_aligned_pair_shows_the_same_silhouette():
     assert np.mean(same) > np.mean(other) + 0.1
 
 
-@pytest.mark.parametrize("size", [(384, 128), (17, 9)])
+@each("size", [(384, 128), (17, 9)])
 def test_other_sizes(size):
     image = one(1, 1, size=size)
     assert image.shape == (*size, 3) and image.std() > 10

@@ -119,30 +119,9 @@ def decode_once(
     return _listing_of(listing, Pixels(array), left_out, unreadable)
 
 
-def in_memory(
-    listing: Listing,
-    *,
-    image_size: tuple[int, int],
-    filter: str = "lanczos",
-    unreadable: str = "refuse",
-    progress: Progress | None = None,
-) -> Listing:
-    """As `decode_once`, with the pixels in an array and nothing written.
-
-    A cached listing (`Pixels` of that size) is read into memory.
-    """
-    size = _checked(image_size, filter, unreadable)
-    images = listing.records.images
-    if is_decoded(images):
-        whole = images if isinstance(images, np.ndarray) else images[:]
-        return _with_images(_of_size(listing, size), whole)
-    out = np.empty((len(images), *size, 3), np.uint8)
-    kept, left_out = 0, []
-    for pixels, bad in _decoded(listing, size, filter, progress):
-        out[kept : kept + len(pixels)] = pixels
-        kept += len(pixels)
-        left_out += bad
-    return _listing_of(listing, out[:kept], left_out, unreadable)
+def in_memory(listing: Listing) -> Listing:
+    """A listing from `decode_once` with its pixels read into an array."""
+    return _with_images(listing, listing.records.images[:])
 
 
 def look_at(listing: Listing, *, progress: Progress | None = None) -> tuple[np.ndarray, list[str]]:

@@ -156,7 +156,7 @@ def _from_disk(
         told = progress(f"decoding {name}")
         listing = pixels.decode_once(listing, folder=cache, progress=told, **size)
         if images == "memory":
-            listing = pixels.in_memory(listing, **size)
+            listing = pixels.in_memory(listing)
     elif root is not None:
         told = progress(f"looking at the images of {name}")
         listing = pixels.readable(listing, unreadable=unreadable, progress=told)

@@ -188,11 +188,6 @@ class Stored(Sequence[bytes]):
         """The images at `rows` (int [n]), in that order."""
         return Stored(self._source, self._rows[rows], self.folder, self.fingerprint)
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Int [N], the record of each image in the files."""
-        return self._rows
-
 
 class _Shards:
     """The records of some ArrayRecord files, by number.

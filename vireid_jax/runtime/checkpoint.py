@@ -353,7 +353,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamageError(f"{path}: {type(error).__name__}: {error}") from error
     if _text_checksum(content) != crc:
-        raise DamageError(f"{path}: its checksum is not that of its content")
+        raise DamageError(f"{path}: its content does not have the checksum that stands in it")
     if version != FORMAT:
         raise ValueError(
             f"{path} is of format {version}, this version reads format {FORMAT}; use the version "

@@ -54,7 +54,7 @@ def use_cpu_cores(rows: int) -> None:
 
 
 def local_facts() -> dict[str, Any]:
-    """What the devices of a process must have in common with those of the others."""
+    """What all processes must have in common in their devices."""
     devices = jax.local_devices()
     return {
         "platform": devices[0].platform,

@@ -273,7 +273,7 @@ def check_classes(
       allow: other images of the same people are fine.
 
     Raises:
-      ValueError: classes.json tells of others.
+      ValueError: classes.json names other people, or other images (and not `allow`).
     """
     known = load_classes(workdir)
     if known is None:

@@ -257,7 +257,7 @@ _current: Watch | None = None
 
 
 def start(watch: Watch) -> None:
-    """Makes a watch that of this process."""
+    """Makes `watch` the one of this process, and starts its thread."""
     global _current
     _current = watch
     watch.run()

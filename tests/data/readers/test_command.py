@@ -11,6 +11,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from tests.support.rows import each
 from vireid_jax.data import __main__ as command
 from vireid_jax.data import cache, datasets, prepared, sheet
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
@@ -120,7 +121,7 @@ def swap(root, a, b):
     os.rename(root / "x", root / b)
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_rendered_trees_are_the_right_way_round(released, name):
     assert common.exchanged(get_reader(name).scan(released[name], strict=False)) == []
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.rows import each
 from vireid_jax.data.readers import folders
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.types import INFRARED, VISIBLE, Records, train_labels
@@ -295,7 +296,7 @@ def test_everybody_is_tested_on():
         folders.split(listing_of(range(6)), test_share=1, val_ids=1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"test_share": 0}, "test_share is 0, expected above 0"),

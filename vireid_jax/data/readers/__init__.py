@@ -7,9 +7,10 @@ A reader is a module of this package. It holds all that is known of its data set
   AGREEMENT                   where it is obtained
   PUBLISHED                   (people, visible, infrared images) that papers train on, or None
   looks_like(root, folders)   whether a folder with these sub-folders is the data set
-  scan(root, *, strict=True) -> Listing
+  scan(root, *, strict=True) -> Listing    FileNotFoundError, or TreeError for another tree
   check_options(**options)    ValueError for an option of `split` that no tree could honor
-  split(listing, *, ...) -> Split    its keyword-only parameters are the set's options of `load`
+  split(listing, *, ...) -> Split    its keyword-only parameters are the set's options of `load`;
+                              infrared queries, visible gallery
 
 A new reader needs one line in `READERS` and two in configs/common.py: all else that lists data
 sets looks here. `scan` looks at names and lists alone and opens no image. It compares what it

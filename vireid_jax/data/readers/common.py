@@ -4,7 +4,7 @@ import dataclasses
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -375,6 +375,21 @@ def beyond_checks(listing: Listing) -> tuple[str, ...]:
     """The problems of a listing that its table of checks does not show; see `finish`."""
     failing = {c.required for c in listing.checks if not c.ok}
     return listing.problems[len(failing) :]
+
+
+def lonely(images: Sequence[Image], people: Mapping[str, Iterable[int]]) -> list[str]:
+    """Lines on the people of each part who lack a modality."""
+    seen = {(i.person, i.modality) for i in images}
+    lines = []
+    for part, persons in people.items():
+        fate = "without a match in the test" if part == "test" else "left out of training"
+        for modality, word in enumerate(MODALITIES):
+            if lost := [f"{p:04d}" for p in sorted(set(persons)) if (p, modality) not in seen]:
+                lines.append(
+                    f"{len(lost)} {part} persons have no {word} image, so they are {fate}: "
+                    f"{named(lost)}"
+                )
+    return lines
 
 
 def skipped(what: Sequence[str], where: str) -> list[str]:

@@ -85,17 +85,10 @@ def looks_like(root: str, folders: list[str]) -> bool:
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     """Lists one's own images, by part, modality, person and name, or as the CSV file does.
 
-    Args:
-      root: a folder with both modalities, a CSV file, or a folder with one CSV file.
-      strict: refuse lines that cannot be used, files that are not there, people on both sides
-        of a given division, and a set without anybody who has both modalities.
-
-    Returns:
-      A listing; `part` is "train", "val" or "test" where people are divided already, else "all".
-
-    Raises:
-      FileNotFoundError: the folder or file does not exist.
-      TreeError: it is laid out in another way, or (strict) something is wrong with it.
+    The root is a folder with both modalities, a CSV file, or a folder with one CSV file. `part` is
+    "train", "val" or "test" where people are divided already, else "all". With strict=True lines
+    that cannot be used, files that are not there, people on both sides of a given division, and
+    a set without anybody who has both modalities are a TreeError.
     """
     root = common.open_root(root, TITLE)
     found = _find(root)
@@ -410,9 +403,6 @@ def split(
         empty. Without effect where people are divided already.
       seed: of the lot.
       val_ids: people held out of training for choosing a checkpoint.
-
-    Returns:
-      A split named "folders"; infrared queries, visible gallery.
 
     Raises:
       ValueError: an option is out of range, or too few people are left to train on.

@@ -46,19 +46,10 @@ def looks_like(root: str, folders: list[str]) -> bool:
 
 
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the training images as the lists have them, then the test images by camera.
+    """Lists the training images as the lists have them, then the test images; see `readers`.
 
-    Args:
-      root: the folder that holds vis, nir, test_vis, test_nir and idx.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` is "train" or "test", persons are the folders' numbers, names are such as
-      "test_nir/cam6/0001/0001_c06_s200656_f4830_nir".
-
-    Raises:
-      FileNotFoundError: the folder or a list does not exist.
-      TreeError: it is another folder, a list is not one, or (strict) something differs.
+    `part` is "train" or "test", persons are the folders' numbers, names are such as
+    "test_nir/cam6/0001/0001_c06_s200656_f4830_nir".
     """
     root = common.open_tree(root, "llcm")
     lists = {s: common.read_pairs(root, f"idx/train_{s}.txt", TITLE) for s, _ in _SIDES}
@@ -77,7 +68,8 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
         found, strange = _test(root, f"test_{side}", ids, modality)
         images += found
         others += strange
-    problems = _lonely(images) + common.skipped(others, "test_vis and test_nir")
+    people = {part: {i.person for i in images if i.part == part} for part in ("train", "test")}
+    problems = common.lonely(images, people) + common.skipped(others, "test_vis and test_nir")
     if odd:
         problems.append(
             f"{len(odd):,} training images tell no person or camera, such as "
@@ -188,22 +180,6 @@ def _checks(
     return checks
 
 
-def _lonely(images: list[Image]) -> list[str]:
-    """Lines on persons who lack a modality."""
-    lines = []
-    fates = {"train": "left out of training", "test": "without a match in the test"}
-    for part, fate in fates.items():
-        seen = [{i.person for i in images if i.part == part and i.modality == m} for _, m in _SIDES]
-        for word, lost in zip(("infrared", "visible"), (seen[0] - seen[1], seen[1] - seen[0]),
-                              strict=True):  # fmt: skip
-            if lost:
-                lines.append(
-                    f"{len(lost)} {part} persons have no {word} image, so they are {fate}: "
-                    f"{common.named([f'{p:04d}' for p in sorted(lost)])}"
-                )
-    return lines
-
-
 def check_options(*, val_ids: int = 0) -> None:
     """Raises ValueError for an option that no tree could honor."""
     common.check_number("val_ids", val_ids, 0)
@@ -216,9 +192,6 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
       listing: from `scan`, its images in any form.
       val_ids: training persons to hold out for choosing a checkpoint; the papers have none.
         They are spread evenly over the training persons in ascending order.
-
-    Returns:
-      A split named "llcm"; near-infrared queries, visible gallery.
 
     Raises:
       ValueError: val_ids is out of range.

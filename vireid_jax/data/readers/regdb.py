@@ -45,19 +45,10 @@ def looks_like(root: str, folders: list[str]) -> bool:
 
 
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the images that any of the ten halves names, visible ones first, by person and name.
+    """Lists the images that any of the ten halves names, by side, person, name; see `readers`.
 
-    Args:
-      root: the folder that holds Visible, Thermal and idx.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` has ten letters, camera is 1 (visible) or 2 (thermal), names are such as
-      "Thermal/6/male_back_t_00051_6".
-
-    Raises:
-      FileNotFoundError: the folder or one of the 40 lists does not exist.
-      TreeError: it is another folder, a list is not one, or (strict) something differs.
+    `part` has ten letters, camera is 1 (visible) or 2 (thermal), names are such as
+    "Thermal/6/male_back_t_00051_6".
     """
     root = common.open_tree(root, "regdb")
     lists: _Lists = {
@@ -189,9 +180,6 @@ def split(listing: Listing, *, trial: int = 1, val_ids: int = 0) -> Split:
       val_ids: training persons to hold out for choosing a checkpoint; the papers have none.
         They are spread evenly over the training persons in ascending order, so the same ones
         are held out wherever this runs.
-
-    Returns:
-      A split named "regdb"; thermal queries, visible gallery.
 
     Raises:
       ValueError: an option is out of range.

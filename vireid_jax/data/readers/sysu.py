@@ -43,18 +43,9 @@ def looks_like(root: str, folders: list[str]) -> bool:
 
 
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the images of the three id lists, by camera, person and index.
+    """Lists the images of the three id lists, by camera, person and index; see `readers`.
 
-    Args:
-      root: the folder that holds cam1 and exp.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` is "train", "val" or "test", names are such as "cam1/0006/0025".
-
-    Raises:
-      FileNotFoundError: the folder or an id file does not exist.
-      TreeError: it is another folder, an id file is not one, or (strict) something differs.
+    `part` is "train", "val" or "test", names are such as "cam1/0006/0025".
     """
     root = common.open_tree(root, "sysu")
     ids = {part: common.read_ids(root, f"exp/{part}_id.txt", TITLE) for part in _IDENTITIES}
@@ -69,7 +60,7 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
         others += odd
         gaps += holes
     checks = _checks(root, ids, images, gaps)
-    problems = _lonely(ids, images) + common.skipped(others, "the camera folders")
+    problems = common.lonely(images, ids) + common.skipped(others, "the camera folders")
     return common.finish(
         "sysu", images, root=root, strict=strict, checks=checks, problems=problems,
         cure=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
@@ -158,20 +149,6 @@ def _valid_indoors(test: collections.Counter[tuple[int, int]]) -> int:
     )
 
 
-def _lonely(ids: dict[str, list[int]], images: list[Image]) -> list[str]:
-    """Lines on listed persons who lack a modality."""
-    seen = {(i.person, i.modality) for i in images}
-    lines = []
-    for part, numbers in ids.items():
-        fate = "left out of training" if part != "test" else "without a match in the test"
-        for modality, word in ((VISIBLE, "visible"), (INFRARED, "infrared")):
-            lost = [f"{p:04d}" for p in sorted(set(numbers)) if (p, modality) not in seen]
-            if lost:
-                lines.append(f"{len(lost)} {part} persons have no {word} image, so they are {fate}"
-                             f": {common.named(lost)}")  # fmt: skip
-    return lines
-
-
 def check_options(*, val_ids: int = 0) -> None:
     """Raises ValueError for a number of validation persons that no tree has."""
     common.check_number("val_ids", val_ids, 0)
@@ -180,13 +157,12 @@ def check_options(*, val_ids: int = 0) -> None:
 def split(listing: Listing, *, val_ids: int = 0) -> Split:
     """Divides as the id lists say.
 
+    Infrared queries are of cameras 3 and 6, the visible gallery is of 1, 2, 4 and 5.
+
     Args:
       listing: from `scan`, its images in any form.
       val_ids: 0 trains on the training and validation lists together (395 persons), as every
         paper does; 99 (or as many as the tree's validation list has) holds that list out.
-
-    Returns:
-      A split named "sysu"; infrared queries (cameras 3, 6), visible gallery (1, 2, 4, 5).
 
     Raises:
       ValueError: val_ids is another number.
@@ -225,11 +201,11 @@ def permutations(listing: Listing, path: str) -> list[Check]:
       ValueError: the listing is of another data set, or the file is not such a file.
       FileNotFoundError: there is no such file.
     """
-    from vireid_jax.metrics import official  # needed only here
+    from vireid_jax.metrics import check_permutations, read_permutations  # needed only here
 
     if listing.name != "sysu":
         raise ValueError(f"permutations are SYSU-MM01's alone, the listing is of {listing.name!r}")
-    drawn = official.read_permutations(path)
+    drawn = read_permutations(path)
     test = listing.part == "test"
     records = listing.records
     pairs, counts = np.unique(
@@ -245,7 +221,7 @@ def permutations(listing: Listing, path: str) -> list[Check]:
     ]
     checks = [common.every("cameras and persons as in the permutations", len(there), wrong)]
     try:
-        official.check_permutations(drawn, sorted(people))
+        check_permutations(drawn, sorted(people))
         checks.append(Check("official galleries of the release", "equal", "equal", True))
     except ValueError as error:
         checks.append(Check("official galleries of the release", "equal", str(error), False))
