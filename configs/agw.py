@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = common.base("agw", dataset)
     caj = preset == "caj"
     if caj:
-        c.run_name = f"agw_caj_{dataset}"
+        c.run_name = f"agw-caj-{dataset}"
 
     m = c.method = ml_collections.ConfigDict(dict(name="agw"))
     m.depth = 50

@@ -99,7 +99,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     """The sections that do not depend on the method, at the size of the data set."""
     laptop = dataset == "synthetic"
     c = ml_collections.ConfigDict()
-    c.run_name = f"{method}_{dataset}"  # the default workdir is runs/<run_name>
+    c.run_name = f"{method}-{dataset}"  # the default workdir is runs/<run_name>
     c.seed = 0
     c.allow_changes = False  # resume although training options differ from the run's
 
@@ -134,7 +134,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
 
     c.init = ml_collections.ConfigDict()
     # ImageNet weights of the backbone: a .pth, .safetensors or .npz file; None: random weights.
-    c.init["from"] = config_dict.placeholder(str)
+    c.init.weights = config_dict.placeholder(str)
 
     c.sampler = ml_collections.ConfigDict()
     c.sampler.rule = "agw"  # or agw_legacy, exhaust (MPANet, IDKL), permute; see data/sampler.py

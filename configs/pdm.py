@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = common.base("pdm", dataset)
     paper = preset == "paper"
     if paper:
-        c.run_name = f"pdm_paper_{dataset}"
+        c.run_name = f"pdm-paper-{dataset}"
 
     # Where one value stands for both presets, the paper is silent and the code is followed.
     m = c.method = ml_collections.ConfigDict(dict(name="pdm"))

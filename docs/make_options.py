@@ -6,11 +6,9 @@ The meaning of a key is the text of the argument that takes it, so a key without
 argument is an error. `tests/docs/test_options.py` fails when the page is not up to date.
 """
 
-import importlib
 import inspect
 import pathlib
 import re
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any

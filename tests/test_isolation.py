@@ -115,7 +115,10 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--help"], 1, "--workdir"),  # absl's own exit code for --help
+        (["--help"], 0, "--config: Recipe"),
+        (["--help"], 0, "--workdir"),
+        (["--version"], 0, "vireid_jax 0."),
+        (["--config=smcl:sysu", "--print_config"], 0, "optim.lr = 0.00035"),
         (["--config=configs/smcl.py", "--config.optim.lrr=1"], 2, "optim.lr"),
         (["--config=configs/smlc.py"], 2, "configs/smcl.py"),
         (["--config=configs/smcl.py:sysuu"], 2, "sysu"),

@@ -15,10 +15,11 @@ SMALL = dict(depth=10, width=4, modality_dropout=0.0)
 def _method(preset):
     options = recipe.get_config(preset).method.to_dict() | SMALL
     del options["name"]
-    facts = dict(num_classes=P, image_size=PIXELS, num_steps=STEPS, num_ids=P, num_instances=K)
+    facts = dict(num_classes=P, image_size=PIXELS, num_ids=P, num_instances=K)
     return idkl.build(**facts, **with_backbone(options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", recipe.PRESETS)
 def test_idkl_overfits_eight_people_and_every_parameter_takes_part(preset):
     rows, without = train_on_people(_method(preset))

@@ -106,7 +106,7 @@ def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
 
 
 def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():
-    method = _smcl(auxiliary="none", none_metric="vi_symmetric", metric_from_epoch=0.0)
+    method = _smcl(auxiliary="none", metric_from_epoch=0.0)
     variables = method.init(jax.random.key(0))
 
     @jax.jit

@@ -13,6 +13,8 @@ import pytest
 
 from tests.launch.shell import LAUNCH, ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), LAUNCH / "slurm.sbatch"])
 
 

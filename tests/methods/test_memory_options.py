@@ -24,21 +24,20 @@ from vireid_jax.methods.mun import method as mun
 from vireid_jax.methods.mun.net import MUNNet
 from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.methods.smcl import method as smcl
+from vireid_jax.methods.smcl.net import SMCLNet
 from vireid_jax.nets.multifeature import MultiFeatureNet
 
 # Options that bring in what sees more than a row. A mask of dropout depends on the pieces.
 BUILDS = {
-    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0, bn_running="vi"),
+    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0),
     "mun": partial(
         mun.build,
         **FACTS,
         **PK,
         num_steps=8,
-        second_view=True,
-        generator={"ratios": (2,)},  # of maps of 8 x 4
-        prototype_map="slot",
+        generator_ratios=(2,),  # of maps of 8 x 4
     ),
-    "idkl": partial(idkl.build, **FACTS, **PK, num_steps=8, modality_dropout=0.0),
+    "idkl": partial(idkl.build, **FACTS, **PK, modality_dropout=0.0),
     "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True),
     "deen": partial(deen.build, **FACTS, num_ids=P, stages=3, branches=1, dropout=0.0),
     "pdm": partial(
@@ -53,7 +52,7 @@ BUILDS = {
     ),
 }
 NETS = {
-    "smcl": smcl.SMCLNet,
+    "smcl": SMCLNet,
     "mun": MUNNet,
     "idkl": IDKLNet,
     "agw": AGWNet,

@@ -23,6 +23,11 @@ sources = pytest.mark.parametrize(
 )
 
 
+def first_fast(names: list[str]) -> list[Any]:
+    """Cases of whole models for `parametrize`: the first in the fast tier, the others slow."""
+    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
 @functools.cache
 def _live(name: str) -> Arrays:
     import torch

@@ -37,8 +37,7 @@ METHODS = {
         **FACTS,
         num_steps=8,
         **PK,
-        second_view=True,
-        generator={"ratios": (2, 4)},  # of maps of 8 x 4
+        generator_ratios=(2, 4),  # of maps of 8 x 4
     ),
     **{
         f"idkl,{preset}": partial(
@@ -49,7 +48,6 @@ METHODS = {
                 if k not in ("name", *BACKBONE._fields)
             },
             **FACTS,
-            num_steps=8,
             **PK,
         )
         for preset in idkl_recipe.PRESETS
@@ -73,7 +71,7 @@ class Step:
         )
         self.mesh = mesh_of(count, fsdp)
         light = partial(augment.augment, grayscale=0.3, erase=0.5, visible_channel="adapt_gray")
-        if method in ("mun", "agw"):
+        if method == "agw":
             light = partial(light, second_view="exchange")
         step_fn = train.make_train_step(self.method, light, transform, rate, mesh=self.mesh, seed=0)
         # Drawn once, on the host: the same start everywhere.

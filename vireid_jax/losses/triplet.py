@@ -8,17 +8,14 @@ with a zero gradient.
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.losses.distance import pairwise_distance, unit
+from vireid_jax.losses.distance import pairwise_distance
 from vireid_jax.losses.mining import (
-    check_batch,
-    cross_pairs,
     hard_triplet,
     joint_pairs,
     joint_rows,
     valid_mean,
 )
 
-BDTR_FORMS = ("orig", "counted")
 MAX_SQUARE = 88.0  # exp of it is still a float32
 
 
@@ -93,67 +90,6 @@ def squared_difference(features: jax.Array, labels: jax.Array) -> jax.Array:
     gap, valid = _weighted_gap(features, labels)
     square = jnp.minimum(gap * gap, MAX_SQUARE)
     return valid_mean(jax.nn.softplus(jnp.where(gap > 0, square, -square)), valid)
-
-
-def bdtr(
-    features: jax.Array,
-    labels: jax.Array,
-    *,
-    form: str = "orig",
-    cross_margin: float = 0.5,
-    intra_margin: float = 0.1,
-    intra_weight: float = 0.1,
-) -> jax.Array:
-    """Bi-directional dual-constrained top-ranking loss (Ye et al., IJCAI 2018).
-
-    For both directions, anchors in one modality and the others in the other one, of features
-    scaled to unit length:
-      cross = mean_a [cross_margin + d(a, p) - d(a, n)]_+, p the farthest positive and n the
-      nearest negative of the other modality.
-    form "orig", as the author's code has it: intra = mean_a [intra_margin - d(p, n)]_+
-    between those two, which are of one modality. Its batches hold one image of an identity
-    and modality; the farthest of K is the extension to more.
-    form "counted", which uses as many distances as SMCL counts for this loss in its table 3:
-    intra = mean_a [intra_margin + max d(a, p') - min d(a, n')]_+ within a's own modality.
-    total = sum over the two directions of cross + intra_weight * intra.
-
-    Among negatives (or positives) at exactly one distance "orig" chooses the first row.
-
-    Args:
-      features: [B, 2, D], visible and infrared.
-      labels: int [B], shared by the two.
-      form: "orig" or "counted".
-      cross_margin: in units of the distance of unit vectors, which is 2 at most.
-      intra_margin: the same, within a modality.
-      intra_weight: of the intra-modality part.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity. With one image of each
-      identity the intra part of "counted" is 0, having no positives.
-
-    Raises:
-      ValueError: for shapes that do not fit or an unknown form.
-    """
-    check_batch(features, labels, modalities=2)
-    if form not in BDTR_FORMS:
-        raise ValueError(f"form is {form!r}, expected one of {BDTR_FORMS}")
-    features = unit(features)
-    modalities = features[:, 0], features[:, 1]
-    across = pairwise_distance(*modalities)
-    within = [pairwise_distance(x, x) for x in modalities]
-    pairs = cross_pairs(labels)
-    total = jnp.zeros((), features.dtype)
-    for anchor, other, distance in ((0, 1, across), (1, 0, across.T)):
-        total += hard_triplet(distance, pairs, cross_margin)
-        if form == "orig":
-            p = jnp.where(pairs.positive, distance, -jnp.inf).argmax(1)
-            n = jnp.where(pairs.negative, distance, jnp.inf).argmin(1)
-            gap = jax.nn.relu(intra_margin - within[other][p, n])
-            intra = valid_mean(gap, pairs.negative.any(1))
-        else:
-            intra = hard_triplet(within[anchor], joint_pairs(labels), intra_margin)
-        total += intra_weight * intra
-    return total
 
 
 def _weighted_gap(features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,8 +12,7 @@ from tests.support.rows import each
 from vireid_jax.data import sampler
 from vireid_jax.data.readers import common, sysu
 from vireid_jax.data.readers.common import TreeError
-from vireid_jax.metrics.draws import draw_gallery
-from vireid_jax.metrics.official import GOLDEN, draw_digest
+from vireid_jax.metrics.draws import GOLDEN, draw_digest, draw_gallery
 from vireid_jax.types import INFRARED, VISIBLE, Pixels, train_labels
 
 from . import trees

@@ -201,11 +201,11 @@ def permutations(listing: Listing, path: str) -> list[Check]:
       ValueError: the listing is of another data set, or the file is not such a file.
       FileNotFoundError: there is no such file.
     """
-    from vireid_jax.metrics import official  # needed only here
+    from vireid_jax.metrics import check_permutations, read_permutations  # needed only here
 
     if listing.name != "sysu":
         raise ValueError(f"permutations are SYSU-MM01's alone, the listing is of {listing.name!r}")
-    drawn = official.read_permutations(path)
+    drawn = read_permutations(path)
     test = listing.part == "test"
     records = listing.records
     pairs, counts = np.unique(
@@ -221,7 +221,7 @@ def permutations(listing: Listing, path: str) -> list[Check]:
     ]
     checks = [common.every("cameras and persons as in the permutations", len(there), wrong)]
     try:
-        official.check_permutations(drawn, sorted(people))
+        check_permutations(drawn, sorted(people))
         checks.append(Check("official galleries of the release", "equal", "equal", True))
     except ValueError as error:
         checks.append(Check("official galleries of the release", "equal", str(error), False))
