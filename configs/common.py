@@ -79,7 +79,7 @@ def laptop(c: ml_collections.ConfigDict) -> None:
     reason is speed: few steps from random weights instead of many from ImageNet's.
     """
     c.method.depth, c.method.width = 10, 32
-    c.method.tri_normalize = True  # features of a fresh network have no scale to rely on
+    c.method.normalize = True  # features of a fresh network have no scale to rely on
     c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
     c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96

@@ -15,14 +15,17 @@ II and III. "idkl/presets" and "pdm/presets" are the paper's method beside the r
 {"sysu": ..., "regdb": ...}.
 """
 
+import importlib
+import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from configs import agw, deen, idkl, mun, pdm, smcl
-
+# The recipe of every method: all other files of this folder.
 METHODS = {
-    module.__name__.rpartition(".")[2]: module for module in (agw, deen, idkl, mun, pdm, smcl)
+    path.stem: importlib.import_module(f"configs.{path.stem}")
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    if path.stem not in ("__init__", "common", "tables")
 }
 Numbers = tuple[float, float]  # rank-1 and mAP in percent, as printed
 

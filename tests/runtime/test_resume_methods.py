@@ -49,7 +49,7 @@ ROWS = {
     # PDM's own optimizer: the embedded data are trained with Adam otherwise.
     pdm: """c.train.eval_every = 0.0
     c.data.image_size = (64, 32)
-    c.method.num_prototypes, c.method.attention_kernel = 3, 5
+    c.method.num_prototypes = 3
     c.augment.erase = (0.5, 0.5)
     c.optim.name, c.optim.lr, c.optim.nesterov = "sgd", 0.01, True
     c.optim.warmup_epochs, c.optim.warmup_by = 3.0, "epoch"

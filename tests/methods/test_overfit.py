@@ -1,16 +1,18 @@
-"""SMCL in the training loop: it overfits a handful of people, with every parameter."""
+"""Methods in the training loop: they overfit a handful of people, with every parameter."""
 
+import importlib
 from functools import partial
 
 import jax
 import numpy as np
 import optax
+import pytest
 
 from tests.support.linear import Recorder
+from tests.support.tiny import build
 from vireid_jax import optim
 from vireid_jax.data import augment
 from vireid_jax.methods.common import Backbone
-from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.train import make_train_step, restore_or_init, train
 
 P, K, STEPS = 8, 2, 50
@@ -39,16 +41,9 @@ def people_batches(start, stop):
         }
 
 
-def _smcl(**options):
-    return smcl.build(
-        num_classes=P,
-        image_size=PIXELS,
-        steps_per_epoch=STEPS,
-        backbone=Backbone(depth=10, width=4),
-        id_margin=1.0,
-        smgm_width=4,
-        **options,
-    )
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    """With optimizations, unlike the other whole models of this folder: these run for long."""
 
 
 # The last maps are 2 x 1 pixels: these columns of a kernel see padding and nothing else.
@@ -90,6 +85,48 @@ def train_on_people(method):
     )
     # Adam's second moment is 0 where no batch gave a gradient.
     return writer.of("train"), without_gradient(optax.tree.get(state.optimizer, "nu"))
+
+
+# The maps that the expansion sees are 2 x 1 pixels: most of its kernels see padding alone.
+EXPANSION = {f"expansion/dilated_{n}/kernel" for n in (1, 2, 3)}
+# Case -> (changes of the recipe for the embedded data, terms that fall, parameters without a
+# gradient). IDKL's modality heads see nothing dropped: 16 images are few.
+IDKL = dict(modality_dropout=0.0), ("tgsa", "csa", "tri_purified", "id_purified"), set()
+CASES = {
+    "agw": ({}, ("tri",), set()),
+    "deen": ({}, ("tri", "cpm"), EXPANSION),
+    "idkl:paper": IDKL,
+    "idkl:official": IDKL,
+    "pdm": (
+        dict(num_prototypes=4),
+        ("tri", "cpm", "dcs", "ch"),
+        EXPANSION | {"expansion/spatial_kernel"},
+    ),
+}
+FACTS = dict(num_classes=P, image_size=PIXELS, num_ids=P, num_instances=K)
+FACTS |= dict(num_steps=STEPS, steps_per_epoch=STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_method_overfits_eight_people_and_every_parameter_takes_part(case):
+    (name, _, preset), (changes, falling, padded) = case.partition(":"), CASES[case]
+    recipe = importlib.import_module(f"configs.{name}").get_config(preset or None)
+    own = {k: v for k, v in recipe.method.items() if k not in ("name", *Backbone._fields)}
+    rows, without = train_on_people(build(name, own | changes, facts=FACTS))
+    last = [rows[n] for n in range(STEPS - 4, STEPS + 1)]
+    assert rows[1]["accuracy"] < 0.5 and np.mean([row["accuracy"] for row in last]) > 0.9
+    assert last[-1]["loss"] < 0.5 * rows[1]["loss"]
+    for term in falling:
+        assert last[-1][term] < rows[1][term], term
+    if name == "idkl":
+        # The discriminator sees the modality, and so do features that were not purified of it.
+        assert np.mean([row["accuracy_discriminator"] for row in last]) > 0.9
+    assert without == padded
+
+
+def _smcl(**options):
+    return build("smcl", dict(id_margin=1.0, smgm_width=4, **options), facts=FACTS)
 
 
 def test_smcl_overfits_eight_people_and_every_parameter_takes_part():

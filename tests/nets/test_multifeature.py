@@ -1,16 +1,22 @@
-"""Generated features: a convolution as a product, branches, loops, gates, starts, errors."""
+"""What DEEN's and PDM's network is made of: expansion (MFGM), prototypes (PLM) and SimAM."""
 
+import functools
 import itertools
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.parity import module_outputs, reference, sources
+from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
-from vireid_jax.nets import expansion
-from vireid_jax.nets.expansion import Expansion, spatial_convolution
+from tests.support.reference.inputs import CASES, cases
+from vireid_jax.methods.pdm.losses import heterogeneity
+from vireid_jax.nets import multifeature
+from vireid_jax.nets.multifeature import Expansion, Prototypes, simam, spatial_convolution
 
 R = np.random.default_rng(41)
 F, G, SIDE = 16, 3, 5
@@ -56,15 +62,15 @@ def convolved(x, kernel):
 SIZES = [(4, 3, 9), (4, 3, 7), (4, 3, 5), (4, 3, 3), (6, 2, 5), (3, 4, 1), (1, 5, 3)]
 
 
-@pytest.mark.parametrize("form", expansion.FORMS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_spatial_convolution_by_loops(size, form):
+def test_spatial_convolution_by_loops():
     """Kernels larger than the map, as large, smaller, and of one place."""
-    h, w, side = size
-    x, kernel = R.normal(size=(2, h, w, G, 2)), R.normal(size=(G, side, side, 2))
-    with jax.enable_x64(True):
-        y = spatial_convolution(jnp.asarray(x), jnp.asarray(kernel), form=form)
-        np.testing.assert_allclose(y, convolved(x, kernel), rtol=1e-11, atol=1e-12)
+    for size, form in itertools.product(SIZES, multifeature.FORMS):
+        h, w, side = size
+        x, kernel = R.normal(size=(2, h, w, G, 2)), R.normal(size=(G, side, side, 2))
+        with jax.enable_x64(True):
+            y = spatial_convolution(jnp.asarray(x), jnp.asarray(kernel), form=form)
+        expected = convolved(x, kernel)
+        np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-12, err_msg=f"{size}, {form}")
 
 
 @pytest.mark.parametrize("size", [(4, 3, 9), (4, 3, 3), (6, 2, 5)], ids=str)
@@ -281,7 +287,7 @@ def test_starts():
     net = net_of("cbam", kernel=9, reduction=1)
     maps = jax.ShapeDtypeStruct((1, 4, 4, 64), jnp.float32)
     params = net.lazy_init(jax.random.key(5), maps)["params"]
-    for d in expansion.DILATIONS:
+    for d in multifeature.DILATIONS:
         np.testing.assert_allclose(
             params[f"dilated_{d}"]["kernel"].std(), np.sqrt(2 / (9 * 64)), rtol=0.05
         )
@@ -300,17 +306,244 @@ def test_the_channel_gate_keeps_a_channel_of_narrow_maps():
     assert params["channel_squeeze"].shape == (2, 4, 1)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"fuse": "max"}, r"expansion_fuse is 'max', expected one of \['mean', 'sum'\]"),
+def test_errors():
+    for options, message in (
+        ({"fuse": "max"}, r"fuse is 'max', expected one of \['mean', 'sum'\]"),
         ({"attention": "cbam"}, "attention is 'cbam', expected one of .*sequential"),
-        ({"form": "fast"}, "attention_form is 'fast', expected one of .*dense"),
-        ({"kernel": 4}, "attention_kernel is 4, expected an odd number"),
-        ({"kernel": 0}, "attention_kernel is 0"),
-        ({"kernel": -3}, "attention_kernel is -3"),
-    ],
-)
-def test_errors(options, message):
-    with pytest.raises(ValueError, match=message):
-        Expansion(**options).init(jax.random.key(0), MAPS)
+        ({"kernel": 4}, "kernel is 4, expected an odd number"),
+        ({"kernel": 0}, "kernel is 0"),
+        ({"kernel": -3}, "kernel is -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Expansion(**options).init(jax.random.key(0), MAPS)
+
+
+# --- Prototypes ---------------------------------------------------------------------------
+
+COUNT, WIDTH = 4, 6
+PLACES = R.normal(size=(3, 4, 2, WIDTH)).astype(np.float32)
+PLM = Prototypes(COUNT)
+pooled = jax.jit(PLM.apply)
+
+SHAPES = jax.eval_shape(lambda: PLM.init(jax.random.key(0), PLACES))
+PARAMS = nest(fill({k: v.shape for k, v in flatten(SHAPES).items()}, "prototypes"))["params"]
+
+
+def parts(maps=PLACES, **params):
+    return pooled({"params": {**PARAMS, **params}}, maps)
+
+
+def test_prototypes_by_loops():
+    """Eqs. (6) to (8), place by place; the map by rows, from above."""
+    found = parts()
+    assert found.features.shape == (3, COUNT, WIDTH) and found.similarity.shape == (3, COUNT, 8)
+    for n in range(3):
+        for i, p in enumerate(PARAMS["prototypes"]):
+            part = np.zeros(WIDTH)
+            for j in range(8):
+                at, e = PLACES[n, j // 2, j % 2], PARAMS["positions"][j]
+                logit = p @ (at + e)
+                s = 1 / (1 + np.exp(-logit))
+                part += s * at / 8
+                np.testing.assert_allclose(found.logits[n, i, j], logit, atol=1e-5)
+                np.testing.assert_allclose(found.similarity[n, i, j], s, atol=1e-6)
+            np.testing.assert_allclose(found.features[n, i], part, atol=1e-5)
+
+
+def test_positions_choose_places_and_are_not_pooled():
+    black = parts(np.zeros_like(PLACES))
+    assert not black.features.any() and np.ptp(np.asarray(black.similarity)) > 0.1
+
+
+def test_prototypes_in_another_order_give_parts_in_that_order():
+    order = np.array([2, 0, 3, 1])
+    moved = parts(prototypes=PARAMS["prototypes"][order])
+    for a, b in zip(moved, parts(), strict=True):
+        np.testing.assert_allclose(a, b[:, order], atol=1e-6)
+
+
+def test_images_of_prototypes_do_not_meet():
+    for a, b in zip(parts(PLACES[::-1]), parts(), strict=True):
+        np.testing.assert_allclose(a[::-1], b, atol=1e-6)
+
+
+def test_without_prototypes_or_positions_a_part_is_half_the_average():
+    """Every place is half alike; the code's parts start near that."""
+    found = parts(prototypes=np.zeros_like(PARAMS["prototypes"]))
+    expected = np.broadcast_to(PLACES.mean((1, 2))[:, None] / 2, (3, COUNT, WIDTH))
+    np.testing.assert_allclose(found.features, expected, atol=1e-6)
+
+
+def test_a_starting_part_is_about_half_the_average():
+    maps = np.maximum(R.normal(size=(2, 24, 12, 64)), 0).astype(np.float32)
+    net = Prototypes()
+    variables = net.lazy_init(jax.random.key(1), jax.ShapeDtypeStruct(maps.shape, jnp.float32))
+    for name, count in (("prototypes", 10), ("positions", 288)):
+        x = variables["params"][name]
+        assert x.shape == (count, 64)
+        np.testing.assert_allclose(x.std(), np.sqrt(2 / 64), rtol=0.05)
+    parts = jax.jit(net.apply)(variables, maps).features
+    ratio = np.asarray(parts) / maps.mean((1, 2))[:, None]
+    np.testing.assert_allclose(ratio.mean(), 0.5, atol=0.1)
+
+
+def slopes(form, prototypes, maps=PLACES):
+    """Gradients of the heterogeneity, by the parameters and the maps."""
+
+    @jax.jit
+    def gradients(params, maps):
+        def loss(params, maps):
+            found = PLM.apply({"params": params}, maps)
+            return heterogeneity(found.similarity, found.logits, form=form)
+
+        return jax.grad(loss, (0, 1))(params, maps)
+
+    return jax.tree.leaves(gradients({**PARAMS, "prototypes": prototypes}, maps))
+
+
+@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+def test_two_equal_prototypes_have_finite_gradients(form):
+    """Their maps are the same: a root without care has none but NaN."""
+    prototypes = PARAMS["prototypes"].copy()
+    prototypes[1] = prototypes[0]
+    found = slopes(form, prototypes)
+    assert all(np.isfinite(g).all() for g in found) and any(g.any() for g in found)
+
+    def careless(p):
+        s = jax.nn.sigmoid(jnp.einsum("mc,nhwc->nmhw", p, PLACES))
+        return jnp.sqrt(((s[:, 0] - s[:, 1]) ** 2).mean((1, 2))).mean()
+
+    assert np.isnan(jax.jit(jax.grad(careless))(prototypes)).any()
+
+
+@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+def test_saturated_similarities_have_finite_gradients(form):
+    """All maps are 1 everywhere."""
+    ahead = np.ones_like(PLACES)
+    prototypes = 1e4 + np.arange(COUNT * WIDTH, dtype=np.float32).reshape(COUNT, WIDTH)
+    assert (parts(ahead, prototypes=prototypes).similarity == 1).all()
+    assert all(np.isfinite(g).all() for g in slopes(form, prototypes, ahead))
+
+
+def test_prototypes_of_half_precision_are_widened():
+    half = jnp.asarray(PLACES, jnp.bfloat16)
+    found = parts(half)
+    for a, b in zip(found, parts(half.astype(jnp.float32)), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(found.features, parts().features, atol=0.02)
+
+
+def test_prototypes_compiled_are_eager():
+    eager = PLM.apply({"params": PARAMS}, PLACES)
+    for a, b in zip(eager, parts(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3, WIDTH), (3, 4, 2, WIDTH + 1)])
+def test_a_map_of_another_size_is_refused(shape):
+    """The table of positions is that of one image size."""
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        PLM.apply({"params": PARAMS}, jnp.zeros(shape))
+
+
+# --- SimAM --------------------------------------------------------------------------------
+
+LEAST = 1 / (1 + np.exp(-0.5))  # 0.622
+
+GATED = R.normal(size=(3, 4, 5, 2)).astype(np.float32) + 0.5
+gated = jax.jit(simam)
+
+
+def test_simam_by_loops():
+    expected = np.zeros(GATED.shape)
+    for n in range(3):
+        for f in range(2):
+            x = GATED[n, :, :, f].astype(float)
+            mean = sum(x.ravel()) / 20
+            total = sum((v - mean) ** 2 for v in x.ravel())
+            for at in np.ndindex(4, 5):
+                energy = (x[at] - mean) ** 2 / (4 * (total / 19 + 1e-4)) + 0.5
+                expected[n, *at, f] = x[at] / (1 + np.exp(-energy))
+    np.testing.assert_allclose(gated(GATED), expected, rtol=1e-5)
+
+
+def test_the_gate_is_never_below_that_of_the_mean_and_opens_for_the_unusual():
+    gate = np.asarray(gated(GATED)) / GATED
+    assert LEAST - 1e-6 <= gate.min() < 0.63 and 0.7 < gate.max() <= 1
+    far = np.abs(GATED - GATED.mean((1, 2), keepdims=True))
+    for n in range(3):
+        for f in range(2):
+            by_distance = gate[n, ..., f].ravel()[np.argsort(far[n, ..., f].ravel())]
+            assert (np.diff(by_distance) > -1e-6).all()
+
+
+def test_the_gate_of_flat_maps_and_of_a_single_place():
+    """No variance, and none to be estimated: the lowest gate, and finite gradients."""
+    for x in (np.full((2, 3, 3, 2), 0.7, np.float32), R.normal(size=(2, 1, 1, 3))):
+        x = np.float32(x)
+        np.testing.assert_allclose(gated(x), LEAST * x, rtol=1e-6)
+        slope = jax.jit(jax.grad(lambda x: simam(x).sum()))(x)
+        np.testing.assert_allclose(slope, np.full_like(x, LEAST), rtol=1e-5)
+
+
+def test_maps_and_channels_do_not_meet():
+    expected = gated(GATED)
+    for n in range(3):
+        for f in range(2):
+            one = np.s_[n : n + 1, :, :, f : f + 1]
+            np.testing.assert_allclose(gated(GATED[one]), expected[one], rtol=1e-6)
+
+
+def test_the_gate_depends_on_the_spread_alone_where_that_is_large():
+    """1e-4 is small beside a variance of 1."""
+    gate = np.asarray(gated(100 * GATED)) / (100 * GATED)
+    np.testing.assert_allclose(gate, np.asarray(gated(GATED)) / GATED, atol=1e-4)
+    moved = np.asarray(gated(GATED + 10)) / (GATED + 10)
+    np.testing.assert_allclose(moved, np.asarray(gated(GATED)) / GATED, atol=1e-4)
+
+
+def test_simam_in_half_precision():
+    half = jnp.asarray(GATED, jnp.bfloat16)
+    y = gated(half)
+    assert y.dtype == jnp.bfloat16
+    wide = np.asarray(gated(half.astype(jnp.float32)))
+    np.testing.assert_allclose(np.asarray(y, np.float32), wide, rtol=2**-8)
+
+
+# --- PyTorch ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _expansion(name, dtype):
+    net = Expansion(**CASES[name].options)
+
+    def apply(variables, maps):
+        y = net.apply(variables, maps)
+        return y.reshape(-1, *y.shape[2:]), {}
+
+    return module_outputs(name, lambda x: net.init(jax.random.key(0), x), apply, "maps", dtype)
+
+
+@functools.cache
+def _prototypes(name, dtype):
+    net = Prototypes(**CASES[name].options)
+
+    def apply(variables, maps):
+        return jnp.concatenate(net.apply(variables, maps), -1), {}
+
+    return module_outputs(name, lambda x: net.init(jax.random.key(0), x), apply, "maps", dtype)
+
+
+@functools.cache
+def _simam(name, dtype):
+    return module_outputs(name, lambda x: {}, lambda _, x: (simam(x), {}), "maps", dtype)
+
+
+@sources
+def test_modules_against_pytorch(source):
+    for kind, found in (("expansion", _expansion), ("plm", _prototypes), ("simam", _simam)):
+        for name in cases(kind):
+            for dtype, rtol in (("float32", 1e-5), ("float64", 1e-11)):
+                expected = reference(name, source)
+                store.compare(found(name, dtype), expected, rtol=rtol, row=f"{name}, {dtype}")

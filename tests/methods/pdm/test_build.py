@@ -12,7 +12,8 @@ import pytest
 
 from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
-from tests.methods.test_agw_acceptance import FAST, largest, shapes, sizes
+from tests.methods.agw.test_build import FAST, largest, shapes, sizes
+from tests.support.parity import first_fast
 from tests.weights import trunk
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
@@ -36,7 +37,7 @@ def build(preset="code", **changes):
 
 @pytest.mark.parametrize(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
 def test_defaults_are_the_recipe(module, recipe):
-    """For PDM the preset "code"; its phase residual is off in both."""
+    """For PDM the preset "code"."""
     defaults = {k: v.default for k, v in inspect.signature(module.build).parameters.items()}
     options = recipe.get_config("sysu").method.to_dict()
     del options["name"]
@@ -89,12 +90,14 @@ def test_parameters_of_deen():
 
 @pytest.mark.parametrize(
     ("size", "stages", "places", "width"),
-    [
-        ((384, 192), 4, 24 * 12, 2048),
-        ((384, 144), 4, 24 * 9, 2048),
-        ((288, 144), 4, 18 * 9, 2048),
-        ((384, 192), 3, 24 * 12, 1024),
-    ],
+    first_fast(
+        [
+            ((384, 192), 4, 24 * 12, 2048),
+            ((384, 144), 4, 24 * 9, 2048),
+            ((288, 144), 4, 18 * 9, 2048),
+            ((384, 192), 3, 24 * 12, 1024),
+        ]
+    ),
 )
 def test_shapes_of_features(size, stages, places, width):
     method = pdm.build(**FACTS, image_size=size, stages=stages)
@@ -133,7 +136,7 @@ def test_what_is_off_has_no_parameters():
         "expansion": dict(branches=0),
         "prototypes neck_full classifier_full": dict(num_prototypes=0),
         "classifier_global": dict(id_global_weight=0.0),
-        "": dict(gate=False, phase_residual=0.8, dropout=0.0, ort_weight=0.0, cpm_weight=0.0),
+        "": dict(gate=False, dropout=0.0, ort_weight=0.0, cpm_weight=0.0),
     }
     for names, changes in cases.items():
         assert whole - set(sizes(build(**changes))) == set(names.split()), changes
@@ -213,6 +216,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_fresh_model_knows_nothing(preset):
     total, aux, _, _ = evaluated(preset)
@@ -225,6 +229,7 @@ def test_a_fresh_model_knows_nothing(preset):
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
     _, _, first, later = evaluated(preset)
@@ -240,6 +245,7 @@ def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
     assert all(later[k] < 1e-3 * later[k.replace("bias", "kernel")] for k in shifts)
 
 
+@pytest.mark.slow
 def test_dropout_is_the_key_s():
     step, params = stepper("code")
     totals = [float(step(params, jax.random.key(k))[0][0]) for k in (1, 2, 1)]
@@ -247,7 +253,7 @@ def test_dropout_is_the_key_s():
     assert totals[1] == pytest.approx(totals[0], rel=0.2)
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "deen"])
+@pytest.mark.parametrize("preset", first_fast([*PRESETS, "deen"]))
 def test_half_precision_stays_inside_the_network(preset):
     method = build(preset, dtype="bfloat16")
     variables = dict(jax.eval_shape(method.init, jax.random.key(0)))
@@ -268,61 +274,37 @@ def test_half_precision_stays_inside_the_network(preset):
 
 # --- Bad options ---------------------------------------------------------------------------
 
-NUMBERS = (
-    *("phase_residual", "num_prototypes", "id_global_weight", "tri_margin", "cpm_margin"),
-    *("cpm_weight", "ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight"),
-)
-CHOICES = (
-    *("dtype", "kernels", "prototype_pool", "tri_form", "tri_features", "cpm_form", "cpm_others"),
-    *("cpm_features", "ch_form", "dcs_features", "expansion_fuse", "attention", "attention_form"),
-)
 
-
-@pytest.mark.parametrize("option", NUMBERS)
-def test_negative_numbers_are_refused(option):
-    with pytest.raises(ValueError, match=rf"method\.{option} is -1, expected 0 or more"):
-        build(**{option: -1})
-
-
-@pytest.mark.parametrize("option", CHOICES)
-def test_unknown_choices_are_refused(option):
-    with pytest.raises(ValueError, match=rf"method\.{option} is 'nonsense', expected one of \["):
-        build(**{option: "nonsense"})
+def test_bad_options_of_pdm_are_named():
+    for option in (
+        *("num_prototypes", "id_global_weight", "tri_margin", "cpm_margin", "cpm_weight"),
+        *("ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight"),
+    ):
+        with pytest.raises(ValueError, match=rf"method\.{option} is -1, expected 0 or more"):
+            build(**{option: -1})
+    for option in ("mfgm", "cpm_form", "ch_form"):
+        message = rf"method\.{option} is 'nonsense', expected one of \["
+        with pytest.raises(ValueError, match=message):
+            build(**{option: "nonsense"})
+    with pytest.raises(ValueError, match=r"method.num_prototypes is 1 with a ch_weight of 0.25"):
+        build(num_prototypes=1)
 
 
 @pytest.mark.parametrize("preset", ["code", "deen"])
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_bad_options_are_named(preset):
+    for changes, message in (
         (dict(stages=5), r"method.stages is 5, expected 4, or 3"),
         (dict(branches=-1), r"method.branches is -1, expected 0 or more"),
         (dict(dropout=1.0), r"method.dropout is 1.0, expected 0 to below 1"),
         (dict(dropout=float("nan")), r"method.dropout is nan"),
         (dict(num_ids=1), r"sampler.num_ids is 1, expected at least 2"),
         (dict(num_classes=1), r"1 training identities, expected at least 2"),
-        (dict(depth=12), r"no ResNet of depth 12"),
         (dict(image_size=(48, 48)), r"data.image_size is \(48, 48\), whose map of 3 x 3 places"),
         (dict(tri_margin=float("nan")), r"method.tri_margin is nan"),
-        (dict(expansion_fuse="max"), r"method.expansion_fuse is 'max'"),
         (dict(cpm_weight=-1.0), r"method.cpm_weight is -1.0"),
-    ],
-)
-def test_bad_options_are_named(preset, changes, message):
-    with pytest.raises(ValueError, match=message):
-        build(preset, **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(attention_kernel=4), r"method.attention_kernel is 4, expected an odd number"),
-        (dict(attention_kernel=-1), r"method.attention_kernel is -1, expected an odd number"),
-        (dict(num_prototypes=1), r"method.num_prototypes is 1 with a ch_weight of 0.25"),
-    ],
-)
-def test_bad_options_of_pdm_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build(**changes)
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(preset, **changes)
 
 
 def test_a_map_of_odd_places_does_without_aggregation():

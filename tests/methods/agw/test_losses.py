@@ -1,4 +1,4 @@
-"""CAJ's enhanced squared difference: loops over rows, its slope, edges, precision, errors."""
+"""CAJ's enhanced squared difference: PyTorch, loops, its slope, edges, precision, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from tests.losses.loops import distance, double, numeric
-from vireid_jax.losses.triplet import squared_difference, weighted_regularized_triplet
+from tests.support.parity import loss_tests
+from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    """Losses are compiled with optimizations, unlike the whole models of this folder."""
+
 
 R = np.random.default_rng(31)
 PERSONS = np.array([4, 0, 4, 9, 0], np.int32)  # not adjacent, one with a single image a modality
@@ -117,3 +124,7 @@ def test_half_precision_is_widened_and_compiled_is_eager():
 def test_shapes_that_do_not_fit(shape):
     with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
         ours(jnp.zeros(shape))
+
+
+FUNCTIONS = dict.fromkeys(("caj", "caj_far"), (squared_difference, "features labels"))
+test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-11)
