@@ -7,9 +7,9 @@ import json
 import pathlib
 
 import pytest
+from vireid_jax.ablation.plan import Cell, PlannedRow, PlannedTable, Score
 
 from vireid_jax.ablation import report, results
-from vireid_jax.ablation.plan import Cell, PlannedRow, PlannedTable, Score
 
 CONFIG = {
     "eval.gallery": "agw", "eval.trials": None, "eval.corrupt_repeats": 10, "eval.corrupt_seed": 0,
