@@ -95,7 +95,7 @@ def equals_the_slow_reference(seed, rules, sizes):
 
 def test_equals_the_slow_reference():
     clear = [
-        equals_the_slow_reference(seed, TIES, [10_000, 1 << 24] if seed else [1, 50_000])
+        equals_the_slow_reference(seed, TIES, [10_000 if seed % 3 else 1 << 24] if seed else [1])
         for seed in range(10)
     ]
     assert sum(clear) > 7
