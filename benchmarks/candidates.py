@@ -72,7 +72,7 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
         devices.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
     options = s["method"]
     if variant == "remat":
-        options = {**options, "generator": {**options["generator"], "remat": True}}
+        options = {**options, "generator_remat": True}
     method = get_build(s["name"])(**s["facts"], **with_backbone(options))
     transform, learning_rate = optim.make(
         steps_per_epoch=1, epochs=1, lr=LR, schedule="constant", **s["optim"]

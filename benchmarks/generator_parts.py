@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.methods.common import with_backbone
-from vireid_jax.nets.auxiliary import pyramid, unifying
+from vireid_jax.methods.mun import generator as learners
 from vireid_jax.nets.resnet import ResNet, feature_width
 
 NETWORK = ("first", "generator", "shared")  # parts that make up the network
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 def by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`pyramid.expand` as a transposed convolution: x [B, p, q, C], kernel [a, b, C, F]."""
+    """`generator.expand` as a transposed convolution: x [B, p, q, C], kernel [a, b, C, F]."""
     return jax.lax.conv_transpose(
         x,
         kernel[::-1, ::-1].astype(x.dtype),
@@ -60,9 +60,7 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     height, width = (-(-side // 4) for side in s["image_size"])
     a_map = (pairs, height, width, channels)
     result = _stages(s, pairs, a_map)
-    plain = {k: v for k, v in method["generator"].items() if k != "remat"}
-    of_cross = {k: v for k, v in plain.items() if k not in ("residual", "form")}
-    of_cross["ratios"] = tuple(of_cross["ratios"])
+    ratios = tuple(method["generator_ratios"])
 
     def learner(name: str, module: Any, count: int) -> Part:
         return Part(
@@ -72,15 +70,15 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
             [a_map] * count,
         )
 
-    intra = unifying.IntraModality(residual=plain["residual"], kernels=kernels)
+    intra = learners.IntraModality(kernels=kernels)
     result["intra"] = learner("intra-modality learner, one map", intra, 1)
     for form in ("product", "folded"):
-        cross = unifying.CrossModality(**of_cross, form={"product": "direct"}.get(form, form))
+        cross = learners.CrossModality(ratios, {"product": "direct"}.get(form, form))
         result[form] = learner(f"cross-modality learner, {form}", cross, 2)
     product = result["product"]
 
     def convolved(variables: Any, maps: list[Any]) -> list[Any]:
-        with mock.patch.object(pyramid, "expand", by_convolution):
+        with mock.patch.object(learners, "expand", by_convolution):
             return product.run(variables, maps)
 
     result["convolution"] = product._replace(
@@ -88,7 +86,9 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     )
     for key, remat in (("generator", False), ("remat", True)):
         name = "generator, rematerialized" if remat else "generator"
-        module = unifying.ModalityUnifying(**plain, remat=remat, kernels=kernels)
+        module = learners.ModalityUnifying(
+            ratios, method["generator_form"], remat=remat, kernels=kernels
+        )
         result[key] = learner(name, module, 2)
     return result
 

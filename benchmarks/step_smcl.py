@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-WRITTEN = {"auxiliary": "syncretic", "metric": "adsl", "cehl_form": "both", "updates": "joint"}
+WRITTEN = {"auxiliary": "syncretic", "metric": "adsl"}
 
 
 def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from benchmarks import (  # noqa: E402
 )
 from tests.support.reference.case import fill  # noqa: E402
 from tests.support.reference.convert import flatten, nest  # noqa: E402
-from vireid_jax.nets.auxiliary import pyramid  # noqa: E402
+from vireid_jax.methods.mun import generator as learners  # noqa: E402
 from vireid_jax.runtime import devices  # noqa: E402
 
 
@@ -49,9 +49,9 @@ def tiny(method="mun"):
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "width": 8}
     if method == "pdm":
-        options |= {"attention_kernel": 5, "num_prototypes": 3}
-    if "generator" in options:
-        options["generator"] = {**options["generator"], "ratios": (2, 6)}
+        options |= {"num_prototypes": 3}
+    if "generator_ratios" in options:
+        options["generator_ratios"] = (2, 6)
     return {**s, **small, "facts": facts, "method": options}
 
 
@@ -74,15 +74,15 @@ def test_settings_are_those_of_the_recipes():
     s, recipe = candidates.settings("pdm", "paper"), pdm.get_config("sysu")
     assert s["image_size"] == (384, 192) and s["num_ids"] == s["num_instances"] == 4
     assert s["method"]["dropout"] == 0 < recipe.method.dropout
-    assert s["method"]["attention_kernel"] == 49 and s["method"]["num_prototypes"] == 10
+    assert s["method"]["num_prototypes"] == 10
     assert s["optim"]["nesterov"] and s["optim"]["name"] == "sgd" and s["optim"]["multipliers"]
-    recipe.method.attention = "concat"  # of the preset "paper", which has no PyTorch step
-    with pytest.raises(ValueError, match=r"the config has \{'attention': 'concat'\}"):
+    recipe.method.mfgm = "paper"  # of the preset "paper", which has no PyTorch step
+    with pytest.raises(ValueError, match=r"the config has \{'mfgm': 'paper'\}"):
         candidates.written_options(recipe, step_pdm.WRITTEN)
     config = mun.get_config()
-    config.method.tri = "vra"
-    with pytest.raises(ValueError, match=r"the config has \{'tri': 'vra'\}"):
-        candidates.written_options(config, {"tri": "vr"})
+    config.method.bridge = False
+    with pytest.raises(ValueError, match=r"the config has \{'bridge': False\}"):
+        candidates.written_options(config, step_mun.WRITTEN)
 
 
 def test_both_sides_of_mun_take_the_same_steps():
@@ -150,7 +150,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
     s = tiny("idkl")
     s["method"]["tgsa_scale"] = scale
     loss, model, images, labels = double_loss(step_idkl, s)
-    want = model.total(model.terms(images, labels, 0))
+    want = model.total(model.terms(images, labels))
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
@@ -158,7 +158,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
 def test_the_torch_step_of_pdm_has_the_loss_of_the_reference(normalize):
     """Whole-array forms against loops over images, prototypes and identities."""
     s = tiny("pdm")
-    s["method"] |= {"tri_normalize": normalize, "center_normalize": normalize}
+    s["method"]["normalize"] = normalize
     s["method"]["ort_weight"] = 1.0
     loss, model, images, labels = double_loss(step_pdm, s)
     terms = model.terms(dict(zip(("visible", "infrared"), images, strict=True)), labels, labels)
@@ -173,10 +173,10 @@ def test_the_torch_step_of_mun_has_the_loss_of_the_reference(normalize):
     """Whole-array losses against loops over identities, at the first step and at later ones."""
     s = tiny()
     s["method"] |= {"ma_weight": 1.0, "ia_weight": 2.0, "specific": 2}
-    s["method"] |= {"ia_normalize": normalize, "tri_normalize": False}
+    s["method"] |= {"normalize": normalize}
     s["facts"]["num_steps"] = 5
     loss, model, images, labels = double_loss(step_mun, s)
-    memory = model.new_memory(s["num_classes"], s["num_ids"], s["num_instances"])
+    memory = model.new_memory()
     for at in range(3):
         terms, memory = model.terms(images, labels, at, memory)
         assert set(terms) == {"id_visible", "id_infrared", "tri", "idc", "ia", "ma"}
@@ -226,7 +226,7 @@ def test_a_transposed_convolution_is_the_matrix_product():
     kernel = r.standard_normal((2, 3, 4, 5), np.float32)
     got = generator_parts.by_convolution(x, kernel)
     assert got.shape == (2, 6, 6, 5)
-    np.testing.assert_allclose(got, pyramid.expand(x, kernel), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, learners.expand(x, kernel), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.parity import relative_error
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance, safe_norm
-from vireid_jax.losses.identity import FORMS, accuracy, cross_entropy
+from vireid_jax.losses.identity import accuracy, cross_entropy
 
 R = np.random.default_rng(7)
 LOGITS = R.normal(0, 3, (10, 6)).astype(np.float32)
@@ -75,38 +75,25 @@ def test_pairwise_distance_refuses_shapes_that_do_not_fit(a, b):
 # --- Identity ---------------------------------------------------------------------------
 
 
-def _by_hand(logits, labels, margin, form):
+def _by_hand(logits, labels, margin):
     total = 0.0
     for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
         z = np.array(z)
         own = math.exp(z[y] - margin)
         denominator = sum(math.exp(v) for u, v in enumerate(z) if u != y)
-        denominator += own if form == "both" else math.exp(z[y])
-        total -= math.log(own / denominator)
+        total -= math.log(own / (own + denominator))
     return total / len(labels)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("margin", [0.0, 1.0, 4.0])
-def test_cross_entropy_is_the_formula(margin, form):
-    actual = cross_entropy(LOGITS, LABELS, margin=margin, form=form)
-    np.testing.assert_allclose(actual, _by_hand(LOGITS, LABELS, margin, form), rtol=1e-5)
+def test_cross_entropy_is_the_formula():
+    for margin in (0.0, 1.0, 4.0):
+        actual = cross_entropy(LOGITS, LABELS, margin=margin)
+        np.testing.assert_allclose(actual, _by_hand(LOGITS, LABELS, margin), rtol=1e-5)
 
 
-def test_no_margin_is_softmax_in_either_form():
+def test_no_margin_is_softmax():
     plain = -np.asarray(jax.nn.log_softmax(LOGITS))[np.arange(10), LABELS].mean()
-    for form in FORMS:
-        np.testing.assert_allclose(cross_entropy(LOGITS, LABELS, form=form), plain, rtol=1e-6)
-
-
-def test_the_literal_form_is_a_constant_offset_and_trains_nothing_else():
-    """Eq. (3) as typeset cannot have produced the paper's Fig. 4: m has no gradient."""
-    value, gradient = jax.value_and_grad(cross_entropy)(LOGITS, LABELS)
-    literal, same = jax.value_and_grad(
-        lambda z: cross_entropy(z, LABELS, margin=4.0, form="literal")
-    )(LOGITS)
-    np.testing.assert_allclose(literal, value + 4, rtol=1e-6)
-    np.testing.assert_array_equal(same, gradient)
+    np.testing.assert_allclose(cross_entropy(LOGITS, LABELS), plain, rtol=1e-6)
 
 
 def test_the_margin_in_both_places_divides_the_odds_of_the_true_identity():
@@ -128,29 +115,26 @@ def test_loss_of_a_fresh_classifier(classes, margin, expected):
     assert abs(float(value) - expected) < 5e-4
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [0.0, 1e4, 3e38])
-def test_cross_entropy_of_extreme_logits_is_finite(size, form):
+def test_cross_entropy_of_extreme_logits_is_finite(size):
     signs = jnp.asarray(np.where(R.random((10, 6)) < 0.5, -1, 1), jnp.float32)
-    value, gradient = jax.value_and_grad(lambda z: cross_entropy(z, LABELS, margin=4.0, form=form))(
+    value, gradient = jax.value_and_grad(lambda z: cross_entropy(z, LABELS, margin=4.0))(
         signs * size / 100
     )
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_cross_entropy_has_no_order_of_rows(form):
+def test_cross_entropy_has_no_order_of_rows():
     order = R.permutation(10)
     for margin in (0.0, 4.0):
-        one = cross_entropy(LOGITS, LABELS, margin=margin, form=form)
-        two = cross_entropy(LOGITS[order], LABELS[order], margin=margin, form=form)
+        one = cross_entropy(LOGITS, LABELS, margin=margin)
+        two = cross_entropy(LOGITS[order], LABELS[order], margin=margin)
         np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_cross_entropy_jitted_and_in_half_precision(form):
+def test_cross_entropy_jitted_and_in_half_precision():
     def loss(z):
-        return cross_entropy(z, LABELS, margin=4.0, form=form)
+        return cross_entropy(z, LABELS, margin=4.0)
 
     eager = loss(LOGITS)
     np.testing.assert_allclose(jax.jit(loss)(LOGITS), eager, rtol=1e-6)
@@ -163,11 +147,6 @@ def test_cross_entropy_jitted_and_in_half_precision(form):
 def test_cross_entropy_refuses_shapes_that_do_not_fit(logits, labels):
     with pytest.raises(ValueError, match=r"expected \[N, C\] and \[N\]"):
         cross_entropy(jnp.zeros(logits), jnp.zeros(labels, jnp.int32))
-
-
-def test_cross_entropy_refuses_an_unknown_form():
-    with pytest.raises(ValueError, match=r"additive.*literal"):
-        cross_entropy(LOGITS, LABELS, margin=1.0, form="additive")
 
 
 def test_accuracy_counts_the_largest_logits():

@@ -7,22 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses.center import bi_center, hetero_center, hetero_center_triplet
-from vireid_jax.losses.triplet import batch_hard_triplet, bdtr, weighted_regularized_triplet
+from vireid_jax.losses.triplet import batch_hard_triplet
+from vireid_jax.methods.agw.losses import weighted_regularized_triplet
+from vireid_jax.methods.smcl.losses import bdtr, bi_center, hetero_center_triplet
 
 LOSSES = {
     "batch_hard": partial(batch_hard_triplet, margin=2.0),
     "weighted": weighted_regularized_triplet,
-    "bdtr_orig": partial(bdtr, intra_margin=1.0),
-    "bdtr_counted": partial(bdtr, form="counted"),
+    "bdtr": partial(bdtr, intra_margin=1.0),
     "bi_center": partial(bi_center, margin=2.0),
-    "bi_center_joint": partial(bi_center, margin=2.0, joint=True),
     "hc_triplet": partial(hetero_center_triplet, margin=2.0),
-    "hetero_center": hetero_center,
-    "hetero_center_margin": partial(hetero_center, margin=3.0),
 }
-WITH_NEGATIVES = [name for name in LOSSES if not name.startswith("hetero_center")]
-CENTERS = ["bi_center", "bi_center_joint", "hc_triplet", "hetero_center"]
+CENTERS = ["bi_center", "hc_triplet"]
 every = pytest.mark.parametrize("name", LOSSES)
 
 R = np.random.default_rng(5)
@@ -104,19 +100,18 @@ DEGENERATE = {
 
 
 @every
-@pytest.mark.parametrize("case", DEGENERATE)
-def test_degenerate_batches_are_finite(name, case):
-    features, persons = DEGENERATE[case]
-    value, gradient = run(name, np.asarray(features, np.float32), persons)
-    assert np.isfinite(value) and np.isfinite(gradient).all() and value >= 0
+def test_degenerate_batches_are_finite(name):
+    for case, (features, persons) in DEGENERATE.items():
+        value, gradient = run(name, np.asarray(features, np.float32), persons)
+        assert np.isfinite(value) and np.isfinite(gradient).all() and value >= 0, case
 
 
-@pytest.mark.parametrize("name", WITH_NEGATIVES)
-@pytest.mark.parametrize("features", [FEATURES, np.ones_like(FEATURES)])
-def test_without_negatives_there_is_no_loss_and_no_gradient(name, features):
-    value, gradient = run(name, features, ONE_PERSON)
-    assert value == 0
-    np.testing.assert_array_equal(gradient, 0)
+@every
+def test_without_negatives_there_is_no_loss_and_no_gradient(name):
+    for features in (FEATURES, np.ones_like(FEATURES)):
+        value, gradient = run(name, features, ONE_PERSON)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize(
@@ -124,12 +119,9 @@ def test_without_negatives_there_is_no_loss_and_no_gradient(name, features):
     [
         ("batch_hard", 2.0),
         ("weighted", np.log(2)),
-        ("bdtr_orig", 2 * (0.5 + 0.1 * 1.0)),
-        ("bdtr_counted", 2 * (0.5 + 0.1 * 0.1)),
+        ("bdtr", 2 * (0.5 + 0.1 * 1.0)),
         ("bi_center", 2 * 2.0),
-        ("bi_center_joint", 2 * 2.0),
         ("hc_triplet", 2.0),
-        ("hetero_center", 0.0),
     ],
 )
 def test_rows_that_all_coincide_cost_the_margins_and_have_no_gradient(name, expected):
@@ -181,26 +173,19 @@ def test_no_silent_promotion_of_types(name):
 
 
 @every
-@pytest.mark.parametrize(
-    "features, labels", [((8, 5), (8,)), ((8, 2, 5), (7,)), ((8, 2, 5), (8, 2)), ((8,), (8,))]
-)
-def test_shapes_that_do_not_fit_are_refused(name, features, labels):
-    with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
-        LOSSES[name](jnp.zeros(features), jnp.zeros(labels, jnp.int32))
+def test_shapes_that_do_not_fit_are_refused(name):
+    for features, labels in (((8, 5), (8,)), ((8, 2, 5), (7,)), ((8, 2, 5), (8, 2)), ((8,), (8,))):
+        with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
+            LOSSES[name](jnp.zeros(features), jnp.zeros(labels, jnp.int32))
 
 
-@pytest.mark.parametrize("name", ["bdtr_orig", "bi_center", "hetero_center"])
-@pytest.mark.parametrize("modalities", [1, 3])
-def test_losses_of_two_modalities_refuse_another_number(name, modalities):
-    with pytest.raises(ValueError, match=r"expected \[B, 2, D\].*features\[:, m\]"):
-        LOSSES[name](jnp.zeros((8, modalities, 5)), PERSONS)
+def test_losses_of_two_modalities_refuse_another_number():
+    for name in ("bdtr", "bi_center"):
+        for modalities in (1, 3):
+            with pytest.raises(ValueError, match=r"expected \[B, 2, D\].*features\[:, m\]"):
+                LOSSES[name](jnp.zeros((8, modalities, 5)), PERSONS)
 
 
 def test_centers_of_one_modality_have_no_positives():
     with pytest.raises(ValueError, match="M >= 2"):
         hetero_center_triplet(jnp.zeros((8, 1, 5)), PERSONS)
-
-
-def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match=r"'paper', expected one of \('orig', 'counted'\)"):
-        bdtr(FEATURES, PERSONS, form="paper")

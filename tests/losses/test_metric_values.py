@@ -1,4 +1,4 @@
-"""Metric losses against loops in NumPy, worked examples and their own properties."""
+"""Triplet losses: against PyTorch, loops in NumPy, worked examples and their own properties."""
 
 import math
 
@@ -7,20 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses import center, triplet
+from tests.support.parity import loss_tests
+from vireid_jax.losses import triplet
+from vireid_jax.methods.agw import losses as agw
+from vireid_jax.methods.smcl import losses
 
+# Compiled whole: one operation at a time costs a test several times as much.
+batch_hard_triplet = jax.jit(triplet.batch_hard_triplet)
+weighted_regularized_triplet = jax.jit(agw.weighted_regularized_triplet)
+bdtr = jax.jit(losses.bdtr)
+bi_center = jax.jit(losses.bi_center)
+hetero_center_triplet = jax.jit(losses.hetero_center_triplet)
 
-def _jitted(loss, *options):
-    """Compiled whole: one operation at a time costs a test several times as much."""
-    return jax.jit(loss, static_argnames=options)
-
-
-batch_hard_triplet = _jitted(triplet.batch_hard_triplet)
-weighted_regularized_triplet = _jitted(triplet.weighted_regularized_triplet)
-bdtr = _jitted(triplet.bdtr, "form")
-bi_center = _jitted(center.bi_center, "joint")
-hetero_center_triplet = _jitted(center.hetero_center_triplet)
-hetero_center = _jitted(center.hetero_center)
+test_value_and_gradient, test_the_cases_test_something = loss_tests(
+    {
+        "batch_hard_triplet": (triplet.batch_hard_triplet, "features labels"),
+        "weighted_regularized_triplet": (agw.weighted_regularized_triplet, "features labels"),
+        "bdtr": (losses.bdtr, "features labels"),
+        "bi_center": (losses.bi_center, "features labels"),
+        "hetero_center_triplet": (losses.hetero_center_triplet, "features labels"),
+    },
+    rtol64=1e-12,
+)
 
 R = np.random.default_rng(11)
 PERSONS = np.array([4, 0, 4, 9, 0, 4, 9], np.int32)  # 3, 2 and 2 rows, not adjacent
@@ -80,15 +88,6 @@ def _unit_images():
     return _images(FEATURES / lengths, PERSONS)
 
 
-def test_bdtr_as_counted_is_four_batch_hard_losses():
-    images = _unit_images()
-    v, i = _of(images, 0), _of(images, 1)
-    cross = _hardest(v, i, 0.5) + _hardest(i, v, 0.5)
-    intra = _hardest(v, v, 0.1) + _hardest(i, i, 0.1)
-    actual = bdtr(FEATURES, PERSONS, form="counted")
-    np.testing.assert_allclose(actual, cross + 0.1 * intra, rtol=1e-5)
-
-
 def test_bdtr_of_the_author_keeps_the_two_chosen_images_apart():
     images = _unit_images()
     expected = 0.0
@@ -111,34 +110,10 @@ def test_bi_center_is_the_loop_over_images_and_centers():
     np.testing.assert_allclose(bi_center(FEATURES, PERSONS), expected, rtol=1e-5)
 
 
-def test_joint_bi_center_pushes_from_the_centers_of_both_modalities():
-    images, centers = _images(FEATURES, PERSONS), _centers(FEATURES, PERSONS)
-    expected = 0.0
-    for m in (0, 1):
-        hinges = []
-        for a in _of(images, m):
-            (own,) = [_d(a, c) for c in _of(centers, 1 - m) if c[0] == a[0]]
-            foreign = [
-                math.dist(a[2], FEATURES[p == PERSONS].mean((0, 1))) for p in {0, 4, 9} - {a[0]}
-            ]
-            hinges.append(max(0.0, 0.5 + own - min(foreign)))
-        expected += np.mean(hinges)
-    np.testing.assert_allclose(bi_center(FEATURES, PERSONS, joint=True), expected, rtol=1e-5)
-
-
 def test_hetero_center_triplet_is_batch_hard_over_centers():
     centers = _centers(FEATURES, PERSONS)
     expected = _hardest(centers, centers, 0.3)
     np.testing.assert_allclose(hetero_center_triplet(FEATURES, PERSONS), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("margin", [0.0, 3.0])
-def test_hetero_center_is_a_sum_of_squares(margin):
-    centers = _centers(FEATURES, PERSONS)
-    squares = [_d(a, b) ** 2 for a, b in zip(_of(centers, 0), _of(centers, 1), strict=True)]
-    assert min(squares) < 3.0 < max(squares)
-    actual = hetero_center(FEATURES, PERSONS, margin=margin)
-    np.testing.assert_allclose(actual, sum(max(0.0, s - margin) for s in squares), rtol=1e-5)
 
 
 # --- Worked by hand ----------------------------------------------------------------------
@@ -156,22 +131,17 @@ def test_batch_hard_on_a_line():
 def test_bi_center_on_a_line():
     # To the other modality v7: 1 - 14, v3: 4 - 9; i7: 1 - 9, i3: 4 - 14. Margin 6: 0, 1; 0, 0.
     assert float(bi_center(LINE, TWO, margin=6.0)) == pytest.approx(1 / 2)
-    # Joint centers .5 and 12: v7: 1 - 12, v3: 4 - 9.5; i7: 1 - 11, i3: 4 - 13.5.
-    assert float(bi_center(LINE, TWO, margin=6.0, joint=True)) == pytest.approx(0.5 / 2)
 
 
 def test_hetero_centers_on_a_line():
     assert float(hetero_center_triplet(LINE, TWO, margin=6.0)) == pytest.approx(1 / 4)
-    assert float(hetero_center(LINE, TWO)) == pytest.approx(1 + 16)
-    assert float(hetero_center(LINE, TWO, margin=0.1)) == pytest.approx(0.9 + 15.9)
 
 
 def test_bdtr_sees_directions_alone():
     turned = np.stack([np.cos(FEATURES[..., 0]), np.sin(FEATURES[..., 0])], -1)
     scale = R.uniform(0.5, 9, (7, 2, 1)).astype(np.float32)
-    for form in ("orig", "counted"):
-        one, two = (float(bdtr(x, PERSONS, form=form)) for x in (turned, turned * scale))
-        assert one == pytest.approx(two, rel=1e-5)
+    one, two = (float(bdtr(x, PERSONS)) for x in (turned, turned * scale))
+    assert one == pytest.approx(two, rel=1e-5)
 
 
 # --- What an optimizer would see ---------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Auxiliary modalities: shapes, counts and what follows from the equations."""
+"""Third modalities that are images: against PyTorch, what follows from their formulas, refusals."""
 
 import functools
 
@@ -7,267 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.parity import relative_error
+from tests.support.parity import image_names, module_outputs, reference, relative_error, sources
+from tests.support.reference import store
 from tests.support.reference.convert import flatten
+from tests.support.reference.inputs import CASES, cases
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.nets import auxiliary
-from vireid_jax.nets.auxiliary import folding, pyramid
-from vireid_jax.nets.auxiliary.unifying import CrossModality, IntraModality
-from vireid_jax.nets.depthwise import depthwise
+from vireid_jax.nets.auxiliary import SMGM, Gray, Mixed, X
 
 KEY = jax.random.key(0)
 R = np.random.default_rng(5)
-
-
-def _array(*shape):
-    return jnp.asarray(R.normal(size=shape), jnp.float32)
-
-
-def _counts(net, *shapes):
-    """Parameters of a learner by path, in millions, without computing anything."""
-    maps = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    params = jax.eval_shape(lambda *x: net.init(KEY, *x, True), *maps)["params"]
-    return {k: np.prod(v.shape) / 1e6 for k, v in flatten(params).items()}
-
-
-# --- Shapes and counts ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", auxiliary.IMAGE_KINDS)
-def test_image_kinds_give_images(kind):
-    net = auxiliary.make(kind)
-    x = _array(2, 6, 4, 3)
-    y, _ = net.init_with_output(KEY, x, _array(2, 6, 4, 3))
-    assert y.shape == x.shape and y.dtype == x.dtype and np.isfinite(y).all()
-
-
-def test_none_has_no_module():
-    assert auxiliary.make("none") is None
-
-
-@pytest.mark.parametrize("channels, kernels", [(256, 542_976), (64, 37_440)])
-def test_intra_learner_has_the_parameters_of_eqs_1_to_5(channels, kernels):
-    """Kernels by hand: 25 C/2 + 49 C/2 + 4 C C + 9 4C + 4 C C; 20 C beside."""
-    counts = _counts(IntraModality(), (1, 72, 36, channels))
-    of_kernels = sum(v for k, v in counts.items() if k.endswith("kernel"))
-    assert of_kernels * 1e6 == pytest.approx(kernels)
-    assert (sum(counts.values()) - of_kernels) * 1e6 == pytest.approx(20 * channels)
-
-
-@pytest.mark.parametrize(
-    "net, inputs, billions",
-    [
-        (IntraModality(), 1, 1.41),
-        (CrossModality(form="direct"), 2, 1.36 + 1.36),
-        (CrossModality(form="direct", transposed="reduce"), 2, 0.34 + 0.34),
-        (CrossModality(form="direct", transposed="depthwise"), 2, 1.36),
-    ],
-)
-def test_multiply_adds_for_a_pair_of_images_of_the_paper(net, inputs, billions):
-    maps = [jax.ShapeDtypeStruct((1, 72, 36, 256), jnp.float32)] * inputs
-    variables = jax.eval_shape(lambda *x: net.init(KEY, *x, True), *maps)
-    lowered = jax.jit(lambda v, *x: net.apply(v, *x, False)).lower(variables, *maps)
-    assert lowered.cost_analysis()["flops"] / 2e9 == pytest.approx(billions, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    "transposed, inverse, projection",
-    [("full", 13.1, 0.52), ("reduce", 3.28, 0.13), ("depthwise", 0.05, 0.52)],
-)
-def test_cross_learner_has_the_parameters_of_eqs_6_to_9(transposed, inverse, projection):
-    shape = (1, 72, 36, 256)
-    counts = _counts(CrossModality(transposed=transposed), shape, shape)
-    assert sum(v for k, v in counts.items() if k.startswith("transposed")) == pytest.approx(
-        inverse, abs=0.02
-    )
-    assert counts["project/kernel"] == pytest.approx(projection, abs=0.005)
-
-
-def test_shapes_at_the_size_of_the_paper():
-    x = jax.ShapeDtypeStruct((2, 72, 36, 256), jnp.float32)
-    net = auxiliary.make("mun", generator={})
-    maps, variables = jax.eval_shape(
-        lambda *maps: net.init_with_output(KEY, *maps, train=True), x, x
-    )
-    assert [m.shape for m in maps] == [x.shape] * 3
-    kernels = variables["params"]["cross"]
-    assert [kernels[f"transposed{n}"]["kernel"].shape[0] for n in range(4)] == [2, 4, 6, 12]
-    assert kernels["bn"]["scale"].shape == (2048,)
-
-
-# --- Pyramid ----------------------------------------------------------------------------
-
-
-def test_pooling_is_the_mean_of_blocks():
-    x = np.asarray(_array(2, 6, 4, 3))
-    y = pyramid.pool(jnp.asarray(x), (3, 2))
-    for n, p, q in np.ndindex(2, 2, 2):
-        block = x[n, 3 * p : 3 * p + 3, 2 * q : 2 * q + 2]
-        np.testing.assert_allclose(y[n, p, q], block.mean((0, 1)), rtol=1e-5, atol=1e-6)
-
-
-def test_identity_at_every_place_rebuilds_the_block_means():
-    x = _array(2, 4, 6, 3)
-    cells = pyramid.pool(x, (2, 3))
-    kernel = jnp.broadcast_to(jnp.eye(3), (2, 3, 3, 3))
-    y = pyramid.expand(cells, kernel)
-    np.testing.assert_allclose(y, cells.repeat(2, 1).repeat(3, 2), rtol=1e-6)
-
-
-@pytest.mark.parametrize("window", [(2, 2), (3, 2)])
-def test_the_matrix_form_is_laxs_transposed_convolution(window):
-    cells, kernel = _array(2, 3, 2, 5), _array(*window, 5, 4)
-    # lax correlates with the kernel; torch, and eq. 7, put it down as it is.
-    expected = jax.lax.conv_transpose(
-        cells, kernel[::-1, ::-1], window, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    assert relative_error(pyramid.expand(cells, kernel), expected) < 1e-5
-
-
-def test_moments_of_a_rebuilt_map_follow_from_those_of_the_cells():
-    cells = _array(3, 4, 2, 2 * 5) + 2
-    for kernel in (_array(2, 3, 5, 4), _array(2, 3, 1, 5)):
-        mean, var = folding.expanded_moments(*folding.moments(cells, 2), kernel)
-        for m in range(2):
-            rows = np.asarray(pyramid.expand(cells[..., 5 * m : 5 * m + 5], kernel), np.float64)
-            np.testing.assert_allclose(mean[m], rows.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(var[m], rows.var((0, 1, 2)), rtol=1e-4)
-
-
-def test_folding_is_chosen_where_the_batch_is_large():
-    windows = [(2, 2), (4, 4), (6, 6), (12, 12)]
-    place = 72 * 36
-    assert folding.is_cheaper(32 * place, windows, 256, 256, 256)
-    for pairs in (2, 8, 16):
-        assert not folding.is_cheaper(pairs * place, windows, 256, 256, 256)
-    assert not folding.is_cheaper(32 * place, windows, 256, 256, 1)
-    assert not folding.is_cheaper(32 * place, windows, 256, 64, 256)
-    assert not folding.is_cheaper(16 * 24 * 12, windows, 32, 32, 32)
-
-
-# --- Depthwise --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 3e-2)])
-def test_both_forms_of_a_depthwise_convolution_agree(dtype, tolerance):
-    x, kernel, along = _array(2, 7, 5, 3), _array(5, 5, 1, 3), _array(2, 7, 5, 3)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(kernels, x, kernel):
-        def value(x, kernel):
-            y = depthwise(x.astype(dtype), kernel.astype(dtype), kernels=kernels)
-            return (y.astype("float32") * along).sum(), y
-
-        return jax.value_and_grad(value, (0, 1), has_aux=True)(x, kernel)
-
-    (_, actual), gradients = run("cpu", x, kernel)
-    (_, expected), wanted = run("xla", x, kernel)
-    assert actual.dtype == dtype
-    assert relative_error(actual, expected) < tolerance
-    for got, want in zip(gradients, wanted, strict=True):
-        assert relative_error(got, want) < tolerance
-
-
-# --- Properties of the learners ---------------------------------------------------------
-
-
-def _cross(visible, infrared, variables=None, **options):
-    net = CrossModality(**{"ratios": (2, 3), **options})
-    variables = variables or net.lazy_init(KEY, visible, infrared, True)
-
-    @jax.jit
-    def run(variables, visible, infrared):
-        return net.apply(variables, visible, infrared, True, mutable=["batch_stats"])[0]
-
-    return run(variables, visible, infrared), variables
-
-
-@pytest.mark.parametrize("form", ["direct", "folded"])
-def test_the_auxiliary_map_depends_on_both_inputs(form):
-    v, r = _array(2, 6, 6, 4), _array(2, 6, 6, 4)
-    y, variables = _cross(v, r, form=form)
-    for other in ((v + _array(2, 6, 6, 4), r), (v, r + _array(2, 6, 6, 4))):
-        assert relative_error(_cross(*other, variables, form=form)[0], y) > 0.05
-
-
-@pytest.mark.parametrize("form", ["direct", "folded"])
-def test_normalization_divides_a_common_scale_of_the_inputs_out(form):
-    """Which makes a scalar layer scale of the intra-modality learners idle."""
-    v, r = _array(2, 6, 6, 4), _array(2, 6, 6, 4)
-    y, variables = _cross(v, r, form=form)
-    assert relative_error(_cross(v / 2, r / 2, variables, form=form)[0], y) < 1e-2
-
-
-@pytest.mark.parametrize("form", ["direct", "folded"])
-@pytest.mark.parametrize("value", [0.0, 5.0])
-def test_constant_maps_are_finite_in_value_and_gradient(form, value):
-    x = jnp.full((2, 6, 6, 4), value)
-    net = auxiliary.make("mun", generator={"ratios": (2, 3), "form": form})
-    variables = net.lazy_init(KEY, x, x, train=True)
-
-    @jax.jit
-    def run(params, x):
-        def total(params, x):
-            y, _ = net.apply(
-                {**variables, "params": params}, x, x, train=True, mutable=["batch_stats"]
-            )
-            return sum((m**2).sum() for m in y)
-
-        return jax.value_and_grad(total, (0, 1))(params, x)
-
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(variables["params"], x)))
-
-
-def test_half_precision_is_near_single():
-    v, r = _array(2, 6, 6, 8), _array(2, 6, 6, 8)
-    for form in ("direct", "folded"):
-        wide, variables = _cross(v, r, form=form)
-        half, _ = _cross(v, r, variables, form=form, dtype=jnp.bfloat16)
-        assert half.dtype == jnp.bfloat16
-        assert relative_error(half, wide) < 0.05
-
-
-def test_half_precision_of_an_intra_learner_is_near_single():
-    x = _array(2, 6, 6, 8)
-    variables = IntraModality().lazy_init(KEY, x, True)
-    outputs = [
-        jax.jit(
-            lambda v, x, d=d: IntraModality(dtype=d).apply(v, x, True, mutable=["batch_stats"])
-        )(variables, x)
-        for d in (None, jnp.bfloat16)
-    ]
-    (wide, _), (half, updated) = outputs
-    assert half.dtype == jnp.bfloat16 and relative_error(half, wide) < 0.05
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updated))
-
-
-# --- Layer scales -----------------------------------------------------------------------
-
-
-def test_scales_start_at_one_or_near_and_have_the_asked_shape():
-    x = _array(1, 6, 6, 4)
-    for form, start in (("project", 1.0), ("clip", 1.0), ("sigmoid", 4.0)):
-        for shape, size in (("vector", 4), ("scalar", 1)):
-            net = IntraModality(scale_form=form, scale_shape=shape)
-            scale = net.lazy_init(KEY, x, True)["params"]["layer_scale"]
-            assert scale.shape == (size,)
-            np.testing.assert_array_equal(scale, start)
-
-
-def test_projection_moves_layer_scales_alone_into_the_unit_interval():
-    params = {
-        "auxiliary": {"cross": {"layer_scale": jnp.array([-1.0, 0.5, 3.0])}},
-        "neck": {"scale": jnp.array([-1.0, 3.0])},
-    }
-    projected = auxiliary.project_scales(params)
-    np.testing.assert_allclose(
-        projected["auxiliary"]["cross"]["layer_scale"], [1e-6, 0.5, 1.0], rtol=1e-6
-    )
-    np.testing.assert_array_equal(projected["neck"]["scale"], params["neck"]["scale"])
-    assert params["auxiliary"]["cross"]["layer_scale"][0] == -1
-
-
-# --- Images -----------------------------------------------------------------------------
+VISIBLE, INFRARED = R.normal(size=(2, 4, 3, 2, 3)).astype(np.float32)
+MODULES = {"smgm": SMGM, "aux_x": X, "aux_gray": Gray, "aux_mixed": Mixed}
 
 
 def _standardize(pixels):
@@ -278,6 +29,90 @@ def _pixels(x):
     return np.asarray(x) * np.array(STD) + np.array(MEAN)
 
 
+# --- Against PyTorch --------------------------------------------------------------------------
+
+
+@functools.cache
+def _outputs(name, kernels, dtype):
+    """`module_outputs` of a case, once for both sources."""
+    kind = CASES[name].kind
+    options = {"kernels": kernels} if kind in ("smgm", "aux_x") else {}
+    net = MODULES[kind](**CASES[name].options, **options)
+    return module_outputs(
+        name,
+        lambda v, i: net.init(KEY, v, i),
+        lambda variables, v, i: (net.apply(variables, v, i), {}),
+        image_names(name),
+        dtype,
+    )
+
+
+@sources
+@pytest.mark.parametrize("name", cases(*MODULES))
+def test_values_and_gradients(name, source):
+    for kernels, dtype, rtol in (
+        ("cpu", "float32", 1e-5),
+        ("cpu", "float64", 1e-12),
+        ("xla", "float64", 1e-12),
+    ):
+        actual, expected = dict(_outputs(name, kernels, dtype)), reference(name, source)
+        if CASES[name].kind in ("aux_x", "aux_gray"):  # PyTorch gives no gradient, JAX zeros
+            assert not actual.pop("grad/infrared").any(), (name, kernels, dtype)
+        store.compare(actual, expected, rtol=rtol)
+
+
+# --- The syncretic modality -------------------------------------------------------------------
+
+
+def _generate(options, visible, infrared):
+    smgm = SMGM(**options)
+    variables = smgm.init(KEY, visible, infrared)
+    return smgm.apply(variables, visible, infrared), variables["params"]
+
+
+@pytest.mark.parametrize("space", auxiliary.INPUTS)
+def test_a_syncretic_image_does_not_know_which_parent_is_which(space):
+    one, _ = _generate({"input": space}, VISIBLE, INFRARED)
+    two, _ = _generate({"input": space}, INFRARED, VISIBLE)
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("space", auxiliary.INPUTS)
+def test_every_pixel_depends_on_its_two_parents_and_on_no_other_pixel(space):
+    # Positive parents and many maps: no ReLU is shut for all of them.
+    v, i = (np.abs(x[:1]) + 0.5 for x in (VISIBLE, INFRARED))
+    smgm = SMGM(width=64, input=space)
+    variables = smgm.init(KEY, v, i)
+    for parent in (0, 1):
+        jacobian = jax.jacobian(lambda *x: smgm.apply(variables, *x), parent)(v, i)
+        size = np.abs(np.asarray(jacobian)).max((0, 3, 4, 7))  # [h, w, h, w]
+        for y, x in np.ndindex(3, 2):
+            assert size[y, x, y, x] > 1e-3
+            assert np.delete(size[y, x].ravel(), 2 * y + x).max() == 0
+
+
+def test_a_start_at_the_identity_is_the_rectified_product():
+    s, _ = _generate({"width": 3, "initial": "identity"}, VISIBLE, INFRARED)
+    np.testing.assert_allclose(s, np.maximum(VISIBLE * INFRARED, 0), rtol=1e-5, atol=1e-6)
+
+
+def test_syncretic_images_of_pixels_are_standardized():
+    black, white = (np.asarray(_standardize(np.full((1, 2, 2, 3), x))) for x in (0, 1))
+    options = {"width": 3, "initial": "identity", "input": "unit"}
+    for v, i, expected in ((white, white, white), (white, black, black), (black, black, black)):
+        np.testing.assert_allclose(_generate(options, v, i)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_syncretic_generator_has_7_width_plus_3_parameters():
+    for width, count in ((1, 10), (3, 24), (16, 115), (64, 451)):
+        _, params = _generate({"width": width}, VISIBLE, INFRARED)
+        assert sum(x.size for x in jax.tree.leaves(params)) == count
+        assert all(not np.any(x) for k, x in flatten(params).items() if k.endswith("bias"))
+
+
+# --- The others ---------------------------------------------------------------------------------
+
+
 def test_gray_is_the_luma_of_the_pixels():
     pixels = R.uniform(size=(2, 3, 4, 3))
     y = auxiliary.make("gray").apply({}, _standardize(pixels), None)
@@ -286,24 +121,40 @@ def test_gray_is_the_luma_of_the_pixels():
         np.testing.assert_allclose(_pixels(y)[..., channel], luma, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", ["unit", "standardized"])
-def test_x_starts_as_the_mean_of_the_colors_and_keeps_dark_pixels(space):
-    pixels = R.uniform(size=(2, 3, 4, 3))
-    x = _standardize(pixels)
-    y, _ = auxiliary.make("x", x_input=space).init_with_output(KEY, x, x)
-    space_of = _pixels if space == "unit" else np.asarray
-    expected = np.asarray(space_of(x)).mean(-1, keepdims=True)
-    np.testing.assert_allclose(space_of(y), np.broadcast_to(expected, y.shape), atol=1e-5)
+def test_x_starts_as_the_mean_of_the_colors_and_keeps_dark_pixels():
+    x = _standardize(R.uniform(size=(2, 3, 4, 3)))
+    y, _ = auxiliary.make("x").init_with_output(KEY, x, x)
+    expected = _pixels(x).mean(-1, keepdims=True)
+    np.testing.assert_allclose(_pixels(y), np.broadcast_to(expected, y.shape), atol=1e-5)
 
 
-def test_a_mixture_has_one_share_for_each_pair():
-    v, i = _array(4, 3, 2, 3), _array(4, 3, 2, 3)
-    net = auxiliary.make("mixed", mix="beta")
-    y = net.apply({}, v, i, rngs={"auxiliary": KEY})
-    shares = np.asarray((y - i) / (v - i))
-    np.testing.assert_allclose(shares, np.broadcast_to(shares[:, :1, :1, :1], y.shape), atol=1e-3)
-    assert (shares >= -1e-3).all() and (shares <= 1 + 1e-3).all() and np.ptp(shares[:, 0]) > 0.1
-    again = net.apply({}, v, i, rngs={"auxiliary": KEY})
-    other = net.apply({}, v, i, rngs={"auxiliary": jax.random.key(1)})
-    assert (y == again).all() and (y != other).any()
-    np.testing.assert_allclose(auxiliary.make("mixed").apply({}, v, i), (v + i) / 2, rtol=1e-6)
+# --- What they share ----------------------------------------------------------------------------
+
+
+def test_every_kind_gives_images_with_and_without_rematerialization():
+    for kind in auxiliary.IMAGE_KINDS:
+        variables = auxiliary.make(kind).init(KEY, VISIBLE, INFRARED)
+        plain, again = (
+            auxiliary.make(kind, remat=remat).apply(variables, VISIBLE, INFRARED)
+            for remat in (False, True)
+        )
+        assert plain.shape == VISIBLE.shape and plain.dtype == VISIBLE.dtype, kind
+        assert np.isfinite(plain).all() and relative_error(again, plain) < 1e-6, kind
+
+
+def test_a_bad_option_is_refused_by_name():
+    good = dict(smgm_width=16, smgm_init="kaiming", smgm_input="standardized")
+    for kind in ("none", *auxiliary.IMAGE_KINDS):
+        auxiliary.check(kind, ("none", *auxiliary.IMAGE_KINDS), **good)
+    for bad, message in (
+        ({"kind": "mun"}, "method.auxiliary is 'mun', expected one of .*'syncretic', 'x'"),
+        ({"smgm_init": "zero"}, "method.smgm_init is 'zero'"),
+        ({"smgm_init": "identity"}, "smgm_width=3, got 16"),
+        ({"smgm_input": "raw"}, "method.smgm_input is 'raw'"),
+        ({"smgm_width": 0}, "method.smgm_width is 0"),
+    ):
+        options = {"kind": "syncretic", **good, **bad}
+        with pytest.raises(ValueError, match=message):
+            auxiliary.check(options.pop("kind"), auxiliary.IMAGE_KINDS, **options)
+    with pytest.raises(ValueError, match="expected one of"):
+        auxiliary.make("y")

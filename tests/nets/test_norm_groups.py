@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vireid_jax.nets.auxiliary import ModalityUnifying
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.resnet import ResNet
 
@@ -72,20 +71,19 @@ def test_groups_are_the_replicas_of_torch(shape, groups):
     close(stats["var"], replicas[0].running_var)
 
 
-def test_a_group_holds_whole_slots_and_the_first_moves_the_statistics_by_its_kept_rows():
-    """8 slots of 3 modalities in 4 groups; the third modality is not kept."""
-    x = R.normal(2, 3, (4, 2, 3, 5)).astype(np.float32)  # group, slot, modality, channel
-    norm = BatchNorm(running=(3, 2), groups=4)
+def test_the_first_group_moves_the_statistics():
+    x = R.normal(2, 3, (4, 6, 5)).astype(np.float32)  # group, row, channel
+    norm = BatchNorm(groups=4)
     variables = started(norm, jnp.asarray(x.reshape(24, 5)))
     y, stats = normalized(norm, variables, x.reshape(24, 5))
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
-    for group, run in enumerate(x.reshape(4, 6, 5)):
+    for group, run in enumerate(x):
         expected = (run - run.mean(0)) / np.sqrt(run.var(0) + 1e-5) * scale + bias
         found = np.asarray(y).reshape(4, 6, 5)[group]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    kept, before = x[0, :, :2].reshape(4, 5), variables["batch_stats"]
-    mean = 0.9 * before["mean"] + 0.1 * kept.mean(0)
-    var = 0.9 * before["var"] + 0.1 * kept.var(0, ddof=1)
+    before = variables["batch_stats"]
+    mean = 0.9 * before["mean"] + 0.1 * x[0].mean(0)
+    var = 0.9 * before["var"] + 0.1 * x[0].var(0, ddof=1)
     np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-5)
 
@@ -97,16 +95,13 @@ def test_evaluation_knows_no_groups():
     np.testing.assert_array_equal(whole, runs)
 
 
-@pytest.mark.parametrize(
-    ("rows", "groups", "running"), [(6, 4, None), (6, 0, None), (6, -2, None), (18, 9, (3, 2))]
-)
-def test_rows_that_do_not_divide_are_refused(rows, groups, running):
-    """9 groups of 18 rows are whole numbers, but cut the slots of 3."""
-    x = jnp.ones((rows, 2))
-    norm = BatchNorm(running=running, groups=groups)
-    with pytest.raises(ValueError, match=rf"^{groups} groups .* {rows} rows") as error:
-        normalized(norm, started(norm, x), x)
-    assert "devices.bn_groups" in str(error.value) and "sampler.num_ids" in str(error.value)
+def test_rows_that_do_not_divide_are_refused():
+    x = jnp.ones((6, 2))
+    for groups in (4, 0, -2):
+        norm = BatchNorm(groups=groups)
+        with pytest.raises(ValueError, match=rf"^{groups} groups .* 6 rows") as error:
+            normalized(norm, started(norm, x), x)
+        assert "devices.bn_groups" in str(error.value) and "sampler.num_ids" in str(error.value)
 
 
 # --- A network ---------------------------------------------------------------------------
@@ -149,26 +144,6 @@ def test_a_network_starts_from_rows_that_the_groups_do_not_divide():
     assert jax.tree.structure(fresh) == jax.tree.structure(grouped)
 
 
-def test_folded_moments_are_those_of_the_whole_batch():
-    """A generator that never has the map computes it where groups are normalized."""
-    image = jax.ShapeDtypeStruct((64, 72, 36, 256), jnp.float32)  # nothing is computed
-
-    def program(form, groups):
-        net = ModalityUnifying(ratios=(2, 4), form=form, groups=groups)
-        maps = (jnp.zeros(image.shape) for _ in range(2))
-        variables = jax.eval_shape(lambda: net.init(KEY, *maps, train=True))
-
-        def forward(variables, *maps):
-            return net.apply(variables, *maps, train=True, mutable=["batch_stats"])[0]
-
-        return str(jax.make_jaxpr(forward)(variables, image, image))
-
-    assert program("direct", 2) == program("auto", 2) != program("direct", 1)
-    assert program("folded", 1) == program("auto", 1) != program("direct", 1)
-    with pytest.raises(ValueError, match=r"generator\.form is 'folded' .*bn_groups=2"):
-        program("folded", 2)
-
-
 # --- Devices ----------------------------------------------------------------------------
 
 
@@ -183,7 +158,7 @@ def texts():
     images = [jnp.ones((8, 32, 16, 3))] * 2
 
     def net(groups):
-        return ResNet(depth=10, width=4, running=(2, 1), groups=groups)
+        return ResNet(depth=10, width=4, groups=groups)
 
     variables = net(1).lazy_init(KEY, images, train=True)
 

@@ -169,19 +169,17 @@ def test_the_report_in_words():
     )
 
 
-def method(**options):
+def method():
     return smcl(
         num_classes=5,
         image_size=SIZE,
         steps_per_epoch=1,
         backbone=Backbone(depth=10, width=2),
-        **options,
     )
 
 
-@pytest.mark.parametrize("specific", [0, 2])
-def test_a_method_starts_from_the_file(specific):
-    model = method(specific=specific)
+def test_a_method_starts_from_the_file():
+    model = method()
     start = model.init(KEY)
     before = jax.tree.map(np.array, start)
     filled, report = weights.init_from(FIXTURES / "archive.pth", start)

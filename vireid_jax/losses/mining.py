@@ -1,7 +1,7 @@
 """Which pairs of rows a triplet loss may choose from, and how it chooses and averages.
 
 All of it works from labels: no order of rows is assumed. A pair is (anchor, other); the
-masks are what the losses use and what `losses.counts` sums.
+masks are what the losses use.
 """
 
 from typing import NamedTuple

@@ -21,8 +21,6 @@ class BatchNorm(nn.Module):
       momentum: weight of the new statistics (torch's sense; flax writes 1 - momentum).
       epsilon: added to the variance.
       scale_init: where the factors start.
-      running: (M, kept): rows are M interleaved modalities, row b * M + m; all of them
-        normalize the batch, the first `kept` alone update the running statistics.
       groups: contiguous runs of N / groups rows that are each normalized by their own mean and
         variance, in training. The first alone moves the running statistics, as it does on
         several GPUs without SyncBN: torch's DataParallel keeps the buffers of replica 0, and
@@ -34,7 +32,6 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     epsilon: float = 1e-5
     scale_init: init.Initializer = init.constant(1.0)
-    running: tuple[int, int] | None = None
     groups: int = 1
 
     @nn.compact
@@ -46,7 +43,7 @@ class BatchNorm(nn.Module):
           train: normalize by batch statistics and move the running ones; else by those.
 
         Raises:
-          ValueError: the groups do not divide the rows, or cut the M rows of a slot (`running`).
+          ValueError: the groups do not divide the rows.
         """
         width = x.shape[-1]
         groups = 1 if self.is_initializing() else self.groups  # two rows start a network
@@ -72,11 +69,9 @@ class BatchNorm(nn.Module):
 
     def _runs(self, rows: jax.Array, groups: int) -> jax.Array:
         """[N, ..., F] -> [groups, N / groups, ..., F]; a sharded axis of rows stays in place."""
-        slot = self.running[0] if self.running else 1
-        if groups < 1 or rows.shape[0] % (groups * slot):
-            of = f" of {slot} to a slot" if slot > 1 else ""
+        if groups < 1 or rows.shape[0] % groups:
             raise ValueError(
-                f"{groups} groups of batch statistics for {rows.shape[0]} rows{of}, expected a "
+                f"{groups} groups of batch statistics for {rows.shape[0]} rows, expected a "
                 "divisor; change devices.bn_groups, or sampler.num_ids to a multiple of it"
             )
         return rows.reshape(groups, -1, *rows.shape[1:])
@@ -84,15 +79,9 @@ class BatchNorm(nn.Module):
     def _update(
         self, rows: Any, mean: Any, var: Any, running_mean: Any, running_var: Any, groups: int
     ) -> None:
-        """Moves the running statistics toward those of the batch (or of the kept rows)."""
-        lead = () if groups == 1 else (groups,)
-        if self.running is not None:
-            modalities, kept = self.running
-            slots = rows.reshape(*lead, -1, modalities, *rows.shape[1 + len(lead) :])
-            rows = slots[:, :, :kept] if lead else slots[:, :kept]
-            mean, var = _moments(rows, running_mean.value, groups)
+        """Moves the running statistics toward the batch's, or the first group's."""
         count = rows.size // rows.shape[-1] // groups
-        if lead:  # of all groups, computed where their rows are; the first is then taken
+        if groups > 1:  # of all groups, computed where their rows are; the first is then taken
             mean, var = mean[0], var[0]
         unbiased = var * (count / max(count - 1, 1))
         for stat, new in ((running_mean, mean), (running_var, unbiased)):

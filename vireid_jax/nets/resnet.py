@@ -85,7 +85,7 @@ class ResNet(nn.Module):
         maxima of shifted maps, the same numbers, whose gradients XLA's CPU backend
         computes several times faster.
       dtype: compute type of convolutions; None follows the input.
-      running, groups: see `BatchNorm`.
+      groups: see `BatchNorm`.
       remat: in training keep the maps between blocks alone, and compute those inside the stem
         and the blocks anew in the backward pass.
     """
@@ -97,7 +97,6 @@ class ResNet(nn.Module):
     specific: int = 0
     kernels: str = "xla"
     dtype: Any = None
-    running: tuple[int, int] | None = None
     groups: int = 1
     remat: bool = False
 
@@ -168,16 +167,16 @@ class ResNet(nn.Module):
             )
         x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
         if branches:
-            x = self._stages(x, range(done, fork), self._kept(count), train)
-            return [self._branch(x, name, fork, self._kept(count), train) for name in branches]
+            x = self._stages(x, range(done, fork), train)
+            return [self._branch(x, name, fork, train) for name in branches]
         if generate is not None:
-            x = self._stages(x, range(done, after), self._kept(count), train)
+            x = self._stages(x, range(done, after), train)
             x = deinterleave(x, count)
             maps = generate([x[:, m] for m in range(count)])
             x, count, done = interleave(maps), len(maps), after
         if then is not None:
             x = then("stem", x)
-        return self._stages(x, range(done, self.stages + 1), self._kept(count), train, then)
+        return self._stages(x, range(done, self.stages + 1), train, then)
 
     def _specific(
         self, images: Sequence[jax.Array], stems: Sequence[int], train: bool
@@ -186,59 +185,44 @@ class ResNet(nn.Module):
         maps: list[Any] = [None] * len(images)
         for stem in sorted(set(stems)):
             members = [m for m, s in enumerate(stems) if s == stem]
-            kept = sum(m < self.running[1] for m in members) if self.running else 0
-            running = (len(members), kept) if 0 < kept < len(members) else None
             suffix = f"_{STEMS[stem]}" if self.specific else ""
-            x = self._stem([images[m] for m in members], suffix, running, train)
+            x = self._stem([images[m] for m in members], suffix, train)
             for stage in range(1, max(self.specific, 1)):
-                x = self._stage(x, stage, suffix, running, train)
+                x = self._stage(x, stage, suffix, train)
             if len(members) == len(images):
                 return x
             for at, m in enumerate(members):
                 maps[m] = deinterleave(x, len(members))[:, at]
         return interleave(maps)
 
-    def _kept(self, modalities: int) -> tuple[int, int] | None:
-        """`running` of a layer that sees this many modalities."""
-        kept = self.running[1] if self.running else modalities
-        return (modalities, kept) if kept < modalities else None
-
-    def _stages(
-        self, x: jax.Array, stages: range, running: Any, train: bool, then: Any = None
-    ) -> jax.Array:
+    def _stages(self, x: jax.Array, stages: range, train: bool, then: Any = None) -> jax.Array:
         for stage in stages:
-            x = self._stage(x, stage, "", running, train, then)
+            x = self._stage(x, stage, "", train, then)
         return x
 
-    def _branch(
-        self, x: jax.Array, name: str, fork: int, running: Any, train: bool
-    ) -> list[jax.Array]:
+    def _branch(self, x: jax.Array, name: str, fork: int, train: bool) -> list[jax.Array]:
         """The maps after each stage of one branch."""
         maps = []
         for stage in range(fork, self.stages + 1):
-            x = self._stage(x, stage, f"_{name}" if name else "", running, train)
+            x = self._stage(x, stage, f"_{name}" if name else "", train)
             maps.append(x)
         return maps
 
-    def _options(self, running: Any) -> dict[str, Any]:
-        common = dict(kernels=self.kernels, dtype=self.dtype, groups=self.groups)
-        return {**common, "running": running}
-
-    def _stem(self, images: Any, suffix: str, running: Any, train: bool) -> jax.Array:
-        options = self._options(running)
+    def _stem(self, images: Any, suffix: str, train: bool) -> jax.Array:
         stem = rematerialized(_Stem, self, self.remat and train, static=(2,))
-        return stem(self.width, **options, name=f"stem{suffix}")(images, train)
+        how = (self.kernels, self.dtype, self.groups)
+        return stem(self.width, *how, name=f"stem{suffix}")(images, train)
 
     def _stage(
-        self, x: jax.Array, stage: int, suffix: str, running: Any, train: bool, then: Any = None
+        self, x: jax.Array, stage: int, suffix: str, train: bool, then: Any = None
     ) -> jax.Array:
         """Stages 1-4 are torchvision's layer1-layer4."""
-        options = self._options(running)
         make = rematerialized(_Block, self, self.remat and train, static=(2,))
+        how = (self.kernels, self.dtype, self.groups)
         for block, name in enumerate(block_names(self.depth, stage)):
             stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
             width = self.width * 2 ** (stage - 1)
-            block_of = make(width, stride, _layout(self.depth)[0], **options, name=name + suffix)
+            block_of = make(width, stride, _layout(self.depth)[0], *how, name=name + suffix)
             x = block_of(x, train)
             x = x if then is None else then(name, x)
         return x
@@ -250,7 +234,6 @@ class _Stem(nn.Module):
     width: int
     kernels: str
     dtype: Any
-    running: tuple[int, int] | None
     groups: int
 
     @nn.compact
@@ -260,7 +243,7 @@ class _Stem(nn.Module):
         # One by one: a gradient with respect to the images, the dearest of all, is then
         # computed for a generated modality alone.
         x = interleave([conv(image) for image in images])
-        norm = partial(BatchNorm, running=self.running, groups=self.groups)
+        norm = partial(BatchNorm, groups=self.groups)
         x = nn.relu(norm(name="bn1")(x, train=train))
         return _max_pool(x, self.kernels)
 
@@ -273,13 +256,12 @@ class _Block(nn.Module):
     bottleneck: bool
     kernels: str
     dtype: Any
-    running: tuple[int, int] | None
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = partial(_conv, kernels=self.kernels, dtype=self.dtype)
-        norm = partial(BatchNorm, running=self.running, groups=self.groups)
+        norm = partial(BatchNorm, groups=self.groups)
         if self.bottleneck:
             plan = [(self.width, 1, 1), (self.width, 3, self.stride), (self.width * 4, 1, 1)]
         else:

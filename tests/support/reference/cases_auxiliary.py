@@ -27,47 +27,14 @@ _MAP = {"map": (2, 12, 6, 8)}
 _SMALL = {"ratios": (2, 3, 6)}
 
 CASES: list[Case] = [
-    Case("aux_x", "aux_x", {"width": 1}, _IMAGES),
-    Case("aux_x_wide", "aux_x", {"width": 5, "input": "standardized"}, _IMAGES),
+    Case("aux_x", "aux_x", {}, _IMAGES),
     Case("aux_gray", "aux_gray", {}, _IMAGES),
     Case("aux_mixed", "aux_mixed", {}, _IMAGES),
     Case("aux_intra", "aux_intra", {}, {"map": (3, 9, 6, 6)}),
-    Case("aux_intra_clip", "aux_intra", {"residual": True, "scale_form": "clip"}, _MAP),
-    Case(
-        "aux_intra_eval",
-        "aux_intra",
-        {"train": False, "scale_form": "sigmoid", "scale_shape": "scalar"},
-        _MAP,
-    ),
+    Case("aux_intra_test", "aux_intra", {"train": False}, _MAP),
     Case("aux_cross", "aux_cross", _SMALL, _MAP),
-    Case(
-        "aux_cross_bins",
-        "aux_cross",
-        {**_SMALL, "ratio_form": "bins", "transposed": "reduce", "relu": True},
-        {"map": (2, 12, 18, 8)},
-    ),
-    Case(
-        "aux_cross_depthwise",
-        "aux_cross",
-        {**_SMALL, "transposed": "depthwise", "scale_form": "sigmoid", "scale_shape": "scalar"},
-        _MAP,
-    ),
     Case("aux_cross_eval", "aux_cross", {**_SMALL, "train": False}, _MAP),
     Case("aux_generator", "aux_generator", {"ratios": (2, 3)}, _MAP),
-    Case(
-        "aux_generator_options",
-        "aux_generator",
-        {
-            "ratios": (6, 1),
-            "ratio_form": "bins",
-            "transposed": "reduce",
-            "residual": True,
-            "relu": True,
-            "scale_form": "clip",
-            "remat": True,
-        },
-        {"map": (2, 6, 6, 4)},
-    ),
 ]
 INPUTS: Mapping[str, Callable[[Case], Arrays]] = {
     "aux_x": _images,

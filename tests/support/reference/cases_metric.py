@@ -10,7 +10,6 @@ _KINDS = (
     "bdtr",
     "bi_center",
     "hetero_center_triplet",
-    "hetero_center",
 )
 
 
@@ -49,19 +48,13 @@ CASES = [
     Case("metric_bdtr", "bdtr", shape=_TWO),
     Case("metric_bdtr_active", "bdtr", {"intra_margin": 1.5, "intra_weight": 0.7}, _UNEVEN),
     Case("metric_bdtr_single", "bdtr", {"intra_margin": 1.3}, _SINGLE),
-    Case("metric_bdtr_counted", "bdtr", {"form": "counted", "cross_margin": 1.0}, _TWO),
     Case("metric_bicenter", "bi_center", shape=_TWO),
     Case("metric_bicenter_uneven", "bi_center", {"margin": 2.0}, _UNEVEN),
-    Case("metric_bicenter_joint", "bi_center", {"joint": True}, _TWO),
     Case("metric_hc_tri", "hetero_center_triplet", shape=_TWO),
     Case("metric_hc_tri_three", "hetero_center_triplet", {"margin": 1.0}, _THREE),
     Case("metric_hc_tri_uneven", "hetero_center_triplet", {"margin": 2.0}, _UNEVEN),
-    Case("metric_hc", "hetero_center", shape=_TWO),
-    Case("metric_hc_margin", "hetero_center", {"margin": 6.0}, _UNEVEN),
     Case("metric_mmd", "mmd", shape={"rows": (3, 4, 16)}),
     Case("metric_mmd_one", "mmd", shape={"rows": (1, 16)}),
-    Case("metric_mmd_fixed", "mmd", {"bandwidth": "fixed", "sigma": 20.0}, {"rows": (2, 3, 8)}),
-    Case("metric_mmd_median", "mmd", {"bandwidth": "median"}, {"rows": (2, 2, 3, 8)}),
 ]
 
 INPUTS: dict[str, Callable[[Case], Arrays]] = {**dict.fromkeys(_KINDS, _batch), "mmd": _sets}

@@ -4,28 +4,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .case import Arrays, Case, normal, rng
+from .case import Arrays, Case, normal
 from .cases_core import batches, feature_batch
 
 
 def _remembered(case: Case) -> Arrays:
-    """Images and labels, and a memory of prototypes as earlier steps may have left it."""
+    """Images and labels, and prototypes as earlier steps may have left them."""
     s, o = case.shape, case.options
-    kind = o.get("prototypes", "slot")
-    features = 8 * o["width"] * (4 if o["depth"] == 14 else 1)
     result = batches(case)
-    if o.get("second_view"):
-        result["visible_second"] = normal(case.name, "second", result["visible"].shape)
-    if kind == "slot":
+    if o.get("prototypes", True):
+        features = 8 * o["width"] * (4 if o["depth"] == 14 else 1)
         shape = (s["ids"] * s["instances"], 3, features)
         result["prototype"] = normal(case.name, "prototype", shape)
-    elif kind == "identity":
-        shape = (s["classes"], s["instances"], 3, features)
-        result["prototype"] = normal(case.name, "prototype", shape)
-        # One identity of the batch has a past, another has none.
-        seen = rng(case.name, "seen").integers(2, size=s["classes"])
-        seen[result["label"][0, 0]], seen[result["label"][0, -1]] = 1, 0
-        result["seen"] = seen.astype(np.float32)
     return result
 
 
@@ -69,57 +59,23 @@ _PICTURES = {**_MODEL, "size": (32, 16)}
 
 CASES = [
     Case("mun_ia", "mun_alignment", {"margin": 1.0}, _FEATURES),
-    Case("mun_ia_literal", "mun_alignment", {"form": "literal"}, _FEATURES),
-    Case("mun_ia_softplus", "mun_alignment", {"form": "softplus", "margin": 1.5}, _FEATURES),
-    Case("mun_ia_unit", "mun_alignment", {"normalize": True, "form": "literal"}, {**_FEATURES}),
     Case("mun", "mun", {**_SMALL, "ma_weight": 0.7}, _MODEL),
     # The first step of the same training, where the prototypes have no past.
     Case("mun_first", "mun", {**_SMALL, "ma_weight": 0.7, "step": 0}, _MODEL),
     Case(
-        "mun_refined",
-        "mun",
-        {
-            **_SMALL,
-            "shared_input": "refined",
-            "generator": {
-                "ratios": (2, 3),
-                "transposed": "reduce",
-                "scale_form": "sigmoid",
-                "residual": True,
-                "remat": True,
-            },
-            "tri": "vra",
-            "tri_margin": 0.6,
-            "ia_form": "literal",
-            "beta_role": "memory",
-            "prototype_map": "slot",
-            "ma_weight": 0.4,
-            "bn_running": "vi",
-        },
-        {**_MODEL, "size": (48, 24)},
-    ),
-    Case(
-        "mun_stem",
+        "mun_stem_unit",
         "mun",
         {
             **_SMALL,
             "specific": 1,
             "last_stride": 2,
             "kernels": "xla",
-            "gem_learned": True,
-            "generator": {
-                "ratios": (3, 6),
-                "ratio_form": "bins",
-                "scale_form": "clip",
-                "relu": True,
-            },
-            "tri_form": "weighted",
-            "tri_normalize": True,
-            "ia_normalize": True,
+            "generator_ratios": (3, 6),
+            "generator_form": "folded",
+            "normalize": True,
+            "tri_margin": 0.6,
             "ia_margin": 1.1,
             "ia_weight": 0.9,
-            "prototypes": "identity",
-            "beta_schedule": "geometric",
             "step": 10,
             "num_steps": 12,
             "ma_weight": 0.3,
@@ -127,100 +83,60 @@ CASES = [
         {**_MODEL, "size": (48, 24)},
     ),
     Case(
-        "mun_bottleneck",
+        "mun_depth14",
         "mun",
         {
             **_SMALL,
             "depth": 14,
             "width": 2,
-            "second_view": True,
-            "gem_p": 2.0,
-            "generator": {
-                "ratios": (2,),
-                "transposed": "depthwise",
-                "scale_shape": "scalar",
-                "residual": True,
-            },
-            "prototype_map": "frozen",
-            "mmd_bandwidth": "fixed",
-            "mmd_sigma": 1.5,
+            "generator_ratios": (2,),
+            "generator_remat": True,
             "ma_weight": 0.6,
             "ida_weight": 0.8,
             "idc_weight": 0.0,
-            "bn_running": "vi",
         },
         {**_MODEL, "ids": 2},
     ),
     Case(
-        "mun_syncretic",
+        "mun_syncretic_unit",
         "mun",
         {
             **_IMAGES,
             "auxiliary": "syncretic",
             "smgm_width": 4,
-            "smgm_shared": False,
             "smgm_input": "unit",
-            "neck": "none",
             "step": 0,
-            "beta_first": "stop",
-            "beta_role": "memory",
-            "prototype_map": "shared",
-            "ia_form": "softplus",
+            "bridge": False,
         },
         _PICTURES,
     ),
     Case(
-        "mun_x",
+        "mun_x_features",
         "mun",
         {
             **_IMAGES,
             "auxiliary": "x",
-            "x_width": 2,
-            "x_input": "standardized",
-            "aux_stem": "visible",
-            "bn_running": "vi",
-            "prototypes": "none",
-            "mmd_bandwidth": "median",
+            "prototypes": False,
             "ida_weight": 0.3,
             "idc_weight": 0.4,
         },
         _PICTURES,
     ),
     Case(
-        "mun_gray",
+        "mun_gray_neither",
         "mun",
-        {
-            **_IMAGES,
-            "auxiliary": "gray",
-            "specific": 1,
-            "bridge": False,
-            "beta_schedule": "geometric",
-            "beta_role": "memory",
-            "step": 9,
-        },
+        {**_IMAGES, "auxiliary": "gray", "specific": 1, "bridge": False, "prototypes": False},
         _PICTURES,
     ),
-    Case(
-        "mun_mixed",
-        "mun",
-        {
-            **_IMAGES,
-            "auxiliary": "mixed",
-            "second_view": True,
-            "tri": "vra",
-            "tri_form": "weighted",
-            "ma_weight": 0.0,
-        },
-        _PICTURES,
-    ),
-    Case("mun_none", "mun", {**_SMALL, "auxiliary": "none", "tri": "vra"}, _PICTURES),
+    Case("mun_mixed_ia", "mun", {**_IMAGES, "auxiliary": "mixed", "ma_weight": 0.0}, _PICTURES),
+    Case("mun_none", "mun", {**_SMALL, "auxiliary": "none"}, _PICTURES),
     Case(
         "mun_trajectory",
         "mun_trajectory",
         {
             **_SMALL,
             "num_steps": 10,
-            "generator": {"ratios": (2, 3)},
+            "generator_ratios": (2, 3),
             "ma_weight": 0.5,
             "optimizer": {
                 "lr": 2**-8,  # with gamma exact in float32, which learning rates are kept in
@@ -231,18 +147,6 @@ CASES = [
             },
         },
         {**_MODEL, "size": (48, 24), "steps": 10},
-    ),
-    Case(
-        "mun_trajectory_identity",
-        "mun_trajectory",
-        {
-            **_IMAGES,
-            "num_steps": 4,
-            "auxiliary": "mixed",
-            "prototypes": "identity",
-            "optimizer": {"lr": 2**-8, "weight_decay": 0.01, "backbone": 0.1},
-        },
-        {**_PICTURES, "steps": 4, "ids": 2},
     ),
 ]
 

@@ -19,18 +19,8 @@ def _run(case: Case, model: torch.nn.Module) -> Arrays:
     return module(case, model, {k: images(v) for k, v in case_inputs(case.name).items()})
 
 
-def _x(case: Case) -> Arrays:
-    o = case.options
-    return _run(case, auxiliary.X(o["width"], o.get("input", "unit")))
-
-
-def _intra(case: Case) -> Arrays:
-    return _run(case, auxiliary.IML(case.shape["map"][-1], **_options(case)))
-
-
-def _cross(case: Case) -> Arrays:
-    _, height, width, channels = case.shape["map"]
-    return _run(case, auxiliary.CML(channels, (height, width), **_options(case)))
+def _channels(case: Case) -> int:
+    return case.shape["map"][-1]
 
 
 class _Joined(auxiliary.Unifying):
@@ -40,16 +30,11 @@ class _Joined(auxiliary.Unifying):
         return torch.cat(super().forward(visible, infrared), 1)
 
 
-def _generator(case: Case) -> Arrays:
-    _, height, width, channels = case.shape["map"]
-    return _run(case, _Joined(channels, (height, width), **_options(case)))
-
-
 COMPUTE: dict[str, Callable[[Case], Arrays]] = {
-    "aux_x": _x,
+    "aux_x": lambda case: _run(case, auxiliary.X()),
     "aux_gray": lambda case: _run(case, auxiliary.Gray()),
     "aux_mixed": lambda case: _run(case, auxiliary.Mixed()),
-    "aux_intra": _intra,
-    "aux_cross": _cross,
-    "aux_generator": _generator,
+    "aux_intra": lambda case: _run(case, auxiliary.IML(_channels(case))),
+    "aux_cross": lambda case: _run(case, auxiliary.CML(_channels(case), **_options(case))),
+    "aux_generator": lambda case: _run(case, _Joined(_channels(case), **_options(case))),
 }

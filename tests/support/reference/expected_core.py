@@ -22,7 +22,7 @@ def _row_centers(features: torch.Tensor, labels: torch.Tensor, **options: Any) -
 
 def _smgm(case: Case) -> Arrays:
     o = case.options
-    model = smcl.SMGM(o["width"], o.get("shared", True), o.get("input", "standardized"))
+    model = smcl.SMGM(o["width"], o.get("input", "standardized"))
     return module(case, model, {k: images(v) for k, v in case_inputs(case.name).items()})
 
 
@@ -30,7 +30,7 @@ def _batch_norm(case: Case) -> Arrays:
     x = case_inputs(case.name)["x"]
     model = BatchNorm(x.shape[-1], case.options.get("use_bias", True))
     image = images(x) if x.ndim == 4 else tensor(x)
-    return module(case, model, {"x": image}, case.options.get("running"))
+    return module(case, model, {"x": image})
 
 
 class _Images(torch.nn.Module):
@@ -55,24 +55,22 @@ class _Images(torch.nn.Module):
 
 def _resnet(case: Case) -> Arrays:
     o = case.options
-    running = o.get("running")
     trunk = ResNet(
         o["depth"],
         o["width"],
         o.get("last_stride", 1),
         o.get("specific", 0),
-        None if running is None else running[1],
     )
     inputs = {k: images(v) for k, v in case_inputs(case.name).items()}
     return module(case, _Images(trunk, o.get("stems")), inputs)
 
 
-NOT_OF_THE_MODEL = ("optimizer", "switch", "updates", "kernels")
+NOT_OF_THE_MODEL = ("optimizer", "switch", "kernels")
 
 
 def _model(case: Case) -> smcl.SMCL:
     options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
-    model = smcl.SMCL(image_size=case.shape["size"], **options).double()
+    model = smcl.SMCL(**options).double()
     load(model, case.name)
     return model.train()
 
@@ -110,14 +108,11 @@ def _trajectory(case: Case) -> Arrays:
     begin = start({k: numpy(v) for k, v in model.state_dict().items()})
     model.load_state_dict({k: torch.tensor(v) for k, v in begin.items()})
     optimizer, schedule = smcl.make_optimizer(model, case.options["optimizer"])
-    two_step = case.options.get("updates") == "two_step"
     history: dict[str, list[np.ndarray]] = {}
     for t, label in enumerate(data["label"]):
         batch = (images(data["visible"][t]), images(data["infrared"][t])), tensor(label)
         metric = t >= case.options["switch"]
-        values = smcl.train_step(model, optimizer, *batch, metric and not two_step)
-        if metric and two_step:
-            smcl.metric_step(model, optimizer, *batch)
+        values = smcl.train_step(model, optimizer, *batch, metric)
         schedule.step()
         for k, v in values.items():
             history.setdefault(f"history/{k}", []).append(numpy(v))
@@ -143,7 +138,6 @@ COMPUTE: dict[str, Callable[[Case], Arrays]] = {
     "row_centers": partial(_of_features, _row_centers),
     "tri_center": partial(_of_features, losses.tri_center),
     "global_center": partial(_of_features, losses.global_center),
-    "symmetric_center": partial(_of_features, losses.symmetric_center),
     "smgm": _smgm,
     "gap": _pool,
     "gem": _pool,

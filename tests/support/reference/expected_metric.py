@@ -20,6 +20,5 @@ COMPUTE: dict[str, Callable[[Case], Arrays]] = {
     "bdtr": partial(_of_features, metric.bdtr),
     "bi_center": partial(_of_features, metric.bi_center),
     "hetero_center_triplet": partial(_of_features, metric.hetero_center_triplet),
-    "hetero_center": partial(_of_features, metric.hetero_center),
     "mmd": lambda case: loss(case, metric.mmd, "x", "y"),
 }

@@ -11,14 +11,14 @@ from .cases_mun import settled, start, steady
 from .inputs import case_inputs
 from .running import images, load, loss, numpy, parameter_gradients, state, tensor
 
-VIEWS = ("visible", "infrared", "visible_second")
-NOT_OF_THE_MODEL = ("step", "optimizer", "kernels")
+VIEWS = ("visible", "infrared")
+NOT_OF_THE_MODEL = ("step", "optimizer", "kernels", "generator_form", "generator_remat")
 
 
 def _model(case: Case) -> mun.MUN:
     options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
     s = case.shape
-    facts = {"num_ids": s["ids"], "num_instances": s["instances"], "image_size": s["size"]}
+    facts = {"num_ids": s["ids"], "num_instances": s["instances"]}
     model = mun.MUN(**facts, **options).double()
     load(model, case.name)
     return model.train()
@@ -41,8 +41,8 @@ def _mun(case: Case) -> Arrays:
     data = case_inputs(case.name)
     model = _model(case)
     embeddings = _embeddings(model, data)
-    memory = {k: tensor(data[k]) for k in ("prototype", "seen") if k in data}
-    batch = [images(data[k][0]) for k in VIEWS if k in data]
+    memory = {k: tensor(data[k]) for k in ("prototype",) if k in data}
+    batch = [images(data[k][0]) for k in VIEWS]
     label = tensor(data["label"][0])
     terms, later = model.terms(batch, label, case.options["step"], memory)
     total = model.total(terms)
@@ -58,15 +58,15 @@ def _mun(case: Case) -> Arrays:
 
 
 def _trajectory(case: Case) -> Arrays:
-    data, s = case_inputs(case.name), case.shape
+    data = case_inputs(case.name)
     model = _model(case)
     begin = start({k: numpy(v) for k, v in model.state_dict().items()})
     model.load_state_dict({k: torch.tensor(v) for k, v in begin.items()})
-    memory = model.new_memory(s["classes"], s["ids"], s["instances"])
+    memory = model.new_memory()
     optimizer, schedule = mun.make_optimizer(model, case.options["optimizer"])
     history: dict[str, list[np.ndarray]] = {}
     for t, label in enumerate(data["label"]):
-        batch = [images(data[k][t]) for k in VIEWS if k in data]
+        batch = [images(data[k][t]) for k in VIEWS]
         values, memory = mun.train_step(model, optimizer, batch, tensor(label), t, memory)
         schedule.step()
         for k, v in values.items():

@@ -19,21 +19,17 @@ def pairwise_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([torch.stack([norm(x - y) for y in b]) for x in a])
 
 
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, margin: float = 0.0, form: str = "both"
-) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
     """Eq. (2), and eq. (3) when margin > 0; mean over samples.
 
-    form "literal" is eq. (3) as typeset: the margin lowers the numerator only.
-    form "both" lowers the true identity's term of the denominator as well.
+    The margin lowers the true identity's term of numerator and denominator.
     """
     total = logits.new_zeros(())
     for z, y in zip(logits, labels.tolist(), strict=True):
         z = z - z.detach().max()  # the fraction does not change, the exponentials stay finite
         numerator = torch.exp(z[y] - margin)
         others = sum((torch.exp(z[u]) for u in range(len(z)) if u != y), start=z.new_zeros(()))
-        own = {"both": numerator, "literal": torch.exp(z[y])}[form]
-        total = total - torch.log(numerator / (own + others))
+        total = total - torch.log(numerator / (numerator + others))
     return total / len(logits)
 
 
@@ -77,22 +73,3 @@ def global_center(
     """Eq. (7): distance of the visible from the infrared center, summed over identities."""
     c = centers(features, labels, normalize)
     return sum((norm(c[p][0] - c[p][1]) for p in c), start=features.new_zeros(()))
-
-
-def symmetric_center(
-    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.3, normalize: bool = False
-) -> torch.Tensor:
-    """Eq. (6) for an ablation without a third modality.
-
-    Visible and infrared centers are anchors in turn, each against the nearest center of
-    another identity in its own modality.
-    """
-    c = centers(features, labels, normalize)
-    total = features.new_zeros(())
-    for anchor, other in ((0, 1), (1, 0)):
-        for p in c:
-            nearest = min(
-                (norm(c[p][anchor] - c[j][anchor]) for j in c if j != p), key=torch.Tensor.item
-            )
-            total = total + hinge(margin + norm(c[p][anchor] - c[p][other]) - nearest)
-    return total

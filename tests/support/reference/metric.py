@@ -81,12 +81,11 @@ def weighted_regularized_triplet(features: torch.Tensor, labels: torch.Tensor) -
 def bdtr(
     features: torch.Tensor,
     labels: torch.Tensor,
-    form: str = "orig",
     cross_margin: float = 0.5,
     intra_margin: float = 0.1,
     intra_weight: float = 0.1,
 ) -> torch.Tensor:
-    """Ye et al. (BDTR) on unit vectors, in the author's form or with the counts of SMCL."""
+    """Ye et al. (BDTR) on unit vectors, in the author's form."""
     images = [Item(a.person, a.modality, a.x / norm(a.x)) for a in _images(features, labels)]
     total = features.new_zeros(())
     for m in (0, 1):
@@ -96,30 +95,21 @@ def bdtr(
             p = _far(a, [b for b in other if b.person == a.person])
             n = _near(a, [b for b in other if b.person != a.person])
             cross.append(hinge(cross_margin + _d(a, p) - _d(a, n)))
-            if form == "orig":
-                intra.append(hinge(intra_margin - _d(p, n)))
-            else:
-                own = [b for b in images if b.modality == m and b is not a]
-                p = _far(a, [b for b in own if b.person == a.person])
-                n = _near(a, [b for b in own if b.person != a.person])
-                intra.append(hinge(intra_margin + _d(a, p) - _d(a, n)))
+            intra.append(hinge(intra_margin - _d(p, n)))
         total = total + _mean(cross) + intra_weight * _mean(intra)
     return total
 
 
-def bi_center(
-    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.5, joint: bool = False
-) -> torch.Tensor:
-    """Images against the centers of the other modality (or of both, to be pushed from)."""
+def bi_center(features: torch.Tensor, labels: torch.Tensor, margin: float = 0.5) -> torch.Tensor:
+    """Images against the centers of the other modality."""
     of_modality = _centers(features, labels)
-    of_both = [Item(p, -1, c.sum(0) / 2) for p, c in centers(features, labels).items()]
     total = features.new_zeros(())
     for m in (0, 1):
         terms = []
         for a in (b for b in _images(features, labels) if b.modality == m):
             other = [c for c in of_modality if c.modality != m]
             (own,) = [c for c in other if c.person == a.person]
-            n = _near(a, [c for c in (of_both if joint else other) if c.person != a.person])
+            n = _near(a, [c for c in other if c.person != a.person])
             terms.append(hinge(margin + _d(a, own) - _d(a, n)))
         total = total + _mean(terms)
     return total
@@ -138,31 +128,16 @@ def hetero_center_triplet(
     return _mean(terms)
 
 
-def hetero_center(
-    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.0
-) -> torch.Tensor:
-    """Zhu et al.: squared distances of the two centers, summed over persons."""
-    total = features.new_zeros(())
-    for c in centers(features, labels).values():
-        total = total + hinge(((c[0] - c[1]) ** 2).sum() - margin)
-    return total
-
-
-def _mmd_of_two(x: torch.Tensor, y: torch.Tensor, bandwidth: str, sigma: float) -> torch.Tensor:
+def _mmd_of_two(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     rows = [*x, *y]
     n = len(rows)
 
     def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return ((a - b) ** 2).sum()
 
-    pairs = sorted(squared(rows[j], rows[k]).item() for j in range(n) for k in range(n) if j < k)
-    half = len(pairs) // 2
-    if bandwidth == "median":
-        b = pairs[half] if len(pairs) % 2 else (pairs[half - 1] + pairs[half]) / 2
-        widths = [b + 1e-9]
-    else:
-        b = sigma if bandwidth == "fixed" else math.fsum(pairs) / len(pairs)
-        widths = [b / 4 * s + 1e-9 for s in (1, 2, 4, 8, 16)]
+    pairs = [squared(rows[j], rows[k]).item() for j in range(n) for k in range(n) if j < k]
+    b = math.fsum(pairs) / len(pairs)
+    widths = [b / 4 * s + 1e-9 for s in (1, 2, 4, 8, 16)]
 
     def kernel(a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return sum((torch.exp(-squared(a, c) / w) for w in widths), start=a.new_zeros(()))
@@ -175,10 +150,8 @@ def _mmd_of_two(x: torch.Tensor, y: torch.Tensor, bandwidth: str, sigma: float) 
     return total / len(x) ** 2
 
 
-def mmd(
-    x: torch.Tensor, y: torch.Tensor, bandwidth: str = "adaptive", sigma: float = 1.0
-) -> torch.Tensor:
+def mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """MMD-ReID's estimate for each pair of sets [..., K, D]; its bandwidth is a constant."""
     if x.ndim == 2:
-        return _mmd_of_two(x, y, bandwidth, sigma)
-    return torch.stack([mmd(a, b, bandwidth, sigma) for a, b in zip(x, y, strict=True)])
+        return _mmd_of_two(x, y)
+    return torch.stack([mmd(a, b) for a, b in zip(x, y, strict=True)])

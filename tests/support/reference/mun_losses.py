@@ -15,16 +15,8 @@ def rows_of(labels: torch.Tensor) -> dict[int, list[int]]:
     return result
 
 
-def alignment(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    margin: float = 0.55,
-    form: str = "hinge",
-    normalize: bool = False,
-) -> torch.Tensor:
+def alignment(features: torch.Tensor, labels: torch.Tensor, margin: float = 0.55) -> torch.Tensor:
     """Eq. (12): auxiliary centers against visible and infrared ones, summed over identities."""
-    if normalize:
-        features = torch.stack([torch.stack([z / norm(z) for z in row]) for row in features])
     c = {i: {"v": x[0], "r": x[1], "a": x[2]} for i, x in losses.centers(features, labels).items()}
     total = features.new_zeros(())
     for i in c:
@@ -32,53 +24,24 @@ def alignment(
         negative = min(
             (norm(c[i]["a"] - c[q][m]) for q in c if q != i for m in "vr"), key=torch.Tensor.item
         )
-        value = margin + positive - negative
-        if form == "hinge":
-            value = hinge(value)
-        elif form == "softplus":
-            value = torch.log(1 + torch.exp(value))
-        total = total + value
+        total = total + hinge(margin + positive - negative)
     return total
 
 
-def beta(step: int, num_steps: int, schedule: str) -> float:
+def beta(step: int, num_steps: int) -> float:
     """The updating ratio of eq. (14), from 1e-8 at the first step to 1 at the last."""
-    part = step / max(num_steps - 1, 1)
-    if schedule == "linear":
-        return 1e-8 + (1 - 1e-8) * part
-    return 1e-8 * 1e8**part
+    return 1e-8 + (1 - 1e-8) * step / max(num_steps - 1, 1)
 
 
-def accumulate(
-    new: torch.Tensor, labels: torch.Tensor, weight: float, memory: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Eq. (14) row by row, with new = W Z [B, 3, D]: T [B, 3, D] and the memory that it leaves.
-
-    memory: "prototype" [B, 3, D] by row; or [C, K, 3, D] by identity and, "seen" [C], which of
-    these have a past.
-    """
-    old = memory["prototype"].detach()
-    later = {k: v.clone() for k, v in memory.items()}
-    t: list[torch.Tensor] = [new[0]] * len(new)
-    for identity, rows in rows_of(labels).items():
-        for k, row in enumerate(rows):
-            place, own = (row,), weight
-            if "seen" in memory:
-                place = (identity, k)
-                own = weight if memory["seen"][identity] else 1.0
-            t[row] = own * new[row] + (1 - own) * old[place]
-            later["prototype"][place] = t[row].detach()
-        if "seen" in memory:
-            later["seen"][identity] = 1
-    return torch.stack(t), later
+def accumulate(new: torch.Tensor, weight: float, old: torch.Tensor) -> torch.Tensor:
+    """Eq. (14) row by row: T [B, 3, D], with new = W Z and old = T of the step before."""
+    return torch.stack(
+        [weight * z + (1 - weight) * t.detach() for z, t in zip(new, old, strict=True)]
+    )
 
 
 def modality_alignment(
-    prototypes: torch.Tensor,
-    labels: torch.Tensor,
-    bridge: bool = True,
-    bandwidth: str = "adaptive",
-    sigma: float = 1.0,
+    prototypes: torch.Tensor, labels: torch.Tensor, bridge: bool = True
 ) -> torch.Tensor:
     """Eqs. (15) and (16) over the identities of a batch; prototypes [B, M, D]."""
     total = prototypes.new_zeros(())
@@ -87,7 +50,7 @@ def modality_alignment(
         v, r = (torch.stack([prototypes[n, m] for n in rows]) for m in (0, 1))
         if bridge:
             a = torch.stack([prototypes[n, 2] for n in rows])
-            total = total + mmd(v, a, bandwidth, sigma) + mmd(a, r, bandwidth, sigma)
+            total = total + mmd(v, a) + mmd(a, r)
         else:
-            total = total + mmd(v, r, bandwidth, sigma)
+            total = total + mmd(v, r)
     return total / len(identities)

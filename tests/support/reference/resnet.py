@@ -21,15 +21,9 @@ LAYOUTS = {  # depth: (bottleneck?, blocks in each stage)
 }
 STREAMS = ("visible", "infrared", "auxiliary")
 
-Kept = tuple[int, int] | None
-
 
 class BatchNorm(nn.Module):
-    """Batch normalization over all axes but 1, in one or in more dimensions.
-
-    With kept = (M, k) the rows are M interleaved modalities, all of them normalize the
-    batch together, and the first k alone move the running statistics.
-    """
+    """Batch normalization over all axes but 1, in one or in more dimensions."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -41,22 +35,9 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
 
-    def forward(self, x: torch.Tensor, kept: Kept = None) -> torch.Tensor:
-        if not self.training:
-            return functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False
-            )
-        if kept is None:
-            return functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.1
-            )
-        y = functional.batch_norm(x, None, None, self.weight, self.bias, True)
-        modalities, count = kept
-        if count:
-            rows = x.detach().unflatten(0, (-1, modalities))[:, :count].flatten(0, 1)
-            # PyTorch's own update, run for its effect on the two buffers.
-            functional.batch_norm(rows, self.running_mean, self.running_var, None, None, True, 0.1)
-        return y
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        statistics = self.running_mean, self.running_var
+        return functional.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1)
 
 
 class Block(nn.Module):
@@ -81,14 +62,14 @@ class Block(nn.Module):
                 [nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), BatchNorm(outputs)]
             )
 
-    def forward(self, x: torch.Tensor, kept: Kept = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x
         for n in range(1, self.length + 1):
-            y = self.get_submodule(f"bn{n}")(self.get_submodule(f"conv{n}")(y), kept)
+            y = self.get_submodule(f"bn{n}")(self.get_submodule(f"conv{n}")(y))
             if n < self.length:
                 y = torch.relu(y)
         if self.downsample is not None:
-            x = self.downsample[1](self.downsample[0](x), kept)
+            x = self.downsample[1](self.downsample[0](x))
         return torch.relu(x + y)
 
 
@@ -100,16 +81,16 @@ class Stem(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm(width)
 
-    def forward(self, x: torch.Tensor, kept: Kept = None) -> torch.Tensor:
-        return functional.max_pool2d(torch.relu(self.bn1(self.conv1(x), kept)), 3, 2, 1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
 
 
 class Stage(nn.Sequential):
-    """Blocks one after the other, all told which rows are kept."""
+    """Blocks one after the other."""
 
-    def forward(self, x: torch.Tensor, kept: Kept = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self:
-            x = block(x, kept)
+            x = block(x)
         return x
 
 
@@ -145,7 +126,6 @@ class ResNet(nn.Module):
     Args:
       specific: how many leading stages each modality owns (0 none, 1 the stem, 2 the stem
         and layer1, ...).
-      kept: how many leading modalities move the running statistics; None for all.
       copies: of the specific stages, the first of STREAMS.
     """
 
@@ -155,11 +135,10 @@ class ResNet(nn.Module):
         width: int = 64,
         last_stride: int = 1,
         specific: int = 0,
-        kept: int | None = None,
         copies: int = 2,
     ) -> None:
         super().__init__()
-        self.kept, self.specific = kept, specific
+        self.specific = specific
         self.streams = bool(specific)
         if specific:
             for name in STREAMS[:copies]:
@@ -188,13 +167,8 @@ class ResNet(nn.Module):
                 if not members:
                     continue
                 x = torch.stack([maps[m] for m in members], 1).flatten(0, 1)
-                kept = None
-                if self.kept is not None:
-                    count = sum(m < self.kept for m in members)
-                    # A copy for generated images alone has no other statistics than theirs.
-                    kept = (len(members), count) if count else None
                 for stage in self.get_submodule(name).children():
-                    x = stage(x, kept)
+                    x = stage(x)
                 for m, y in zip(members, x.unflatten(0, (-1, len(members))).unbind(1), strict=True):
                     maps[m] = y
         done = self.specific
@@ -202,7 +176,7 @@ class ResNet(nn.Module):
             if generate is not None and done == after:
                 maps = generate(maps)
             x = torch.stack(maps, 1).flatten(0, 1)
-            x = stage(x, None if self.kept is None else (len(maps), min(self.kept, len(maps))))
+            x = stage(x)
             maps = list(x.unflatten(0, (-1, len(maps))).unbind(1))
             done += 1
         return torch.stack(maps, 1).flatten(0, 1)

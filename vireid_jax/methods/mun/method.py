@@ -7,38 +7,38 @@ All three pass the shared stages. At test time an image passes its own first sta
 shared ones; generator and prototypes are there in training alone.
 
   term          equation  function                  weight in the total (eq. 17)
-  id_visible    10        losses.cross_entropy      1
-  id_infrared   10        losses.cross_entropy      1
-  tri           -         losses.triplet            1
-  idc           11        losses.cross_entropy      gamma, idc_weight
-  ia            12        losses.alignment          theta, ia_weight
-  ma            13-16     losses.alignment          sigma, ma_weight
-  ida           table 1   losses.cross_entropy      ida_weight; the row "+Aux" alone
+  id_visible    10        cross_entropy             1
+  id_infrared   10        cross_entropy             1
+  tri           -         batch_hard_triplet        1
+  idc           11        cross_entropy             gamma, idc_weight
+  ida           table 1   cross_entropy             ida_weight; the row "+Aux" alone
+  ia            12        alignment_loss            theta, ia_weight
+  ma            13-16     prototype_loss            sigma, ma_weight
 
-No code was released. What the paper leaves open is an option of `build`, named in its
-docstring with the default that docs/fidelity.md argues for.
+No code was released. docs/fidelity.md says how the paper is read where it leaves something open.
 
 Symbols: Z pooled features, C centers of an identity, T prototypes; v / r / a the
 modalities visible, infrared and auxiliary, in this order wherever features are [B, 3, D].
 """
 
-from collections.abc import Mapping
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.losses import triplet
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.losses.triplet import batch_hard_triplet
 from vireid_jax.methods import common
 from vireid_jax.methods.common import Backbone
-from vireid_jax.methods.mun import alignment, mmd
+from vireid_jax.methods.mun import generator
+from vireid_jax.methods.mun.losses import accumulated, alignment_loss, beta_of, prototype_loss
 from vireid_jax.methods.mun.net import MUNNet
-from vireid_jax.nets import auxiliary as aux
-from vireid_jax.types import AUXILIARY, STEMS, VISIBLE, Aux, Batch, Method, Variables
+from vireid_jax.nets import auxiliary as images_of
+from vireid_jax.types import STEMS, Aux, Batch, Method, Variables
+
+KINDS = ("none", *images_of.IMAGE_KINDS, "mun")
 
 
 def build(
@@ -48,260 +48,147 @@ def build(
     num_steps: int,
     num_ids: int,
     num_instances: int,
-    second_view: bool = False,
     backbone: Backbone = Backbone(),
     specific: int = 2,
     auxiliary: str = "mun",
-    aux_stem: str = "own",
     smgm_width: int = 16,
-    smgm_shared: bool = True,
     smgm_init: str = "kaiming",
     smgm_input: str = "standardized",
-    x_width: int = 1,
-    x_input: str = "unit",
-    mix: str = "half",
-    generator: Mapping[str, Any] = MappingProxyType({}),
-    shared_input: str = "raw",
-    gem_p: float = 3.0,
-    gem_learned: bool = False,
-    neck: str = "shared",
-    tri: str = "vr",
-    tri_form: str = "hard",
+    generator_ratios: Sequence[int] = generator.RATIOS,
+    generator_form: str = "direct",
+    generator_remat: bool = False,
+    normalize: bool = False,
     tri_margin: float = 0.3,
-    tri_normalize: bool = False,
     idc_weight: float = 0.25,
     ida_weight: float = 0.0,
     ia_weight: float = 0.5,
-    ma_weight: float = 0.008,
     ia_margin: float = 0.55,
-    ia_form: str = "hinge",
-    ia_normalize: bool = False,
-    prototypes: str = "slot",
-    prototype_map: str = "linear",
-    beta_schedule: str = "linear",
-    beta_role: str = "new",
-    beta_first: str = "full",
+    ma_weight: float = 0.008,
+    prototypes: bool = True,
     bridge: bool = True,
-    mmd_bandwidth: str = "adaptive",
-    mmd_sigma: float = 1.0,
-    bn_running: str = "all",
 ) -> Method:
     """MUN as a `Method`; the defaults are the paper's recipe.
 
     Args:
-      num_classes: C, identities in training.
-      image_size: (height, width).
+      num_classes, image_size: C, identities in training; (height, width).
       num_steps: of the whole training; beta reaches 1 at the last one.
       num_ids, num_instances: P and K of a batch; the prototypes are tied to them.
-      second_view: batches have a second view of the visible images (`augment.second_view`, CAJ's
-        joint learning); it joins id_visible, tri and the visible centers of ia.
       backbone: see `common.Backbone`.
       specific: leading stages of each modality: 2 is the stem and layer1, 1 the stem alone.
         The paper says that the first stage is made of residual blocks.
-      auxiliary: source of the auxiliary modality (table 2), see `nets.auxiliary`: "mun", the
-        generator; the images "x", "gray", "mixed", "syncretic"; or "none": the baseline of
-        table 1, without the terms idc, ida, ia and ma.
-      aux_stem: the first stage of an auxiliary image: its "own" copy or the "visible" one.
-      smgm_width, smgm_shared, smgm_init, smgm_input, x_width, x_input, mix, generator: see
-        `nets.auxiliary.make`; `generator` holds the options of the paper's own one.
-      shared_input: what enters the shared stages for v and r: "raw" maps of the first stage,
-        or those "refined" by the intra-modality learners, at test time too.
-      gem_p, gem_learned: the exponent of GeM pooling, fixed or learned.
-      neck: one BN neck "shared" by the modalities before the classifiers, or "none".
-      tri: rows of the triplet loss: "vr", or "vra" with the auxiliary modality.
-      tri_form: "hard" (batch-hard, tri_margin) or "weighted" (AGW's, without margin).
-      tri_normalize: of features of unit length; the paper states none.
+      auxiliary: source of the auxiliary modality (table 2): "mun", the generator; the images "x",
+        "gray", "mixed", "syncretic" of `nets.auxiliary`, with a first stage of their own; or
+        "none": the baseline of table 1, without the terms idc, ida, ia and ma.
+      smgm_width, smgm_init, smgm_input: of "syncretic", see `nets.auxiliary.SMGM`.
+      generator_ratios, generator_form, generator_remat: of "mun", see `generator`.
+      normalize: unit-length features in tri and ia; the paper states none.
+      tri_margin: of the triplet loss.
       idc_weight, ia_weight, ma_weight: gamma, theta and sigma of eq. 17; a term of weight 0 is
         left out, and so are its parameters.
       ida_weight: of a classifier of auxiliary features alone, table 1's row "+Aux".
-      ia_margin, ia_form: see `losses.alignment.alignment_loss`.
-      ia_normalize: centers of features of unit length; the paper states none.
-      prototypes: "slot" (as printed), "identity" (a memory for each identity) or "none":
-        ma compares the features themselves (table 3).
-      prototype_map: W_p of eq. 13: "linear" maps of features, one a modality; one "shared";
-        "frozen", the identity; or "slot": maps of the batch's rows, as eq. 13 reads literally.
-      beta_schedule, beta_role: see `losses.alignment.new_weight`.
-      beta_first: "full" lets the first step, whose beta is 1, teach; "stop" does not. Under
-        prototypes="identity" the first appearance of a person after it teaches either way.
+      ia_margin: alpha of eq. 12.
+      prototypes: False compares the features themselves in ma (table 3).
       bridge: compare v and r with the auxiliary modality, not with each other (table 3).
-      mmd_bandwidth, mmd_sigma: see `losses.mmd.mmd`.
-      bn_running: "all" or "vi": running statistics of the shared stages from v, r and a, or from
-        v and r, which alone occur at test time. Batches are normalized over all either way.
 
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    common.check(
-        choices={
-            "auxiliary": (auxiliary, aux.KINDS),
-            "aux_stem": (aux_stem, ("own", "visible")),
-            "shared_input": (shared_input, ("raw", "refined")),
-            "neck": (neck, ("shared", "none")),
-            "tri": (tri, ("vr", "vra")),
-            "tri_form": (tri_form, ("hard", "weighted")),
-            "ia_form": (ia_form, alignment.FORMS),
-            "prototypes": (prototypes, ("slot", "identity", "none")),
-            "prototype_map": (prototype_map, ("linear", "shared", "frozen", "slot")),
-            "beta_schedule": (beta_schedule, ("linear", "geometric")),
-            "beta_role": (beta_role, ("new", "memory")),
-            "beta_first": (beta_first, ("full", "stop")),
-            "mmd_bandwidth": (mmd_bandwidth, mmd.BANDWIDTHS),
-            "bn_running": (bn_running, ("all", "vi")),
-        },
-        not_negative=dict(
-            tri_margin=tri_margin,
-            idc_weight=idc_weight,
-            ida_weight=ida_weight,
-            ia_weight=ia_weight,
-            ma_weight=ma_weight,
-            ia_margin=ia_margin,
-        ),
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
-    )
-    if specific not in (1, 2):
-        raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
-    if not gem_p >= 1:
-        raise ValueError(f"method.gem_p is {gem_p}, expected 1 (the mean) or more")
-    if not mmd_sigma > 0:
-        raise ValueError(f"method.mmd_sigma is {mmd_sigma}, expected a squared distance above 0")
-    auxiliary_options: dict[str, Any] = dict(
-        smgm_width=smgm_width,
-        smgm_shared=smgm_shared,
-        smgm_init=smgm_init,
-        smgm_input=smgm_input,
-        x_width=x_width,
-        x_input=x_input,
-        mix=mix,
-        generator=dict(generator),
-    )
-    channels = backbone.width if specific == 1 else backbone.features // 8
-    aux.check(auxiliary, image_size=image_size, channels=channels, **auxiliary_options)
-    with_auxiliary = auxiliary != "none"
-    if shared_input == "refined" and auxiliary != "mun":
-        raise ValueError("method.shared_input='refined' needs method.auxiliary='mun'")
-    if shared_input == "refined" and second_view:
-        raise ValueError(
-            "method.shared_input='refined' with augment.second_view: the second view has no "
-            "refined map; choose shared_input=raw or second_view=none"
-        )
-    # eq. 17; what has weight 0 is left out.
+    weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)  # eq. 17
     optional = dict(idc=idc_weight, ida=ida_weight, ia=ia_weight, ma=ma_weight)
-    weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)
-    weights |= {name: w for name, w in optional.items() if w and with_auxiliary}
-    remembers = "ma" in weights and prototypes != "none"
-    rows, features = num_ids * num_instances, backbone.features
-    real = 3 if second_view else 2  # modalities that are not generated come first
-    running = (real + 1, real) if with_auxiliary and bn_running == "vi" else None
+    margins = dict(tri_margin=tri_margin, ia_margin=ia_margin)
+    numbers = {**{f"{name}_weight": weight for name, weight in optional.items()}, **margins}
+    common.check(num_classes=num_classes, num_ids=num_ids, backbone=backbone, not_negative=numbers)
+    weights |= {name: w for name, w in optional.items() if w and auxiliary != "none"}
+    remembers = "ma" in weights and prototypes
+    smgm = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
+    learners = dict(ratios=generator_ratios, form=generator_form, remat=generator_remat)
+    _check(image_size, backbone, specific, auxiliary, smgm, learners)
     net = MUNNet(
-        num_classes=num_classes,
-        rows=rows,
-        backbone_options={
-            **backbone.resnet_options(),
-            "specific": specific,
-            "running": running,
-        },
-        auxiliary_kind=auxiliary,
-        auxiliary_options={**backbone.module_options(), **auxiliary_options},
-        auxiliary_stem=AUXILIARY if aux_stem == "own" else VISIBLE,
+        num_classes,
+        backbone.features,
+        {**backbone.resnet_options(), "specific": specific},
+        auxiliary,
+        learners if auxiliary == "mun" else smgm,
         auxiliary_classifier="ida" in weights,
-        refined=shared_input == "refined",
-        gem_p=gem_p,
-        gem_learned=gem_learned,
-        with_neck=neck == "shared",
-        neck_running=running,
-        prototype_map=prototype_map if remembers else None,
+        prototypes=remembers,
     )
-    remember = {"slot": alignment.by_slot, "identity": alignment.by_identity}
-    scale_form = generator.get("scale_form", "project")
-    projects = auxiliary == "mun" and scale_form == "project"
-
-    def initialize(key: Any) -> Variables:
-        variables = common.initialize(net, image_size, rows=rows)(key)
-        if not remembers:
-            return variables
-        shape = (num_classes, num_instances, 3, features)
-        memory = {
-            "slot": {"prototype": jnp.zeros((rows, 3, features))},
-            "identity": {"prototype": jnp.zeros(shape), "seen": jnp.zeros(num_classes, bool)},
-        }
-        return {**variables, "memory": memory[prototypes]}
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
-        state = dict(variables)
-        memory = state.pop("memory", {})
+        state = {name: x for name, x in variables.items() if name != "memory"}
         images = [batch["visible"], batch["infrared"]]
-        if second_view:
-            images.append(batch["visible_second"])
-        out, updates = common.train_pass(net, backbone, state, images, key, stream="auxiliary")
-        labels, pool, logits = batch["label"], out["pool"], out["logits"]
-        visible = [name for name in ("visible", "second") if name in pool]
+        out, updates = common.train_pass(net, backbone, state, images, key)
+        z, logits, labels = out["pool"], out["logits"], batch["label"]
+        z_vr = jnp.stack([z["visible"], z["infrared"]], 1)
 
-        def classified(classifier: str, *names: str) -> jax.Array:
-            each = [cross_entropy(logits[classifier, name], labels) for name in names]
-            return sum(each[1:], each[0]) / len(each)
+        def classified(classifier: str, modality: str) -> jax.Array:
+            return cross_entropy(logits[classifier, modality], labels)
 
         terms = {
-            "id_visible": classified("visible", *visible),  # eq. 10
-            "id_infrared": classified("infrared", "infrared"),
+            "id_visible": classified("visible", "visible"),  # eq. 10
+            "id_infrared": classified("infrared", "infrared"),  # eq. 10
+            "tri": batch_hard_triplet(unit(z_vr) if normalize else z_vr, labels, margin=tri_margin),
         }
-        third = ["auxiliary"] if with_auxiliary and tri == "vra" else []
-        compared = [*visible, "infrared", *third]
-        z = jnp.stack([pool[name] for name in compared], 1)
-        rows_of = unit(z) if tri_normalize else z
-        terms["tri"] = (
-            triplet.batch_hard_triplet(rows_of, labels, margin=tri_margin)
-            if tri_form == "hard"
-            else triplet.weighted_regularized_triplet(rows_of, labels)
-        )
         if "idc" in weights:  # eq. 11
             terms["idc"] = classified("visible", "auxiliary") + classified("infrared", "auxiliary")
-        if "ida" in weights:
+        if "ida" in weights:  # table 1
             terms["ida"] = classified("auxiliary", "auxiliary")
-        if "ia" in weights:
-            aligned = {m: unit(x) if ia_normalize else x for m, x in pool.items()}
-            center = sum(aligned[name] for name in visible) / len(visible)
-            terms["ia"] = alignment.alignment_loss(
-                jnp.stack([center, aligned["infrared"], aligned["auxiliary"]], 1),
-                labels,
-                margin=ia_margin,
-                form=ia_form,
-            )
+        if "ia" in weights:  # eq. 12
+            aligned = jnp.stack([unit(z[m]) if normalize else z[m] for m in STEMS], 1)
+            terms["ia"] = alignment_loss(aligned, labels, margin=ia_margin)
         scalars = {
             "accuracy_visible": accuracy(logits["visible", "visible"], labels),
             "accuracy_infrared": accuracy(logits["infrared", "infrared"], labels),
-            "feature_norm": safe_norm(z).mean(),  # a loss without hinge makes it grow
+            "feature_norm": safe_norm(z_vr).mean(),
         }
         if "ma" in weights:
-            compare = partial(
-                alignment.prototype_loss,
-                num_instances=num_instances,
-                bridge=bridge,
-                bandwidth=mmd_bandwidth,
-                sigma=mmd_sigma,
-            )
-            plain = prototype = jnp.stack([pool[name] for name in STEMS], 1)
+            t = jnp.stack([z[m] for m in STEMS], 1)
             if remembers:
-                share = alignment.new_weight(
-                    step, num_steps, schedule=beta_schedule, role=beta_role
+                # The maps W can bring prototypes together while the features stay apart.
+                scalars["ma_features"] = prototype_loss(
+                    t, num_instances=num_instances, bridge=bridge
                 )
-                # Of all rows, which prototype_map="slot" mixes.
-                mapped: Any = net.apply(state, pool, method="mapped")
-                if beta_first == "stop":
-                    mapped = jnp.where(step == 0, jax.lax.stop_gradient(mapped), mapped)
-                prototype, memory = remember[prototypes](memory, mapped, labels, share)
-                # The maps can bring prototypes together while the features stay apart.
-                scalars |= {"new_weight": share, "ma_features": compare(plain)}
-            terms["ma"] = compare(prototype)
+                mapped: Any = net.apply(state, z, method="mapped")  # W Z
+                beta = scalars["beta"] = beta_of(step, num_steps)
+                t, kept = accumulated(variables["memory"]["prototype"], mapped, beta)  # eqs. 13-14
+                updates = {**updates, "memory": {"prototype": kept}}
+            terms["ma"] = prototype_loss(
+                t, num_instances=num_instances, bridge=bridge
+            )  # eqs. 15-16
         if auxiliary == "mun":
             for name, part in state["params"]["auxiliary"].items():
-                scalars[f"scale_{name}"] = aux.layer_scale(part["layer_scale"], scale_form).mean()
-        kept = {"memory": memory} if remembers else {}
-        return common.total(weights, terms), Aux(terms, {**updates, **kept}, scalars)
+                scalars[f"scale_{name}"] = part["layer_scale"].mean()
+        return common.total(weights, terms), Aux(terms, dict(updates), scalars)  # eq. 17
+
+    def initialize(key: Any) -> Variables:
+        variables = common.initialize(net, image_size)(key)
+        if not remembers:
+            return variables
+        shape = (num_ids * num_instances, 3, backbone.features)
+        return {**variables, "memory": {"prototype": jnp.zeros(shape)}}
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:
-        state = {k: v for k, v in variables.items() if k != "memory"}
-        return net.apply(state, images, modality, method="embed")  # type: ignore[return-value]
+        state = {name: x for name, x in variables.items() if name != "memory"}
+        return common.embed(net)(state, images, modality)
 
-    return Method(initialize, loss, embed, project=aux.project_scales if projects else None)
+    project = generator.project_scales if auxiliary == "mun" else None
+    return Method(initialize, loss, embed, project=project)
+
+
+def _check(
+    image_size: tuple[int, int],
+    backbone: Backbone,
+    specific: int,
+    auxiliary: str,
+    smgm: dict[str, Any],
+    learners: dict[str, Any],
+) -> None:
+    """Refuses a network that cannot be built; see `build`."""
+    if specific not in (1, 2):
+        raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
+    images_of.check(auxiliary, KINDS, **smgm)
+    if not isinstance(learners["remat"], bool):
+        raise ValueError(f"method.generator_remat is {learners['remat']!r}, expected True or False")
+    if auxiliary == "mun":
+        channels = backbone.width if specific == 1 else backbone.features // 8
+        own = {name: learners[name] for name in ("ratios", "form")}
+        generator.check(image_size, channels, **own, groups=backbone.bn_groups)
