@@ -8,8 +8,8 @@ blocks of it, for some queries at a time:
      `vireid_jax.metrics.ranking`), and the closest images.
 
 Queries are taken in the order of their people, too, so pass 1 reads a few blocks and the work is
-little more than one product of queries and gallery. Nothing is estimated: the ranks are those of
-the whole matrix of distances. The last bit of a distance can depend on the shape of the product
+little more than one product of queries and gallery. Nothing is estimated: the whole matrix
+of distances gives the same ranks. The last bit of a distance can depend on the shape of the product
 that it comes from, so a true image keeps the distance of pass 1 in pass 2, and every other image
 has one distance only.
 
