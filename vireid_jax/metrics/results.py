@@ -245,12 +245,12 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
                 + (" (of RegDB's trials: over 'splits')" if key == "test_set" else "")
             )
     names = list(first["metrics"])
-    values = {name: np.array([result["metrics"][name] for result in results]) for name in names}
+    each = {name: np.array([result["metrics"][name] for result in results]) for name in names}
     tied = sum(result["counts"]["tied_true_images"] for result in results)
     return {
         **kept,
-        "metrics": {name: float(v.mean()) for name, v in values.items()},
-        "std": {name: float(v.std()) for name, v in values.items()},
+        "metrics": {name: float(v.mean()) for name, v in each.items()},
+        "std": {name: float(v.std()) for name, v in each.items()},
         "trials": [dict(result["metrics"]) for result in results],
         "chance": _mean([result["chance"] for result in results]),
         "curves": {
