@@ -35,13 +35,12 @@ import numpy as np
 import optax
 
 from vireid_jax.losses.identity import accuracy, cross_entropy
-from vireid_jax.methods.idkl.method import half_flipped
-from vireid_jax.methods.idkl.modality import ModalityClassifier
-from vireid_jax.methods.idkl.reversal import reverse_gradient
+from vireid_jax.methods.idkl.losses import half_flipped
+from vireid_jax.methods.idkl.net import ModalityClassifier, reverse_gradient
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 
-# What `reverse_gradient` is told: -1 passes the gradient as it is, 0 passes none.
+# The factor of `reverse_gradient`: -1 passes the gradient as it is, 0 passes none.
 STRENGTH = {"half_flip": -1.0, "reversal": 1.0, "none": 0.0}
 COLUMNS = {
     "cross_entropy": "cross-entropy of the confuser's task",

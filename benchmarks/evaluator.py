@@ -38,8 +38,7 @@ from benchmarks.evaluator_data import (
     write_gallery,
 )
 from benchmarks.open_evaluators import RANKS, Metrics, score_regdb, score_sysu
-from vireid_jax.metrics import Ranking, evaluate, rank_metrics, sampled_rows
-from vireid_jax.metrics.streaming import rank_features
+from vireid_jax.metrics import Ranking, evaluate, rank_features, rank_metrics, sampled_rows
 
 AGREE = 1e-8
 TIMES = 3  # runs of either side; the fastest of each counts

@@ -12,11 +12,9 @@ import numpy as np
 from benchmarks.generator_parts import Part
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.nets import attention, expansion
-from vireid_jax.nets.multifeature import MultiFeatureNet
-from vireid_jax.nets.prototypes import Parts, Prototypes
+from vireid_jax.nets import attention, multifeature
+from vireid_jax.nets.multifeature import MultiFeatureNet, Parts, Prototypes, simam
 from vireid_jax.nets.resnet import ResNet, block_names, feature_width, map_size
-from vireid_jax.nets.shallow import simam
 
 # The parts that make up a training pass, in its order.
 NETWORK = (
@@ -59,10 +57,10 @@ def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
             maps = [a_map(n, 2), a_map(n - 1, 2)]
             result[key] = Part(name, _init(shapes, [f"mfa_{n - 1}"]), run, maps)
     result |= _generation(s, shapes, a_map(3, 2))
-    count, pooled = method["num_prototypes"], method["prototype_pool"]
+    count = method["num_prototypes"]
 
     def parted(variables: Any, maps: list[Any]) -> list[Any]:
-        found: Any = Prototypes(count, pooled).apply(_inner(variables), *maps)
+        found: Any = Prototypes(count).apply(_inner(variables), *maps)
         return [found.features, found.similarity]
 
     last = a_map(4, 6)
@@ -160,15 +158,9 @@ def _patched(run: Callable[[Any, list[Any]], list[Any]]) -> Callable[[Any, list[
 def _generation(s: dict[str, Any], shapes: Any, a_map: tuple[int, ...]) -> dict[str, Part]:
     """MFGM, its pieces, and other forms."""
     method = s["method"]
-    count, kernel = method["branches"], method["attention_kernel"]
-    form = dict(
-        branches=count,
-        fuse=method["expansion_fuse"],
-        attention=method["attention"],
-        kernel=kernel,
-        form=method["attention_form"],
-    )
-    module = expansion.Expansion(**form)
+    count = method["branches"]
+    module = multifeature.Expansion(branches=count, **pdm.MFGM[method["mfgm"]])
+    kernel = module.kernel
     squeezed, places = a_map[-1] // 4, a_map[:3]
     init = _init(shapes, ("expansion",))
 
@@ -195,12 +187,12 @@ def _generation(s: dict[str, Any], shapes: Any, a_map: tuple[int, ...]) -> dict[
 
     def dilated(variables: Any, maps: list[Any]) -> list[Any]:
         found = []
-        for d in expansion.DILATIONS:
+        for d in multifeature.DILATIONS:
             conv = nn.Conv(count * squeezed, (3, 3), padding=d, kernel_dilation=d, use_bias=False)
             found.append(conv.apply({"params": variables["params"][f"dilated_{d}"]}, *maps))
         return [sum(found[1:], found[0])]
 
-    attended = _Attended(**form)
+    attended = _Attended(branches=count, **pdm.MFGM[method["mfgm"]])
 
     def attention_of(variables: Any, maps: list[Any]) -> list[Any]:
         return [attended.apply(variables, *maps)]
@@ -208,7 +200,7 @@ def _generation(s: dict[str, Any], shapes: Any, a_map: tuple[int, ...]) -> dict[
     def spatial(how: str) -> Callable[[Any, list[Any]], list[Any]]:
         def run(variables: Any, maps: list[Any]) -> list[Any]:
             weights = variables["params"]["spatial_kernel"][..., 0]
-            return [expansion.spatial_convolution(maps[0], weights, form=how)]
+            return [multifeature.spatial_convolution(maps[0], weights, form=how)]
 
         return run
 
@@ -219,7 +211,7 @@ def _generation(s: dict[str, Any], shapes: Any, a_map: tuple[int, ...]) -> dict[
     of_branches, side = (*places, count, squeezed), f"{kernel} x {kernel} attention"
     pooled = [(*places, count, 2)]
     gates = ("channel_squeeze", "channel_excite", "spatial_kernel", "spatial_bias")
-    convs = tuple(f"dilated_{d}" for d in expansion.DILATIONS)
+    convs = tuple(f"dilated_{d}" for d in multifeature.DILATIONS)
     rows = ((1 + count) * a_map[0], *a_map[1:])
     result = {
         "mfgm": Part("MFGM", init, generated, [a_map]),
@@ -234,7 +226,7 @@ def _generation(s: dict[str, Any], shapes: Any, a_map: tuple[int, ...]) -> dict[
     return result
 
 
-class _Attended(expansion.Expansion):
+class _Attended(multifeature.Expansion):
     """What an expansion does between its convolutions."""
 
     @nn.compact

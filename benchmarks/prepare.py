@@ -113,18 +113,18 @@ def scan(folder: pathlib.Path) -> int:
 
 def prepare(folder: pathlib.Path) -> int:
     """Lists the tree, checks every image and writes the prepared set."""
-    from vireid_jax.data import builders
+    from vireid_jax.data import prepared
     from vireid_jax.data.readers import get_reader
 
     listing = get_reader("sysu").scan(folder / "tree", strict=False)
-    return len(builders.prepare(listing, out=folder / "prepared").records)
+    return len(prepared.prepare(listing, out=folder / "prepared").records)
 
 
 def decode(folder: pathlib.Path, size: tuple[int, int]) -> int:
     """Decodes the prepared set into the pixel cache."""
-    from vireid_jax.data import builders, cache
+    from vireid_jax.data import cache, prepared
 
-    listing = builders.find("sysu", out=folder / "prepared")
+    listing = prepared.find("sysu", out=folder / "prepared")
     if listing is None:
         raise FileNotFoundError(f"{folder / 'prepared'} has no prepared set; run all stages")
     cached = cache.decode_once(listing, image_size=size, folder=folder / "pixels")

@@ -5,27 +5,17 @@ from typing import Any
 
 WRITTEN = {
     "confuser": "reversal",
+    "reversal_strength": 1.0,
     "discriminator_input": "sp",
-    "purify_form": "masks",
-    "purified_weight": 1.0,
     "specific_weight": 1.0,
-    "e_form": "softplus",
-    "e_stop_reference": False,
-    "r_form": "softplus",
-    "r_relative": False,
-    "distilled": "purified",
+    "purifier": True,
+    "purified_weight": 1.0,
+    "enhance_form": "softplus",
+    "reduce_form": "softplus",
     "tgsa_pairs": "all",
     "tgsa_cross": "true",
-    "tgsa_drop_self": True,
-    "tgsa_temperature": 1.0,
     "block_weight": 0.0,
-    "kl": "symmetric",
-    "kl_reduction": "mean",
-    "stop_teacher": False,
-    "reversal_strength": 1.0,
-    "reversal_ramp": False,
 }
-NUM_STEPS = 1000  # of a training; no option of the presets depends on it
 # The recipe has 12, 120 images, for machines with memory for it (about three times as much).
 PAPER_IDS = 4
 
@@ -54,7 +44,7 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
     return {
         **batch,
         "modalities": 2,
-        "facts": {**batch, "num_steps": NUM_STEPS},
+        "facts": batch,
         "optim": {"weight_decay": config.optim.weight_decay},
         "method": candidates.written_options(config, WRITTEN),
     }
@@ -117,20 +107,22 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         return divergence(of_a, of_b) + divergence(of_a, between) + divergence(between, of_b)
 
     def loss(visible: Any, infrared: Any, labels: Any) -> Any:
-        out = model(torch.stack([visible, infrared], 1).flatten(0, 1), 1.0)
+        out = model(torch.stack([visible, infrared], 1).flatten(0, 1))
         who = labels.repeat_interleave(2)
         modality = torch.arange(2, device=who.device).repeat(len(labels))
         pool, logits = out["pool"], out["logits"]
         total = sum(
             functional.cross_entropy(logits[k], who) + triplet(pool[k], who) for k in logits
         )
-        for x in (*out["confuser"], *out["discriminator"]):
+        for x in (out["confuser"], out["discriminator"]):
             total = total + functional.cross_entropy(x, modality)
         f, z = ({k: x.unflatten(0, (-1, 2)) for k, x in part.items()} for part in (pool, logits))
         more = entropy(out["enhanced"]) - entropy(out["plain"])
         pair = [out[k].unflatten(0, (-1, 2)) for k in ("reduced", "normalized")]
-        total = total + model.weight("e") * functional.softplus(more).mean()
-        total = total + model.weight("r") * functional.softplus(gap(pair[0]) - gap(pair[1])).mean()
+        total = total + model.weight("enhance") * functional.softplus(more).mean()
+        total = (
+            total + model.weight("reduce") * functional.softplus(gap(pair[0]) - gap(pair[1])).mean()
+        )
         for m in range(2):
             sp, sh = "purified", "sh"
             total = total + model.weight("tgsa") * graphs(f[sp][:, m], f[sh][:, m])

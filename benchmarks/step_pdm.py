@@ -8,17 +8,10 @@ WRITTEN = {
     "stages": 4,
     "mfa": True,
     "gate": True,
-    "phase_residual": 0.0,
-    "expansion_fuse": "mean",
-    "attention": "sequential",
-    "prototype_pool": "plain",
+    "mfgm": "code",
     "id_global_weight": 1.0,
-    "tri_form": "hard",
-    "tri_features": "global",
     "cpm_form": "three",
-    "cpm_features": "both",
     "ch_form": "code_rms",
-    "dcs_features": "full",
 }
 # The recipe has 8, 64 images and 192 rows, for machines with memory for it (about twice as much).
 PAPER_IDS = 4
@@ -136,10 +129,9 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         for name, x in f.items():
             logits = getattr(model, f"classifier_{name}")(getattr(model, f"neck_{name}")(x))
             total = total + functional.cross_entropy(logits, who)
-        x = f["global"]
-        total = total + triplet(functional.normalize(x) if o["tri_normalize"] else x, who)
-        if o["center_normalize"]:
+        if o["normalize"]:
             f = {name: functional.normalize(x) for name, x in f.items()}
+        total = total + triplet(f["global"], who)
         f = {name: x.view(-1, 2, len(labels), x.shape[-1]) for name, x in f.items()}
         total = total + o["cpm_weight"] * (pair_mining(f["global"]) + pair_mining(f["full"]))
         total = total + o["ch_weight"] * heterogeneity(similarity)

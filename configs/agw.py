@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = common.base("agw", dataset)
     caj = preset == "caj"
     if caj:
-        c.run_name = f"agw_caj_{dataset}"
+        c.run_name = f"agw-caj-{dataset}"
 
     m = c.method = ml_collections.ConfigDict(dict(name="agw"))
     m.depth = 50
@@ -33,12 +33,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.last_stride = 1
     m.kernels = "auto"
     m.dtype = "float32"
-    m.non_local = True
-    m.pool_p = 3.0
     m.tri_form = "squared" if caj else "weighted"
-    m.tri_margin = 0.3  # of tri_form=hard, the code's baseline
-    m.tri_normalize = False
     m.tri_weight = 1.0
+    m.normalize = False
 
     if dataset != "synthetic":
         c.data.image_size = (288, 144)

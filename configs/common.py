@@ -7,8 +7,6 @@ the package does it. Durations are epochs. Every number names its source.
 import ml_collections
 from ml_collections import config_dict
 
-DATASETS = ("synthetic", "sysu", "regdb", "llcm", "folders")
-
 # What each data set is scored under, both directions where both are in use, and what the best
 # checkpoint is chosen by where people are held out for that (data.val_ids).
 _SYSU = ("sysu/all/single", "sysu/all/multi", "sysu/indoor/single", "sysu/indoor/multi")
@@ -19,6 +17,7 @@ PROTOCOLS = {
     "llcm": ("llcm/i2v", "llcm/v2i"),
     "folders": ("folders/i2v", "folders/v2i"),
 }
+DATASETS = tuple(PROTOCOLS)  # the first is the default
 
 
 def dataset_of(arg: str | None) -> str:
@@ -80,7 +79,7 @@ def laptop(c: ml_collections.ConfigDict) -> None:
     reason is speed: few steps from random weights instead of many from ImageNet's.
     """
     c.method.depth, c.method.width = 10, 32
-    c.method.tri_normalize = True  # features of a fresh network have no scale to rely on
+    c.method.normalize = True  # features of a fresh network have no scale to rely on
     c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
     c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
@@ -100,7 +99,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     """The sections that do not depend on the method, at the size of the data set."""
     laptop = dataset == "synthetic"
     c = ml_collections.ConfigDict()
-    c.run_name = f"{method}_{dataset}"  # the default workdir is runs/<run_name>
+    c.run_name = f"{method}-{dataset}"  # the default workdir is runs/<run_name>
     c.seed = 0
     c.allow_changes = False  # resume although training options differ from the run's
 
@@ -126,8 +125,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
         c.data.unreadable = "refuse"  # images that cannot be decoded; or skip
         c.data.val_ids = 0  # people held out from training to choose the best checkpoint on
         c.data.cache = config_dict.placeholder(str)  # folder of decoded images; None: the default
-    if not laptop:
-        c.data.prepared = config_dict.placeholder(str)  # folder, or gs:// address
+        c.data.prepared = config_dict.placeholder(str)  # folder, instead of root
     if dataset == "regdb":
         c.data.trial = 1  # which of the ten released splits
     if dataset == "folders":
@@ -136,7 +134,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
 
     c.init = ml_collections.ConfigDict()
     # ImageNet weights of the backbone: a .pth, .safetensors or .npz file; None: random weights.
-    c.init["from"] = config_dict.placeholder(str)
+    c.init.weights = config_dict.placeholder(str)
 
     c.sampler = ml_collections.ConfigDict()
     c.sampler.rule = "agw"  # or agw_legacy, exhaust (MPANet, IDKL), permute; see data/sampler.py
@@ -147,8 +145,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.sampler.replacement = True
 
     c.loader = ml_collections.ConfigDict()
-    # "arrays" does without TensorFlow; the batches are the same.
-    c.loader.name = "arrays" if laptop else "tfdata"
+    c.loader.name = "arrays"  # or tfdata, which needs TensorFlow; the batches are the same
     c.loader.prefetch = 2  # batches
 
     c.augment = ml_collections.ConfigDict()

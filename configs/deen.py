@@ -25,16 +25,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.stages = 3 if dataset == "regdb" else 4  # RegDB: no layer4, expansion after layer2
     m.kernels = "auto"
     m.dtype = "float32"
-    m.mfa = True
     m.branches = 2
-    m.expansion_fuse = "mean"
     m.dropout = 0.01
     m.tri_margin = 0.3
-    m.tri_normalize = False
     m.cpm_weight = 0.8
     m.cpm_margin = 0.2
-    m.cpm_normalize = False
     m.ort_weight = 0.01
+    m.normalize = False
 
     if dataset != "synthetic":
         c.data.image_size = (384, 144)
@@ -46,5 +43,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 1.0
     if dataset == "synthetic":
         common.laptop(c)
-        m.cpm_normalize = True  # as tri_normalize
     return c

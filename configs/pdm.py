@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c = common.base("pdm", dataset)
     paper = preset == "paper"
     if paper:
-        c.run_name = f"pdm_paper_{dataset}"
+        c.run_name = f"pdm-paper-{dataset}"
 
     # Where one value stands for both presets, the paper is silent and the code is followed.
     m = c.method = ml_collections.ConfigDict(dict(name="pdm"))
@@ -37,33 +37,22 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.dtype = "float32"
     m.mfa = not paper
     m.gate = not paper
-    m.phase_residual = 0.0  # 0.8 in the code, 0.3 % of an image and in training alone
-    m.dropout = 0.0 if paper else 0.01
     m.branches = 2
-    m.expansion_fuse = "sum" if paper else "mean"  # eq. 1
-    m.attention = "concat" if paper else "sequential"  # eq. 2
-    m.attention_kernel = 49
-    m.attention_form = "auto"  # of that convolution: dense, convolution (the same numbers)
+    m.mfgm = "paper" if paper else "code"  # eqs. 1 and 2
+    m.dropout = 0.0 if paper else 0.01
     m.num_prototypes = 10
-    m.prototype_pool = "plain"
     m.id_global_weight = 0.0 if paper else 1.0
-    m.tri_form = "hard"
     m.tri_margin = 0.3
-    m.tri_features = "global"
-    m.tri_normalize = False
     m.cpm_form = "single" if paper else "three"  # eqs. 3 and 4
-    m.cpm_others = "nearest"
-    m.cpm_features = "global" if paper else "both"
     m.cpm_margin = 0.2
     m.cpm_weight = 1.0 if paper else 0.4  # eq. 11
     m.ch_form = "cos_min" if paper else "code_rms"  # eq. 9, with the sign that its text asks for
     m.ch_weight = 1.0 if paper else 0.25
-    m.dcs_features = "full"
     m.dcs_pull_margin = 0.01
     m.dcs_push_margin = 0.7
     m.dcs_weight = 1.0
-    m.center_normalize = False
     m.ort_weight = 0.0 if paper else 0.01
+    m.normalize = False
 
     if dataset != "synthetic":
         c.data.image_size = (384, 192)
@@ -78,5 +67,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.train.checkpoint_every = 1.0
     if dataset == "synthetic":
         common.laptop(c)
-        m.center_normalize = True  # as tri_normalize
     return c

@@ -59,7 +59,7 @@ def run_name(request):
 
 
 def test_there_are_recipes():
-    assert "smcl" in RECIPES and set(common.DATASETS) == set(datasets.DATASETS)
+    assert "smcl" in RECIPES and common.DATASETS == datasets.names()
 
 
 def test_every_recipe_has_the_sections(recipe, run_name):
@@ -70,9 +70,7 @@ def test_every_recipe_has_the_sections(recipe, run_name):
 
 
 def test_data(recipe):
-    accepts(datasets.load, recipe.data)
-    options = {k for k, v in recipe.data.items() if v is not None} - {"name"}
-    assert options <= set(inspect.signature(datasets.DATASETS[recipe.data.name]).parameters)
+    assert set(recipe.data) - {"name"} <= set(datasets.options_of(recipe.data.name))
 
 
 def test_devices(recipe):
@@ -244,10 +242,15 @@ def test_a_misspelt_key_is_refused_by_a_locked_recipe(section):
         setattr(config[section], key + "x", 1)
 
 
+def test_a_misspelt_key_of_the_data_section_is_refused():
+    for key, value in recipe_of("smcl", "regdb").data.items():
+        with pytest.raises(ValueError, match=f"{key}x would have no effect"):
+            datasets.load(name="regdb", **{key + "x": value})
+
+
 @pytest.mark.parametrize(
     ("section", "function"),
     [
-        ("data", datasets.load),
         ("augment", augment.augment),
         ("optim", optim.make),
         ("sampler", sampler.plan),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.readers import trees
 from tests.test_released import small
-from vireid_jax import build, run
+from vireid_jax import build, main
 from vireid_jax.data import datasets
 
 PEOPLE = [f"p{n}" for n in range(8)]
@@ -23,9 +23,8 @@ def refusal(dataset, root, tmp_path, capsys, **changes):
     for key, value in changes.items():
         section, name = key.split("__")
         c[section][name] = value
-    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert main.run(c, workdir=tmp_path / "run") == 1
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
-    assert not (tmp_path / "prepared").exists()
     return capsys.readouterr().err
 
 
@@ -115,7 +114,7 @@ def test_a_layout_that_the_batch_or_the_devices_cannot_have(tmp_path, capsys, ch
 
 
 def test_a_folder_that_is_an_address(capsys):
-    assert run.run(None, workdir="gs://bucket/run") == 1
+    assert main.run(None, workdir="gs://bucket/run") == 1
     assert (
         "--workdir is 'gs://bucket/run', expected a folder of the file" in capsys.readouterr().err
     )

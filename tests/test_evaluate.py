@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from configs import smcl
-from vireid_jax import evaluate, run
+from vireid_jax import evaluate, main
+from vireid_jax.data import datasets
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.runtime import devices
 from vireid_jax.types import INFRARED, VISIBLE, Method, Records, Retrieval, Stopped
@@ -295,11 +296,11 @@ def test_scoring_a_folder_without_checkpoints_says_what_is_there(tmp_path, monke
     def load(**options):
         raise AssertionError("data is loaded before the folder is looked at")
 
-    monkeypatch.setattr(run.datasets, "load", load)
+    monkeypatch.setattr(datasets, "load", load)
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "other").mkdir()
     with pytest.raises(FileNotFoundError) as error:
-        run.score_run(smcl.get_config(), tmp_path, step=step)
+        main.score_run(smcl.get_config(), tmp_path, step=step)
     message = str(error.value)
     assert f"{tmp_path} holds notes.txt, other/; train first" in message
     assert f"no checkpoint {'of step 7 ' * (step == '7')}in {tmp_path / 'checkpoints'}" in message
@@ -308,4 +309,4 @@ def test_scoring_a_folder_without_checkpoints_says_what_is_there(tmp_path, monke
 
 def test_scoring_an_unknown_step_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'newest', expected 'last', 'best' or a number"):
-        run.score_run(smcl.get_config(), tmp_path, step="newest")
+        main.score_run(smcl.get_config(), tmp_path, step="newest")

@@ -29,7 +29,7 @@ def tiny():
     s = candidates.settings("pdm", "main", 2)
     small = {"num_instances": 2, "image_size": (64, 32), "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
-    options = {**s["method"], "width": 8, "attention_kernel": 5, "num_prototypes": 3}
+    options = {**s["method"], "width": 8, "num_prototypes": 3}
     return {**s, **small, "facts": facts, "method": options}
 
 

@@ -5,11 +5,10 @@ import pytest
 
 from tests.test_released import small
 from tests.test_scoring import people
-from vireid_jax import evaluate, fused
+from vireid_jax import evaluate
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.metrics import PROTOCOLS
 from vireid_jax.runtime import devices
-from vireid_jax.scoring import Scorer
 from vireid_jax.types import INFRARED, Method, Records, Retrieval
 
 SIZE = (16, 16)  # the least that can be corrupted
@@ -71,7 +70,7 @@ def options(mesh, **changes):
 def test_accumulated_sums_are_those_of_loops(parts, shape, memory_bytes):
     embed, variables, mesh = parts
     retrieval = sides(*shape)
-    found = fused.accumulate(
+    found = evaluate.accumulate(
         embed, variables, retrieval, FUSIONS, memory_bytes=memory_bytes, **options(mesh)
     )
     query, gallery = map(naive, retrieval)
@@ -90,7 +89,7 @@ def test_both_sides_may_hold_both_modalities(parts):
     mixed = records(9, 0, 2)
     mixed.modality[[1, 4, 5]] = INFRARED
     retrieval = Retrieval(mixed, records(12, 1, 3))
-    found = fused.accumulate(embed, variables, retrieval, FUSIONS, **options(mesh))
+    found = evaluate.accumulate(embed, variables, retrieval, FUSIONS, **options(mesh))
     query, gallery = map(naive, retrieval)
     expected = query["a"] @ gallery["a"].T + query["b"] @ gallery["b"].T
     np.testing.assert_allclose(found.similarity["sum"], expected, atol=2e-6)
@@ -99,7 +98,7 @@ def test_both_sides_may_hold_both_modalities(parts):
 def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
     embed, variables, mesh = parts
     retrieval = sides()
-    found = fused.accumulate(embed, variables, retrieval, FUSIONS, flip=True, **options(mesh))
+    found = evaluate.accumulate(embed, variables, retrieval, FUSIONS, flip=True, **options(mesh))
     both = [
         {
             n: (x + m) / 2
@@ -115,7 +114,7 @@ def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
 
 
 def test_stored_vectors_have_the_sums_as_inner_products():
-    found = [fused.stored(naive(side), FUSIONS) for side in sides()]
+    found = [evaluate.join(naive(side), FUSIONS) for side in sides()]
     assert list(found[0]) == ["sum", "weighted", "plain"]
     query, gallery = map(naive, sides())
     for row, weights in FUSIONS.items():
@@ -125,8 +124,8 @@ def test_stored_vectors_have_the_sums_as_inner_products():
 
 def test_without_fusions_nothing_changes():
     features = naive(records(4, 0, 0))
-    assert fused.stored(features, {}) == features
-    assert fused.stored({}, FUSIONS) == {}, "of no images"
+    assert evaluate.join(features, {}) == features
+    assert evaluate.join({}, FUSIONS) == {}, "of no images"
 
 
 # --- Scores -------------------------------------------------------------------------------
@@ -136,7 +135,13 @@ def scorer(parts, tmp_path, fusions=FUSIONS, **changes):
     embed, _, mesh = parts
     c = small("pdm", "synthetic", tmp_path)
     c.eval.update({"batch_size": 8, "trials": 2, "baselines": False, **changes})
-    return Scorer(c, image_size=SIZE, mesh=mesh, embed=embed, fusions=fusions)
+    return evaluate.Scorer(
+        options=evaluate.Options(**c.eval),
+        image_size=SIZE,
+        mesh=mesh,
+        embed=embed,
+        fusions=fusions,
+    )
 
 
 def problem():
@@ -164,7 +169,7 @@ def test_accumulated_and_stored_rows_have_the_same_scores(parts, tmp_path):
                 parts[1], problem(), lambda: parts[1]
             )
         )
-        for fuse in fused.FUSE
+        for fuse in evaluate.FUSE
     ]
     assert list(found[0]) == list(found[1])
     names = [feature for protocol, feature, *_ in found[0] if protocol == "sysu/indoor/single"]
@@ -217,7 +222,7 @@ def test_rows_of_mirrored_and_of_corrupted_images(parts, tmp_path):
         (name, flip) for flip in (False, True) for name in ("sum", "weighted", "plain")
     ]
     damaged = {}
-    for fuse in fused.FUSE:
+    for fuse in evaluate.FUSE:
         s = scorer(
             parts, tmp_path, fuse=fuse, corrupt="visible:gaussian_noise:5", corrupt_repeats=2,
             protocols=protocols,
@@ -230,11 +235,9 @@ def test_rows_of_mirrored_and_of_corrupted_images(parts, tmp_path):
 
 def test_reranking_needs_stored_vectors(parts, tmp_path):
     s = scorer(parts, tmp_path, rerank="all", protocols=("sysu/all/single",))
-    images = problem()
-    with pytest.raises(ValueError, match=r"eval.rerank is 'all'.*--config.eval.fuse=store"):
-        s.check(images, None)
+    with pytest.raises(ValueError, match=r"eval.rerank is 'all'.*of pdm.*--config.eval.fuse=store"):
+        s.options.accumulates(FUSIONS, "pdm")
+    assert not s.options.accumulates({}, "smcl")
     s = scorer(parts, tmp_path, rerank="all", fuse="store", protocols=("sysu/all/single",))
-    s.check(images, None)
-    assert ("sysu/all/single", "sum", False, "all") in rows(s.test(parts[1], images))
-    none = scorer(parts, tmp_path, fusions={}, rerank="all", protocols=("sysu/all/single",))
-    none.check(images, None)  # nothing is accumulated
+    assert not s.options.accumulates(FUSIONS, "pdm")
+    assert ("sysu/all/single", "sum", False, "all") in rows(s.test(parts[1], problem()))

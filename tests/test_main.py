@@ -7,11 +7,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
-from configs import smcl
-from vireid_jax import run
+from configs import agw, smcl
+from vireid_jax import main
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = f"--config={REPO}/configs/smcl.py"
@@ -30,38 +31,34 @@ def command(*arguments, cwd):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            [RECIPE, "--config.optim.lrr=1e-3"],
-            'unknown key --config.optim.lrr. Did you mean "lr" instead of "lrr"?',
-        ),
-        (
-            [RECIPE, "--config.optm.lr=1e-3"],
-            'unknown key --config.optm.lr. Did you mean "optim" instead of "optm"?',
-        ),
-        (
-            [RECIPE, "--config.optim.lr=fast"],
-            "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
-        ),
-        ([RECIPE + ":market"], "DATASET one of synthetic, sysu, regdb, llcm"),
-        (["--config=configs/smlc.py"], "recipes here: configs/"),
-        (
-            ["--config=configs/smlc.py", "--config.seed=1"],
-            "no recipe 'configs/smlc.py'; recipes here: configs/",
-        ),
-        ([RECIPE, "--mode=score"], "value should be one of <train|eval>"),
-        ([RECIPE, "--config.init.from"], "Missing value for flag --config.init.from"),
-        (["--mode=eval"], "--config is missing (or --mode=eval with --workdir of a run)"),
-    ],
-    ids=["key", "section", "value", "data set", "recipe", "both", "mode", "word", "nothing"],
-)
-def test_a_wrong_command_exits_with_2_and_one_line(arguments, message, tmp_path):
-    code, out, err = command(*arguments, cwd=tmp_path)
-    assert (code, out) == (2, ""), out + err
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1, err
-    assert not list(tmp_path.iterdir())
+WRONG = [
+    (
+        [RECIPE, "--config.optim.lrr=1e-3"],
+        'unknown key --config.optim.lrr. Did you mean "lr" instead of "lrr"?',
+    ),
+    (
+        [RECIPE, "--config.optm.lr=1e-3"],
+        'unknown key --config.optm.lr. Did you mean "optim" instead of "optm"?',
+    ),
+    (
+        [RECIPE, "--config.optim.lr=fast"],
+        "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
+    ),
+    ([RECIPE + ":market"], "DATASET one of synthetic, sysu, regdb, llcm"),
+    (["--config=configs/smlc.py"], "recipes here: configs/agw.py, configs/deen.py"),
+    (["--config=smlc", "--config.seed=1"], "no recipe 'smlc'; recipes here: configs/agw.py"),
+    ([RECIPE, "--mode=score"], "value should be one of <train|eval>"),
+    ([RECIPE, "--config.init.weights"], "Missing value for flag --config.init.weights"),
+    (["--mode=eval"], "--config is missing (or --mode=eval with --workdir of a run)"),
+]
+
+
+def test_a_wrong_command_exits_with_2_and_one_line(tmp_path):
+    for arguments, message in WRONG:
+        code, out, err = command(*arguments, cwd=tmp_path)
+        assert (code, out) == (2, ""), (arguments, out, err)
+        assert err.startswith("error: ") and message in err, (arguments, err)
+        assert err.count("\n") == 1 and not list(tmp_path.iterdir()), (arguments, err)
 
 
 def test_an_error_that_the_user_can_cure_exits_with_1_and_leaves_nothing(tmp_path):
@@ -99,45 +96,86 @@ def test_changed_values_reach_the_name_of_the_folder(tmp_path):
     arguments = ["--config.optim.lr=1e-3", "--config.eval.trials=3", "--mode=eval"]
     code, _, err = command(RECIPE, *arguments, cwd=tmp_path)
     assert code == 1 and "Traceback" not in err
-    assert "runs/smcl_synthetic,optim.lr=0.001 is not the folder of a run" in err
+    assert "runs/smcl-synthetic-lr=0.001 is not the folder of a run" in err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("given", [["--config.init.from=r.pth"], ["--config.init.from", "r.pth"]])
-def test_a_key_that_is_a_word_of_python_is_a_key(given, tmp_path):
-    code, out, err = command(RECIPE, *given, cwd=tmp_path)
-    assert (code, out) == (1, "") and err.startswith("error: there is no file of weights at r.pth")
-    code, _, err = command(RECIPE, *given, "--mode=eval", cwd=tmp_path)
-    assert code == 1 and "runs/smcl_synthetic,init.from=r.pth is not the folder of a run" in err
+def test_a_recipe_is_found_from_any_folder_by_path_or_name(tmp_path):
+    """The working folder comes first; a value is given with = or after a space."""
+    own = tmp_path / "configs"
+    own.mkdir()
+    (own / "mine.py").write_text("from configs import smcl\nget_config = smcl.get_config\n")
+    (own / "mun.py").write_text("from configs import smcl\nget_config = smcl.get_config\n")
+    for named, dataset, method in (
+        (["--config=configs/smcl.py:sysu"], "sysu", "smcl"),
+        (["--config", "smcl:sysu"], "sysu", "smcl"),
+        (["--config=agw"], "synthetic", "agw"),
+        (["--config=configs/mine.py"], "synthetic", "smcl"),
+        (["--config=mun:llcm"], "llcm", "smcl"),  # the one in this folder
+    ):
+        code, out, err = command(*named, "--print_config", "--config.seed", "7", cwd=tmp_path)
+        assert code == 0, err
+        lines = out.splitlines()
+        assert f"data.name = {dataset!r}" in lines and "seed = 7" in lines, named
+        assert f"method.name = {method!r}" in lines and lines == sorted(lines), named
 
 
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        ({}, "smcl_sysu"),
-        ({"optim.lr": 1e-3}, "smcl_sysu,optim.lr=0.001"),
-        ({"seed": 3, "method.id_margin": 0.0}, "smcl_sysu,method.id_margin=0.0,seed=3"),
-        (
-            {"eval.trials": 2, "train.keep": 9, "loader.name": "arrays", "allow_changes": True},
-            "smcl_sysu",
-        ),
-        ({"optim.milestones": (1.0, 2.0)}, "smcl_sysu,optim.milestones=_1.0,_2.0_"),
-        ({"init.from": "/w/../r50.pth"}, "smcl_sysu,init.from=_w_.._r50.pth"),
-    ],
-    ids=str,
-)
-def test_the_default_folder_is_named_after_what_changes_the_training(overrides, name):
+@pytest.mark.slow
+def test_an_installed_package_has_the_recipes(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", str(REPO)]
+    subprocess.run([*build, "-q", "-w", tmp_path], check=True, cwd=tmp_path, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    names = {p.name for p in (REPO / "configs").glob("*.py")}
+    assert {p.name for p in (site / "vireid_jax/recipes/configs").iterdir()} == names
+    done = subprocess.run(
+        [sys.executable, "-m", "vireid_jax.main", "--config=idkl:regdb,official", "--print_config"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        timeout=120,
+    )
+    assert done.returncode == 0 and "method.confuser = 'half_flip'" in done.stdout, done.stderr
+
+
+FOLDERS = [
+    ({}, "smcl-sysu"),
+    ({"optim.lr": 1e-3}, "smcl-sysu-lr=0.001"),
+    ({"seed": 3, "method.id_margin": 0.0}, "smcl-sysu-id_margin=0.0-seed=3"),
+    ({"eval.trials": 2, "train.keep": 9, "loader.name": "arrays", "allow_changes": True},
+     "smcl-sysu"),
+    ({"optim.milestones": (1.0, 2.0)}, "smcl-sysu-milestones=_1.0,_2.0_"),
+    ({"init.weights": "/w/../r50.pth"}, "smcl-sysu-weights=_w_.._r50.pth"),
+    ({"optim.name": "sgd"}, "smcl-sysu-optim.name=sgd"),  # data and method have a name, too
+]  # fmt: skip
+
+
+def test_the_default_folder_is_named_after_what_changes_the_training():
     config = smcl.get_config("sysu")
-    assert run._folder(config, None, overrides) == pathlib.Path("runs") / name
-    reverse = dict(reversed(overrides.items()))
-    assert run._folder(config, None, reverse) == pathlib.Path("runs") / name
+    for overrides, name in FOLDERS:
+        reverse = dict(reversed(overrides.items()))
+        for given in (overrides, reverse):
+            assert main.folder_of(config, None, given) == pathlib.Path("runs") / name
+    assert main.folder_of(agw.get_config("regdb,caj"), None, {}).name == "agw-caj-regdb"
+    assert main.folder_of(smcl.get_config(), None, {"data.seed": 1}).name.endswith("-data.seed=1")
+
+
+def test_a_long_name_ends_with_a_checksum_of_the_whole():
+    config = smcl.get_config("sysu")
+    names = {
+        main.folder_of(config, None, {"init.weights": f"{'a' * 100}{n}.pth"}).name for n in "12"
+    }
+    assert len(names) == 2 and {len(name) for name in names} == {main.LONGEST_NAME}
+    assert all(name.startswith("smcl-sysu-weights=aaa") and name[-9] == "-" for name in names)
 
 
 def test_a_folder_that_is_named_is_taken(tmp_path):
-    assert run._folder(smcl.get_config(), str(tmp_path), {"seed": 3}) == tmp_path
-    assert run._folder(None, tmp_path, {}) == tmp_path
+    assert main.folder_of(smcl.get_config(), str(tmp_path), {"seed": 3}) == tmp_path
+    assert main.folder_of(None, tmp_path, {}) == tmp_path
     with pytest.raises(ValueError, match="neither a recipe nor a workdir"):
-        run._folder(None, None, {})
+        main.folder_of(None, None, {})
     named = smcl.get_config()
     named.run_name = "mine"
-    assert run._folder(named, None, {"run_name": "mine"}) == pathlib.Path("runs/mine")
+    assert main.folder_of(named, None, {"run_name": "mine"}) == pathlib.Path("runs/mine")

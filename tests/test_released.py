@@ -15,7 +15,9 @@ from PIL import Image
 from configs import common
 from tests.support.plain import plainly
 from tests.test_configs import RECIPES
-from vireid_jax import build, run, weights
+from vireid_jax import build, main, weights
+from vireid_jax.data import prepared
+from vireid_jax.data.readers import get_reader
 from vireid_jax.runtime import checkpoint, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
@@ -61,8 +63,6 @@ def small(recipe, dataset, tmp_path, root=None, preset=""):
     else:
         c.data.root, c.data.strict = str(root), False
     c.data.cache = str(tmp_path / "cache")
-    if dataset in ("sysu", "regdb", "llcm"):  # folders are read where they are
-        c.data.prepared = str(tmp_path / "prepared")
     if dataset == "folders":
         c.data.test_share = 0.4
     c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 2
@@ -99,7 +99,7 @@ def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees
     elif dataset == "sysu":
         c.data.val_ids = 4
     workdir = tmp_path / "run"
-    assert run.run(c, workdir=workdir, debug=True) == 0
+    assert main.run(c, workdir=workdir, debug=True) == 0
     out = capsys.readouterr().out
     validated = checkpoint.read_scores(workdir / "checkpoints")
     assert validated.keys() == {2} and 0 < validated[2]["mAP"] <= 1, "to choose the best by"
@@ -122,7 +122,7 @@ def trained(trees, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("trained")
     c = small("smcl", "sysu", tmp_path, trees["sysu"])
     c.eval.protocols = ("sysu/all/single",)
-    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
     return tmp_path / "run", c
 
 
@@ -142,7 +142,7 @@ def scored_again(trained, tmp_path, **changes):
         c[section][name] = value
         keys.append(f"{section}.{name}")
     overrides = dict.fromkeys(keys)
-    assert run.run(c, workdir=tmp_path / "run", mode="eval", overrides=overrides, debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", mode="eval", overrides=overrides, debug=True) == 0
     return saved(tmp_path / "run")
 
 
@@ -184,7 +184,7 @@ def test_a_model_is_scored_on_another_data_set(trained, trees, tmp_path):
     c.data.test_share = 1.0  # everybody is unknown to this model
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "eval")
-    assert run.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
     rows = saved(tmp_path / "run")
     assert {r["protocol"] for r in rows} == {"folders/i2v", "folders/v2i"}
     assert {r["counts"]["gallery_ids"] for r in rows} == {12}
@@ -195,11 +195,11 @@ def test_a_run_without_a_list_of_its_people(trained, trees, tmp_path, capsys):
     own = shutil.copytree(trained[0], tmp_path / "run")
     (own / "classes.json").unlink()
     shutil.rmtree(own / "eval")
-    assert run.run(None, workdir=own, mode="eval", debug=True) == 0
+    assert main.run(None, workdir=own, mode="eval", debug=True) == 0
     assert {r["checkpoint"] for r in saved(own)} == {"last"}
     c = small("smcl", "folders", tmp_path, trees["folders"])
     capsys.readouterr()
-    assert run.run(c, workdir=own, mode="eval") == 1
+    assert main.run(c, workdir=own, mode="eval") == 1
     assert "holds no classes.json" in capsys.readouterr().err
 
 
@@ -207,22 +207,22 @@ def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):
     workdir, own = trained
     c = own.copy_and_resolve_references()
     c.method.depth = 18
-    assert run.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
+    assert main.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
     assert "method.depth is 10 in the run in" in capsys.readouterr().err
     c = own.copy_and_resolve_references()
     c.seed = 7
-    assert run.run(c, workdir=workdir, mode="eval", overrides={"seed": 7}) == 1
+    assert main.run(c, workdir=workdir, mode="eval", overrides={"seed": 7}) == 1
     assert "seed is 0 in the run in" in capsys.readouterr().err
     c.seed, c.eval.corrupt, c.eval.flip = 0, "visible", True
     overrides = {"seed": 0, "eval.corrupt": "visible", "eval.flip": True}
-    assert run.run(c, workdir=workdir, mode="eval", overrides=overrides) == 1
+    assert main.run(c, workdir=workdir, mode="eval", overrides=overrides) == 1
     assert "score flip and re-ranking by another command" in capsys.readouterr().err
 
 
 def test_protocols_of_another_data_set_are_refused_before_training(trees, tmp_path, capsys):
     c = small("smcl", "regdb", tmp_path, trees["regdb"])
     c.eval.protocols = ("regdb/v2t", "sysu/all/single")
-    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert main.run(c, workdir=tmp_path / "run") == 1
     assert "images of camera [2], expected only [3, 6]" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -254,15 +254,18 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     ]
     c = trained[1].copy_and_resolve_references()
     c.eval.update(gallery="official", rand_perm=str(file), trials=11)
-    assert run.run(c, workdir=trained[0], mode="eval") == 1
+    assert main.run(c, workdir=trained[0], mode="eval") == 1
     assert "there is no trial 10" in capsys.readouterr().err
     c.eval.trials = 2
     c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
-    c.data.root = None  # what is prepared, which is not compared with the release
-    assert run.run(c, workdir=trained[0], mode="eval") == 1
+    # What is prepared is not compared with the release.
+    listing = get_reader("sysu").scan(trees["sysu"], strict=False)
+    prepared.prepare(listing, out=tmp_path / "prepared")
+    c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
+    assert main.run(c, workdir=trained[0], mode="eval") == 1
     assert "no file" in capsys.readouterr().err
     c.eval.rand_perm = str(file)
-    assert run.run(c, workdir=trained[0], mode="eval") == 1
+    assert main.run(c, workdir=trained[0], mode="eval") == 1
     assert "this is not SYSU-MM01's rand_perm_cam.mat" in capsys.readouterr().err
 
 
@@ -272,7 +275,7 @@ def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):
     pathlib.Path(workdir).mkdir()
     runfolder.save_run_info(workdir, c.to_dict(), ["x"])
     c.data.trial = 2
-    assert run.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
+    assert main.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
     assert "trained on trial 1 of RegDB" in capsys.readouterr().err
 
 
@@ -288,17 +291,17 @@ def test_a_model_is_not_tested_on_people_it_was_trained_on(
     built, _ = build.build(c)
     runfolder.save_classes(workdir, built.split, built.persons)
     c.data.update(change)
-    assert run.run(c, workdir=workdir, mode="eval") == 1
+    assert main.run(c, workdir=workdir, mode="eval") == 1
     assert re.search(r"trained on \d people that it would be tested on", capsys.readouterr().err)
     c.data.root = str(shutil.copytree(trees["folders"], tmp_path / "others"))
-    assert run.run(c, workdir=workdir, mode="eval") == 1
+    assert main.run(c, workdir=workdir, mode="eval") == 1
     assert "checkpoint" in capsys.readouterr().err, "others may have the same numbers"
 
 
 def test_training_on_people_that_are_all_for_testing_is_refused(trees, tmp_path, capsys):
     c = small("smcl", "folders", tmp_path, trees["folders"])
     c.data.test_share = 1.0
-    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert main.run(c, workdir=tmp_path / "run") == 1
     assert "no images to train on" in capsys.readouterr().err
 
 
@@ -307,7 +310,7 @@ def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
-    assert run.run(c, workdir=workdir) == 1
+    assert main.run(c, workdir=workdir) == 1
     assert "was trained on 3 people" in capsys.readouterr().err
 
 
@@ -319,9 +322,9 @@ FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"
 def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     c = small("smcl", "synthetic", tmp_path)
     c.method.width = 2
-    c.init["from"] = str(FIXTURE)
+    c.init.weights = str(FIXTURE)
     c.optim.lr = 1e-30  # the last state is the first one
-    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
     out = capsys.readouterr().out
     assert "arrays of the backbone" in out and "unused in the file: fc.weight" in out
     assert "weights of the file alone" in out, "the baseline is named after what it is"
@@ -347,8 +350,8 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
     path, depth, message, tmp_path, capsys
 ):
     c = small("smcl", "synthetic", tmp_path)
-    c.init["from"], c.method.depth, c.method.width = str(path), depth, 2
-    assert run.run(c, workdir=tmp_path / "run") == 1
+    c.init.weights, c.method.depth, c.method.width = str(path), depth, 2
+    assert main.run(c, workdir=tmp_path / "run") == 1
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
     assert not (tmp_path / "run").exists()
 
@@ -359,8 +362,8 @@ def begun(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("begun")
     c = small("smcl", "synthetic", tmp_path)
     c.method.width, c.eval.protocols = 2, ("sysu/all/single",)
-    c.init["from"] = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
-    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    c.init.weights = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
+    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
     (tmp_path / "weights.pth").unlink()
     return tmp_path / "run", c
 
@@ -369,7 +372,7 @@ def test_a_run_is_resumed_although_its_file_of_weights_is_gone(begun, tmp_path, 
     workdir, c = begun
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "eval")
-    assert run.run(c, workdir=tmp_path / "run", debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
     assert "weights   the run's checkpoint" in capsys.readouterr().out
     rows = {r["feature"]: r for r in saved(tmp_path / "run")}
     assert set(rows) == {"bn", "pool", "raw pixels"}, "nobody knows what the file alone would give"
@@ -384,7 +387,7 @@ def test_random_weights_are_not_called_those_of_a_file(begun, tmp_path):
     workdir, c = begun
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "eval")
-    assert run.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
+    assert main.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
     assert {r["feature"] for r in saved(tmp_path / "run")} == {"bn", "pool", "raw pixels"}
 
 
@@ -395,6 +398,6 @@ def test_a_run_without_a_readable_checkpoint_does_not_go_on_without_its_file(
     shutil.copytree(workdir, tmp_path / "run")
     for manifest in (tmp_path / "run" / "checkpoints").glob("*/manifest/metadata"):
         manifest.write_text("{")
-    assert run.run(c, workdir=tmp_path / "run") == 1
+    assert main.run(c, workdir=tmp_path / "run") == 1
     err = capsys.readouterr().err
     assert "weights.pth, is gone; bring it back" in err

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.test_released import SIZE, small
+from vireid_jax import evaluate
 from vireid_jax.data import corrupt
-from vireid_jax.scoring import Scorer
 from vireid_jax.types import Records, Retrieval, Stopped
 
 
@@ -25,7 +25,10 @@ def people(rows, per=2):
 def scorer(tmp_path, *, should_stop=lambda: False, **changes):
     c = small("smcl", "sysu", tmp_path)
     c.eval.update(changes)
-    return Scorer(c, image_size=SIZE, mesh=None, embed=None, should_stop=should_stop)
+    options = evaluate.Options(**c.eval)
+    return evaluate.Scorer(
+        options=options, image_size=SIZE, mesh=None, embed=None, should_stop=should_stop
+    )
 
 
 def test_a_protocol_under_which_nobody_can_be_found_is_refused_before_training(tmp_path):
@@ -33,13 +36,13 @@ def test_a_protocol_under_which_nobody_can_be_found_is_refused_before_training(t
     everywhere = Retrieval(people([(1, 3), (2, 6)]), people([(1, 1), (2, 4)]))
     outdoors = Retrieval(people([(1, 3), (2, 6)]), people([(2, 4), (1, 2)]))
     s = scorer(tmp_path, protocols=("sysu/all/single",), validation="sysu/indoor/single")
-    s.check(everywhere, everywhere)
-    s.check(outdoors, None)
+    evaluate.check_protocols(s.options, everywhere, everywhere)
+    evaluate.check_protocols(s.options, outdoors, None)
     with pytest.raises(ValueError, match=r"sysu/indoor/single: none .*another eval.validation"):
-        s.check(everywhere, outdoors)
+        evaluate.check_protocols(s.options, everywhere, outdoors)
     strangers = Retrieval(people([(1, 3), (2, 6)]), people([(3, 1), (4, 2)]))
     with pytest.raises(ValueError, match=r"sysu/all/single: none .*out of eval.protocols"):
-        s.check(strangers, None)
+        evaluate.check_protocols(s.options, strangers, None)
 
 
 def test_a_stop_is_obeyed_between_corrupted_images(tmp_path):

@@ -49,7 +49,7 @@ def tiny(method="mun"):
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "width": 8}
     if method == "pdm":
-        options |= {"attention_kernel": 5, "num_prototypes": 3}
+        options |= {"num_prototypes": 3}
     if "generator_ratios" in options:
         options["generator_ratios"] = (2, 6)
     return {**s, **small, "facts": facts, "method": options}
@@ -74,10 +74,10 @@ def test_settings_are_those_of_the_recipes():
     s, recipe = candidates.settings("pdm", "paper"), pdm.get_config("sysu")
     assert s["image_size"] == (384, 192) and s["num_ids"] == s["num_instances"] == 4
     assert s["method"]["dropout"] == 0 < recipe.method.dropout
-    assert s["method"]["attention_kernel"] == 49 and s["method"]["num_prototypes"] == 10
+    assert s["method"]["num_prototypes"] == 10
     assert s["optim"]["nesterov"] and s["optim"]["name"] == "sgd" and s["optim"]["multipliers"]
-    recipe.method.attention = "concat"  # of the preset "paper", which has no PyTorch step
-    with pytest.raises(ValueError, match=r"the config has \{'attention': 'concat'\}"):
+    recipe.method.mfgm = "paper"  # of the preset "paper", which has no PyTorch step
+    with pytest.raises(ValueError, match=r"the config has \{'mfgm': 'paper'\}"):
         candidates.written_options(recipe, step_pdm.WRITTEN)
     config = mun.get_config()
     config.method.bridge = False
@@ -150,7 +150,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
     s = tiny("idkl")
     s["method"]["tgsa_scale"] = scale
     loss, model, images, labels = double_loss(step_idkl, s)
-    want = model.total(model.terms(images, labels, 0))
+    want = model.total(model.terms(images, labels))
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
@@ -158,7 +158,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
 def test_the_torch_step_of_pdm_has_the_loss_of_the_reference(normalize):
     """Whole-array forms against loops over images, prototypes and identities."""
     s = tiny("pdm")
-    s["method"] |= {"tri_normalize": normalize, "center_normalize": normalize}
+    s["method"]["normalize"] = normalize
     s["method"]["ort_weight"] = 1.0
     loss, model, images, labels = double_loss(step_pdm, s)
     terms = model.terms(dict(zip(("visible", "infrared"), images, strict=True)), labels, labels)

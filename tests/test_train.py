@@ -16,7 +16,6 @@ from tests.support.linear import (
     EPOCH,
     SGD,
     Run,
-    difference,
     host_batch,
     linear,
     naive_gradients,
@@ -24,7 +23,7 @@ from tests.support.linear import (
 )
 from vireid_jax.runtime import devices
 from vireid_jax.train import NonFiniteError, Preempted, init_state
-from vireid_jax.types import LaterLoss, Stopped
+from vireid_jax.types import Stopped
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def after(n):
 # --- The step -----------------------------------------------------------------------------
 
 
-def naive_loop(steps, *, optimizer, later_from=None):
+def naive_loop(steps, *, optimizer):
     """(w, b, last loss) after `steps` in float64."""
     params = linear().init(jax.random.key(3))["params"]
     x = np.append(np.asarray(params["w"], float), 0.0)
@@ -65,20 +64,16 @@ def naive_loop(steps, *, optimizer, later_from=None):
     for step in range(steps):
         rate = optimizer["lr"] * (0.1 if step >= EPOCH else 1.0)
         batch = host_batch(step)
-        for second in (False, True):
-            if second and (later_from is None or step < later_from):
-                continue
-            gw, gb, value = naive_gradients(x[:-1], x[-1], batch, second)
-            loss = value if not second else loss
-            g = np.append(gw, gb) + optimizer["weight_decay"] * x
-            count += 1
-            if optimizer["name"] == "sgd":
-                m = 0.9 * m + g
-                x = x - rate * m
-            else:
-                m, u = 0.9 * m + 0.1 * g, 0.999 * u + 0.001 * g * g
-                unbiased = np.sqrt(u / (1 - 0.999**count)) + 1e-8
-                x = x - rate * m / (1 - 0.9**count) / unbiased
+        gw, gb, loss = naive_gradients(x[:-1], x[-1], batch)
+        g = np.append(gw, gb) + optimizer["weight_decay"] * x
+        count += 1
+        if optimizer["name"] == "sgd":
+            m = 0.9 * m + g
+            x = x - rate * m
+        else:
+            m, u = 0.9 * m + 0.1 * g, 0.999 * u + 0.001 * g * g
+            unbiased = np.sqrt(u / (1 - 0.999**count)) + 1e-8
+            x = x - rate * m / (1 - 0.9**count) / unbiased
     return x[:-1], x[-1], loss
 
 
@@ -92,26 +87,6 @@ def test_state_after_some_steps_is_that_of_a_naive_loop(name):
     assert float(state.variables["params"]["b"]) == pytest.approx(b, rel=1e-4)
     assert int(state.step) == 6 and float(state.variables["batch_stats"]["seen"]) == 6
     assert run.writer.of("train")[6]["loss"] == pytest.approx(loss, rel=1e-4)
-
-
-def test_a_later_loss_takes_steps_of_its_own_from_its_start_on():
-    # The start is before the milestone: were the schedule counted in optimizer updates, the
-    # learning rate would fall too early.
-    run = Run(augment=scale_only, method=linear(later=(LaterLoss(2, difference),)))
-    state = run.go(log_every=1, epochs=1.5)
-    w, b, _ = naive_loop(6, optimizer=SGD, later_from=2)
-    np.testing.assert_allclose(state.variables["params"]["w"], w, rtol=1e-4, atol=1e-5)
-    assert float(state.variables["params"]["b"]) == pytest.approx(b, rel=1e-4)
-    assert np.abs(w - naive_loop(6, optimizer=SGD)[0]).max() > 1e-3, "the second loss matters"
-    rows = run.writer.of("train")
-    assert [rows[n]["lr"] for n in range(1, 7)] == pytest.approx([0.02] * 4 + [0.002] * 2)
-    # The statistics are those of the first pass, once a step.
-    assert float(state.variables["batch_stats"]["seen"]) == 6
-
-
-def test_before_its_start_a_later_loss_changes_no_bit():
-    late = Run(method=linear(later=(LaterLoss(100, difference),))).go(epochs=1)
-    assert bits(late) == bits(Run().go(epochs=1))
 
 
 def test_randomness_depends_on_seed_and_step_alone():
@@ -153,6 +128,9 @@ def test_two_halves_equal_one_go_bit_for_bit(make):
     assert halves.start()[1] == 5
     state = halves.go(**options)
     assert bits(state) == bits(expected)
+    # The first step of a start has no rate: compiling says nothing of the speed.
+    for _, _, scalars in (*halves.writer.rows, *whole.writer.rows):
+        scalars.pop("images_per_second", None)
     assert json.dumps(halves.writer.rows) == json.dumps(whole.writer.rows)
     # What is on disk is what was returned.
     assert bits(halves.start()[0]) == bits(expected) and halves.start()[1] == 12
@@ -162,7 +140,26 @@ def test_a_finished_run_is_left_as_it_is(make):
     run = make()
     expected = bits(run.go())
     rows = len(run.writer.rows)
+    run.writer.said.clear()
     assert bits(run.go()) == expected and len(run.writer.rows) == rows
+    assert run.writer.said == ["already finished: step 12 of 12"]
+
+
+def test_a_try_ends_early_and_the_whole_run_goes_on_from_there(make):
+    """The schedule is the whole run's: the bits are those of a run without a try."""
+    whole, tried = make("whole"), make("tried")
+    options = dict(log_every=1, eval_every=1.0, evaluate=lambda v: {"mAP": 0.5})
+    expected = bits(whole.go(**options))
+    state = tried.go(max_steps=5, **options)
+    assert int(state.step) == 5 and tried.checkpoints.latest() == 5
+    assert list(tried.writer.of("val")) == [4] and list(tried.writer.of("train"))[-1] == 5
+    assert tried.writer.said[-1].endswith("; 7 steps are left for another start")
+    assert int(tried.go(max_steps=3, **options).step) == 5
+    assert tried.writer.said[-1] == "already there: step 5 of 12"
+    assert bits(tried.go(max_steps=100, **options)) == expected
+    assert "resumed at step 5 of 12" in tried.writer.said
+    assert tried.writer.said[-1].startswith("trained 7 steps in ")
+    assert tried.writer.said[-1].endswith(" since the resume")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -306,6 +303,61 @@ def test_steps_are_saved_when_due(make):
     each.go(checkpoint_every=0.01, epochs=0.5)
     last.go(epochs=0.5)
     assert each.checkpoints.steps() == [1, 2] and last.checkpoints.steps() == [2]
+
+
+def test_a_run_says_what_it_does(make):
+    run = make()
+    scores = iter([0.3, 0.5, 0.4])
+    run.go(
+        eval_every=1.0,
+        evaluate=lambda v: {"mAP": next(scores)},
+        clock=lambda: 0.0,
+        checkpoint_every=0.5,
+    )
+    assert run.writer.said == [
+        "compiling the training step",
+        "compiled, first step done in 0 s",
+        "checkpoint of step 2: saving",
+        "checkpoint of step 4: saving",
+        "validation at step 4: mAP 0.3000; best mAP 0.3000 at step 4 (0 s)",
+        "checkpoint of step 6: saving",
+        "checkpoint of step 8: saving",
+        "validation at step 8: mAP 0.5000; best mAP 0.5000 at step 8 (0 s)",
+        "checkpoint of step 10: saving",
+        "checkpoint of step 12: saving",
+        "validation at step 12: mAP 0.4000; best mAP 0.5000 at step 8 (0 s)",
+        "trained 12 steps in 0 s",
+    ]
+
+
+def test_progress_is_shown_by_time_as_well_and_recorded_when_due():
+    """A step of ten seconds: the third of three is more than 15 s after the first."""
+    now = [0.0]
+
+    def slow(start, stop):
+        for step in range(start, stop):
+            now[0] += 10.0 if step else 1000.0  # the first step is compiled
+            yield host_batch(step)
+
+    run = Run()
+    run.go(log_every=12, batches=slow, clock=lambda: now[0])
+    assert run.writer.shown == [(3, 12), (5, 12), (7, 12), (9, 12), (11, 12), (12, 12)]
+    assert list(run.writer.of("train")) == [12]
+    assert run.writer.of("train")[12]["images_per_second"] == pytest.approx(1.6)
+
+
+def test_terms_are_shown_in_the_order_of_the_method():
+    plain = linear()
+
+    def loss(variables, batch, key, step):
+        total, aux = plain.loss(variables, batch, key, step)
+        terms = {"z": total, "b": total, "a": total}
+        return total, aux._replace(terms=terms, metrics={"second": total, "first": total})
+
+    run = Run(method=plain._replace(loss=loss))
+    run.go(log_every=12)
+    shown = list(run.writer.of("train")[12])
+    assert shown[:6] == ["loss", "z", "b", "a", "second", "first"]
 
 
 # --- Losses that are not finite -----------------------------------------------------------

@@ -1,5 +1,10 @@
-"""The parts that a recipe describes, built: data, method, batches, mesh."""
+"""From a recipe to what it describes: data, method, batches, mesh; and what is refused early.
 
+Each section of a recipe is splatted into one callable without `**kwargs`, so that a key that is
+misspelt or that nothing takes fails.
+"""
+
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -9,25 +14,27 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from clu import parameter_overview
 
 from vireid_jax import weights
-from vireid_jax.data import arrays, corrupt, datasets, sampler
-from vireid_jax.fused import FUSE
+from vireid_jax.data import arrays, augment, datasets, sampler
+from vireid_jax.evaluate import FILE_ALONE, UNTRAINED, Options, Scorer, check_protocols, make_embed
 from vireid_jax.methods import get_build
 from vireid_jax.methods.common import Backbone, with_backbone
-from vireid_jax.metrics import get_protocol
-from vireid_jax.runtime import devices
-from vireid_jax.scoring import check_protocols
+from vireid_jax.metrics import read_permutations
+from vireid_jax.runtime import devices, preemption, runfolder, writer
 from vireid_jax.types import (
     Batch,
     Method,
     Split,
+    Stopped,
     Variables,
     check_batch,
     epochs_to_steps,
     train_labels,
 )
 from vireid_jax.weights import Report
+from vireid_jax.weights import read as read_weights
 
 
 class Parts(NamedTuple):
@@ -38,7 +45,9 @@ class Parts(NamedTuple):
     image_size: tuple[int, int]
     mesh: jax.sharding.Mesh
     persons: np.ndarray  # int32 [C], the person behind each class
+    scorer: Scorer
     weights: Report | None = None  # what was taken from the file of config.init
+    file_is_gone: bool = False  # the run began with a file that these parts were built without
 
 
 class Feed(NamedTuple):
@@ -47,6 +56,39 @@ class Feed(NamedTuple):
     batches: Callable[[int, int], Iterator[Batch]]
     batch: Any  # shapes and dtypes of a global batch
     steps_per_epoch: int
+    augment: Callable[[Any, Batch], Batch]
+
+
+class Devices(NamedTuple):
+    """A recipe's devices section: how a step is laid out."""
+
+    fsdp: int
+    bn_groups: int
+    accumulate: int
+    remat: bool
+
+    def mesh(self, rows: int) -> jax.sharding.Mesh:
+        """The mesh of a step on a batch of `rows` rows; refuses what cannot be cut that way."""
+        for name in ("fsdp", "bn_groups", "accumulate"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"devices.{name} is {value}, expected at least 1")
+            if name != "fsdp" and rows % value:
+                raise ValueError(
+                    f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
+                    f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
+                )
+        chunk = rows // self.accumulate
+        if chunk % self.bn_groups:
+            raise ValueError(
+                f"devices.bn_groups is {self.bn_groups}, which does not divide a chunk of {chunk} "
+                f"rows (devices.accumulate is {self.accumulate}); choose a divisor"
+            )
+        if chunk % jax.device_count():
+            raise ValueError(
+                f"devices.accumulate is {self.accumulate}: chunks of {chunk} rows do not divide "
+                f"over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
+            )
+        return devices.make_mesh(fsdp=self.fsdp)
 
 
 def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple[Parts, Feed]:
@@ -56,55 +98,60 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
       config: the recipe.
       resuming: the run has a checkpoint, so that the file of config.init may have gone. Then
         `Parts.weights` is None and `Parts.method` starts from random weights.
+
+    Raises:
+      ValueError, FileNotFoundError: the recipe cannot be carried out; says how to cure it.
+      Stopped: the run was asked to stop.
     """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
-    rows = devices.process_rows(num_ids * num_instances)
-    _check_devices(**config.devices, rows=num_ids * num_instances)
-    mesh = devices.make_mesh(fsdp=config.devices.fsdp)
+    count = num_ids * num_instances
+    mesh = Devices(**config.devices).mesh(count)
+    rows = devices.process_rows(count)
     _check_share(rows.stop - rows.start, num_ids, num_instances)
     get_build(config.method.name)
-    if config.loader.name not in LOADERS:
-        raise ValueError(f"no loader {config.loader.name!r}; expected one of {sorted(LOADERS)}")
-    check_eval(config)
+    load = partial(_loader(**config.loader), filter=_filter(config))
+    options, permutations = _eval_options(config)
     image_size = tuple(config.data.image_size)
-    # A wrong file is told before the data is loaded, and is read once.
-    pretrained = _read_weights(config["init"]["from"], resuming)
-    split = datasets.load(**config.data, check=partial(_check_split, config))
+    # A wrong file is refused before the data is loaded, and is read once.
+    pretrained = _read_weights(**config.init, resuming=resuming)
+
+    def check(split: Split) -> None:
+        _check_trainable(config, split)
+        strict = _is_strict(config)
+        check_protocols(options, split.test, split.val, permutations=permutations, strict=strict)
+
+    _stop_if_asked()
+    split = datasets.load(**config.data, check=check)
+    _stop_if_asked()
     label, persons = train_labels(split.train)
-    pk = dict(num_ids=num_ids, num_instances=num_instances)
+    modality = split.train.modality
     steps = config.sampler.steps_per_epoch
     if steps is None:
-        steps = sampler.steps_per_epoch(label, split.train.modality, rule=config.sampler.rule, **pk)
+        pk = dict(num_ids=num_ids, num_instances=num_instances)
+        steps = sampler.steps_per_epoch(label, modality, rule=config.sampler.rule, **pk)
     method, report = make_method(config, len(persons), steps, pretrained)
+    section = {**config.sampler, "steps_per_epoch": steps}
 
     def plan(epoch: int) -> Any:
-        return sampler.plan(
-            label,
-            split.train.modality,
-            seed=config.seed,
-            epoch=epoch,
-            steps_per_epoch=steps,
-            rule=config.sampler.rule,
-            replacement=config.sampler.replacement,
-            **pk,
-        )
+        return sampler.plan(label, modality, seed=config.seed, epoch=epoch, **section)
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
-        load = LOADERS[config.loader.name](image_size, _filter(config), config.loader.prefetch)
         local_ids = (rows.stop - rows.start) // num_instances
-        for n, batch in enumerate(
-            load(split.train, label, plan, start=start, stop=stop, rows=rows)
-        ):
+        loaded = load(
+            split.train, label, plan, start=start, stop=stop, rows=rows, image_size=image_size
+        )
+        for n, batch in enumerate(loaded):
             if not n:
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
 
-    count = num_ids * num_instances
     image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
     label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
-    parts = Parts(split, method, image_size, mesh, persons, report)
-    return parts, Feed(batches, batch, steps)
+    scorer = _scorer(config, options, permutations, method, mesh)
+    gone = config.init.weights is not None and report is None
+    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone)
+    return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
 
 
 def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None) -> Parts:
@@ -114,58 +161,89 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
       config: the recipe; its init section is not used, since the run's checkpoint is.
       persons: int [C], the people that the model was trained on; None takes the data set's.
     """
-    check_eval(config)
+    options, permutations = _eval_options(config)
     get_build(config.method.name)
 
     def check(split: Split) -> None:
-        check_protocols(config, split.test, None)
+        strict = _is_strict(config)
+        check_protocols(options, split.test, None, permutations=permutations, strict=strict)
 
     split = datasets.load(**config.data, check=check)
+    _stop_if_asked()
     if persons is None:
         persons = train_labels(split.train)[1]
-    method, _ = make_method(config, len(persons), steps_per_epoch=1)  # of no matter to embedding
-
-    return Parts(split, method, tuple(config.data.image_size), devices.make_mesh(), persons)
-
-
-def check_eval(config: ml_collections.ConfigDict) -> None:
-    """Refuses an eval section that could not be carried out, before anything is loaded."""
-    protocols = config.eval.protocols
-    if isinstance(protocols, str) or not protocols or len(set(protocols)) < len(protocols):
-        raise ValueError(
-            f"eval.protocols is {protocols!r}, expected names without repetition in a tuple, as in "
-            "--config.eval.protocols=\"('sysu/all/single', 'sysu/indoor/single')\""
-        )
-    for name in (*protocols, config.eval.validation):
-        get_protocol(name)
-    for name in ("trials", "batch_size", "corrupt_repeats", "memory_mb"):
-        if config.eval[name] is not None and config.eval[name] < 1:
-            raise ValueError(f"eval.{name} is {config.eval[name]}, expected at least 1")
-    choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries"), "fuse": FUSE}
-    for name, known in choices.items():
-        # Runs from before there were fused rows have no eval.fuse.
-        if name in config.eval and config.eval[name] not in known:
-            raise ValueError(
-                f"eval.{name} is {config.eval[name]!r}, expected one of {', '.join(known)}"
-            )
-    if config.eval.gallery == "official" and config.eval.rand_perm is None:
-        raise ValueError(
-            "eval.gallery is 'official', whose draws are those of SYSU-MM01's rand_perm_cam.mat; "
-            "name that file with --config.eval.rand_perm=FILE (it is in the evaluation code at "
-            "https://github.com/wuancong/SYSU-MM01, not in the data set), or use gallery=agw"
-        )
-    if config.eval.corrupt is not None:
-        corrupt.parse(config.eval.corrupt)
-        if config.eval.flip or config.eval.rerank != "none":
-            raise ValueError(
-                f"eval.corrupt is {config.eval.corrupt!r} with eval.flip={config.eval.flip} and "
-                f"eval.rerank={config.eval.rerank}, expected flip=False and rerank=none: corrupted "
-                "images are scored by plain features; score flip and re-ranking by another command"
-            )
+    # The length of an epoch does not matter to embedding.
+    method, _ = make_method(config, len(persons), steps_per_epoch=1)
+    mesh = devices.make_mesh()
+    scorer = _scorer(config, options, permutations, method, mesh)
+    gone = config.init.weights is not None
+    size = tuple(config.data.image_size)
+    return Parts(split, method, size, mesh, persons, scorer, file_is_gone=gone)
 
 
-def _check_split(config: ml_collections.ConfigDict, split: Split) -> None:
-    """Refuses a data set that the recipe cannot be trained or scored on; looks at no image."""
+def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
+    """Refuses to score a run whose config.json another version of the package has written.
+
+    Raises:
+      ValueError: it has keys that this version does not know, or lacks some that it needs.
+    """
+    build = get_build(config.method.name)
+    named = set(inspect.signature(build).parameters)
+    known = {
+        "data": inspect.signature(datasets.load).parameters,
+        "init": ("weights",),
+        "method": {"name", *named, *Backbone._fields} - {"backbone"},
+        "devices": Devices._fields,
+        "eval": Options._fields,
+    }
+    needed = {"init": ("weights",), "devices": Devices._fields, "eval": Options._fields}
+    needed |= {"augment": ("second_view",), "data": ("name", "image_size")}
+    runfolder.check_known(config.to_dict(), known, workdir, needed=needed)
+
+
+def _stop_if_asked() -> None:
+    if preemption.requested():
+        raise Stopped
+
+
+def _is_strict(config: ml_collections.ConfigDict) -> bool:
+    """Whether fixed permutations have to be those that SYSU-MM01's evaluation code comes with."""
+    return config.data.name == "sysu" and config.data.strict
+
+
+def _eval_options(config: ml_collections.ConfigDict) -> tuple[Options, Any]:
+    """The eval section, checked, and the fixed permutations if it asks for them."""
+    options = Options(**config.eval)
+    options.check()
+    official = options.gallery == "official"
+    return options, read_permutations(options.rand_perm) if official else None
+
+
+def _scorer(
+    config: ml_collections.ConfigDict,
+    options: Options,
+    permutations: Any,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+) -> Scorer:
+    options.accumulates(method.fusions, config.method.name)  # refuses what it cannot re-rank
+    return Scorer(
+        options=options,
+        embed=make_embed(method, mesh),
+        mesh=mesh,
+        image_size=tuple(config.data.image_size),
+        filter=_filter(config),
+        fusions=method.fusions,
+        method=config.method.name,
+        permutations=permutations,
+        untrained=UNTRAINED if config.init.weights is None else FILE_ALONE,
+        should_stop=preemption.requested,
+        say=writer.say,
+    )
+
+
+def _check_trainable(config: ml_collections.ConfigDict, split: Split) -> None:
+    """Refuses a data set that the recipe cannot be trained on; looks at no image."""
     if not len(split.train):
         raise ValueError(
             f"{split.name} has no images to train on: whoever has images of both modalities is "
@@ -176,31 +254,6 @@ def _check_split(config: ml_collections.ConfigDict, split: Split) -> None:
     label, _ = train_labels(split.train)
     # A whole epoch: what cannot be sampled is refused before anything is traced.
     sampler.plan(label, split.train.modality, seed=config.seed, epoch=0, **config.sampler)
-    check_protocols(config, split.test, split.val)
-
-
-def _check_devices(*, fsdp: int, bn_groups: int, accumulate: int, remat: bool, rows: int) -> None:
-    """Refuses what no batch can be cut into; `devices.make_mesh` knows what fits the devices."""
-    del remat
-    for name, value in dict(fsdp=fsdp, bn_groups=bn_groups, accumulate=accumulate).items():
-        if value < 1:
-            raise ValueError(f"devices.{name} is {value}, expected at least 1")
-    for name, value in dict(bn_groups=bn_groups, accumulate=accumulate).items():
-        if rows % value:
-            raise ValueError(
-                f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
-                f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
-            )
-    if rows // accumulate % bn_groups:
-        raise ValueError(
-            f"devices.bn_groups is {bn_groups}, which does not divide a chunk of "
-            f"{rows // accumulate} rows (devices.accumulate is {accumulate}); choose a divisor"
-        )
-    if rows // accumulate % jax.device_count():
-        raise ValueError(
-            f"devices.accumulate is {accumulate}: chunks of {rows // accumulate} rows do not "
-            f"divide over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
-        )
 
 
 def _check_share(rows: int, num_ids: int, num_instances: int) -> None:
@@ -214,12 +267,14 @@ def _check_share(rows: int, num_ids: int, num_instances: int) -> None:
         )
 
 
-def _read_weights(path: str | None, resuming: bool) -> tuple[str, Mapping[str, np.ndarray]] | None:
+def _read_weights(
+    *, weights: str | None, resuming: bool
+) -> tuple[str, Mapping[str, np.ndarray]] | None:
     """The file that the recipe's init section names, and its arrays."""
-    if path is None:
+    if weights is None:
         return None
     try:
-        return path, weights.read(path)
+        return weights, read_weights(weights)
     except FileNotFoundError as error:
         if not resuming:
             raise
@@ -243,8 +298,7 @@ def make_method(
         "num_steps": epochs_to_steps(config.train.epochs, steps_per_epoch),
         "num_ids": config.sampler.num_ids,
         "num_instances": config.sampler.num_instances,
-        # Runs from before there was a second view have no such key.
-        "second_view": config.augment.get("second_view", "none") != "none",
+        "second_view": config.augment.second_view != "none",
     }
     options |= {k: v for k, v in config.devices.items() if k in Backbone._fields}
     # A method has a parameter for each fact of the run that it depends on, and for no other.
@@ -271,18 +325,43 @@ def _filter(config: ml_collections.ConfigDict) -> str:
     return config.data.get("filter", "lanczos")  # the embedded data is rendered at its size
 
 
-def _arrays(
-    image_size: tuple[int, int], filter: str, prefetch: int
-) -> Callable[..., Iterator[Batch]]:
-    return partial(arrays.batches, image_size=image_size, filter=filter, prefetch=prefetch)
+def _loader(*, name: str, prefetch: int) -> Callable[..., Iterator[Batch]]:
+    """The function that makes batches; see `arrays.batches` and `tfdata.batches`."""
+    if name not in LOADERS:
+        raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
+    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
+            "use loader.name=arrays, whose batches are the same to the last bit"
+        )
+    return partial(LOADERS[name], prefetch=prefetch)
 
 
-def _tfdata(
-    image_size: tuple[int, int], filter: str, prefetch: int
-) -> Callable[..., Iterator[Batch]]:
-    from vireid_jax.data import tfdata
+def _tfdata(*args: Any, **options: Any) -> Iterator[Batch]:
+    from vireid_jax.data import tfdata  # seconds of TensorFlow
 
-    return partial(tfdata.batches, image_size=image_size, filter=filter, prefetch=prefetch)
+    return tfdata.batches(*args, **options)
 
 
-LOADERS = {"arrays": _arrays, "tfdata": _tfdata}
+LOADERS = {"arrays": arrays.batches, "tfdata": _tfdata}
+
+
+def summary(
+    config: ml_collections.ConfigDict, parts: Parts, feed: Feed, params: Any, workdir: Any
+) -> str:
+    """What is about to happen, before it takes long."""
+    count = parameter_overview.count_parameters(params)
+    pk = f"{config.sampler.num_ids} identities x {config.sampler.num_instances} images"
+    found = jax.devices()
+    origin = "the run's checkpoint" if parts.file_is_gone else "random"
+    return "\n".join(
+        [
+            datasets.records_summary(parts.split),
+            f"method    {config.method.name}, {count / 1e6:.2f} M parameters",
+            f"weights   {parts.weights or origin}",
+            f"batch     {pk} per modality, {parts.image_size[0]} x {parts.image_size[1]} pixels",
+            f"schedule  {feed.steps_per_epoch} steps/epoch x {config.train.epochs:g} epochs",
+            f"devices   {len(found)} x {found[0].device_kind}, {jax.process_count()} process(es)",
+            f"run       {workdir}",
+        ]
+    )

@@ -1,8 +1,7 @@
 """Schedules and per-parameter options, as one optax transform and one learning rate.
 
-The learning rate is a function of the training step, not of an optimizer's own counter:
-it can be logged, and a method that updates twice in a step (types.LaterLoss) does not run
-through its schedule at double speed.
+The learning rate is a function of the training step, not of an optimizer's own counter, so that
+it can be logged.
 """
 
 import re

@@ -1,25 +1,54 @@
-"""The training loop, top to bottom. It knows no method, data set or protocol by name.
+"""Training, top to bottom: a run, its state, a step, the loop. No method or data set by name.
 
 One step is one jitted function over the mesh: augment, loss, gradients, update. All its
 randomness comes from (seed, step), and the batches from (seed, epoch), so a run that is
 killed and started again ends with the bits of a run that was not.
 """
 
+import contextlib
 import math
+import pathlib
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
-from absl import logging
+from clu import parameter_overview
 
-from vireid_jax import optim
-from vireid_jax.runtime import devices, watch
+from vireid_jax import build, optim
+from vireid_jax.runtime import checkpoint, devices, preemption, processes, runfolder, watch, writer
 from vireid_jax.runtime.checkpoint import Checkpoints
-from vireid_jax.types import Batch, LossFn, Method, Stopped, Variables, epochs_to_steps
+from vireid_jax.runtime.writer import SAY_EVERY_S, duration
+from vireid_jax.types import Batch, Method, Stopped, Variables, epochs_to_steps
+
+
+class Options(NamedTuple):
+    """A recipe's train section; durations are epochs."""
+
+    epochs: float
+    log_every: int  # steps
+    eval_every: float
+    checkpoint_every: float
+    keep: int
+    tensorboard: bool
+
+    def check(self) -> None:
+        """Refuses lengths that make no run; 0 switches an interval off."""
+        if not self.epochs > 0:
+            raise ValueError(f"train.epochs is {self.epochs}, expected more than 0")
+        for name in ("log_every", "eval_every", "checkpoint_every"):
+            if not (value := getattr(self, name)) >= 0:
+                raise ValueError(f"train.{name} is {value}, expected 0 (never) or more")
+        if self.keep < 1:
+            raise ValueError(
+                f"train.keep is {self.keep}, expected at least 1: resuming needs one checkpoint"
+            )
 
 
 class TrainState(NamedTuple):
@@ -43,6 +72,108 @@ class NonFiniteError(FloatingPointError):
     """A loss is not finite. The message names the term, the step and the last checkpoint."""
 
 
+class Trained(NamedTuple):
+    """A run at its end."""
+
+    parts: build.Parts
+    variables: Variables
+    step: int
+
+
+def fit(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, *, max_steps: int | None = None
+) -> Trained:
+    """Trains a recipe in a folder to the end, resuming what the folder holds.
+
+    Args:
+      config: the recipe.
+      workdir: folder of the run; made if missing.
+      max_steps: end after this step, as a try; the schedule stays the whole run's, and without it
+        the run goes on from there.
+
+    Raises:
+      ValueError, FileNotFoundError: the recipe cannot be carried out, or the folder holds a run of
+        another one; nothing is written.
+      Preempted: the run was asked to stop.
+      NonFiniteError: a loss is not finite.
+    """
+    options = Options(**config.train)
+    options.check()
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}, expected at least 1")
+    runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
+    watch.phase("data")
+    try:
+        parts, feed = build.build(config, resuming=_has_checkpoint(workdir))
+    except Stopped:
+        raise Preempted(0) from None
+    method, mesh = parts.method, parts.mesh
+    facts = {**runfolder.data_facts(parts.split), "max_steps": max_steps}
+    processes.check_equal("the data", facts)
+    watch.phase("start")
+    transform, learning_rate = optim.make(
+        steps_per_epoch=feed.steps_per_epoch, epochs=options.epochs, **config.optim
+    )
+    step_fn = make_train_step(
+        method, feed.augment, transform, learning_rate, mesh=mesh, seed=config.seed
+    )
+    # Tracing finds what is wrong with any option before the folder says that a run has begun.
+    shapes = abstract_state(method, transform)
+    jax.eval_shape(step_fn, shapes, feed.batch)
+    runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
+    runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
+    runfolder.save_classes(workdir, parts.split, parts.persons)
+    if jax.process_index() == 0:
+        params = shapes.variables["params"]
+        overview = parameter_overview.get_parameter_overview(params, include_stats=False)
+        (workdir / "parameters.txt").write_text(overview + "\n")
+        if parts.weights is not None:
+            (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
+        writer.say(build.summary(config, parts, feed, params, workdir))
+
+    validate = parts.scorer.validate
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=options.keep)) as checkpoints:
+        state, start = restore_or_init(method, transform, checkpoints, mesh=mesh, seed=config.seed)
+        if not start and parts.file_is_gone:
+            raise FileNotFoundError(
+                f"no checkpoint in {checkpoints.directory} can be read, and the file of weights "
+                f"that the run began with, {config.init.weights}, is gone; bring it back"
+            )
+        log = writer.Writer(
+            workdir,
+            tensorboard=options.tensorboard,
+            resume_step=start,
+            active=jax.process_index() == 0,
+        )
+        with contextlib.closing(log):
+            state = train(
+                state=state,
+                start=start,
+                step_fn=step_fn,
+                batches=feed.batches,
+                steps_per_epoch=feed.steps_per_epoch,
+                mesh=mesh,
+                writer=log,
+                checkpoints=checkpoints,
+                evaluate=parts.split.val and partial(validate, retrieval=parts.split.val),
+                should_stop=preemption.requested,
+                max_steps=max_steps,
+                epochs=options.epochs,
+                log_every=options.log_every,
+                eval_every=options.eval_every,
+                checkpoint_every=options.checkpoint_every,
+            )
+    return Trained(parts, state.variables, int(state.step))
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+    try:
+        checkpoint.find_step(workdir / "checkpoints")
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Scalars(Protocol):
     """What the loop needs of a writer."""
 
@@ -51,6 +182,9 @@ class Scalars(Protocol):
 
     def progress(self, step: int, total: int, scalars: dict[str, float]) -> None:
         """Shows how far the run is."""
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
 
 
 def init_state(method: Method, transform: optax.GradientTransformation, seed: int) -> TrainState:
@@ -86,44 +220,31 @@ def make_train_step(
     if len(mesh.axis_names) > 1:
         state_sharding = devices.of_state(abstract_state(method, transform), mesh)
 
-    def minimize(
-        loss: LossFn, variables: dict[str, Any], optimizer: Any, batch: Batch, key: Any, step: Any
-    ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
-        def of_params(params: Any) -> Any:
-            # Where devices share a copy (fsdp) it is gathered here, once, so that the compiler
-            # has no reason to cut a convolution by its channels and to move activations.
-            params = jax.lax.with_sharding_constraint(params, everywhere)
-            return loss({**variables, "params": params}, batch, key, step)
-
-        params = variables["params"]
-        (total, aux), grads = jax.value_and_grad(of_params, has_aux=True)(params)
-        updates, optimizer = transform.update(grads, optimizer, params)
-        params = optim.apply(params, updates, learning_rate(step))
-        if method.project is not None:
-            params = method.project(params)
-        scalars = {"loss": total, **aux.terms, **aux.metrics, "grad_norm": optax.tree.norm(grads)}
-        return {**variables, **aux.updates, "params": params}, optimizer, scalars
-
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
         images = augment(augment_key, batch)
-        variables, optimizer, scalars = minimize(
-            method.loss, state.variables, state.optimizer, images, loss_key, state.step
-        )
-        for later in method.later:
-            variables, optimizer = jax.lax.cond(
-                state.step >= later.start_step,
-                lambda v, o, loss=later.loss: minimize(loss, v, o, images, loss_key, state.step)[
-                    :2
-                ],
-                lambda v, o: (v, o),
-                variables,
-                optimizer,
-            )
+
+        def loss(params: Any) -> Any:
+            # Where devices share a copy (fsdp) it is gathered here, once, so that the compiler
+            # has no reason to cut a convolution by its channels and to move activations.
+            params = jax.lax.with_sharding_constraint(params, everywhere)
+            variables = {**state.variables, "params": params}
+            total, aux = method.loss(variables, images, loss_key, state.step)
+            # JAX sorts the keys of a dict; the progress line shows the terms in their own order.
+            shown = OrderedDict({"loss": total, **aux.terms, **aux.metrics})
+            return total, (shown, aux.updates)
+
+        params = state.variables["params"]
+        (_, (scalars, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, optimizer = transform.update(grads, state.optimizer, params)
+        params = optim.apply(params, updates, learning_rate(state.step))
+        if method.project is not None:
+            params = method.project(params)
+        variables = {**state.variables, **new, "params": params}
+        scalars["grad_norm"] = optax.tree.norm(grads)
         scalars["param_norm"] = optax.tree.norm(variables["params"])
         scalars["lr"] = learning_rate(state.step)
-        # jit sorts the keys of a dict; the progress line shows the terms of the loss first.
         scalars = OrderedDict((k, jnp.asarray(v, jnp.float32)) for k, v in scalars.items())
         return TrainState(state.step + 1, variables, optimizer), scalars
 
@@ -164,6 +285,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     evaluate: Callable[[Variables], Mapping[str, float]] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    max_steps: int | None = None,
     log_every: int = 10,
     eval_every: float = 0,
     checkpoint_every: float = 0,
@@ -183,10 +305,11 @@ def train(
       checkpoints: where states go; None keeps none.
       evaluate: variables -> validation scores; raises `Stopped` when asked to stop.
       should_stop: polled once a step; True saves and raises `Preempted`.
+      max_steps: end after this step, as if the rest were left for another start.
       log_every: steps between records of scalars.
       eval_every: epochs between validations, 0 for none.
       checkpoint_every: epochs between checkpoints, 0 for the last alone.
-      clock: seconds, for images per second.
+      clock: seconds, for what is shown: images per second, time taken.
 
     Returns:
       The final state, which is also saved.
@@ -196,22 +319,29 @@ def train(
       NonFiniteError: at the first step with a loss that is not finite; nothing is saved.
     """
     total = epochs_to_steps(epochs, steps_per_epoch)
+    end = total if max_steps is None else min(total, max_steps)
     # 0 means "never" for an interval, so an interval below one step becomes one step.
     eval_steps = max(epochs_to_steps(eval_every, steps_per_epoch), 1) if eval_every else 0
     save_steps = max(epochs_to_steps(checkpoint_every, steps_per_epoch), 1)
     save_steps = save_steps if checkpoint_every else 0
     step = start
-    if step:
-        logging.info("resumed at step %d of %d", step, total)
+    if step >= end:
+        ended = "already finished" if step >= total else "already there"
+        writer.say(f"{ended}: step {step:,} of {total:,}")
+    elif step:
+        writer.say(f"resumed at step {step:,} of {total:,}")
 
     def save(scores: Mapping[str, float] | None = None, wait: bool = False) -> None:
-        if checkpoints is not None:
-            checkpoints.save(step, state, metrics=scores, wait=wait)
+        if checkpoints is None:
+            return
+        if checkpoints.save(step, state, metrics=scores, wait=wait):
+            writer.say(f"checkpoint of step {step:,}{' saved' if wait else ': saving'}")
 
     def validate() -> None:
         if evaluate is None:
             return
         watch.phase("validate")
+        before = clock()
         try:
             scores = dict(evaluate(state.variables))
         except Stopped:
@@ -219,6 +349,12 @@ def train(
             raise Preempted(step) from None
         writer.write(step, scores, split="val")
         save(scores)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        best = checkpoints.best() if checkpoints is not None else None
+        if checkpoints is not None and best is not None:
+            at = (checkpoints.metrics(best) or {}).get("mAP", math.nan)
+            shown += f"; best mAP {at:.4f} at step {best:,}"
+        writer.say(f"validation at step {step:,}: {shown} ({duration(clock() - before)})")
         watch.phase("train")
 
     pending: list[tuple[int, dict[str, jax.Array]]] = []
@@ -239,37 +375,55 @@ def train(
     if should_stop():  # asked while the data was loaded; compiling may take minutes
         raise Preempted(step)
     watch.phase("compile")
-    mark, mark_step = clock(), step
-    for batch in batches(step, total):
+    begun = mark = shown = clock()
+    mark_step = step
+    for batch in batches(step, max(step, end)):
+        if step == start:
+            writer.say("compiling the training step")
+            mark = clock()
         state, scalars = step_fn(state, devices.to_global(batch, mesh))  # type: ignore[arg-type]
-        watch.phase("train")
         step += 1
+        if step == start + 1:
+            jax.block_until_ready(scalars)
+            writer.say(f"compiled, first step done in {duration(clock() - mark)}")
+            mark = shown = clock()
+            mark_step = step
+        watch.phase("train")
         pending.append((step, scalars))
         log, validation, saving = (
             bool(n) and (step % n == 0 or step == total)
             for n in (log_every, eval_steps, save_steps)
         )
         stop = should_stop()
-        last = stop or step == total
+        last = stop or step == end
         if log or validation or saving or last:
             # Before anything is recorded or saved; fetching more often would stall the device.
             newest = check_finite()
-        if log:
-            now = clock()
-            rate = (step - mark_step) * 2 * batch["label"].shape[0] * jax.process_count()
-            newest["images_per_second"] = rate / max(now - mark, 1e-9)
-            writer.write(step, newest)
+        if log or clock() - shown >= SAY_EVERY_S:
+            if not log:
+                newest = {k: float(v) for k, v in jax.device_get(scalars).items()}
+            shown = clock()
+            if step > mark_step:  # a first step says nothing of the speed
+                rate = (step - mark_step) * 2 * batch["label"].shape[0] * jax.process_count()
+                newest["images_per_second"] = rate / max(shown - mark, 1e-9)
+            if log:
+                writer.write(step, newest)
             writer.progress(step, total, newest)
-            mark, mark_step = now, step
+            mark, mark_step = shown, step
         if validation or saving or last:
             save(wait=stop)
         if stop:
             raise Preempted(step)
         if validation:
             validate()
-            mark, mark_step = clock(), step
+            mark = shown = clock()
+            mark_step = step
     if checkpoints is not None:
         checkpoints.wait()
+    if step > start:
+        took = f"{step - start:,} steps in {duration(clock() - begun)}"
+        rest = f"; {total - step:,} steps are left for another start" if step < total else ""
+        writer.say(f"trained {took}{' since the resume' if start else ''}{rest}")
     return state
 
 

@@ -145,13 +145,6 @@ class Aux(NamedTuple):
 LossFn = Callable[[Variables, Batch, Any, Any], tuple[Any, Aux]]
 
 
-class LaterLoss(NamedTuple):
-    """A second loss with an optimizer step of its own, from `start_step` on."""
-
-    start_step: int
-    loss: LossFn
-
-
 class Method(NamedTuple):
     """A re-ID method: pure functions; all state is in `variables`.
 
@@ -159,7 +152,6 @@ class Method(NamedTuple):
     loss: (variables, batch, key, step) -> (total [], Aux).
     embed: (variables, images [N, H, W, 3] standardized float32, modality) ->
       {feature name: float32 [N, D]}; the first feature is the method's headline.
-    later: losses minimized one after the other in the same step, after `loss`.
     project: (params) -> params, applied after every update: keeps parameters within bounds.
     fusions: {row: {feature: weight}}: further rows of a result, the first of them the headline;
       the similarity of two images is the weighted sum of the inner products of these features,
@@ -169,13 +161,12 @@ class Method(NamedTuple):
     init: Callable[[Any], Variables]
     loss: LossFn
     embed: Callable[[Variables, Any, int], dict[str, Any]]
-    later: tuple[LaterLoss, ...] = ()
     project: Callable[[Any], Any] | None = None
     fusions: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
     def __hash__(self) -> int:
         """Of the functions: a mapping has none, and `jax.jit` may be told a method."""
-        return hash((self.init, self.loss, self.embed, self.later, self.project))
+        return hash((self.init, self.loss, self.embed, self.project))
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read off its optimized HLO text."""
+"""What a compiled program moves, read off its optimized HLO text: between chips, and in memory."""
 
 import math
 import re
@@ -34,6 +34,16 @@ _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _AXIS = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?")
 _NAME = re.compile(r'op_name="([^"]*)"')
+# Operations that move nothing.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
+    *("while", "conditional", "call", "partition-id", "replica-id", "opt-barrier"),
+}
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
+_OPERAND = re.compile(r"%([\w.-]+)")
+_SPACE = re.compile(r"S\((\d+)\)")
+_TYPE = re.compile(r"\b[a-z]+\d*\w*\[[\d,<=]*\](?:\{[^}]*\})?")
+_SCHEDULED = re.compile(r"[\])}] (?:while|conditional|call)\(")
 
 
 class Array(NamedTuple):
@@ -119,7 +129,7 @@ def group_of(
       statistics: the most numbers that sums over the batch have: of normalizations and losses.
       features: the most numbers that the features of the global batch have.
       fixed: how many numbers else an array of weights or statistics may have, see
-        `launch.ahead.fixed`.
+        `programs.fixed_sizes`.
       shared: how many devices share a copy of the parameters (fsdp), which is then gathered, and
         their gradients scattered.
 
@@ -216,3 +226,64 @@ def run_times(text: str) -> dict[str, int]:
         return known[computation]
 
     return {computation: times(computation) for computation in [first, *callers]}
+
+
+# --- Memory -----------------------------------------------------------------------------
+
+
+def in_memory(kind: str) -> int:
+    """Bytes of the arrays of a type that are in the chip's memory."""
+    total = 0
+    for array in _TYPE.findall(kind):
+        space = _SPACE.search(array)
+        if space is None or space[1] == "0":
+            total += sum(a.bytes for a in arrays(array))
+    return total
+
+
+def traffic(text: str) -> int:
+    """Bytes that a TPU program reads from and writes to a chip's memory, each operand once.
+
+    XLA's own figure "bytes accessed" counts what stays in the cores' own memory (VMEM) as well, and
+    every prefetch of a slice as if the whole array moved. The optimized program says where each
+    array is: layouts with S(1) and above are not in the chip's memory. Loops count as often as they
+    run where that is known, else once; branches all count.
+    """
+    times = run_times(text)
+    scheduled = _scheduled(text)
+    kinds: dict[tuple[str, str], str] = {}  # (computation, name): type
+    total = 0
+    for computation, line in instructions(text):
+        if computation not in scheduled or not (match := _INSTRUCTION.match(line)):
+            continue
+        name, kind, operation, rest = match.groups()
+        kinds[computation, name] = kind
+        if operation in _FREE or operation.endswith("-done"):
+            continue
+        count = abs(times.get(computation, 1))
+        if operation == "copy-start":  # (copy, original, context)
+            copy, original = elements(kind)[:2]
+            total += count * (in_memory(copy) + in_memory(original))
+            continue
+        if operation == "slice-start":  # ((original), slice, context): it alone is read
+            original, part = elements(kind)[:2]
+            size = sum(a.bytes for a in arrays(part))
+            total += count * (in_memory(part) + (size if in_memory(original) else 0))
+            continue
+        if "ConcatBitcast" in rest:  # a view of slices side by side
+            continue
+        if operation.endswith("-start"):
+            kind = "".join(elements(kind)[1:2])
+        operands = set(_OPERAND.findall(rest.partition("), ")[0]))
+        read = sum(in_memory(kinds.get((computation, operand), "")) for operand in operands)
+        total += count * (read + in_memory(kind))
+    return total
+
+
+def _scheduled(text: str) -> set[str]:
+    """The computations whose instructions run one by one, not within a fusion or reduction."""
+    found = {entry(text)}
+    for _, line in instructions(text):
+        if _SCHEDULED.search(line):
+            found |= set(called(line))
+    return found

@@ -1,17 +1,144 @@
-"""A step's time from what it computes, reads and sends, and the chip's peak figures.
+"""Chips, the shapes they are rented in, and a step's time on them; imports no JAX.
 
-Nothing here is measured. A real step is slower than `Estimate.overlapped`: matrix units are never
-kept busy all the time. What the estimate is good for is which of the four limits binds, and how the
-answer changes with the number of chips. The model of communication is that of "How to Scale Your
-Model" (Austin et al. 2025, https://jax-ml.github.io/scaling-book): rings along the axes of the
-torus, each link used in both directions, and about a microsecond a hop for whatever is small.
+Figures of chips are the vendors', each with its page. Memory is what a program can have, as the TPU
+compiler itself reports it: a little less than the page says, since the system keeps some.
+
+No time is measured. A real step is slower than `Estimate.overlapped`: matrix units are never kept
+busy all the time. The estimate says which of the four limits binds, and how the answer changes
+with the number of chips. The model of communication is from "How to Scale Your Model" (Austin et
+al. 2025, https://jax-ml.github.io/scaling-book): rings along the axes of the torus, each link used
+in both directions, and about a microsecond a hop for whatever is small.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from launch.ahead.chips import Chip
 from launch.ahead.hlo import Collective
+
+GIB = 1 << 30
+
+
+class Chip(NamedTuple):
+    """Peak figures of one chip."""
+
+    memory: int  # bytes that a program can have
+    bandwidth: float  # bytes/s between that memory and the cores
+    peak: dict[str, float]  # FLOP/s by the dtype that the matrix units multiply in
+    link: float  # bytes/s, one link to a neighbor in one direction
+    ring: int  # an axis of chips closes to a ring if this divides its length; 0: no axes, a switch
+    source: str
+
+
+class Topology(NamedTuple):
+    """Devices to compile for."""
+
+    name: str  # as given: v5e:4x4, cpu:8, gpu
+    kind: str  # a key of SHAPES, "cpu" or "gpu"
+    shape: tuple[int, ...]  # chips along each axis
+
+    @property
+    def chips(self) -> int:
+        """How many there are; 0: all GPUs at hand."""
+        return math.prod(self.shape)
+
+
+_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
+
+# The pages give the links of a chip together, both directions: 400 GB/s for the four of v5e, 1200
+# for the six of v5p, 800 for the four of v6e. The page of v6e used to say 1640 and 896 GB/s.
+TPUS = {
+    "v5e": Chip(int(15.75 * GIB), 819e9, {"bfloat16": 197e12}, 50e9, 16, f"{_TPU_DOCS}v5e"),
+    "v5p": Chip(int(95.74 * GIB), 2765e9, {"bfloat16": 459e12}, 100e9, 4, f"{_TPU_DOCS}v5p"),
+    "v6e": Chip(int(31.25 * GIB), 1600e9, {"bfloat16": 918e12}, 100e9, 16, f"{_TPU_DOCS}v6e"),
+}
+
+# Dense rates and SXM parts; float32 is TF32, XLA's default for float32 on these.
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+GPUS = {
+    "H200": Chip(
+        141 * 10**9, 4800e9, {"bfloat16": 989e12, "float32": 494e12}, 450e9, 0, f"{_NVIDIA}h200/"
+    ),
+    "H100": Chip(
+        80 * 10**9, 3350e9, {"bfloat16": 989e12, "float32": 494e12}, 450e9, 0, f"{_NVIDIA}h100/"
+    ),
+    "A100": Chip(
+        80 * 10**9, 2039e9, {"bfloat16": 312e12, "float32": 156e12}, 300e9, 0, f"{_NVIDIA}a100/"
+    ),
+}
+
+# Slices that are rented, from the pages above, and a single chip of each.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SHAPES = {
+    "v5e": _FLAT,
+    "v5p": (
+        *("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+        *("8x8x16", "8x16x16", "16x16x16", "16x16x24"),
+    ),
+    "v6e": _FLAT,
+}
+
+
+def parse(name: str) -> Topology:
+    """Reads v5e:4x4, cpu:8 or gpu.
+
+    Raises:
+      ValueError: there is no such chip or shape; the message lists those there are.
+    """
+    kind, _, shape = name.partition(":")
+    if name == "gpu":
+        return Topology(name, kind, (0,))
+    if kind == "cpu":
+        if not re.fullmatch("[1-9][0-9]{0,3}", shape):
+            raise ValueError(
+                f"topology {name!r}: expected cpu:N with a number N of devices, as in cpu:8"
+            )
+        return Topology(name, kind, (int(shape),))
+    if kind not in SHAPES:
+        raise ValueError(
+            f"topology {name!r}: no chip {kind!r}; expected {', '.join(sorted(SHAPES))} with a "
+            "shape, as in v5e:4x4, or cpu:N, or gpu"
+        )
+    if shape not in SHAPES[kind]:
+        raise ValueError(
+            f"topology {name!r}: {kind} comes as {', '.join(SHAPES[kind])}; expected one of these, "
+            f"as in {kind}:{SHAPES[kind][3]}"
+        )
+    return Topology(name, kind, tuple(int(n) for n in shape.split("x")))
+
+
+def chip_of(topology: Topology, device_kind: str = "") -> Chip | None:
+    """The chip's figures; None where there are none, as for a CPU.
+
+    Args:
+      topology: from `parse`.
+      device_kind: JAX's name of the device, for a GPU: "NVIDIA H100 80GB HBM3".
+    """
+    if topology.kind == "gpu":
+        return next((chip for name, chip in GPUS.items() if name in device_kind), None)
+    return TPUS.get(topology.kind)
+
+
+def of_size(topology: Topology, chips: int) -> Topology:
+    """The slice of the same chip with so many chips; the squarest if there are several.
+
+    Raises:
+      ValueError: it does not come in that size.
+    """
+    if topology.kind in ("cpu", "gpu"):
+        if chips > topology.chips:
+            raise ValueError(f"{topology.name} has {topology.chips} devices, not {chips}")
+        return Topology(f"{topology.kind}:{chips}", topology.kind, (chips,))
+    found = [parse(f"{topology.kind}:{shape}") for shape in SHAPES[topology.kind]]
+    sizes = [t for t in found if t.chips == chips]
+    if not sizes:
+        known = ", ".join(str(t.chips) for t in found)
+        raise ValueError(f"no slice of {chips} {topology.kind} chips; there are {known}")
+    return min(sizes, key=lambda t: max(t.shape))
+
+
+# --- Time of a step ---------------------------------------------------------------------
 
 HOP = 1e-6  # seconds; scaling book, "Sharded Matrices", on small arrays
 
@@ -61,9 +188,7 @@ def estimate(
         default precision rounds float32 operands to bfloat16, so that rate holds for both.
     """
     peak = chip.peak.get(dtype, chip.peak["bfloat16"])
-    chips = 1
-    for length in shape:
-        chips *= length
+    chips = math.prod(shape)
     transfer = latency = 0.0
     if chips > 1:
         for collective in collectives:

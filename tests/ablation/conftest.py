@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from vireid_jax.ablation import __main__ as command
-from vireid_jax.ablation import plan, pool
+from vireid_jax.ablation import cells
 
 STAND_IN = pathlib.Path(__file__).with_name("stand_in.py")
 
@@ -15,13 +15,13 @@ STAND_IN = pathlib.Path(__file__).with_name("stand_in.py")
 @pytest.fixture
 def stand_in(monkeypatch):
     """Cells run tests/ablation/stand_in.py in place of the main command."""
-    real = plan.Cell._command
+    real = cells.Cell.command
 
-    def command(cell, protocols):
-        return [sys.executable, str(STAND_IN), *real(cell, protocols)[3:]]
+    def run(cell, score):
+        return [sys.executable, str(STAND_IN), *real(cell, score)[3:]]
 
-    monkeypatch.setattr(plan.Cell, "_command", command)
-    monkeypatch.setattr(pool, "find_backend", lambda: "cpu")
+    monkeypatch.setattr(cells.Cell, "command", run)
+    monkeypatch.setattr(command, "find_backend", lambda: "cpu")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import textwrap
 import numpy as np
 from PIL import Image
 
-from vireid_jax.data import builders
-from vireid_jax.data.listing import Check, Listing
+from vireid_jax.data import prepared
+from vireid_jax.data.readers.common import Check, Listing
 from vireid_jax.types import Records
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def python(code, *arguments, expected=0):
     head = (
         "import os, pathlib, signal, sys\n"
         "from tests.data.mixed_tree import tree\n"
-        "from vireid_jax.data import arrays, builders, cache\n"
+        "from vireid_jax.data import arrays, cache, prepared\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
@@ -97,7 +97,7 @@ def suffixes(folder):
 def prepared_in(folder, source):
     """The folder with the prepared set of `tree`; tests that change it take a `copy_of` it."""
     calls = []
-    builders.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
+    prepared.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
     assert calls == [(8, 24), (16, 24), (24, 24)]
     return folder
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.mixed_tree import never, suffixes, tree
-from vireid_jax.data import arrays, builders, cache
+from vireid_jax.data import arrays, cache, prepared
 from vireid_jax.types import Pixels
 
 SIZE = (16, 8)
@@ -51,7 +51,6 @@ def test_the_pixels_are_those_of_decode(source, tmp_path, small_chunks, filter):
     assert (images[np.arange(40)] == expected).all()
     for field in ("person", "camera", "modality", "name"):
         assert getattr(cached.records, field) is getattr(source.records, field)
-    cache.verify(cached)
     # It is a plain file for anyone else.
     (path,) = tmp_path.glob("*.npy")
     assert (np.load(path) == expected).all()
@@ -62,7 +61,7 @@ def test_the_pixels_are_those_of_decode(source, tmp_path, small_chunks, filter):
 
 
 def test_prepared_and_encoded_images_give_the_same_pixels(source, pixels, tmp_path):
-    ready = builders.prepare(source, out=tmp_path / "out")
+    ready = prepared.prepare(source, out=tmp_path / "out")
     encoded = [pathlib.Path(p).read_bytes() for p in source.records.images]
     in_ram = dataclasses.replace(source.records, images=encoded)
     for n, listing in enumerate((ready, dataclasses.replace(source, records=in_ram))):
@@ -73,12 +72,7 @@ def test_prepared_and_encoded_images_give_the_same_pixels(source, pixels, tmp_pa
 
 
 def test_in_memory(source, pixels, tmp_path):
-    calls = []
-    held = cache.in_memory(source, image_size=SIZE, progress=lambda *x: calls.append(x))
-    assert type(held.records.images) is np.ndarray and (held.records.images == pixels).all()
-    assert calls == [(40, 40)]
-    cached = cache.decode_once(source, image_size=SIZE, folder=tmp_path)
-    held = cache.in_memory(cached, image_size=SIZE)
+    held = cache.in_memory(cache.decode_once(source, image_size=SIZE, folder=tmp_path))
     assert type(held.records.images) is np.ndarray and (held.records.images == pixels).all()
     assert held.records.images.flags.owndata
 
@@ -129,17 +123,12 @@ def test_where_it_is_kept(source, tmp_path, monkeypatch):
         cache.decode_once(source, image_size=SIZE)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"image_size": (0, 8)}, "expected .height, width."),
+def test_bad_options(source, tmp_path):
+    for options, message in (
+        ({"image_size": (0, 8)}, r"expected .height, width."),
         ({"filter": "nearest"}, "lanczos, bilinear"),
         ({"unreadable": "maybe"}, "refuse or skip"),
-    ],
-)
-def test_bad_options(source, tmp_path, options, message):
-    for function in (cache.decode_once, cache.in_memory):
-        own = {"folder": tmp_path} if function is cache.decode_once else {}
+    ):
         with pytest.raises(ValueError, match=message):
-            function(source, **{"image_size": SIZE, **own, **options})
+            cache.decode_once(source, **{"image_size": SIZE, "folder": tmp_path} | options)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.data.mixed_tree import broken_tree, never, python, suffixes, tree
-from vireid_jax.data import arrays, builders, cache, stored
+from vireid_jax.data import arrays, cache, prepared
 from vireid_jax.runtime import files
 
 SIZE = (16, 8)
@@ -42,10 +42,8 @@ def small_chunks(monkeypatch):
 def test_unreadable_images_are_named_and_refused(tmp_path, small_chunks):
     listing, rows = broken_tree(tmp_path / "tree")
     folder = tmp_path / "cache"
-    with pytest.raises(stored.UnreadableError, match="4 of 20 images") as caught:
+    with pytest.raises(cache.UnreadableError, match="4 of 20 images") as caught:
         cache.decode_once(listing, image_size=SIZE, folder=folder)
-    with pytest.raises(stored.UnreadableError, match="4 of 20 images"):
-        cache.in_memory(listing, image_size=SIZE)
     for row in rows:
         assert sum(listing.records.images[row] in line for line in caught.value.problems) == 1
     assert list(folder.iterdir()) == []
@@ -64,12 +62,11 @@ def test_unreadable_images_are_named_and_skipped(tmp_path, small_chunks):
         assert cached.records.name == [listing.records.name[n] for n in left]
         assert (cached.part == listing.part[left]).all()
         assert len(cached.problems) == 1 + 4
-        cache.verify(cached)
-    held = cache.in_memory(listing, image_size=SIZE, unreadable="skip")
+    held = cache.in_memory(cached)
     assert (held.records.images == expected).all() and held.problems == cached.problems
-    with pytest.raises(stored.UnreadableError, match="4 of 20"):
+    with pytest.raises(cache.UnreadableError, match="4 of 20"):
         cache.decode_once(listing, image_size=SIZE, folder=folder, progress=never)
-    with pytest.raises(stored.UnreadableError, match="4 of 4"):
+    with pytest.raises(cache.UnreadableError, match="4 of 4"):
         none = listing.take(np.array(rows))
         cache.decode_once(none, image_size=SIZE, folder=folder, unreadable="skip")
 
@@ -114,21 +111,6 @@ def test_a_damaged_cache_is_made_anew(source, pixels, tmp_path, damage, caplog):
     assert (cached.records.images[:] == pixels).all()
     assert (npy.read_bytes(), side.read_bytes()) == before
     assert suffixes(tmp_path) == [".json", ".npy"]
-
-
-def test_verify_reads_all_of_it(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_BLOCK", 1)
-    monkeypatch.setattr(cache, "_SAMPLED", 3)
-    cached = cache.decode_once(source, image_size=SIZE, folder=tmp_path)
-    (npy,) = tmp_path.glob("*.npy")
-    content = bytearray(npy.read_bytes())
-    content[128 + 5 * 16 * 8 * 3] ^= 1  # image 5: not the first, the middle or the last
-    npy.write_bytes(content)
-    cache.decode_once(source, image_size=SIZE, folder=tmp_path, progress=never)
-    with pytest.raises(ValueError, match="1 of 40 checksums differ"):
-        cache.verify(cached)
-    with pytest.raises(ValueError, match="expected the memory-mapped pixels"):
-        cache.verify(source)
 
 
 # --- Interruptions, other processes, full disks ---------------------------------------------
@@ -280,7 +262,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_with_what_to_do(source, tmp_
         with pytest.raises(OSError, match=r"decoded images of \w+ cannot be kept in .*data\.cache"):
             cache.decode_once(source, image_size=SIZE, folder=folder, progress=never)
         with pytest.raises(OSError, match=r"prepared \w+ cannot be kept in .*data\.prepared"):
-            builders.prepare(source, out=folder, progress=never)
+            prepared.prepare(source, out=folder, progress=never)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(PermissionError, match="VIREID_CACHE"):
         cache.decode_once(source, image_size=SIZE, folder=tmp_path / "new", progress=never)

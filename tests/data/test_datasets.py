@@ -1,4 +1,4 @@
-import inspect
+import dataclasses
 import re
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vireid_jax import synthetic
-from vireid_jax.data import arrays, datasets, trees
+from vireid_jax.data import arrays, datasets, prepared, readers
 from vireid_jax.synthetic.layouts import write_tree
 from vireid_jax.types import Records, Retrieval, Split, is_decoded
 
@@ -42,26 +42,32 @@ def test_synthetic_is_the_default_and_its_defaults_are_its_own(monkeypatch):
         asked.update(image_size=image_size, seed=seed)
         return "split"
 
-    monkeypatch.setitem(datasets.DATASETS, "synthetic", fake)
+    monkeypatch.setattr(synthetic, "load", fake)
     assert datasets.load() == "split"
     assert asked == {"image_size": (96, 48), "seed": 0}
     datasets.load(image_size=[4, 2], seed=0)
     assert asked == {"image_size": (4, 2), "seed": 0}
 
 
-def test_every_option_of_every_data_set_is_a_keyword_of_load():
-    keywords = set(inspect.signature(datasets.load).parameters)
-    for builder in datasets.DATASETS.values():
-        assert set(inspect.signature(builder).parameters) <= keywords
+def test_the_options_of_a_data_set_are_those_of_its_reader():
+    disk = {"root", "image_size", "images", "filter", "strict", "unreadable", "prepared", "cache"}
+    own = {
+        "sysu": {"val_ids"},
+        "regdb": {"trial", "val_ids"},
+        "llcm": {"val_ids"},
+        "folders": {"test_share", "seed", "val_ids"},
+    }
+    assert set(datasets.names()) == {"synthetic", *own}
+    for name, options in own.items():
+        assert set(datasets.options_of(name)) == disk | options
+    assert set(datasets.options_of("synthetic")) == set(TINY)
 
 
-@pytest.mark.parametrize(
-    ("name", "title"), [("sysu", "SYSU-MM01"), ("regdb", "RegDB"), ("llcm", "LLCM")]
-)
-def test_a_data_set_that_is_nowhere_says_where_to_get_it(name, title, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{title} is not prepared in {tmp_path}") as error:
-        datasets.load(name=name, prepared=str(tmp_path))
-    assert "--config.data.root=DIR" in str(error.value) and "http" in str(error.value)
+def test_a_data_set_that_is_nowhere_says_where_to_get_it(tmp_path):
+    for name, title in (("sysu", "SYSU-MM01"), ("regdb", "RegDB"), ("llcm", "LLCM")):
+        with pytest.raises(FileNotFoundError, match=f"{title} is not prepared in {tmp_path}") as e:
+            datasets.load(name=name, prepared=str(tmp_path))
+        assert "--config.data.root=DIR" in str(e.value) and "http" in str(e.value)
 
 
 def test_own_folders_need_a_root():
@@ -73,29 +79,29 @@ def test_own_folders_need_a_root():
         datasets.load(name="folders", prepared="/none")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_options_are_refused_before_anything_is_read(tmp_path):
+    for options, message in (
         ({"images": "both"}, "data.images is 'both', expected one of cached, memory, encoded"),
         ({"unreadable": "ignore"}, "data.unreadable is 'ignore', expected one of refuse, skip"),
         ({"filter": "nearest"}, "nearest"),
         ({"image_size": (0, 4)}, "size"),
         ({"trial": 11}, "trial"),
         ({"val_ids": -1}, "val_ids"),
-    ],
-)
-def test_bad_options_are_refused_before_anything_is_read(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        datasets.load(name="regdb", root=str(tmp_path / "absent"), **options)
+        ({"prepared": tmp_path}, "data.root is .*absent and data.prepared is .*, expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            datasets.load(name="regdb", root=str(tmp_path / "absent"), **options)
 
 
-def test_where_images_are_kept_changes_no_pixel(tmp_path):
+def test_where_images_are_kept_changes_no_pixel(tmp_path, monkeypatch):
     root = write_tree(
         tmp_path / "regdb", "regdb", train_ids=2, test_ids=2, images=2, image_size=(40, 20)
     )
     common = dict(name="regdb", root=root, strict=False, image_size=(32, 16))
-    places = dict(prepared=tmp_path / "prepared", cache=tmp_path / "cache")
-    splits = {i: datasets.load(images=i, **common, **places) for i in trees.IMAGES}
+    monkeypatch.setenv("VIREID_DATA", str(tmp_path / "default"))
+    places = dict(cache=tmp_path / "cache")
+    splits = {i: datasets.load(images=i, **common, **places) for i in datasets.IMAGES}
+    assert not (tmp_path / "default").exists(), "nothing is prepared without being asked for"
     want = np.asarray(splits["memory"].train.images)
     assert want.dtype == np.uint8 and want.shape == (8, 32, 16, 3)
     np.testing.assert_array_equal(splits["cached"].train.images[np.arange(8)], want)
@@ -104,8 +110,13 @@ def test_where_images_are_kept_changes_no_pixel(tmp_path):
     )
     assert {tuple(s.train.name) for s in splits.values()} == {tuple(splits["memory"].train.name)}
     # What is prepared needs no tree any more.
-    again = datasets.load(name="regdb", image_size=(32, 16), **places)
-    np.testing.assert_array_equal(again.train.images[np.arange(8)], want)
+    prepared.prepare(readers.get_reader("regdb").scan(root, strict=False), out=tmp_path / "out")
+    for images in datasets.IMAGES:
+        options = dict(image_size=(32, 16), images=images, prepared=tmp_path / "out")
+        again = datasets.load(name="regdb", **options, **places).train
+        if images == "encoded":
+            again = dataclasses.replace(again, images=arrays.decode(again.images, (32, 16)))
+        np.testing.assert_array_equal(again.images[np.arange(8)], want)
     assert any("1" in note for note in splits["cached"].notes), "what a partial tree lacks is said"
 
 
@@ -120,7 +131,7 @@ def test_own_images_that_cannot_be_decoded(tmp_path):
     (tmp_path / "own" / "visible" / "b" / "1.png").write_text("<html>404</html>")
     common = dict(name="folders", root=tmp_path / "own", image_size=(8, 4), cache=tmp_path / "c")
     splits = []
-    for images in trees.IMAGES:
+    for images in datasets.IMAGES:
         with pytest.raises(ValueError, match=r"1 of 24 .*: visible/b/1\.png"):
             datasets.load(images=images, **common)
         splits.append(datasets.load(images=images, unreadable="skip", **common))
@@ -140,8 +151,13 @@ def test_unknown_names_and_dead_options_are_refused():
         datasets.load(root="/data", trial=1)
     with pytest.raises(ValueError, match=r"seed would have no effect .*options are root"):
         datasets.load(name="sysu", seed=0)
-    with pytest.raises(TypeError, match="sed"):
-        datasets.load(sed=0)
+    # A misspelt key fails whatever its value; a key of another data set may be None.
+    for value in (0, None):
+        with pytest.raises(ValueError, match=r"sed would have no effect .*'synthetic'"):
+            datasets.load(sed=value)
+        with pytest.raises(ValueError, match=r"trail would have no effect .*'regdb'"):
+            datasets.load(name="regdb", trail=value)
+    assert len(datasets.load(**TINY, trial=None, root=None).train) == 18
 
 
 def records(person, camera, modality):

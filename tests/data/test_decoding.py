@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.data.loading import encode, smooth
+from tests.support.rows import each
 from vireid_jax.data import arrays
 
 SIZE = (20, 12)
@@ -31,7 +32,7 @@ def test_decode_gives_three_channels_of_every_kind():
     assert arrays.decode([], SIZE).shape == (0, *SIZE, 3)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+@each("kind", ["PNG", "JPEG", "BMP"])
 def test_images_stored_at_their_size_come_out_as_stored(kind):
     images = smooth(SIZE, 9)
     images[::3, 0] = 0  # a BMP with a black first line ends in zeros, which belong to it
@@ -50,8 +51,8 @@ def test_jpeg_is_decoded_in_full_however_small_it_gets():
     np.testing.assert_array_equal(arrays.decode([data], SIZE), arrays.decode([full], SIZE))
 
 
-@pytest.mark.parametrize("filter", arrays.FILTERS)
-@pytest.mark.parametrize("size", [(53, 31), (9, 11), SIZE])
+@each("filter", arrays.FILTERS)
+@each("size", [(53, 31), (9, 11), SIZE])
 def test_gray_images_are_resized_as_color_ones(filter, size):
     # Stored in one channel, in three equal ones, and equal but for one pixel.
     gray = np.random.default_rng(0).integers(0, 256, size, np.uint8)
@@ -88,8 +89,8 @@ def naive_resize(line, size, filter):
     return np.clip(np.floor(np.stack(out) + 0.5), 0, 255)
 
 
-@pytest.mark.parametrize("filter", arrays.FILTERS)
-@pytest.mark.parametrize("size", [(61, 29), (29, 61), (9, 5)])
+@each("filter", arrays.FILTERS)
+@each("size", [(61, 29), (29, 61), (9, 5)])
 def test_decode_resizes_rows_then_columns_with_the_named_filter(filter, size):
     # Tall images too, where Pillow's own order depends on its version.
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)

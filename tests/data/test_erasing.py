@@ -7,25 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from vireid_jax.data.augment import augment, standardize
-from vireid_jax.data.erasing import FORMS, aspect_range
+from tests.data import chain
+from tests.data.chain import KEY, distance_of_distributions, exact, noise
+from tests.support.rows import each
+from vireid_jax.data.augment import FORMS, aspect_range, augment
 
-KEY = jax.random.key(11)
 VALUE = (9.0, 8.0, 7.0)
 TORCHVISION = dict(
     erase_form="log_uniform", erase_attempts=10, erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
 )
 
 
-def batch_of(rows, size):
-    images = np.random.default_rng(0).integers(0, 256, (2, rows, *size, 3), np.uint8)
-    zero = np.zeros((rows, 2), np.int32)
-    return {"visible": images[0], "infrared": images[1], "label": zero[:, 0], "camera": zero}
-
-
 def run(batch, **options):
-    options = dict(flip=0.0, pad=0, erase_value=VALUE) | options
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(augment, **options))(KEY, batch))
+    return chain.run(batch, **dict(flip=0.0, pad=0, erase_value=VALUE) | options)
 
 
 def masks(images):
@@ -57,55 +51,58 @@ def naive_patch(rng, size, area, aspect, form, attempts):
     return 0, 0, 0, 0
 
 
-def distance_of_distributions(a, b):
-    """Kolmogorov and Smirnov's statistic."""
-    at = np.unique(np.r_[a, b])
-    return np.abs(
-        np.searchsorted(np.sort(a), at, "right") / len(a)
-        - np.searchsorted(np.sort(b), at, "right") / len(b)
-    ).max()
-
-
-@pytest.mark.parametrize(
+@each(
     "size, area, aspect, form, attempts",
     [
+        ((24, 12), (0.02, 0.4), (0.3, 1 / 0.3), "uniform", 100),
+        ((24, 12), (0.2, 0.8), (0.3, 1 / 0.3), "uniform", 100),
+        ((10, 20), (0.3, 0.5), (0.9, 1 / 0.9), "uniform", 100),
         ((32, 12), (0.02, 0.33), (0.3, 3.3), "log_uniform", 10),
         ((16, 24), (0.2, 0.8), (0.5, 4.0), "log_uniform", 2),
         ((24, 12), (0.3, 0.9), (0.3, 3.3), "uniform", 1),
     ],
 )
 def test_patches_have_the_distribution_of_the_authors_loop(size, area, aspect, form, attempts):
-    n = 2500
-    batch = batch_of(n, size)
-    out = run(
-        batch,
-        erase=1.0,
-        erase_area=area,
-        erase_aspect=aspect,
-        erase_form=form,
-        erase_attempts=attempts,
-    )
+    n, (height, width) = 2500, size
+    batch = noise(n, size)
+    options = dict(erase_area=area, erase_aspect=aspect, erase_form=form, erase_attempts=attempts)
+    out = run(batch, erase=1.0, **options)
     rng = np.random.default_rng(1)
     want = np.array([naive_patch(rng, size, area, aspect, form, attempts) for _ in range(n)])
-    before = np.asarray(jax.jit(standardize)(batch["visible"]))
-    mask = masks(out["visible"])
-    np.testing.assert_array_equal(out["visible"][~mask], before[~mask])
-    got = sides(mask)
-    # Both leave about as many images as they are: no attempt fitted.
-    none = [(p[:, 2] == 0).mean() for p in (got, want)]
-    assert abs(none[0] - none[1]) < 4 * math.sqrt(0.5 / n)
-    assert (none[0] > 0.05) == (attempts < 10)
-    got, want = (p[p[:, 2] > 0].astype(float) for p in (got, want))
-    for statistic in (
-        lambda p: p[:, 0],
-        lambda p: p[:, 1],
-        lambda p: p[:, 2],
-        lambda p: p[:, 3],
-        lambda p: p[:, 2] * p[:, 3],
-        lambda p: p[:, 2] / p[:, 3],
-    ):
-        gap = distance_of_distributions(statistic(got), statistic(want))
-        assert gap < 1.95 * math.sqrt(1 / len(got) + 1 / len(want))  # p = 1e-3
+    for m in ("visible", "infrared"):
+        mask = masks(out[m])
+        np.testing.assert_array_equal(out[m][~mask], exact(batch[m])[~mask])
+        got = sides(mask)
+        # Both leave about as many images as they are: no attempt fitted.
+        none = [(p[:, 2] == 0).mean() for p in (got, want)]
+        assert abs(none[0] - none[1]) < 4 * math.sqrt(0.5 / n)
+        assert (none[0] > 0.05) == (attempts < 10)
+        mine, theirs = (p[p[:, 2] > 0].astype(float) for p in (got, want))
+        top, left, h, w = mine.T
+        assert h.max() < height and w.max() < width
+        assert (top == 0).any() and (top + h == height).any()  # both ends are reached
+        assert (left == 0).any() and (left + w == width).any()
+        within(h, w, area, aspect, size)
+        for statistic in (
+            lambda p: p[:, 0],
+            lambda p: p[:, 1],
+            lambda p: p[:, 2],
+            lambda p: p[:, 3],
+            lambda p: p[:, 2] * p[:, 3],
+            lambda p: p[:, 2] / p[:, 3],
+            lambda p: p[:, 0] / (height - p[:, 2]),
+        ):
+            gap = distance_of_distributions(statistic(mine), statistic(theirs))
+            assert gap < 1.95 * math.sqrt(1 / len(mine) + 1 / len(theirs))  # p = 1e-3
+
+
+def within(h, w, area, aspect, size):
+    """Rounding moves each side by at most half a pixel."""
+    pixels = size[0] * size[1]
+    assert ((h + 0.5) * (w + 0.5) >= area[0] * pixels).all()
+    assert ((h - 0.5) * (w - 0.5) <= area[1] * pixels).all()
+    assert ((h + 0.5) / (w - 0.5) >= aspect[0]).all()
+    assert ((h - 0.5) / (w + 0.5) <= aspect[1]).all()
 
 
 def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
@@ -114,7 +111,7 @@ def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
     options = dict(erase=1.0, erase_area=(0.2, 0.25), erase_aspect=0.3)
     tall, log_aspect = {}, {}
     for form in FORMS:
-        _, _, h, w = sides(masks(run(batch_of(n, size), erase_form=form, **options)["visible"])).T
+        _, _, h, w = sides(masks(run(noise(n, size), erase_form=form, **options)["visible"])).T
         log_aspect[form] = np.log(h / w)
         tall[form] = (h > w).mean()
         assert np.abs(log_aspect[form]).max() < math.log(1 / 0.3) + 0.05
@@ -128,30 +125,23 @@ def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
 
 def test_torchvisions_defaults_stay_within_their_area_and_aspect():
     size = (96, 48)
-    out = run(batch_of(400, size), erase=(0.5, 1.0), **TORCHVISION)
+    out = run(noise(400, size), erase=(0.5, 1.0), **TORCHVISION)
     for m, probability in (("visible", 0.5), ("infrared", 1.0)):
         _, _, h, w = sides(masks(out[m])).T
         erased = h > 0
         assert abs(erased.mean() - probability) < 0.1
-        h, w = h[erased], w[erased]
-        # Rounding moves each side by at most half a pixel.
-        assert ((h + 0.5) * (w + 0.5) >= 0.02 * 96 * 48).all()
-        assert ((h - 0.5) * (w - 0.5) <= 0.33 * 96 * 48).all()
-        assert ((h + 0.5) / (w - 0.5) >= 0.3).all()
-        assert ((h - 0.5) / (w + 0.5) <= 3.3).all()
+        within(h[erased], w[erased], (0.02, 0.33), (0.3, 3.3), size)
 
 
 def test_no_patch_of_the_image_s_height_or_width():
-    batch = batch_of(50, (8, 8))
+    batch = noise(50, (8, 8))
     # Every attempt gives 8 x 8: none is strictly smaller.
     out = run(batch, erase=1.0, erase_form="log_uniform", erase_area=(1, 1), erase_aspect=1.0)
-    np.testing.assert_array_equal(
-        out["visible"], np.asarray(jax.jit(standardize)(batch["visible"]))
-    )
+    np.testing.assert_array_equal(out["visible"], exact(batch["visible"]))
 
 
 def test_one_number_is_the_pair_with_its_inverse():
-    batch = batch_of(64, (24, 12))
+    batch = noise(64, (24, 12))
     for form in FORMS:
         one, pair = (
             run(batch, erase=1.0, erase_form=form, erase_aspect=aspect)["visible"]
@@ -163,7 +153,7 @@ def test_one_number_is_the_pair_with_its_inverse():
 
 
 def test_which_images_are_erased_does_not_depend_on_the_form():
-    batch = batch_of(200, (24, 12))
+    batch = noise(200, (24, 12))
     rows = [
         masks(run(batch, erase=0.5, erase_area=(0.02, 0.1), **options)["visible"]).any((1, 2))
         for options in ({}, {"erase_form": "log_uniform"}, {"erase_attempts": 50})
@@ -172,9 +162,8 @@ def test_which_images_are_erased_does_not_depend_on_the_form():
     np.testing.assert_array_equal(rows[0], rows[2])
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_bad_options_are_refused():
+    for options, message in (
         ({"erase_form": "log"}, "erase_form is 'log', expected one of uniform, log_uniform"),
         ({"erase_attempts": 0}, "erase_attempts is 0"),
         ({"erase_attempts": 1.5}, "erase_attempts is 1.5"),
@@ -183,8 +172,6 @@ def test_which_images_are_erased_does_not_depend_on_the_form():
         ({"erase_aspect": (3.3, 0.3)}, "smallest <= largest"),
         ({"erase_aspect": (0.3, math.inf)}, "erase_aspect is"),
         ({"erase_aspect": 3.3}, "a pair"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        jax.eval_shape(functools.partial(augment, **options), KEY, batch_of(2, (4, 4)))
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(functools.partial(augment, **options), KEY, noise(2, (4, 4)))

@@ -25,6 +25,7 @@ from tests.data.loading import (
     plan,
     smooth,
 )
+from tests.support.rows import each
 from vireid_jax.data import arrays
 from vireid_jax.types import check_batch
 
@@ -58,7 +59,7 @@ def test_the_rows_of_all_processes_are_the_global_batch(loader, processes):
     assert_same(joined, naive())
 
 
-@pytest.mark.parametrize("prefetch", [1, 2])
+@each("prefetch", [1, 2])
 def test_resuming_late_costs_no_earlier_epoch(prefetch):
     asked = []
 
@@ -156,7 +157,7 @@ def test_bad_options_are_refused_at_once(loader, records, options, message):
         loader(records, **options)
 
 
-@pytest.mark.parametrize(
+@each(
     "broken, message",
     [
         (lambda p: p[:, :, 0], "expected int32"),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.rows import each
 from vireid_jax.data import sampler
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -91,9 +92,7 @@ def test_the_plan_is_a_function_of_its_arguments_and_changes_with_seed_and_epoch
     assert len({p.tobytes() for p in (first, *others)}) == 3
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"replacement": False}, {"rule": "exhaust"}, {"rule": "permute"}], ids=str
-)
+@each("options", [{}, {"replacement": False}, {"rule": "exhaust"}, {"rule": "permute"}])
 def test_a_longer_epoch_begins_as_a_shorter_one(options):
     label, modality = rows_of([(5, 1)] * 6)
     long, short = (make(label, modality, steps_per_epoch=n, **options) for n in (12, 5))
@@ -187,7 +186,7 @@ def test_an_epoch_of_sysu_size_is_planned_fast():
 LABEL, MODALITY = rows_of([(2, 2)] * 4)
 
 
-@pytest.mark.parametrize(
+@each(
     "label, modality, options, message",
     [
         (LABEL, MODALITY, {"num_ids": 1}, "num_ids is 1"),
@@ -212,7 +211,7 @@ def test_bad_input_is_refused(label, modality, options, message):
         make(label, modality, **options)
 
 
-@pytest.mark.parametrize("rule", ["pk", None])
+@each("rule", ["pk", None])
 def test_the_steps_of_an_unknown_rule_are_refused(rule):
     with pytest.raises(ValueError, match="expected one of agw, agw_legacy, exhaust, permute"):
         sampler.steps_per_epoch(LABEL, MODALITY, num_ids=2, num_instances=2, rule=rule)

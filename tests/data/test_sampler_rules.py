@@ -3,11 +3,11 @@
 import threading
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vireid_jax.data import sampler, sampler_legacy
+from tests.support.rows import each
+from vireid_jax.data import sampler
 from vireid_jax.types import INFRARED, VISIBLE
 
 COUNTS = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=2, max_size=8)
@@ -216,13 +216,13 @@ def test_agw_legacy_is_the_released_stream_at_any_epoch():
     count = int(max((modality == 0).sum(), (modality == 1).sum()))
     steps = count // 6 + 1
     want = released_agw(label, modality, 3, 2, 5, 4, steps)
-    sampler_legacy._starts.clear()
+    sampler._starts.clear()
     for epoch in (3, 0, 2, 1, 3):
         plan = make(label, modality, "agw_legacy", seed=5, epoch=epoch)
         assert plan.dtype == np.int32
         np.testing.assert_array_equal(plan, want[epoch])
         if epoch == 2:
-            sampler_legacy._starts.clear()  # as in a process that resumes
+            sampler._starts.clear()  # as in a process that resumes
     # Other lengths of an epoch are other streams, and do not disturb this one.
     short = released_agw(label, modality, 3, 2, 5, 3, 2)
     plan = make(label, modality, "agw_legacy", seed=5, epoch=2, steps_per_epoch=2)
@@ -233,7 +233,7 @@ def test_agw_legacy_is_the_released_stream_at_any_epoch():
 def test_agw_legacy_is_the_same_from_many_threads():
     label, modality = rows_of([(5, 4)] * 6)
     want = released_agw(label, modality, 3, 2, 1, 12, 4)
-    sampler_legacy._starts.clear()
+    sampler._starts.clear()
     got = {}
 
     def work(epoch):
@@ -255,14 +255,14 @@ def test_agw_legacy_remembers_few_streams_and_no_global_state():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     for seed in range(20):
         make(label, modality, "agw_legacy", seed=seed)
-    assert len(sampler_legacy._starts) == sampler_legacy._STREAMS
+    assert len(sampler._starts) == sampler._STREAMS
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
 # all
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
+@each("rule", sampler.RULES)
 def test_seeds_and_epochs_give_plans_of_their_own(rule):
     label, modality = rows_of([(6, 5)] * 7)
     plans = [
@@ -274,7 +274,7 @@ def test_seeds_and_epochs_give_plans_of_their_own(rule):
     np.testing.assert_array_equal(again, plans[2])
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
+@each("rule", sampler.RULES)
 def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
     label, modality = rows_of([(6, 5)] * 7)
     more = np.r_[np.full(9, -1), label]
@@ -282,8 +282,8 @@ def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
     np.testing.assert_array_equal(plan - 9, make(label, modality, rule))
 
 
-@pytest.mark.parametrize("rule", sampler.RULES)
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@each("rule", sampler.RULES)
+@each("processes", [1, 2, 4])
 def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
     label, modality = rows_of([(6, 5)] * 9)
     plan = make(label, modality, rule, num_ids=8, num_instances=3)
@@ -297,7 +297,7 @@ def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
     assert sum(map(len, owners)) == len(set().union(*owners)) == len(plan) * 8
 
 
-@pytest.mark.parametrize("rule", ["exhaust", "permute", "agw_legacy"])
+@each("rule", ["exhaust", "permute", "agw_legacy"])
 def test_the_plan_never_changes_between_versions(rule):
     # A changed stream would break the resume of every run trained before.
     label = np.repeat([0, 0, 1, 1, 2, 2], [3, 2, 1, 4, 6, 2])

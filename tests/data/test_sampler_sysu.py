@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.data import sampler
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -70,7 +71,7 @@ def test_the_released_draws_of_agw(images):
     assert [d.hexdigest()[:12] for d in digests] == ["a379306ff4d3", "e26b368551b8"]
 
 
-@pytest.mark.parametrize(
+@each(
     "rule, num_ids, num_instances, steps",
     [
         ("agw", 8, 4, 696),
@@ -89,7 +90,7 @@ def test_steps_of_an_epoch(images, rule, num_ids, num_instances, steps):
     assert found == steps
 
 
-@pytest.mark.parametrize("num_ids, num_instances, published", [(16, 4, 182), (12, 5, 195)])
+@each("num_ids, num_instances, published", [(16, 4, 182), (12, 5, 195)])
 def test_an_exhausted_epoch_is_at_most_two_steps_longer_than_the_authors(
     counts, images, num_ids, num_instances, published
 ):
@@ -113,7 +114,7 @@ def test_an_exhausted_epoch_is_at_most_two_steps_longer_than_the_authors(
     assert beyond <= 2 * num_ids
 
 
-@pytest.mark.parametrize(
+@each(
     "rule, num_ids, num_instances, visible, infrared",
     [
         ("agw", 8, 4, 0.53, 0.80),
@@ -135,9 +136,7 @@ def test_part_of_the_images_that_an_epoch_shows(
         assert (shown >= counts.min(axis=1) // num_instances - 1).mean() > 0.95
 
 
-@pytest.mark.parametrize(
-    "rule, num_ids, num_instances", [("agw", 8, 4), ("exhaust", 16, 4), ("permute", 16, 4)]
-)
+@each("rule, num_ids, num_instances", [("agw", 8, 4), ("exhaust", 16, 4), ("permute", 16, 4)])
 def test_an_epoch_is_planned_in_less_than_a_third_of_a_second(images, rule, num_ids, num_instances):
     times = []
     for epoch in range(3):  # the best of three: other work may share the machine

@@ -6,13 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import common
-from vireid_jax.data.augment import CHANNEL, augment, standardize, unstandardize
+from tests.data.chain import (
+    KEY,
+    OFF,
+    assert_same,
+    chi2,
+    coordinates,
+    exact,
+    noise,
+    places_of,
+    run,
+    unstandardize,
+)
+from tests.support.rows import each
+from vireid_jax.data.augment import CHANNEL, augment
 
-OFF = dict(flip=0.0, pad=0)
-KEY = jax.random.key(7)
 VIEWS = ("visible", "infrared", "visible_second")
 CAJ = dict(
     pad=3,
@@ -23,37 +33,7 @@ CAJ = dict(
 )
 
 
-def noise(rows=6, size=(10, 6), seed=0):
-    shape = (2, rows, *size, 3)
-    images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return {
-        "visible": images[0],
-        "infrared": images[1],
-        "label": np.arange(rows, dtype=np.int32),
-        "camera": np.arange(2 * rows, dtype=np.int32).reshape(rows, 2),
-    }
-
-
-def run(batch, key=KEY, **options):
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(augment, **options))(key, batch))
-
-
-def exact(images):
-    return np.asarray(jax.jit(standardize)(images))
-
-
-def chi2(counts, expected=None):
-    counts = np.asarray(counts, float)
-    expected = counts.mean() if expected is None else np.asarray(expected, float)
-    return ((counts - expected) ** 2 / expected).sum()
-
-
-def assert_same(a, b, keys=None):
-    for key in keys or a:
-        np.testing.assert_array_equal(a[key], b[key])
-
-
-@pytest.mark.parametrize(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
+@each(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
 def test_a_second_view_changes_nothing_else(operator, paired):
     batch = noise(16)
     options = dict(pad=3, grayscale=0.3, erase=0.6, visible_channel="adapt", paired=paired)
@@ -94,7 +74,7 @@ def test_a_view_is_a_window_of_the_same_row_with_one_channel_in_all():
     assert sum(first == second for first, second, _ in found) < 5
 
 
-@pytest.mark.parametrize(
+@each(
     ("operator", "expected"),
     [
         ("exchange", [1 / 3, 1 / 3, 1 / 3, 0, 0]),
@@ -127,24 +107,11 @@ def test_channel_operators_have_their_frequencies(operator, expected):
     assert chi2(both[product > 0], product[product > 0]) < 51.2  # chi2(24), p = 1e-3
 
 
-def places_of(images, pad):
-    """(dy, dx, flipped) of augmented coordinate images, from the pixels about their center."""
-    pixels = np.asarray(unstandardize(images)).astype(int)
-    cy, cx = images.shape[1] // 2, images.shape[2] // 2
-    flipped = pixels[:, cy, cx + 1, 1] < pixels[:, cy, cx, 1]
-    column = np.where(flipped, images.shape[2] - 1 - cx, cx)
-    dy, dx = pixels[:, cy, cx, 0] - 1 - cy + pad, pixels[:, cy, cx, 1] - 1 - column + pad
-    return np.stack([dy, dx, flipped], axis=1)
-
-
-@pytest.mark.parametrize("paired", [False, True])
+@each("paired", [False, True])
 def test_crop_and_flip_are_independent_of_both_other_views(paired):
     """Red is 1 + row and green 1 + column; "adapt" leaves a quarter of the rows unchanged."""
     pad, size, rows = 2, (6, 8), 12000
-    y, x = np.mgrid[: size[0], : size[1]] + 1
-    image = np.dstack([y, x, 0 * x]).astype(np.uint8)
-    batch = noise(rows, size) | {m: np.stack([image] * rows) for m in ("visible", "infrared")}
-    out = run(batch, pad=pad, second_view="adapt", paired=paired)
+    out = run(coordinates(rows, size), pad=pad, second_view="adapt", paired=paired)
     whole = (out["visible_second"] != out["visible_second"][..., :1]).any((1, 2, 3))
     assert abs(whole.mean() - 0.25) < 0.02
     places = [places_of(out[m][whole], pad) for m in VIEWS]
@@ -173,27 +140,13 @@ def test_erasing_has_the_probability_of_visible_images_and_patches_of_its_own():
     assert (masks[0] != masks[2])[twice].any((1, 2)).mean() > 0.9
 
 
-def test_a_patch_is_erased_before_its_channels_are_copied():
-    value = np.array([11.0, 12.0, 13.0], np.float32)
-    batch = noise(60)
-    out = run(batch, erase=1.0, erase_value=tuple(value), second_view="exchange", **OFF)
-    chosen = set()
-    for x, y in zip(exact(batch["visible"]), out["visible_second"], strict=True):
-        assert (y == y[..., :1]).all()
-        erased = y[..., 0] > 10  # no pixel of an image is as bright
-        (c,) = {np.flatnonzero(value == v).item() for v in np.unique(y[erased])}
-        np.testing.assert_array_equal(y[~erased][:, 0], x[~erased][:, c])
-        chosen.add(c)
-    assert chosen == {0, 1, 2}
-
-
 def test_only_the_first_view_is_grayed():
     """As in CAJ+; the draws of the second view stay."""
     batch = noise(32)
     options = dict(pad=3, second_view="exchange")
     colored, gray = (run(batch, grayscale=p, **options) for p in (0.0, (1.0, 0.0)))
     assert_same(colored, gray, ("infrared", "visible_second"))
-    pixels = np.asarray(unstandardize(gray["visible"]))
+    pixels = unstandardize(gray["visible"])
     assert (pixels == pixels[..., :1]).all()
 
 
@@ -224,27 +177,14 @@ def test_the_key_decides_every_pixel_and_a_row_depends_on_no_other():
     assert len({x.tobytes() for m in VIEWS for x in out[m]}) == 48
 
 
-def test_four_devices_give_the_pixels_of_one_without_talking():
-    batch = noise(16)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    step = jax.jit(functools.partial(augment, **CAJ), in_shardings=(None, rows), out_shardings=rows)
-    program = step.lower(KEY, batch).compile().as_text()
-    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert word not in program
-    out = step(KEY, jax.device_put(batch, rows))
-    assert out["visible_second"].sharding.is_equivalent_to(rows, 4)
-    assert_same(run(batch, **CAJ), out)
-
-
-@pytest.mark.parametrize("value", ["swap", "plain", None, True])
+@each("value", ["swap", "plain", None, True])
 def test_another_operator_is_refused(value):
     expected = rf"second_view is {value!r}, expected one of {', '.join(CHANNEL)}"
     with pytest.raises(ValueError, match=expected):
         jax.eval_shape(functools.partial(augment, second_view=value), KEY, noise())
 
 
-@pytest.mark.parametrize("dataset", common.DATASETS)
+@each("dataset", common.DATASETS)
 def test_recipes_have_the_option_and_ask_for_no_second_view(dataset):
     options = common.base("method", dataset).augment
     assert options.second_view == "none"

@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.data.loading import (
     naive,
     tf_loader,
 )
+from vireid_jax import build
 from vireid_jax.data import arrays
 from vireid_jax.types import Pixels
 
@@ -83,3 +85,15 @@ def test_long_runs_are_loaded_in_segments_without_a_seam(monkeypatch, mapped):
     monkeypatch.setattr(tfdata, "_SEGMENT", 2)
     assert_same(tf_loader(mapped), naive())
     assert_same(tf_loader(mapped, stop=4), naive(stop=4))
+
+
+def test_without_tensorflow_the_loader_is_refused_early(monkeypatch):
+    build.check_loader("tfdata")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    build.check_loader("arrays")
+    with pytest.raises(ValueError, match=r"pip install 'vireid_jax\[data\]', or use .*=arrays"):
+        build.check_loader("tfdata")
+    with pytest.raises(
+        ValueError, match=r"no loader 'grain'; expected one of .*'arrays', 'tfdata'"
+    ):
+        build.check_loader("grain")

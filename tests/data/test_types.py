@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.types import INFRARED, VISIBLE, Records, check_batch, epochs_to_steps, train_labels
 
 
@@ -48,7 +49,7 @@ def test_train_labels_of_random_records_agree_with_a_loop():
     assert label.tolist() == [both.index(p) if p in both else -1 for p in records.person.tolist()]
 
 
-@pytest.mark.parametrize("modality", [[0, 0, 0], [0, 1, 0]])
+@each("modality", [[0, 0, 0], [0, 1, 0]])
 def test_train_labels_need_a_person_with_both_modalities(modality):
     with pytest.raises(ValueError, match="no person has images in both modalities"):
         train_labels(make_records([1, 2, 3], modality))
@@ -82,7 +83,7 @@ def broken(**fields):
     return {**make_batch(), **fields}
 
 
-@pytest.mark.parametrize(
+@each(
     "batch, message",
     [
         ({k: v for k, v in make_batch().items() if k != "camera"}, r"lacks \['camera'\]"),

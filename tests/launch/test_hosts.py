@@ -8,6 +8,8 @@ import pytest
 from tests.launch.shell import LAUNCH, StandIns, run, script
 from tests.launch.test_local_pod import ended
 
+pytestmark = pytest.mark.slow
+
 # --- on the workers
 
 

@@ -7,90 +7,65 @@ import yaml
 
 from tests.launch.shell import LAUNCH, StandIns, run
 
+pytestmark = pytest.mark.slow
+
 VERSION = "1.30"  # the first with stable podFailurePolicy is 1.31; its schema is the same
 JOBSETS = ("jobset.yaml", "jobset-gpu.yaml")
 
+
 # The fields of a JobSet that we use, from https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/
 # (the Job in it is checked by the schema of batch/v1).
-_JOBSET = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["apiVersion", "kind", "metadata", "spec"],
-    "properties": {
-        "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"},
-        "kind": {"const": "JobSet"},
-        "metadata": {"type": "object", "required": ["name"]},
-        "spec": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["replicatedJobs"],
-            "properties": {
-                "network": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        "enableDNSHostnames": {"type": "boolean"},
-                        "publishNotReadyAddresses": {"type": "boolean"},
-                        "subdomain": {"type": "string"},
-                    },
-                },
-                "failurePolicy": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        "maxRestarts": {"type": "integer", "minimum": 0},
-                        "restartStrategy": {"enum": ["Recreate", "BlockingRecreate"]},
-                        "rules": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "additionalProperties": False,
-                                "required": ["action", "name"],
-                                "properties": {
-                                    "name": {"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
-                                    "action": {
-                                        "enum": [
-                                            "FailJobSet",
-                                            "RestartJobSet",
-                                            "RestartJobSetAndIgnoreMaxRestarts",
-                                        ]
-                                    },
-                                    "onJobFailureReasons": {
-                                        "type": "array",
-                                        "items": {
-                                            "enum": [
-                                                "BackoffLimitExceeded",
-                                                "DeadlineExceeded",
-                                                "FailedIndexes",
-                                                "MaxFailedIndexesExceeded",
-                                                "PodFailurePolicy",
-                                            ]
-                                        },
-                                    },
-                                    "targetReplicatedJobs": {"type": "array"},
-                                },
-                            },
-                        },
-                    },
-                },
-                "replicatedJobs": {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "required": ["name", "template"],
-                        "properties": {
-                            "name": {"type": "string"},
-                            "replicas": {"type": "integer", "minimum": 1},
-                            "template": {"type": "object"},
-                        },
-                    },
-                },
-            },
-        },
-    },
-}
+def _fields(*required, **properties):
+    """An object of these fields and no others."""
+    closed = {"additionalProperties": False, "required": list(required)}
+    return {"type": "object", "properties": properties, **closed}
+
+
+def _list(items, least=0):
+    return {"type": "array", "minItems": least, "items": items}
+
+
+_ACTIONS = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+_REASONS = (
+    *("BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded"),
+    "PodFailurePolicy",
+)
+_RULE = _fields(
+    *("action", "name"),
+    name={"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+    action={"enum": list(_ACTIONS)},
+    onJobFailureReasons=_list({"enum": list(_REASONS)}),
+    targetReplicatedJobs={"type": "array"},
+)
+_SPEC = _fields(
+    "replicatedJobs",
+    network=_fields(
+        enableDNSHostnames={"type": "boolean"},
+        publishNotReadyAddresses={"type": "boolean"},
+        subdomain={"type": "string"},
+    ),
+    failurePolicy=_fields(
+        maxRestarts={"type": "integer", "minimum": 0},
+        restartStrategy={"enum": ["Recreate", "BlockingRecreate"]},
+        rules=_list(_RULE),
+    ),
+    replicatedJobs=_list(
+        _fields(
+            *("name", "template"),
+            name={"type": "string"},
+            replicas={"type": "integer", "minimum": 1},
+            template={"type": "object"},
+        ),
+        least=1,
+    ),
+)
+_JOBSET = _fields(
+    *("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata={"type": "object", "required": ["name"]},
+    spec=_SPEC,
+)
 
 
 def load(name: str) -> dict:
@@ -120,12 +95,13 @@ def test_schema(jobset):
     check(jobset)
 
 
-@pytest.mark.parametrize("where", range(4))
-def test_the_schemas_notice_mistakes(jobset, where):
-    job, pod, container = parts(jobset)
-    (jobset["spec"]["failurePolicy"], job, pod, container)[where]["mispelt"] = 1
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        check(jobset)
+def test_the_schemas_notice_mistakes(jobset):
+    for section in (jobset["spec"]["failurePolicy"], *parts(jobset)):
+        section["mispelt"] = 1
+        with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+            check(jobset)
+        del section["mispelt"]
+    check(jobset)
 
 
 def test_storage():
@@ -220,17 +196,14 @@ def test_xpk(tmp_path):
     assert len(stand_ins.calls()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables", "message"),
-    [
+def test_xpk_refuses():
+    for arguments, variables, message in (
         (["Run", "--"], _XPK, "NAME is 'Run'"),
         (["run", "--", "--workdir=gs://b/x"], _XPK, "--workdir is 'gs://b/x'"),
         (["run", "--", "--config=x"], _XPK, "--workdir is ''"),
         (["run", "--", "--workdir=/s"], {**_XPK, "IMAGE": ""}, "IMAGE is not set"),
         (["run"], _XPK, "-- is missing"),
-    ],
-)
-def test_xpk_refuses(arguments, variables, message):
-    result = run("gke/xpk.sh", *arguments, **variables)
-    assert result.returncode == 2
-    assert message in result.stderr
+    ):
+        result = run("gke/xpk.sh", *arguments, **variables)
+        assert result.returncode == 2, arguments
+        assert message in result.stderr, arguments

@@ -11,6 +11,8 @@ import pytest
 from tests.launch.shell import run, script, start
 from tests.launch.test_supervise import is_zombie, wait_for
 
+pytestmark = pytest.mark.slow
+
 _SHOW = r"""#!/usr/bin/env bash
 printf '<%s>' "$@"; echo
 for name in JAX_PLATFORMS JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES JAX_PROCESS_ID XLA_FLAGS \

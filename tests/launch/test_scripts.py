@@ -13,6 +13,8 @@ import pytest
 
 from tests.launch.shell import LAUNCH, ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), LAUNCH / "slurm.sbatch"])
 
 
@@ -72,10 +74,12 @@ def test_the_container_has_a_python_of_ours_and_no_gpu_tensorflow():
     assert base == "python:${PYTHON}-slim"
     (install,) = [rest for name, rest in instructions() if "pip install" in rest]
     assert install == 'pip install --editable ".${EXTRA:+[$EXTRA]}"'
-    assert {"tpu", "cuda"} <= set(project["optional-dependencies"])
+    extras = project["optional-dependencies"]
+    assert {"tpu", "cuda"} <= set(extras)
+    assert not [d for d in project["dependencies"] if d.startswith("tensorflow")]
     (linux,) = [
         d
-        for d in project["dependencies"]
+        for d in extras["data"]
         if re.match(r"tensorflow(-cpu)?[<>=]", d) and "platform_system == 'Darwin'" not in d
     ]
     assert linux.startswith("tensorflow-cpu>")

@@ -10,6 +10,8 @@ import pytest
 from tests.launch.shell import BASH, LAUNCH, StandIns, clean_environment, script
 from tests.launch.test_supervise import wait_for
 
+pytestmark = pytest.mark.slow
+
 _FILE = LAUNCH / "slurm.sbatch"
 _JOB = ["--config=c.py:sysu", "--workdir=/shared/runs/a b"]
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.launch.shell import run, script, start
 
+pytestmark = pytest.mark.slow
+
 # Ends with the codes in $CODES, one per start; makes checkpoint $STEPS[i]. Ends with 99 after them.
 _COMMAND = """#!/usr/bin/env bash
 n=$(cat "$RUN/starts" 2>/dev/null || echo 0)

@@ -6,6 +6,8 @@ import pytest
 
 from tests.launch.shell import StandIns, run
 
+pytestmark = pytest.mark.slow
+
 _VARIABLES = {"PROJECT": "a-project", "ZONE": "z-1", "NAME": "pod", "ACCELERATOR": "v6e-16"}
 _PLACE = "<--project=a-project> <--zone=z-1>"
 _JOB = ["--", "--config=c.py:sysu", "--workdir=/mnt/vireid/runs/a b"]

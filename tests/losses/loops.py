@@ -35,7 +35,7 @@ def distance(a, b):
     return np.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
 
 
-def cpm(c, g, *, margin=0.2, form="three", others="nearest", frozen=None):
+def cpm(c, g, *, margin=0.2, form="three", frozen=None):
     """`frozen`: own distances [P, 2] to take for D(c_m, g_m)."""
     total = 0.0
     for m in (0, 1):
@@ -48,10 +48,8 @@ def cpm(c, g, *, margin=0.2, form="three", others="nearest", frozen=None):
                 far = [own, min(made), min(apart)]
                 a, b, e = (max(pull - x + margin, 0) for x in far)
                 value = (a + (b + e) / 2) / 2
-            elif others == "nearest":
-                value = max(pull - own - min(apart) + margin, 0)
             else:
-                value = np.mean([max(pull - own - x + margin, 0) for x in apart])
+                value = max(pull - own - min(apart) + margin, 0)
             total += value / len(c)
     return total
 
@@ -76,5 +74,5 @@ def ch(logits, form):
                     values.append(-np.sqrt(np.mean((sigmoid(a) - sigmoid(b)) ** 2)))
                 else:
                     cosine = sum(a * b) / np.sqrt(sum(a * a) * sum(b * b))
-                    values.append(cosine if form == "cos_min" else 1 - cosine)
+                    values.append(cosine)
     return np.mean(values)

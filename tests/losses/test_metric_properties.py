@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vireid_jax.losses.triplet import batch_hard_triplet, weighted_regularized_triplet
+from vireid_jax.losses.triplet import batch_hard_triplet
+from vireid_jax.methods.agw.losses import weighted_regularized_triplet
 from vireid_jax.methods.smcl.losses import bdtr, bi_center, hetero_center_triplet
 
 LOSSES = {

@@ -9,11 +9,12 @@ import pytest
 
 from tests.support.parity import loss_tests
 from vireid_jax.losses import triplet
+from vireid_jax.methods.agw import losses as agw
 from vireid_jax.methods.smcl import losses
 
 # Compiled whole: one operation at a time costs a test several times as much.
 batch_hard_triplet = jax.jit(triplet.batch_hard_triplet)
-weighted_regularized_triplet = jax.jit(triplet.weighted_regularized_triplet)
+weighted_regularized_triplet = jax.jit(agw.weighted_regularized_triplet)
 bdtr = jax.jit(losses.bdtr)
 bi_center = jax.jit(losses.bi_center)
 hetero_center_triplet = jax.jit(losses.hetero_center_triplet)
@@ -21,7 +22,7 @@ hetero_center_triplet = jax.jit(losses.hetero_center_triplet)
 test_value_and_gradient, test_the_cases_test_something = loss_tests(
     {
         "batch_hard_triplet": (triplet.batch_hard_triplet, "features labels"),
-        "weighted_regularized_triplet": (triplet.weighted_regularized_triplet, "features labels"),
+        "weighted_regularized_triplet": (agw.weighted_regularized_triplet, "features labels"),
         "bdtr": (losses.bdtr, "features labels"),
         "bi_center": (losses.bi_center, "features labels"),
         "hetero_center_triplet": (losses.hetero_center_triplet, "features labels"),

@@ -4,6 +4,7 @@ No scan, no checkpoint and no interception: features of a piece, the loss of all
 gradient of the features of a piece back through the network.
 """
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -27,14 +28,14 @@ class Found(Exception):
     """The training pass of a network was reached; nothing after it is traced."""
 
 
-def training_pass(method, net_class, state, batch, monkeypatch):
+def training_pass(method, state, batch, monkeypatch):
     """The network and the arguments that a method's loss applies it to."""
 
     def apply(net, state, *args, **options):
         raise Found(net, args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(net_class, "apply", apply)
+        patched.setattr(nn.Module, "apply", apply)
         try:
             method.loss(state, batch, KEY, STEP)
         except Found as found:
@@ -98,19 +99,18 @@ class Pieces:
         return self.run(self.params, stats, images, own)[2]
 
 
-def loss_of_pieces(method, net_class, state, batch, chunks, monkeypatch):
+def loss_of_pieces(method, state, batch, chunks, monkeypatch):
     """What `graded` gives of a network that is applied to pieces.
 
     Args:
       method: of no options that save memory.
-      net_class: whose `apply` its loss calls.
       state: variables.
       batch: NumPy arrays.
       chunks: lists of pieces, which are lists of rows. All pieces of a chunk start from the same
         running statistics; those that the first one leaves are where the next chunk starts.
       monkeypatch: of pytest.
     """
-    net, args = training_pass(method, net_class, state, batch, monkeypatch)
+    net, args = training_pass(method, state, batch, monkeypatch)
     params, stats = state["params"], state["batch_stats"]
     network = Pieces(net, args, params, stats, len(chunks[0][0]))
     pieces, starts, outputs = [], [], []
@@ -121,7 +121,7 @@ def loss_of_pieces(method, net_class, state, batch, chunks, monkeypatch):
         outputs += [out for out, _ in left]
         stats = left[0][1]
 
-    original = net_class.apply
+    original = nn.Module.apply
 
     def of_features(params, out):
         def apply(net, state, *args, mutable=False, rngs=None, method=None):
@@ -130,7 +130,7 @@ def loss_of_pieces(method, net_class, state, batch, chunks, monkeypatch):
             return original(net, state, *args, method=method)
 
         with monkeypatch.context() as patched:
-            patched.setattr(net_class, "apply", apply)
+            patched.setattr(nn.Module, "apply", apply)
             total, aux = method.loss({**state, "params": params}, batch, KEY, STEP)
         return total, (aux.terms, aux.updates)
 

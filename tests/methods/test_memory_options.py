@@ -13,62 +13,17 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.methods import by_hand
-from tests.support.tiny import BACKBONE, FACTS, PK, ROWS, SIZE, K, P
+from tests.support.parity import first_fast
+from tests.support.tiny import ROWS, SIZE, K, build, of_methods
 from vireid_jax.methods import METHODS
-from vireid_jax.methods.agw import method as agw
-from vireid_jax.methods.agw.net import AGWNet
-from vireid_jax.methods.deen import method as deen
-from vireid_jax.methods.idkl import method as idkl
-from vireid_jax.methods.idkl.net import IDKLNet
-from vireid_jax.methods.mun import method as mun
-from vireid_jax.methods.mun.net import MUNNet
-from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.methods.smcl import method as smcl
-from vireid_jax.methods.smcl.net import SMCLNet
-from vireid_jax.nets.multifeature import MultiFeatureNet
 
-# Options that bring in what sees more than a row. A mask of dropout depends on the pieces.
-BUILDS = {
-    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0),
-    "mun": partial(
-        mun.build,
-        **FACTS,
-        **PK,
-        num_steps=8,
-        generator_ratios=(2,),  # of maps of 8 x 4
-    ),
-    "idkl": partial(idkl.build, **FACTS, **PK, num_steps=8, modality_dropout=0.0),
-    "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True),
-    "deen": partial(deen.build, **FACTS, num_ids=P, stages=3, branches=1, dropout=0.0),
-    "pdm": partial(
-        pdm.build,
-        **FACTS,
-        num_ids=P,
-        stages=3,
-        mfa=False,
-        num_prototypes=3,
-        attention_kernel=3,
-        dropout=0.0,
-    ),
-}
-NETS = {
-    "smcl": SMCLNet,
-    "mun": MUNNet,
-    "idkl": IDKLNet,
-    "agw": AGWNet,
-    "deen": MultiFeatureNet,
-    "pdm": MultiFeatureNet,
-}
+PIECES = of_methods("PIECES")
 REMAT, CONVOLUTION = "remat2", "conv_general_dilated"
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def test_every_method_is_here():
-    assert set(BUILDS) == set(NETS) == set(METHODS)
-
-
-def built(name, **options):
-    return BUILDS[name](backbone=BACKBONE._replace(**options))
+def built(name, **backbone):
+    return build(name, PIECES[name], **backbone)
 
 
 def batch():
@@ -121,16 +76,17 @@ def with_everything(name):
     return by_hand.graded(method)(variables(name), batch())
 
 
-@every_method
+@pytest.mark.parametrize("name", first_fast(sorted(METHODS, key="smcl".__ne__)))
 def test_chunks_of_groups_are_the_network_applied_to_each(name, monkeypatch):
     """Chunk c has the rows c, c + 2, ..., in two runs; the loss sees all rows."""
     found = with_everything(name)
     chunks = [np.split(np.arange(c, ROWS, 2), 2) for c in range(2)]
     plain = built(name)
-    args = plain, NETS[name], variables(name), batch(), chunks
+    args = plain, variables(name), batch(), chunks
     assert_close(found, by_hand.loss_of_pieces(*args, monkeypatch))
 
 
+@pytest.mark.slow
 def test_four_devices_compute_the_chunks_of_one():
     mesh = Mesh(jax.devices()[:4], ("data",), axis_types=(AxisType.Auto,))
     everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
@@ -165,7 +121,7 @@ def test_stems_and_blocks_are_rematerialized_if_asked(name):
         return list(primitives(jaxpr.jaxpr))
 
     plain, remat = found(), found(remat=True)
-    stages = 3 if name in ("deen", "pdm") else 4
+    stages = PIECES[name].get("stages", 4)
     assert plain.count(REMAT) == 0 and remat.count(REMAT) >= 1 + stages
     # Blocks are inside of it, and no operation is there twice before there is a gradient.
     assert sorted(set(remat) - {REMAT}) == sorted(set(plain))

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from vireid_jax.metrics import __main__ as command
-from vireid_jax.metrics import evaluate
-from vireid_jax.metrics.combine import combine, row_label
+from vireid_jax.metrics import combine, evaluate, row_label
 
 
 def result(seed, **changes):

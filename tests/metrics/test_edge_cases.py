@@ -270,8 +270,8 @@ def test_a_whole_gallery_needs_no_copy(protocol, tmp_path):
 
 
 def test_broken_features_of_a_streamed_gallery_are_named():
-    complete = problem([(p, 6) for p in range(8)], EVERYONE, noise=0.1)
     for side, row in (("gallery", 37), ("query", 5)):
+        complete = problem([(p, 6) for p in range(8)], EVERYONE, noise=0.1)
         complete[f"{side}_features"][row, 3] = np.nan
         with pytest.raises(ValueError, match=rf"{side} features row {row} \({side}00{row:02d}\)"):
             evaluate(**complete, protocol="folders/i2v", block_bytes=1 << 10)

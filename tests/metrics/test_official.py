@@ -18,7 +18,7 @@ from vireid_jax.metrics import (
     read_permutations,
     sampled_rows,
 )
-from vireid_jax.metrics.official import GOLDEN, draw_digest, official_names
+from vireid_jax.metrics.draws import GOLDEN, draw_digest, official_names
 
 
 def made_up(counts, seed=0, trials=10):

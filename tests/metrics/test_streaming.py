@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.metrics import reference
-from vireid_jax.metrics import cosine_distance, rank_metrics
-from vireid_jax.metrics.streaming import rank_features
+from vireid_jax.metrics import cosine_distance, rank_features, rank_metrics
 
 TIES = ["stable", "pessimistic", "optimistic"]
 

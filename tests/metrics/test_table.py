@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.metrics.test_protocols import world
-from vireid_jax.metrics import evaluate, format_table, near_chance, to_markdown
-from vireid_jax.metrics.combine import combine, row_label
+from vireid_jax.metrics import combine, evaluate, format_table, near_chance, row_label, to_markdown
 
 
 @pytest.fixture(scope="module")

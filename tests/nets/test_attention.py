@@ -1,5 +1,6 @@
 """Attention without softmax: orders of a product, folded maps, the blocks by loops, their start."""
 
+import functools
 import itertools
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.parity import image_names, module_outputs, reference, sources
+from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
+from tests.support.reference.inputs import CASES, cases
 from vireid_jax.nets.attention import (
     Aggregation,
     ChannelAttention,
@@ -314,3 +318,38 @@ def test_convolutions_start_as_pytorch_s_do():
         for leaf in ("kernel", "bias"):
             top = float(jnp.abs(params[name][leaf]).max()) * inputs**0.5
             assert 0.8 < top <= 1, (name, leaf, top)
+
+
+# --- PyTorch ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _block(name, dtype):
+    """Once for both sources."""
+    net, train = BLOCKS[CASES[name].kind][0](), CASES[name].options.get("train", True)
+
+    def apply(variables, *maps):
+        y, updated = net.apply(variables, *maps, train=train, mutable=["batch_stats"])
+        return y, updated["batch_stats"]
+
+    def init(*maps):
+        return net.init(jax.random.key(0), *maps, train=True)
+
+    return module_outputs(name, init, apply, image_names(name), dtype)
+
+
+def _without_shifts(arrays):
+    return {k: v for k, v in arrays.items() if not k.endswith("w/bias")}
+
+
+@sources
+def test_blocks_against_pytorch(source):
+    for name in cases("nonlocal", "cnl", "pnl", "mfa"):
+        for dtype, rtol in (("float32", 1e-5), ("float64", 1e-11)):
+            actual, expected = _block(name, dtype), reference(name, source)
+            if CASES[name].options.get("train", True):
+                # A shift in front of a batch normalization: its gradient is what rounding leaves.
+                shifts = [v for k, v in actual.items() if k.endswith("w/bias")]
+                assert shifts and all(np.abs(v).max() < 100 * rtol for v in shifts), name
+                actual, expected = _without_shifts(actual), _without_shifts(expected)
+            store.compare(actual, expected, rtol=rtol, row=f"{name}, {dtype}")

@@ -167,7 +167,6 @@ def model(depth=10, width=2):
     return build(
         num_classes=5,
         image_size=(32, 16),
-        num_steps=1,
         num_ids=2,
         num_instances=2,
         backbone=Backbone(depth=depth, width=width),

@@ -1,11 +1,13 @@
 """Files that are whole or not there, locks that wait, and the user's folder."""
 
+import errno
 import logging
 import os
 import pathlib
 import threading
 import time
 
+import filelock
 import pytest
 
 from vireid_jax.runtime import files
@@ -68,6 +70,23 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path, caplog):
     with pytest.raises(KeyError), files.locked(tmp_path / "a.lock"):
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
+    codes = {errno.ENOLCK: True, errno.EOPNOTSUPP: True, errno.EACCES: False}
+    for code, passes in codes.items():
+
+        def refuse(lock, timeout=None, code=code):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+        done = []
+        try:
+            with files.locked(tmp_path / "a.lock"):
+                done.append(code)
+        except OSError as error:
+            assert error.errno == code
+        assert bool(done) == passes, code
 
 
 def test_the_users_folder(monkeypatch):

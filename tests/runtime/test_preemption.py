@@ -2,9 +2,7 @@
 
 import os
 import pathlib
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -101,99 +99,3 @@ def test_a_signal_during_compilation_is_acted_on_after_it():
     out, errors = process.communicate(timeout=120)
     assert out == "compiled True\n", errors
     assert process.returncode == EXIT_PREEMPTED == 42
-
-
-WORKER = """
-import sys, time
-import jax
-port, index, folder = sys.argv[1:]
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, int(index), initialization_timeout=60)
-from vireid_jax.runtime import preemption
-preemption.install()
-import numpy as np
-from vireid_jax.runtime.checkpoint import Checkpoints
-mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-spec = jax.sharding.PartitionSpec
-shardings = {"variables": {"w": jax.NamedSharding(mesh, spec())},
-             "rows": jax.NamedSharding(mesh, spec("data"))}
-def state(step):
-    host = {"variables": {"w": np.full(4, step, "f4")}, "rows": np.arange(8, dtype="f4") + step}
-    return jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
-                        host, shardings)
-checkpoints = Checkpoints(folder)
-target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                      state(0), shardings)
-found = checkpoints.restore(target)
-step = 0
-if found is not None:
-    restored, step = found
-    same = jax.tree.map(lambda a, b: bool((a.addressable_data(0) == b.addressable_data(0)).all()),
-                        restored, state(step))
-    print("restored", step, all(jax.tree.leaves(same)), flush=True)
-if found is None:
-    checkpoints.save(1, state(1), metrics={"mAP": 0.1}, wait=True)
-    print("ready", flush=True)
-    for step in range(2, 3000):
-        time.sleep(0.01)
-        if preemption.requested():
-            break
-    checkpoints.save(step, state(step), wait=True)
-    print("saved", step, flush=True)
-checkpoints.close()
-jax.distributed.shutdown()
-sys.stdout.flush()
-raise SystemExit(preemption.exit_code())
-"""
-
-
-def two_processes(folder):
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(index), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=REPO,
-            env=env,
-        )
-        for index in range(2)
-    ]
-
-
-def said(out):
-    """What the worker printed; Gloo prints as well."""
-    return "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]"))
-
-
-@pytest.mark.slow
-def test_two_processes_stop_after_the_same_step_and_resume(tmp_path):
-    folder = tmp_path / "ckpt"
-    processes = two_processes(folder)
-    try:
-        for process in processes:
-            while (line := process.stdout.readline()) and not said(line):
-                pass
-            assert line == "ready\n", process.communicate()[1]
-        time.sleep(0.3)
-        processes[1].send_signal(signal.SIGTERM)  # to one of them only
-        outputs = [p.communicate(timeout=120) for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [42, 42], outputs
-    (saved,) = {said(out) for out, _ in outputs}  # the same on both
-    step = int(saved.removeprefix("saved "))
-    assert 2 < step < 2999
-    shutil.copytree(folder, tmp_path / "damaged")
-    for where, expected in [(folder, step), (tmp_path / "damaged", 1)]:
-        if expected == 1:
-            (where / str(step) / "variables/manifest.ocdbt").write_bytes(b"")
-        processes = two_processes(where)
-        outputs = [p.communicate(timeout=120) for p in processes]
-        assert [said(out) for out, _ in outputs] == [f"restored {expected} True\n"] * 2, outputs
-    assert (tmp_path / "damaged/damaged" / str(step)).is_dir()

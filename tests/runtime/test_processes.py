@@ -40,26 +40,29 @@ def test_explicit():
     assert detect(EXPLICIT | SLURM, chips=True, libtpu=True).kind == "explicit"
 
 
-@pytest.mark.parametrize("missing", processes.EXPLICIT)
-def test_half_of_an_explicit_set_up_is_refused(missing):
-    env = {k: v for k, v in EXPLICIT.items() if k != missing}
-    with pytest.raises(SetupError, match=f"given without {missing}; expected all three"):
-        detect(env)
+def without(env, name):
+    return {k: v for k, v in env.items() if k != name}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID is 4 with JAX_NUM_PROCESSES=4, expected 0 to 3"),
-        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is '-1', expected a number"),
-        ({"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES is 'four', expected a number"),
-        ({"JAX_COORDINATOR_ADDRESS": "node1"}, "is 'node1', expected host:port of process 0"),
-        ({"JAX_LOCAL_DEVICE_IDS": "0,x"}, "JAX_LOCAL_DEVICE_IDS is 'x', expected a number"),
-    ],
-)
-def test_wrong_settings_are_refused(change, message):
-    with pytest.raises(SetupError, match=message):
-        detect(EXPLICIT | change)
+REFUSED = [
+    *((without(EXPLICIT, name), f"given without {name}; exp.* all three") for name in EXPLICIT),
+    (EXPLICIT | {"JAX_PROCESS_ID": "4"}, "ID is 4 with JAX_NUM_PROCESSES=4, expected 0 to 3"),
+    (EXPLICIT | {"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is '-1', expected a number"),
+    (EXPLICIT | {"JAX_NUM_PROCESSES": "four"}, "JAX_NUM_PROCESSES is 'four', expected a number"),
+    (EXPLICIT | {"JAX_COORDINATOR_ADDRESS": "node1"}, "'node1', expected host:port of process 0"),
+    (EXPLICIT | {"JAX_LOCAL_DEVICE_IDS": "0,x"}, "JAX_LOCAL_DEVICE_IDS is 'x', expected a number"),
+    (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST is '', expected hosts"),
+    (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "many"}, "TASKS_PER_NODE is 'many', expected such"),
+    (SLURM | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS is 'x', expected a number"),
+    (without(SLURM, "SLURM_JOB_ID"), "SLURM_JOB_ID is '', expected a number"),
+]
+
+
+def test_wrong_settings_are_refused():
+    assert set(EXPLICIT) == set(processes.EXPLICIT)
+    for env, message in REFUSED:
+        with pytest.raises(SetupError, match=message):
+            detect(env)
 
 
 def test_slurm():
@@ -76,29 +79,15 @@ def test_slurm():
     assert detect(SLURM | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:9"}).coordinator == "10.0.0.1:9"
 
 
-@pytest.mark.parametrize(
-    ("nodes", "host"),
-    [
-        ("node7", "node7"),
-        ("node7,node9", "node7"),
-        ("gpu[003-007,9],x", "gpu003"),
-        ("gpu[12,15]", "gpu12"),
-        ("rack1-n[2-4]-ib", "rack1-n2-ib"),
-    ],
-)
-def test_first_host_of_a_slurm_list(nodes, host):
-    assert processes._first_host(nodes) == host
-
-
-def test_wrong_slurm_settings_are_refused():
-    with pytest.raises(SetupError, match="SLURM_STEP_NODELIST is '', expected hosts"):
-        detect(SLURM | {"SLURM_STEP_NODELIST": ""})
-    with pytest.raises(SetupError, match="SLURM_STEP_TASKS_PER_NODE is 'many', expected such"):
-        detect(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "many"})
-    with pytest.raises(SetupError, match="SLURM_STEP_NUM_TASKS is 'x', expected a number"):
-        detect(SLURM | {"SLURM_STEP_NUM_TASKS": "x"})
-    with pytest.raises(SetupError, match="SLURM_JOB_ID is '', expected a number"):
-        detect({k: v for k, v in SLURM.items() if k != "SLURM_JOB_ID"})
+def test_first_host_of_a_slurm_list():
+    hosts = {
+        "node7": "node7",
+        "node7,node9": "node7",
+        "gpu[003-007,9],x": "gpu003",
+        "gpu[12,15]": "gpu12",
+        "rack1-n[2-4]-ib": "rack1-n2-ib",
+    }
+    assert {nodes: processes._first_host(nodes) for nodes in hosts} == hosts
 
 
 def test_tpu():

@@ -19,9 +19,8 @@ import pytest
 
 from tests.launch.shell import BASH, LAUNCH
 from tests.support.jobs import LINEAR, STEPS, Job, write_recipe
+from tests.support.jobs import LINEAR_COMMAND as COMMAND
 from vireid_jax.runtime.checkpoint import Checkpoints
-
-COMMAND = "tests.support.linear_command"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_uninterrupted_run(whole):
             node = node.setdefault(key, {})
         node[leaf] = jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=replicated)
     checkpoints = Checkpoints(job.workdir / "checkpoints")
-    assert checkpoints.restore(target, step=STEPS)[1] == STEPS
+    assert checkpoints.restore(target)[1] == STEPS
     assert checkpoints.best() in (8, 16, 24)
     checkpoints.close()
 

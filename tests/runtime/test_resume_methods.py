@@ -28,7 +28,7 @@ def mun(job, arrays, rows):
 
 
 def idkl(job, arrays, rows):
-    """IDKL's dropout, erasing and gradient reversal go on as if there had been no kill."""
+    """IDKL's dropout and erasing go on as if there had been no kill."""
     assert any("confuser_neck" in name for name in arrays)
 
 
@@ -44,13 +44,12 @@ ROWS = {
     mun: """c.train.eval_every = 0.0
     c.method.generator_ratios = (2, 4)  # of maps of 8 x 4""",
     idkl: """c.train.eval_every = 0.0
-    c.method.reversal_ramp = True  # its strength is a function of the step
     c.sampler.rule = "exhaust"
     c.augment.erase = (0.5, 0.5)""",
     # PDM's own optimizer: the embedded data are trained with Adam otherwise.
     pdm: """c.train.eval_every = 0.0
     c.data.image_size = (64, 32)
-    c.method.num_prototypes, c.method.attention_kernel = 3, 5
+    c.method.num_prototypes = 3
     c.augment.erase = (0.5, 0.5)
     c.optim.name, c.optim.lr, c.optim.nesterov = "sgd", 0.01, True
     c.optim.warmup_epochs, c.optim.warmup_by = 3.0, "epoch"

@@ -20,13 +20,7 @@ CONFIG = {
     "train": {"epochs": 30.0, "log_every": 10, "keep": 3},
     "eval": {"protocols": ("sysu/all/single",)},
 }
-ARGV = [
-    "/home/me/.venv/bin/vireid",
-    "--config",
-    "configs/smcl.py",
-    "--config.optim.lr=1e-3",
-    "--workdir=a b",
-]
+ARGV = ["/venv/bin/vireid", "--config", "configs/smcl.py", "--config.optim.lr=1", "--workdir=a b"]
 
 
 def changed(**sections):
@@ -48,9 +42,8 @@ def test_the_same_config_resumes(started, tmp_path):
     assert runfolder.check_resume(tmp_path / "nothing", CONFIG, allow=False) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
+def test_what_changes_the_training_is_refused(started):
+    for change, line in [
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"sampler": {"num_ids": 4}}, "sampler.num_ids: 8 -> 4"),
         ({"sampler": {"steps_per_epoch": 5}}, "sampler.steps_per_epoch: null -> 5"),
@@ -59,16 +52,14 @@ def test_the_same_config_resumes(started, tmp_path):
         ({"train": {"epochs": 31.0}}, "train.epochs: 30.0 -> 31.0"),
         ({"optim": {"multipliers": ()}}, 'optim.multipliers: [["backbone/.*", 0.1]] -> []'),
         ({"data": "synthetic"}, 'data.name: "synthetic" -> (absent)'),
-    ],
-)
-def test_what_changes_the_training_is_refused(started, change, line):
-    config = changed(**change)
-    with pytest.raises(ValueError) as error:
-        runfolder.check_resume(started, config, allow=False)
-    message = str(error.value)
-    assert f"\n  {line}\n" in message
-    assert "--config.allow_changes=True" in message and "--workdir" in message
-    assert line in runfolder.check_resume(started, config, allow=True)
+    ]:
+        config = changed(**change)
+        with pytest.raises(ValueError) as error:
+            runfolder.check_resume(started, config, allow=False)
+        message = str(error.value)
+        assert f"\n  {line}\n" in message, line
+        assert "--config.allow_changes=True" in message and "--workdir" in message
+        assert line in runfolder.check_resume(started, config, allow=True)
     assert json.loads((started / "config.json").read_text())["seed"] == 0, "checking writes nothing"
 
 
@@ -164,16 +155,9 @@ def test_started_as_a_module(tmp_path):
 
 
 def test_which_keys_change_the_training():
-    keys = [
-        "optim.lr",
-        "train.epochs",
-        "data.seed",
-        "seed",
-        "eval.trials",
-        "train.keep",
-        "run_name",
-    ]
-    assert [runfolder.changes_training(k) for k in keys] == [True] * 4 + [False] * 3
+    changing, free = ("optim.lr", "train.epochs", "data.seed", "seed"), ("eval.trials", "run_name")
+    assert all(map(runfolder.changes_training, changing))
+    assert not any(map(runfolder.changes_training, (*free, "train.keep")))
 
 
 def test_a_run_of_another_version_is_refused_with_who_made_it(started):
@@ -185,9 +169,13 @@ def test_a_run_of_another_version_is_refused_with_who_made_it(started):
     env.append({**env[0], "vireid_jax": "0.0.7", "commit": "0123456789abcdef+"})
     (started / "env.json").write_text(json.dumps(env))
     rows = [
-        ({"sampler": ("num_ids",)}, {}, ["sampler.num_instances: not known"]),
-        ({"": ("seed",), "data": ("name",)}, {}, ["allow_changes: not", "data.image_size: not"]),
-        ({}, {"init": ("weights",), "": ("mode",)}, ["init.weights: absent", "mode: absent"]),
+        ({"sampler": ("num_ids",)}, {}, ["sampler.num_instances: unknown"]),
+        (
+            {"": ("seed",), "data": ("name",)},
+            {},
+            ["allow_changes: unknown", "data.image_size: unk"],
+        ),
+        ({}, {"init": ("weights",), "": ("mode",)}, ["init.weights: absent, but", "mode: absent"]),
     ]
     made = "last started by vireid_jax 0.0.7, commit 0123456789ab; this is vireid_jax"
     for known, needed, lines in rows:

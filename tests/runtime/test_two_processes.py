@@ -12,7 +12,8 @@ import time
 import pytest
 
 from tests.support import pods
-from tests.support.jobs import STEPS, Job, write_recipe
+from tests.support.jobs import LINEAR, STEPS, Job, write_recipe
+from tests.support.jobs import LINEAR_COMMAND as COMMAND
 from tests.support.plain import PLAIN
 from vireid_jax.runtime.watch import HOSTS
 
@@ -27,8 +28,13 @@ TIMES = {
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    changes = "c.method.metric_from_epoch = 2.0  # the loss changes on the way"
-    return write_recipe(tmp_path_factory.mktemp("recipe"), changes=changes)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), changes=LINEAR)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    for key, value in TIMES.items():
+        monkeypatch.setenv(key, value)
 
 
 class Run(Job):
@@ -37,7 +43,7 @@ class Run(Job):
     def begin(self, *options, own=None, processes=2, count=None, **env):
         command = [f"--config={self.recipe}", f"--workdir={self.workdir}", *options]
         return pods.start(
-            *(processes, 2, "vireid_jax.main", *command),
+            *(processes, 2, COMMAND, *command),
             logs=self.workdir.with_name(self.workdir.name + "-logs"),
             env=PLAIN | TIMES | env,
             own=own,
@@ -48,17 +54,15 @@ class Run(Job):
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
     """A run of two processes that nothing interrupts."""
-    run = Run(recipe, tmp_path_factory.mktemp("whole") / "run")
+    run = Run(recipe, tmp_path_factory.mktemp("whole") / "run", 4, COMMAND)
     pod = run.begin().wait()
     assert pod.codes == [0, 0], pod.text()
     return run, pod
 
 
-def test_two_processes_train_as_one(recipe, whole, tmp_path, monkeypatch):
+def test_two_processes_train_as_one(recipe, whole, tmp_path):
     run, pod = whole
-    for key, value in TIMES.items():
-        monkeypatch.setenv(key, value)
-    one = Job(recipe, tmp_path / "one", devices=1)
+    one = Job(recipe, tmp_path / "one", 1, COMMAND)
     one.finish()
     arrays, rows = run.result()
     expected_arrays, expected = one.result()
@@ -88,7 +92,7 @@ def test_two_processes_train_as_one(recipe, whole, tmp_path, monkeypatch):
 
 
 def test_stopped_killed_and_restarted_without_loss(recipe, whole, tmp_path):
-    run = Run(recipe, tmp_path / "run")
+    run = Run(recipe, tmp_path / "run", 4, COMMAND)
     pod = run.begin()
     pod.wait_for(lambda: 5 in run.steps_written())
     began = time.monotonic()
@@ -119,19 +123,23 @@ def test_stopped_killed_and_restarted_without_loss(recipe, whole, tmp_path):
     assert pod.codes[1] in (43, -signal.SIGABRT), pod.text()
     assert "another task died" in pod.processes[1].log.read_text() or pod.codes[1] == 43
 
+    # The newest checkpoint is broken off: both take the one before.
+    *_, before, newest = run.committed()
+    (run.workdir / f"checkpoints/{newest}/variables/manifest.ocdbt").write_bytes(b"")
     pod = run.begin().wait()
     assert pod.codes == [0, 0], pod.text()
+    said = f"checkpoint {newest} is damaged"
+    assert all(said in p.log.read_text() for p in pod.processes)
+    assert (run.workdir / f"checkpoints/damaged/{newest}").is_dir() and before < newest
     arrays, rows = run.result()
     expected_arrays, expected_rows = whole[0].result()
     assert arrays == expected_arrays
     assert rows == expected_rows
 
 
-def test_a_shared_state_is_saved_by_both_and_read_by_one(recipe, tmp_path, monkeypatch):
+def test_a_shared_state_is_saved_by_both_and_read_by_one(recipe, tmp_path):
     """All four devices share one state; stopped by ctrl-C while validating."""
-    for key, value in TIMES.items():
-        monkeypatch.setenv(key, value)
-    run = Run(recipe, tmp_path / "run", devices=1)
+    run = Run(recipe, tmp_path / "run", 1, COMMAND)
     pod = run.begin("--config.devices.fsdp=4")
     pod.wait_for(lambda: 8 in run.steps_written() and 8 not in run.steps_written("val"))
     pod.send(0, signal.SIGINT)
@@ -145,11 +153,9 @@ def test_a_shared_state_is_saved_by_both_and_read_by_one(recipe, tmp_path, monke
     assert run.steps_written("val") == [8, 16, 24]
 
 
-def test_a_run_of_two_is_scored_and_resumed_by_one(recipe, whole, tmp_path, monkeypatch):
+def test_a_run_of_two_is_scored_and_resumed_by_one(recipe, whole, tmp_path):
     """Checkpoints belong to no number of processes."""
-    for key, value in TIMES.items():
-        monkeypatch.setenv(key, value)
-    run = Job(recipe, tmp_path / "run", devices=1)
+    run = Job(recipe, tmp_path / "run", 1, COMMAND)
     shutil.copytree(whole[0].workdir, run.workdir)
     before, _ = run.result()
     assert "step 24" in run.finish("--mode=eval")
@@ -163,7 +169,7 @@ def test_a_run_of_two_is_scored_and_resumed_by_one(recipe, whole, tmp_path, monk
 
 
 def test_who_is_missing_is_named(recipe, tmp_path):
-    run = Run(recipe, tmp_path / "run")
+    run = Run(recipe, tmp_path / "run", 4, COMMAND)
     began = time.monotonic()
     pod = run.begin(processes=1, count=2, VIREID_START_TIMEOUT="8").wait(timeout=60)
     assert pod.codes == [43] and time.monotonic() - began < 45
@@ -175,7 +181,7 @@ def test_who_is_missing_is_named(recipe, tmp_path):
 
 @pytest.mark.parametrize("what", ["config", "folder"])
 def test_processes_that_are_not_equal_are_refused(recipe, tmp_path, what):
-    run = Run(recipe, tmp_path / "run")
+    run = Run(recipe, tmp_path / "run", 4, COMMAND)
     command = {
         "config": [f"--config={recipe}", f"--workdir={run.workdir}", "--config.seed=7"],
         "folder": [f"--config={recipe}", f"--workdir={tmp_path / 'other'}"],
@@ -194,9 +200,9 @@ def test_processes_that_are_not_equal_are_refused(recipe, tmp_path, what):
 
 def test_an_error_of_one_process_ends_the_others(recipe, tmp_path):
     """A file that one host lacks, say: the others are told, and do not wait for a time-out."""
-    run = Run(recipe, tmp_path / "run")
+    run = Run(recipe, tmp_path / "run", 4, COMMAND)
     missing = tmp_path / "missing.npz"
-    command = [f"--config={recipe}", f"--workdir={run.workdir}", f"--config.init.from={missing}"]
+    command = [f"--config={recipe}", f"--workdir={run.workdir}", f"--config.init.weights={missing}"]
     began = time.monotonic()
     pod = run.begin(own={1: command}).wait(timeout=120)
     assert time.monotonic() - began < 100
@@ -207,11 +213,9 @@ def test_an_error_of_one_process_ends_the_others(recipe, tmp_path):
     assert not (run.workdir / "config.json").exists()
 
 
-def test_one_process_is_what_it_was(recipe, tmp_path, monkeypatch):
+def test_one_process_is_what_it_was(recipe, tmp_path):
     """No service, no port, no status files."""
-    for key, value in TIMES.items():
-        monkeypatch.setenv(key, value)
-    job = Job(recipe, tmp_path / "run", devices=1)
+    job = Job(recipe, tmp_path / "run", 1, COMMAND)
     job.finish("--dist=off", "--config.train.epochs=0.5", "--config.eval.protocols=()", code=1)
     assert not (job.workdir / HOSTS).exists()
     assert "--dist=on, but nothing here says" in job.finish("--dist=on", code=1)

@@ -11,7 +11,7 @@ import pytest
 
 from tests import test_fused as few
 from tests.support.pods import pod
-from vireid_jax import evaluate, fused
+from vireid_jax import evaluate
 from vireid_jax.runtime import devices, processes
 from vireid_jax.types import Method
 
@@ -28,7 +28,7 @@ def main(out):
         f"query {k}": v
         for k, v in evaluate.embed_records(embed, variables, query, **options).items()
     }
-    found = fused.accumulate(
+    found = evaluate.accumulate(
         embed, variables, few.sides(), few.FUSIONS, flip=True, memory_bytes=300, **options
     )
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}

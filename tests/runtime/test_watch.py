@@ -29,6 +29,10 @@ class World:
         )
         return self.watches[process]
 
+    def start_all(self, phase):
+        for process in range(self.count):
+            self.start(process).phase(phase)
+
     def run(self, seconds, without=()):
         """Lets time pass; every process but those `without` beats and looks."""
         until = self.now + seconds
@@ -92,8 +96,7 @@ def test_a_file_of_an_earlier_start_is_no_sign_of_life(world):
 
 
 def test_a_silent_process_is_lost(world):
-    for process in range(3):
-        world.start(process).phase("train")
+    world.start_all("train")
     world.run(10)
     world.run(28, without=[1])
     assert not world.left
@@ -107,8 +110,7 @@ def test_a_silent_process_is_lost(world):
 
 
 def test_an_error_of_one_process_ends_the_others_at_once(world):
-    for process in range(3):
-        world.start(process).phase("data")
+    world.start_all("data")
     world.run(10)
     world.watches.pop(1).end(1, "error: no images")
     began = world.now
@@ -118,20 +120,19 @@ def test_an_error_of_one_process_ends_the_others_at_once(world):
     assert "ended with code 1 in phase 'data': error: no images" in world.said[-1][1]
 
 
-@pytest.mark.parametrize("code", [0, 42, 130])
-def test_who_ended_well_is_not_lost(world, code):
+def test_who_ended_well_is_not_lost(tmp_path):
     """It waits for the others on its way out, or has nothing left to do with them."""
-    for process in range(3):
-        world.start(process).phase("train")
-    world.run(10)
-    world.watches.pop(1).end(code)
-    world.run(300)
-    assert not world.left
+    for code in (0, 42, 130):
+        world = World(tmp_path / str(code), 3)
+        world.start_all("train")
+        world.run(10)
+        world.watches.pop(1).end(code)
+        world.run(100)
+        assert not world.left, code
 
 
 def test_who_lags_behind_is_told_once_a_minute_by_the_first(world):
-    for process in range(3):
-        world.start(process).phase("data")
+    world.start_all("data")
     world.watches[0].phase("compile"), world.watches[2].phase("compile")
     world.run(125)
     assert [p for p, _ in world.said] == [0, 0]
@@ -143,8 +144,7 @@ def test_who_lags_behind_is_told_once_a_minute_by_the_first(world):
 
 def test_own_silence_is_not_the_others(world):
     """A machine that was stopped, or a file system that hung, finds all files unchanged."""
-    for process in range(3):
-        world.start(process).phase("train")
+    world.start_all("train")
     world.run(10)
     world.now += 500  # nobody ran
     world.run(20)
@@ -152,8 +152,7 @@ def test_own_silence_is_not_the_others(world):
 
 
 def test_suspects_of_an_error(world):
-    for process in range(3):
-        world.start(process).phase("train")
+    world.start_all("train")
     world.run(10)
     assert not world.watches[0].suspects()
     world.run(5 * watch.BEAT_S, without=[1])

@@ -34,6 +34,8 @@ def get_config(arg=None):
     {changes}
     return c
 """
+# The linear method, which tests/support/linear_command.py knows.
+LINEAR_COMMAND = "tests.support.linear_command"
 LINEAR = "c.method = ConfigDict(dict(name='linear', from_step=8))"
 
 

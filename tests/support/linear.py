@@ -49,7 +49,7 @@ def _errors(params, batch):
     return v @ params["w"] + params["b"] - target, i @ params["w"] + params["b"] - target
 
 
-def linear(*, later=(), spoil=None):
+def linear(*, spoil=None):
     """Regression of the label on pixels, both modalities weighted 1 and 1/2.
 
     `spoil` maps (step, params) to what is added to the total.
@@ -73,20 +73,11 @@ def linear(*, later=(), spoil=None):
     def embed(variables, images, modality):
         return {"x": images.reshape(len(images), -1)}
 
-    return Method(init, loss, embed, later)
+    return Method(init, loss, embed)
 
 
-def difference(variables, batch, key, step):
-    """A second loss: the squared gap of the modalities' predictions."""
-    ev, ei = _errors(variables["params"], batch)
-    return ((ev - ei) ** 2).mean(), Aux({}, {})
-
-
-def naive_gradients(w, b, batch, second=False):
+def naive_gradients(w, b, batch):
     v, i = (batch[m].reshape(ROWS, WIDTH) / 255 for m in ("visible", "infrared"))
-    if second:
-        gap = (v - i) @ w
-        return 2 / ROWS * (v - i).T @ gap, 0.0, (gap**2).mean()
     ev, ei = v @ w + b - batch["label"], i @ w + b - batch["label"]
     gw = 2 / ROWS * (v.T @ ev + 0.5 * i.T @ ei)
     return gw, 2 / ROWS * (ev.sum() + 0.5 * ei.sum()), (ev**2).mean() + 0.5 * (ei**2).mean()
@@ -100,7 +91,7 @@ class Recorder:
     """A writer that remembers."""
 
     def __init__(self):
-        self.rows, self.shown = [], []
+        self.rows, self.shown, self.said = [], [], []
 
     def write(self, step, scalars, *, split="train"):
         assert all(isinstance(v, float) for v in scalars.values())
@@ -108,6 +99,9 @@ class Recorder:
 
     def progress(self, step, total, scalars):
         self.shown.append((step, total))
+
+    def say(self, text):
+        self.said.append(text)
 
     def of(self, split):
         return {step: scalars for step, s, scalars in self.rows if s == split}

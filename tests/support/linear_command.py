@@ -17,11 +17,12 @@ FEATURES = 8
 REST_S = 0.02
 
 
-def build(*, num_classes, image_size, from_step):
+def build(*, num_classes, image_size, backbone, from_step):
     """Features are products of the pixels; their mean is to be the label. Drawn pixels are dropped.
 
     `from_step` is where a second term comes in: the features of both modalities are to be equal.
     """
+    del backbone  # every method is given one
     pixels = image_size[0] * image_size[1] * 3
 
     def product(params, images):

@@ -23,9 +23,10 @@ sources = pytest.mark.parametrize(
 )
 
 
-def first_fast(names: list[str]) -> list[Any]:
+def first_fast(cases: list[Any]) -> list[Any]:
     """Cases of whole models for `parametrize`: the first in the fast tier, the others slow."""
-    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+    slow = (case if isinstance(case, tuple) else (case,) for case in cases[1:])
+    return [cases[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in slow)]
 
 
 @functools.cache
@@ -158,16 +159,16 @@ def loss_tests(
         return loss_outputs(name, function, arguments, dtype)
 
     @sources
-    @pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", rtol64)])
-    @pytest.mark.parametrize("name", cases(*functions))
-    def test_value_and_gradient(name: str, dtype: str, rtol: float, source: str) -> None:
-        actual = ours(name, dtype)
-        assert {str(x.dtype) for x in actual.values()} == {dtype}
-        store.compare(actual, reference(name, source), rtol=rtol)
+    def test_value_and_gradient(source: str) -> None:
+        for name in cases(*functions):
+            for dtype, rtol in (("float32", 1e-5), ("float64", rtol64)):
+                actual, row = ours(name, dtype), f"{name}, {dtype}"
+                assert {str(x.dtype) for x in actual.values()} == {dtype}, row
+                store.compare(actual, reference(name, source), rtol=rtol, row=row)
 
-    @pytest.mark.parametrize("name", cases(*functions))
-    def test_the_cases_test_something(name: str) -> None:
+    def test_the_cases_test_something() -> None:
         """A hinge that no row is in would agree with anything that is 0."""
-        assert all(np.abs(x).max() > 1e-3 for x in store.load(name).values())
+        for name in cases(*functions):
+            assert all(np.abs(x).max() > 1e-3 for x in store.load(name).values()), name
 
     return test_value_and_gradient, test_the_cases_test_something

@@ -11,16 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import idkl as idkl_recipe
-from tests.support.tiny import BACKBONE, FACTS, PK, ROWS, P, host_batch
+from tests.support.tiny import ROWS, build, host_batch, of_methods
 from vireid_jax import optim, train
 from vireid_jax.data import augment
-from vireid_jax.methods.agw import method as agw
-from vireid_jax.methods.deen import method as deen
-from vireid_jax.methods.idkl import method as idkl
-from vireid_jax.methods.mun import method as mun
-from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.methods.smcl import method as smcl
 from vireid_jax.runtime import devices, processes
 
 MODALITIES = 3
@@ -30,33 +23,11 @@ def mesh_of(count, fsdp=1):
     return devices.make_mesh(jax.devices()[:count], fsdp=fsdp)
 
 
+# Case -> (method, options).
 METHODS = {
-    "smcl": partial(smcl.build, **FACTS, steps_per_epoch=4, metric_from_epoch=0.0),  # all terms
-    "mun": partial(
-        mun.build,
-        **FACTS,
-        num_steps=8,
-        **PK,
-        generator_ratios=(2, 4),  # of maps of 8 x 4
-    ),
-    **{
-        f"idkl,{preset}": partial(
-            idkl.build,
-            **{
-                k: v
-                for k, v in idkl_recipe.get_config(preset).method.items()
-                if k not in ("name", *BACKBONE._fields)
-            },
-            **FACTS,
-            num_steps=8,
-            **PK,
-        )
-        for preset in idkl_recipe.PRESETS
-    },
-    "deen": partial(deen.build, **FACTS, num_ids=P, stages=3),
-    "agw": partial(agw.build, **FACTS, num_ids=P, second_view=True, tri_form="squared"),
-    # DEEN's network, an axis of branches, and F of all prototypes; three stages compile sooner.
-    "pdm": partial(pdm.build, **FACTS, num_ids=P, num_prototypes=3, phase_residual=0.8, stages=3),
+    case: (name, options)
+    for name, steps in of_methods("STEPS").items()
+    for case, options in steps.items()
 }
 
 
@@ -64,7 +35,7 @@ class Step:
     """A compiled step of a method on some devices, and what it returns for one batch."""
 
     def __init__(self, count, kernels, method, fsdp=1):
-        self.method = METHODS[method](backbone=BACKBONE._replace(kernels=kernels))
+        self.method = build(*METHODS[method], kernels=kernels)
         # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
         # which rounding turns over.
         transform, rate = optim.make(

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from vireid_jax.command import dotted, quoted
 from vireid_jax.runtime.files import write_whole
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -48,7 +47,7 @@ OWN_KEYS = {
     "allow_changes": "--folder",
 }
 # Files of the user, which a relative and an absolute path name alike.
-PATHS = ("init.from", "data.root")
+PATHS = ("init.weights", "data.root")
 
 
 class Score(NamedTuple):
@@ -324,7 +323,7 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
       ValueError: as that command would refuse them.
     """
     own = flags.FlagValues()
-    argv = ["ablation", f"--config={source}", *map(quoted, values)]
+    argv = ["ablation", f"--config={source}", *values]
     config_flags.DEFINE_config_file(
         "config", None, flag_values=own, lock_config=True, sys_argv=argv
     )
@@ -340,7 +339,7 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
         # Of a key that the recipe lacks the text is "'lrr'\nDid you mean ...".
         text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("\"'")
         key, _, hint = text.partition("\n")
-        given = [dotted(v).partition("=")[0] for v in values]
+        given = [v.partition("=")[0] for v in values]
         keys = [g for g in given if key.strip("'\"") in g.split(".")]
         what = f"its recipe has no key {', '.join(keys)}" if keys else key
         raise ValueError(f"{_row(source)}: {what}. {' '.join(hint.split())}".strip()) from error
@@ -358,7 +357,7 @@ def split_change(change: str) -> tuple[str, str]:
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"{change} has no value; expected {key}=VALUE, with the =, not a space")
-    return dotted(key).removeprefix("--config."), value
+    return key.removeprefix("--config."), value
 
 
 def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:

@@ -3,12 +3,10 @@
 import argparse
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-# The keys of `readers.READERS`, written again so that --help imports nothing.
-_NAMES = ("sysu", "regdb", "llcm", "folders")
-_EVERY = 5.0  # seconds between two lines of progress
+from vireid_jax.data.readers import READERS, common, get_reader, sysu
+
 _SHOWN = 20  # unreadable files that `check` names
 
 
@@ -34,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         "prepare",
         help="write the images into a few large files, once",
         description="Writes the images into ArrayRecord files and, with --size, decoded into one "
-        "file besides. Training does both by itself on first use.",
+        "file besides. Training from the tree decodes on first use and prepares nothing. Needs "
+        "tensorflow_datasets: pip install 'vireid_jax[data]'.",
     )
     show = commands.add_parser(
         "show",
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws persons (rows) before the cameras (columns) and prints a summary.",
     )
     for command in (check, prepare, show):
-        command.add_argument("name", choices=_NAMES, help="of the data set")
+        command.add_argument("name", choices=tuple(READERS), help="of the data set")
         command.add_argument(
             "--root", required=True, metavar="DIR",
             help="its folder as released; for folders that of your images, or a CSV file",
@@ -81,20 +80,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from vireid_jax.data.readers import common, content, get_reader
+    from vireid_jax.data import cache
+    from vireid_jax.data.datasets import progress
 
     reader = get_reader(args.name)
     listing = reader.scan(args.root, strict=False)
     checks = list(listing.checks)
     if args.rand_perm:
-        checks += content.permutations(listing, args.rand_perm)
+        checks += sysu.permutations(listing, args.rand_perm)
     print(f"{reader.TITLE} in {os.path.abspath(args.root)}: {len(listing.records):,} images")
     print(common.table(checks))
     wrong = [c for c in checks if c.required and not c.ok]
-    _print_problems([*common.beyond_checks(listing), *content.exchanged(listing)])
+    _print_problems([*common.beyond_checks(listing), *common.exchanged(listing)])
     unreadable: list[str] = []
     if args.decode:
-        unreadable = content.unreadable(listing, progress=_progress("decoding"))
+        unreadable = cache.look_at(listing, progress=progress("decoding"))[1]
         print(f"{len(unreadable):,} of {len(listing.records):,} images cannot be decoded")
         for line in unreadable[:_SHOWN]:
             print(f"  {line}")
@@ -106,66 +106,48 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from vireid_jax.data import builders, cache
-    from vireid_jax.data.readers import content, get_reader
+    from vireid_jax.data import cache, prepared
+    from vireid_jax.data.datasets import progress
     from vireid_jax.runtime import files
 
     listing = get_reader(args.name).scan(args.root, strict=args.strict)
-    _print_problems([*listing.problems, *content.exchanged(listing)])
-    prepared = listing
-    # Training reads one's own images where they are, unless it is given a prepared set.
-    if args.name != "folders" or args.out or not args.size:
-        prepared = builders.prepare(
-            listing, out=args.out, unreadable=args.unreadable, progress=_progress("preparing")
+    _print_problems([*listing.problems, *common.exchanged(listing)])
+    ready = listing
+    # With --size alone, only what training from the tree would decode on first use.
+    if args.out or not args.size:
+        ready = prepared.prepare(
+            listing, out=args.out, unreadable=args.unreadable, progress=progress("preparing")
         )
-        folder = prepared.records.images.folder
-        print(f"prepared {len(prepared.records):,} images in {folder}")
-        if args.name == "folders":
-            out = args.out or files.user_folder("VIREID_DATA")
-            print(
-                f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)"
-            )
+        folder = ready.records.images.folder
+        print(f"prepared {len(ready.records):,} images in {folder}")
+        out = args.out or prepared.default_folder()
+        print(f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)")
     said = set(listing.problems)
     if args.size:
         decoded = cache.decode_once(
-            prepared, image_size=args.size, filter=args.filter, folder=args.cache,
-            unreadable=args.unreadable, progress=_progress("decoding"),
+            ready, image_size=args.size, filter=args.filter, folder=args.cache,
+            unreadable=args.unreadable, progress=progress("decoding"),
         )  # fmt: skip
         height, width = args.size
         gigabytes = decoded.records.images.array.nbytes / 1e9
         folder = args.cache or files.user_folder("VIREID_CACHE")
         print(f"decoded to {height} x {width}: {gigabytes:.2f} GB in {folder}")
-        prepared = decoded
-    _print_problems([line for line in prepared.problems if line not in said])
+        ready = decoded
+    _print_problems([line for line in ready.problems if line not in said])
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from vireid_jax.data import contact
+    from vireid_jax.data import sheet
     from vireid_jax.data.datasets import records_summary
-    from vireid_jax.data.readers import get_reader
 
     reader = get_reader(args.name)
     listing = reader.scan(args.root, strict=False)
-    crossed = contact.contact_sheet(listing, args.sheet, persons=args.persons, shots=args.shots)
+    crossed = sheet.contact_sheet(listing, args.sheet, persons=args.persons, shots=args.shots)
     print(records_summary(reader.split(listing)))
     _print_problems([*listing.problems, *crossed])
     print(f"wrote {args.sheet}")
     return 0
-
-
-def _progress(what: str) -> Callable[[int, int], None]:
-    """Says on stderr, now and then, how far something is."""
-    start = said = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= _EVERY or (done == total and said > start):
-            said = now
-            print(f"{what}: {done:,} of {total:,}, {now - start:.0f} s", file=sys.stderr)
-
-    return report
 
 
 def _print_problems(problems: Sequence[str]) -> None:
@@ -184,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--rand-perm goes with sysu only")
     try:
         return _COMMANDS[args.command](args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -13,26 +13,44 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays, decoding, stored
-from vireid_jax.data.listing import Listing
+from vireid_jax.data import arrays, decoding
+from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels, is_decoded
 
+Progress = Callable[[int, int], None]  # images done, images in all
+
+UNREADABLE = ("refuse", "skip")
 # Raise it whenever `arrays.decode` gives other pixels for the same file.
 DECODER_VERSION = 1
 
 _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
 _BLOCK = 16  # images of one checksum
+_LOOK = 256  # images that `readable` opens at once
+_NAMED = 5  # unreadable images that an error message names
 _SAMPLED = 64  # checksums that are verified when a cache is opened
 
 _log = logging.getLogger(__name__)
+
+
+class UnreadableError(TreeError):
+    """Images that cannot be decoded; `problems` has a line for every one of them."""
+
+    def __init__(self, name: str, problems: Sequence[str], total: int) -> None:
+        self.problems = tuple(problems)
+        first = "; ".join(problems[:_NAMED])
+        rest = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+        super().__init__(
+            f"{name}: {len(problems):,} of {total:,} images cannot be decoded: {first}{rest}. "
+            "Replace these files, or leave them out with unreadable='skip'"
+        )
 
 
 def decode_once(
@@ -42,7 +60,7 @@ def decode_once(
     filter: str = "lanczos",
     folder: str | os.PathLike[str] | None = None,
     unreadable: str = "refuse",
-    progress: stored.Progress | None = None,
+    progress: Progress | None = None,
 ) -> Listing:
     """Decodes and resizes all images into a file, unless it is there already.
 
@@ -55,7 +73,7 @@ def decode_once(
     equal.
 
     When a cache is opened, its size and shape are checked and the checksums of up to 64 blocks
-    of 16 images, spread over the file; `verify` checks them all.
+    of 16 images, spread over the file.
 
     Args:
       listing: of paths, encoded images or stored ones; decoded images of that size stay.
@@ -101,56 +119,108 @@ def decode_once(
     return _listing_of(listing, Pixels(array), left_out, unreadable)
 
 
-def in_memory(
-    listing: Listing,
-    *,
-    image_size: tuple[int, int],
-    filter: str = "lanczos",
-    unreadable: str = "refuse",
-    progress: stored.Progress | None = None,
-) -> Listing:
-    """As `decode_once`, with the pixels in an array and nothing written.
+def in_memory(listing: Listing) -> Listing:
+    """A listing from `decode_once` with its pixels read into an array."""
+    return _with_images(listing, listing.records.images[:])
 
-    A cached listing (`Pixels` of that size) is read into memory.
+
+def look_at(listing: Listing, *, progress: Progress | None = None) -> tuple[np.ndarray, list[str]]:
+    """Opens every image and keeps none.
+
+    Args:
+      listing: of paths or encoded images.
+      progress: called with (images done, images in all).
+
+    Returns:
+      rows: int [m], the images that can be decoded.
+      problems: a line for every other image.
     """
-    size = _checked(image_size, filter, unreadable)
-    images = listing.records.images
-    if is_decoded(images):
-        whole = images if isinstance(images, np.ndarray) else images[:]
-        return _with_images(_of_size(listing, size), whole)
-    out = np.empty((len(images), *size, 3), np.uint8)
-    kept, left_out = 0, []
-    for pixels, bad in _decoded(listing, size, filter, progress):
-        out[kept : kept + len(pixels)] = pixels
-        kept += len(pixels)
-        left_out += bad
-    return _listing_of(listing, out[:kept], left_out, unreadable)
+    total, kept, problems = len(listing.records), [np.zeros(0, int)], []
+    for first in range(0, total, _LOOK):
+        part = listing.records.take(np.arange(first, min(first + _LOOK, total)))
+        _, rows, bad = decoding.decodable(part.images, part.name, (8, 8), "bilinear")
+        kept.append(first + rows)
+        problems += bad
+        if progress is not None:
+            progress(first + len(part), total)
+    return np.concatenate(kept), problems
 
 
-def verify(listing: Listing) -> None:
-    """Compares a cached listing's whole file with its checksums, which takes reading all of it.
+def readable(
+    listing: Listing, *, unreadable: str = "refuse", progress: Progress | None = None
+) -> Listing:
+    """The listing without the images that cannot be decoded, see `decode_once`.
 
     Raises:
-      ValueError: if they differ, or the images are not a cache of `decode_once`.
+      UnreadableError: (a ValueError) naming the images that cannot be decoded.
     """
-    array: Any = getattr(listing.records.images, "array", None)
-    base = getattr(array, "base", None)
-    if not isinstance(base, np.memmap) or not base.filename:
-        raise ValueError(
-            f"the images are a {type(listing.records.images).__name__}, expected the "
-            "memory-mapped pixels of cache.decode_once"
-        )
-    path = pathlib.Path(base.filename)
-    told = json.loads(path.with_suffix(".json").read_text())
-    if bad := _bad_blocks(array, told["crc32"], range(len(told["crc32"]))):
-        raise ValueError(
-            f"{path} is damaged: {len(bad)} of {len(told['crc32'])} checksums differ; remove "
-            "the file, and the next run decodes the images again"
-        )
+    check_unreadable(unreadable)
+    rows, problems = look_at(listing, progress=progress)
+    if not problems:
+        return listing
+    if unreadable == "refuse" or not len(rows):
+        raise UnreadableError(listing.name, problems, len(listing.records))
+    left = listing.take(rows)
+    return dataclasses.replace(left, problems=(*listing.problems, *problems))
+
+
+def check_unreadable(unreadable: str) -> None:
+    """Raises ValueError unless unreadable is one of the two choices."""
+    if unreadable not in UNREADABLE:
+        raise ValueError(f"unreadable is {unreadable!r}, expected {' or '.join(UNREADABLE)}")
+
+
+def fingerprint(listing: Listing, *, times: bool = False) -> str:
+    """A digest of what is stored of a listing: every name, and the size or bytes of its image.
+
+    Images in files count with their size (and with `times` their time of change, which a copy
+    of the tree does not keep); images in memory count with a checksum of their bytes.
+
+    Args:
+      listing: of paths, encoded images, pixels or stored images.
+      times: whether a file that was written again counts as changed though its size is the same.
+
+    Returns:
+      32 hexadecimal digits.
+    """
+    records = listing.records
+    images = records.images
+    digest = hashlib.sha256()
+
+    def put(values: Iterable[Any]) -> None:
+        digest.update("\n".join(map(str, values)).encode())
+        digest.update(b"\0")
+
+    put([listing.name, len(records)])
+    put(records.name)
+    put(listing.persons)
+    for column in (records.person, records.camera, records.modality, listing.part):
+        put(np.asarray(column).tolist())
+
+    def mark(n: int) -> Any:
+        image = images[n]
+        if isinstance(image, bytes | np.ndarray):
+            return zlib.crc32(
+                image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+            )
+        try:
+            status = os.stat(image)
+        except OSError as error:
+            return error.errno
+        return (status.st_size, status.st_mtime_ns) if times else status.st_size
+
+    if hasattr(images, "fingerprint"):
+        put([images.fingerprint])  # of a prepared set: what was there when it was prepared
+    else:
+        if is_decoded(images):
+            put(images.shape)
+        with ThreadPoolExecutor(decoding.cores()) as pool:
+            put(pool.map(mark, range(len(records))))
+    return digest.hexdigest()[:32]
 
 
 def _checked(image_size: tuple[int, int], filter: str, unreadable: str) -> tuple[int, int]:
-    stored.check_unreadable(unreadable)
+    check_unreadable(unreadable)
     arrays.check_filter(filter)
     arrays.check_size(image_size)
     return int(image_size[0]), int(image_size[1])
@@ -182,7 +252,7 @@ def _listing_of(
     lines = [line for _, line in left_out]
     total = len(listing.records)
     if unreadable == "refuse" or len(left_out) == total:
-        raise stored.UnreadableError(listing.name, lines, total)
+        raise UnreadableError(listing.name, lines, total)
     keep = np.ones(total, bool)
     keep[[row for row, _ in left_out]] = False
     kept = _with_images(listing.take(keep), images)
@@ -190,14 +260,14 @@ def _listing_of(
 
 
 def _decoded(
-    listing: Listing, size: tuple[int, int], filter: str, progress: stored.Progress | None
+    listing: Listing, size: tuple[int, int], filter: str, progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, list[tuple[int, str]]]]:
     """Pixels uint8 [n, H, W, 3] of the images that can be decoded; row and why of the others."""
     records, total = listing.records, len(listing.records)
     step = min(max(_CHUNK_BYTES // (3 * size[0] * size[1]), 1), _CHUNK)
     for first in range(0, total, step):
         part = records.take(np.arange(first, min(first + step, total)))
-        pixels, rows, problems = stored.decodable(part.images, part.name, size, filter)
+        pixels, rows, problems = decoding.decodable(part.images, part.name, size, filter)
         bad = np.setdiff1d(np.arange(len(part)), rows)
         yield pixels, [(first + n, line) for n, line in zip(bad.tolist(), problems, strict=True)]
         if progress is not None:
@@ -211,7 +281,7 @@ def _stem(listing: Listing, size: tuple[int, int], filter: str) -> str:
     """The file's name, a function of all that its pixels depend on."""
     import PIL
 
-    source = stored.fingerprint(listing, times=True)
+    source = fingerprint(listing, times=True)
     key = json.dumps([DECODER_VERSION, PIL.__version__, source, size, filter])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return f"{listing.name}-{size[0]}x{size[1]}-{filter}-{digest}"
@@ -226,36 +296,13 @@ def _header(count: int, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-class _Sums:
-    """Checksums of each block of `_BLOCK` images of a stream of images."""
-
-    def __init__(self) -> None:
-        self.done: list[int] = []
-        self._sum, self._count = 0, 0
-
-    def update(self, pixels: np.ndarray) -> None:
-        while len(pixels):
-            some = pixels[: _BLOCK - self._count]
-            self._sum = zlib.crc32(np.ascontiguousarray(some).data, self._sum)
-            self._count += len(some)
-            pixels = pixels[len(some) :]
-            if self._count == _BLOCK:
-                self.close()
-
-    def close(self) -> None:
-        """Ends the block."""
-        if self._count:
-            self.done.append(self._sum)
-        self._sum, self._count = 0, 0
-
-
 def _write(
     path: pathlib.Path,
     listing: Listing,
     size: tuple[int, int],
     filter: str,
     unreadable: str,
-    progress: stored.Progress | None,
+    progress: Progress | None,
 ) -> None:
     """Makes the cache at `path`, under the lock of its stem."""
     folder, total = path.parent, len(listing.records)
@@ -266,7 +313,8 @@ def _write(
     _log.info("decoding %d images to %s", total, path)
     part = folder / files.temporary_name(path.stem)
     side = folder / files.temporary_name(path.stem)
-    sums, kept, left_out = _Sums(), 0, []
+    sums: list[tuple[int, int]] = []  # images of a block, and their checksum
+    kept, left_out = 0, []
     try:
         with files.explain_full_disk(folder, what=what, hint=hint):
             # Plain writes: a memory-mapped file kills the process when the disk is full.
@@ -277,11 +325,12 @@ def _write(
                     if left_out and unreadable == "refuse":
                         continue  # only to name every image that is wrong
                     file.write(pixels.data)
-                    sums.update(pixels)
+                    for n in range(0, len(pixels), _BLOCK):
+                        block = pixels[n : n + _BLOCK]
+                        sums.append((len(block), zlib.crc32(block.data)))
                     kept += len(pixels)
-                sums.close()
                 if left_out and (unreadable == "refuse" or not kept):
-                    raise stored.UnreadableError(listing.name, [x for _, x in left_out], total)
+                    raise UnreadableError(listing.name, [x for _, x in left_out], total)
                 if kept < total:
                     file.seek(0)
                     file.write(_header(kept, size))
@@ -290,8 +339,7 @@ def _write(
             told = {
                 "shape": [kept, *size, 3],
                 "bytes": part.stat().st_size,
-                "images_per_checksum": _BLOCK,
-                "crc32": sums.done,
+                "crc32": sums,
                 "left_out": left_out,
             }
             side.write_text(json.dumps(told))
@@ -316,23 +364,18 @@ def _read(path: pathlib.Path) -> tuple[np.ndarray, list[tuple[int, str]]] | None
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype != np.uint8 or list(array.shape) != told["shape"]:
             raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
-        blocks = len(told["crc32"])
-        spread = np.unique(np.linspace(0, blocks - 1, _SAMPLED).round().astype(int))
-        if bad := _bad_blocks(array, told["crc32"], spread.tolist()):
-            raise ValueError(f"{len(bad)} of {len(spread)} checksums differ")
+        ends = np.cumsum([count for count, _ in told["crc32"]])
+        spread = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED).round().astype(int))
+
+        def wrong(n: int) -> bool:
+            count, checksum = told["crc32"][n]
+            block = np.ascontiguousarray(array[ends[n] - count : ends[n]])
+            return zlib.crc32(block.data) != checksum
+
+        with ThreadPoolExecutor(decoding.cores()) as pool:  # zlib lets go of the interpreter lock
+            if bad := sum(pool.map(wrong, spread.tolist())):
+                raise ValueError(f"{bad} of {len(spread)} checksums differ")
         return np.asarray(array), [(int(row), str(line)) for row, line in told["left_out"]]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         _log.warning("%s cannot be used (%s); decoding the images again", path, error)
         return None
-
-
-def _bad_blocks(array: np.ndarray, sums: list[int], blocks: Iterable[int]) -> list[int]:
-    """Which of the `blocks` of images have another checksum than they should."""
-
-    def one(n: int) -> bool:
-        block = np.ascontiguousarray(array[n * _BLOCK : (n + 1) * _BLOCK])
-        return zlib.crc32(block.data) != sums[n]
-
-    with ThreadPoolExecutor(decoding.cores()) as pool:  # zlib lets go of the interpreter lock
-        blocks = list(blocks)
-        return [n for n, bad in zip(blocks, pool.map(one, blocks), strict=True) if bad]

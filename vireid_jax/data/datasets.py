@@ -1,76 +1,68 @@
-"""Data sets by name: `load(**config.data)` gives a `Split`."""
+"""Data sets by name: `load(**config.data)` gives a `Split`.
 
-import inspect
+"synthetic" is rendered. The others are read from disk, each by its reader:
+
+  tree as released --reader.scan--> Listing of paths --cache--> one uint8 file, memory-mapped
+                                                     --reader.split--> Split
+
+The cache is made on first use, is whole or absent, and knows the fingerprint of the tree: a tree
+that has changed is decoded again. Without a tree, what `python -m vireid_jax.data prepare` has
+made of one is read instead.
+"""
+
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from vireid_jax import synthetic
-from vireid_jax.data import trees
+from vireid_jax.data import arrays, readers
+from vireid_jax.data import cache as pixels
+from vireid_jax.data.readers.common import Listing
 from vireid_jax.types import MODALITIES, Records, Split
+
+IMAGES = ("cached", "memory", "encoded")
 
 _MOST_CAMERAS = 12  # a summary line names no more
 _MOST_NOTES = 30  # lines of a summary
+_EVERY = 5.0  # seconds between two lines of progress
+
+Check = Callable[[Split], None]
 
 
 class DataError(ValueError):
     """The data set cannot be had as asked for; nothing is wrong with the rest of the recipe."""
 
 
-def load(
-    *,
-    name: str = "synthetic",
-    root: str | os.PathLike[str] | None = None,
-    image_size: tuple[int, int] | None = None,
-    images: str | None = None,
-    filter: str | None = None,
-    strict: bool | None = None,
-    unreadable: str | None = None,
-    prepared: str | os.PathLike[str] | None = None,
-    trial: int | None = None,
-    test_share: float | None = None,
-    seed: int | None = None,
-    train_ids: int | None = None,
-    train_visible: int | None = None,
-    train_infrared: int | None = None,
-    val_ids: int | None = None,
-    val_visible: int | None = None,
-    val_infrared: int | None = None,
-    test_ids: int | None = None,
-    test_visible: int | None = None,
-    test_infrared: int | None = None,
-    cache: bool | str | os.PathLike[str] | None = None,
-    check: Callable[[Split], None] | None = None,
-) -> Split:
-    """Loads the data set `name`; None leaves an option at that data set's own default.
+def names() -> tuple[str, ...]:
+    """The data sets that `load` knows."""
+    return ("synthetic", *readers.READERS)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options that `load` takes for a data set, with its defaults.
+
+    For "synthetic" the parameters of `synthetic.load`; for others those of `_from_disk` and
+    what the reader's `split` adds.
+    """
+    if name == "synthetic":
+        return dict(synthetic.load.__kwdefaults__)
+    own = readers.get_reader(name).split.__kwdefaults__
+    return {**_from_disk.__kwdefaults__, **own}
+
+
+def load(*, name: str = "synthetic", check: Check | None = None, **options: Any) -> Split:
+    """Loads the data set `name`.
 
     Args:
-      name: a key of `DATASETS`.
-      root: the folder of the data set as released; for "folders" that of your own images, or a
-        CSV file. Not for "synthetic", which is rendered.
-      image_size: height, width in pixels.
-      images: "cached", "memory" or "encoded", see `trees.load`.
-      filter: "lanczos" or "bilinear", see `trees.load`.
-      strict: refuse a tree that lacks anything of the release, see `trees.load`.
-      unreadable: "refuse" or "skip", see `trees.load`.
-      prepared: folder of the prepared data sets, see `trees.load`.
-      trial: which of the ten released halves ("regdb" only), 1 .. 10.
-      test_share: share of the people to test on ("folders" only), 0 .. 1.
-      seed: of the rendering ("synthetic") or of the choice of test people ("folders").
-      train_ids: "synthetic" only, see `synthetic.load`, as are the others like it.
-      train_visible: "synthetic" only.
-      train_infrared: "synthetic" only.
-      val_ids: people held out from training to choose the best checkpoint on.
-      val_visible: "synthetic" only.
-      val_infrared: "synthetic" only.
-      test_ids: "synthetic" only.
-      test_visible: "synthetic" only.
-      test_infrared: "synthetic" only.
-      cache: folder in which rendered or decoded images are kept.
+      name: one of `names()`.
       check: raises for a split that is of no use. Called with what is returned and, before that,
         with the split of paths of a data set on disk: the images take long to decode.
+      **options: those of `options_of(name)`; None leaves one at the data set's own default.
 
     Returns:
       A `types.Split`.
@@ -80,30 +72,33 @@ def load(
       ValueError: for an option out of range, or a tree that is not the data set.
       FileNotFoundError: there is no data set where it should be.
     """
-    given = dict(locals())  # every argument, before there is anything else
-    del given["check"]
-    if given.pop("name") not in DATASETS:
-        raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(DATASETS))}")
-    builder = DATASETS[name]
-    if image_size is not None:
-        given["image_size"] = tuple(image_size)
-    options = {key: value for key, value in given.items() if value is not None}
-    known = list(inspect.signature(builder).parameters)
-    if unknown := [key for key in options if key not in known]:
-        named = ", ".join(key for key in known if key != "check")
+    if name not in names():
+        raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(names()))}")
+    known = options_of(name)
+    elsewhere = {key for other in names() for key in options_of(other)}
+    given = {k: v for k, v in options.items() if v is not None or k not in elsewhere}
+    if unknown := [key for key in given if key not in known]:
         raise DataError(
             f"{', '.join(unknown)} would have no effect on the data set {name!r}, whose options "
-            f"are {named}; leave it at None"
+            f"are {', '.join(known)}; leave it at None"
         )
-    if check is not None and "check" in known:
-        options["check"] = check
-    split = builder(**options)
+    if "image_size" in given:
+        given["image_size"] = tuple(given["image_size"])
+    if name == "synthetic":
+        split = synthetic.load(**given)
+    else:
+        own = {key: given.pop(key) for key in list(given) if key not in _from_disk.__kwdefaults__}
+        split = _from_disk(readers.get_reader(name), name, own, check, **given)
     if check is not None:
         check(split)
     return split
 
 
-def _sysu(
+def _from_disk(
+    reader: ModuleType,
+    name: str,
+    own: Mapping[str, Any],
+    check: Check | None,
     *,
     root: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] = (288, 144),
@@ -113,80 +108,98 @@ def _sysu(
     unreadable: str = "refuse",
     prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
-    val_ids: int = 0,
-    check: Callable[[Split], None] | None = None,
 ) -> Split:
-    options = locals()
-    return _stored("sysu", options, "val_ids")
+    """Loads a data set of `readers.READERS`.
+
+    Args:
+      reader: of the data set.
+      name: of the data set.
+      own: options of the reader's `split`.
+      check: called with the split before any image is decoded; may raise.
+      root: the tree as released (or the CSV file of "folders"); None takes what is prepared.
+      image_size: height, width in pixels.
+      images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
+        memory, "encoded" leaves decoding to the loader, image by image.
+      filter: of resizing: "lanczos" (AGW and its descendants) or "bilinear" (MPANet, IDKL).
+      strict: refuse a tree that lacks anything of the release; otherwise say so and go on.
+      unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
+      prepared: folder of prepared data sets; None for the default of `prepared`.
+      cache: folder of decoded images; None for the default of `cache`.
+
+    Raises:
+      ValueError: an option is out of range, or (`TreeError`) the tree is not that set.
+      FileNotFoundError: there is neither a tree nor a prepared set.
+      OSError: no room on the disk; nothing half-written stays.
+    """
+    arrays.check_size(image_size)
+    arrays.check_filter(filter)
+    choices = {"images": (images, IMAGES), "unreadable": (unreadable, pixels.UNREADABLE)}
+    for what, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"data.{what} is {value!r}, expected one of {', '.join(known)}")
+    if root is not None and prepared is not None:
+        raise ValueError(
+            f"data.root is {os.fspath(root)} and data.prepared is {os.fspath(prepared)}, expected "
+            "one of them, the other None: a tree is read where it is, a prepared set needs none; "
+            f"prepare one with: python -m vireid_jax.data prepare {name} --root DIR --out DIR"
+        )
+    # Check the options before an hour of decoding.
+    reader.check_options(**own)
+    listing = (
+        _prepared(reader, name, prepared) if root is None else reader.scan(root, strict=strict)
+    )
+    early = reader.split(listing, **own)
+    if check is not None:
+        check(early)
+    if images != "encoded":
+        size: dict[str, Any] = dict(image_size=image_size, filter=filter, unreadable=unreadable)
+        told = progress(f"decoding {name}")
+        listing = pixels.decode_once(listing, folder=cache, progress=told, **size)
+        if images == "memory":
+            listing = pixels.in_memory(listing)
+    elif root is not None:
+        told = progress(f"looking at the images of {name}")
+        listing = pixels.readable(listing, unreadable=unreadable, progress=told)
+    split = reader.split(listing, **own)
+    return split._replace(notes=(*listing.problems, *split.notes))
 
 
-def _regdb(
-    *,
-    root: str | os.PathLike[str] | None = None,
-    image_size: tuple[int, int] = (288, 144),
-    images: str = "cached",
-    filter: str = "lanczos",
-    strict: bool = True,
-    unreadable: str = "refuse",
-    prepared: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    trial: int = 1,
-    val_ids: int = 0,
-    check: Callable[[Split], None] | None = None,
-) -> Split:
-    options = locals()
-    return _stored("regdb", options, "trial", "val_ids")
+def _prepared(reader: ModuleType, name: str, folder: str | os.PathLike[str] | None) -> Listing:
+    """The prepared set of a data set."""
+    from vireid_jax.data import prepared
+
+    # Several sets of one's own may have been prepared: none of them is meant by itself.
+    own = name == "folders"
+    found = None if own and folder is None else prepared.find(name, out=folder)
+    if found is not None:
+        return found
+    if own:
+        where = prepared.folder_of(name, folder)
+        what = f"no such set is prepared in {where} and " if folder else ""
+        raise FileNotFoundError(
+            f"{what}data.root is not set; name your images with --config.data.root=DIR: "
+            f"{reader.LAYOUT}; or, once prepared, their folder with --config.data.prepared=DIR"
+        )
+    raise FileNotFoundError(
+        f"{reader.TITLE} is not prepared in {prepared.folder_of(name, folder)} and data.root is "
+        "not set; name the folder of the data set as released with --config.data.root=DIR "
+        f"(it is obtained at {reader.AGREEMENT}), or the folder it was prepared in with "
+        "--config.data.prepared=DIR"
+    )
 
 
-def _llcm(
-    *,
-    root: str | os.PathLike[str] | None = None,
-    image_size: tuple[int, int] = (288, 144),
-    images: str = "cached",
-    filter: str = "lanczos",
-    strict: bool = True,
-    unreadable: str = "refuse",
-    prepared: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    val_ids: int = 0,
-    check: Callable[[Split], None] | None = None,
-) -> Split:
-    options = locals()
-    return _stored("llcm", options, "val_ids")
+def progress(what: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that says on stderr, now and then, how far something is."""
+    start = time.monotonic()
+    said = [start]
 
+    def report(done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - said[0] >= _EVERY or (done == total and now - start > 1):
+            said[0] = now
+            print(f"{what}: {done:,} of {total:,}, {now - start:.0f} s", file=sys.stderr)
 
-def _folders(
-    *,
-    root: str | os.PathLike[str] | None = None,
-    image_size: tuple[int, int] = (288, 144),
-    images: str = "cached",
-    filter: str = "lanczos",
-    strict: bool = True,
-    unreadable: str = "refuse",
-    prepared: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    test_share: float = 0.25,
-    seed: int = 0,
-    val_ids: int = 0,
-    check: Callable[[Split], None] | None = None,
-) -> Split:
-    options = locals()
-    return _stored("folders", options, "test_share", "seed", "val_ids")
-
-
-def _stored(name: str, options: Mapping[str, Any], *split_options: str) -> Split:
-    """Loads from disk; `split_options` go to the reader's `split`, the others to `trees.load`."""
-    reading = {key: value for key, value in options.items() if key not in split_options}
-    return trees.load(name, **reading, options={key: options[key] for key in split_options})
-
-
-DATASETS: dict[str, Callable[..., Split]] = {
-    "synthetic": synthetic.load,
-    "sysu": _sysu,
-    "regdb": _regdb,
-    "llcm": _llcm,
-    "folders": _folders,
-}
+    return report
 
 
 def records_summary(split: Split) -> str:

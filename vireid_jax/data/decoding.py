@@ -56,6 +56,51 @@ def decode(
     return out
 
 
+def decodable(
+    images: Sequence[Any], names: Sequence[str], size: tuple[int, int], filter: str
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """`decode` of the images that can be decoded.
+
+    Args:
+      images: n encoded images or paths.
+      names: what to call them.
+      size: height, width in pixels.
+      filter: as `decode` takes it.
+
+    Returns:
+      pixels: uint8 [m, H, W, 3].
+      rows: int [m], which of the n images these are.
+      problems: a line for every other image.
+
+    Raises:
+      TreeError: the prepared set that the images are read from is damaged.
+    """
+    try:
+        return decode(images, size, filter=filter), np.arange(len(images)), []
+    except (ValueError, FileNotFoundError):
+        pass  # which ones?
+    pixels, rows, problems = [], [], []
+    # A record of a prepared set that cannot be read is no broken image: `zip` raises for it.
+    for n, (image, name) in enumerate(zip(images, names, strict=True)):
+        try:
+            pixels.append(decode([image], size, filter=filter))
+            rows.append(n)
+        except (ValueError, FileNotFoundError) as error:
+            # A path may still be a message's best name; the row number here means nothing.
+            where = name if isinstance(image, bytes) else f"{name} ({os.fspath(image)})"
+            problems.append(f"{where}: {_reason(error)}")
+    empty = np.empty((0, *size, 3), np.uint8)
+    return np.concatenate([empty, *pixels]), np.array(rows, int), problems
+
+
+def _reason(error: Exception) -> str:
+    """Why the image cannot be decoded, in the words of who tried."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError):
+        return "the file does not exist"
+    return str(cause or error)
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Raises ValueError unless size is (height, width) in pixels."""
     if len(size) != 2 or any(int(s) != s or s < 1 for s in size):

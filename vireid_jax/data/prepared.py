@@ -1,28 +1,162 @@
-"""Reading a prepared data set: ArrayRecord shards, with neither TensorFlow nor tfds.
+"""Prepared data sets: images and columns in a few ArrayRecord files, as a tfds data set.
 
-A prepared set is a folder as tensorflow_datasets (tfds) writes it, `NAME/VERSION/`, plus one file
-of our own: `listing.npz` has the columns of the listing (name, person, camera, modality, part),
-so that opening a set reads no image. `tfds.builder_from_directory(folder)` reads it too.
+Made only by the command `python -m vireid_jax.data prepare`, used where no tree is given. A few
+large files in place of 45,000 small ones are copied and mounted at full speed, and say whether the
+tree that they were made from is still the same. Encoded JPEG and PNG images are stored byte for
+byte. A prepared set is a folder as tensorflow_datasets (tfds) writes it, `NAME/VERSION/`, plus one
+file of our own: `listing.npz` has the columns of the listing (name, person, camera, modality,
+part), so that opening a set reads no image. `tfds.builder_from_directory(folder)` reads it too.
+
+Preparing needs tensorflow_datasets, reading neither that nor TensorFlow.
 """
 
 import contextlib
+import functools
 import io
 import json
+import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vireid_jax.data.listing import Check, Listing, TreeError
+from vireid_jax.data import arrays, cache, decoding
+from vireid_jax.data.readers import get_reader
+from vireid_jax.data.readers.common import Check, Listing, TreeError
 from vireid_jax.runtime import files
-from vireid_jax.types import Records
+from vireid_jax.types import Records, is_decoded
 
 VERSION = "1.0.0"  # of what is stored; raise it when that changes
 SPLIT = "images"  # one tfds split; `part` says what an image is for
 COLUMNS = "listing.npz"
+
+_SHARD_BYTES = 64 * 2**20  # of images; one shard's images are in memory while it is written
+_SHARD_ROWS = 4096  # where the bytes are not known beforehand
+_CHUNK = 128  # images that are read and checked at once
+_VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
+
+_log = logging.getLogger(__name__)
+
+
+def default_folder() -> str:
+    """Where prepared sets are kept: $VIREID_DATA, else `data` in the user's cache folder."""
+    return files.user_folder("VIREID_DATA", "data")
+
+
+def folder_of(name: str, out: str | os.PathLike[str] | None) -> pathlib.Path:
+    """The folder of a prepared set: out/NAME/VERSION.
+
+    Raises:
+      ValueError: out is an address.
+    """
+    where = default_folder() if out is None else os.fspath(out)
+    if files.is_remote(where):
+        raise ValueError(
+            f"{where} is an address, expected a folder for prepared data sets: mount the bucket "
+            "(gcsfuse), or copy what is prepared to and from it"
+        )
+    return pathlib.Path(where).expanduser() / name / VERSION
+
+
+def _write_columns(listing: Listing, folder: pathlib.Path) -> None:
+    """Writes `listing.npz`."""
+    records = listing.records
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        name=np.array(list(records.name), np.str_),
+        person=np.asarray(records.person, np.int32),
+        camera=np.asarray(records.camera, np.int32),
+        modality=np.asarray(records.modality, np.int8),
+        part=np.asarray(listing.part, np.str_),
+    )
+    (folder / COLUMNS).write_bytes(buffer.getvalue())
+
+
+def open(folder: str | os.PathLike[str]) -> Listing:
+    """The prepared set in `folder`, which is .../NAME/VERSION.
+
+    Reads a few small files and no image. Works without TensorFlow and tfds.
+
+    Args:
+      folder: where `prepare` has put it.
+
+    Returns:
+      A Listing whose images are `Stored`.
+
+    Raises:
+      FileNotFoundError: there is no prepared set in folder.
+      TreeError: there is one, but it is damaged or not ours.
+    """
+    path = pathlib.Path(folder)
+    if not (path / "dataset_info.json").exists():
+        raise FileNotFoundError(
+            f"no prepared data set in {path} (dataset_info.json is missing); expected "
+            f"OUT/NAME/{VERSION} as python -m vireid_jax.data prepare writes it"
+        )
+    with _damage(path):
+        info = json.loads((path / "dataset_info.json").read_text())
+        metadata = read_metadata(path)
+        with np.load(io.BytesIO((path / COLUMNS).read_bytes()), allow_pickle=False) as stored:
+            columns = {key: stored[key] for key in stored.files}
+        paths, lengths = _shards(path, info)
+        count = len(columns["name"])
+        for key in ("person", "camera", "modality", "part"):
+            if columns[key].shape != (count,):
+                raise ValueError(f"{COLUMNS} has {columns[key].shape} of {key} for {count} names")
+        if sum(lengths) != count:
+            raise ValueError(f"{COLUMNS} lists {count} images, the shards hold {sum(lengths)}")
+        images = Stored(
+            _Shards(paths, lengths), np.arange(count), str(path), metadata["fingerprint"]
+        )
+        records = Records(
+            images,
+            columns["person"],
+            columns["camera"],
+            columns["modality"],
+            columns["name"].tolist(),
+        )
+        return Listing(
+            name=info["name"],
+            records=records,
+            part=columns["part"],
+            checks=tuple(Check(*check) for check in metadata["checks"]),
+            problems=(*metadata["problems"], *metadata["unreadable"]),
+            persons=tuple(metadata["persons"]),
+        )
+
+
+def read_metadata(folder: Any) -> dict[str, Any]:
+    """What was kept of the listing beside its columns."""
+    with _damage(folder):
+        return json.loads((folder / "metadata.json").read_text())
+
+
+def _shards(path: Any, info: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Paths of the shards, and how many records were written to each."""
+    split = {split["name"]: split for split in info["splits"]}[SPLIT]
+    lengths = [int(n) for n in split["shardLengths"]]
+    total = len(lengths)
+    files = [
+        path / f"{info['name']}-{SPLIT}.array_record-{n:05d}-of-{total:05d}" for n in range(total)
+    ]
+    return [str(f) for f in files], lengths
+
+
+@contextlib.contextmanager
+def _damage(path: Any) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise TreeError(
+            f"the prepared data set in {path} is damaged or not from vireid_jax: {what}; "
+            "remove the folder and prepare the data set again"
+        ) from error
 
 
 class Stored(Sequence[bytes]):
@@ -53,11 +187,6 @@ class Stored(Sequence[bytes]):
     def take(self, rows: np.ndarray) -> "Stored":
         """The images at `rows` (int [n]), in that order."""
         return Stored(self._source, self._rows[rows], self.folder, self.fingerprint)
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Int [N], the record of each image in the files."""
-        return self._rows
 
 
 class _Shards:
@@ -90,8 +219,7 @@ def _open_shard(path: str, length: int) -> Any:
         from array_record.python import array_record_module
     except ImportError as error:
         raise ImportError(
-            f"reading {path} needs the package array_record ({error}); install it with "
-            "pip install array_record"
+            f"reading {path} needs array_record ({error}): pip install 'vireid_jax[data]'"
         ) from error
     # Rows are drawn at random: reading ahead would read what nobody asked for.
     reader = array_record_module.ArrayRecordReader(
@@ -150,131 +278,331 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a record ends in the middle; prepare the data set again")
 
 
-# --- Opening --------------------------------------------------------------------------------
+# --- Preparing ------------------------------------------------------------------------------
 
 
-def default_folder() -> str:
-    """Where prepared sets are kept: $VIREID_DATA, else `data` in the user's cache folder."""
-    return files.user_folder("VIREID_DATA", "data")
+def prepare(
+    listing: Listing,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    unreadable: str = "refuse",
+    shards: int | None = None,
+    progress: cache.Progress | None = None,
+) -> Listing:
+    """Writes a data set in prepared form, unless it is there already.
+
+    Every image is decoded once to see that it can be. JPEG and PNG files are stored byte for
+    byte, other formats and pixels as PNG with the same pixels. A set that was prepared from
+    other names, sizes or labels is replaced once the new one is complete; one that is up to
+    date is returned as it is. A folder has one set of a name: give trees of your own that
+    share a name an `out` each. An interrupted call leaves nothing that is taken for a data set,
+    and the next call removes it. Processes of one machine wait for each other.
+
+    Args:
+      listing: of paths, encoded images or pixels; its name is a key of `readers.READERS`.
+      out: the folder of prepared sets; default $VIREID_DATA, else the user's cache folder.
+      unreadable: "refuse" raises if any image cannot be decoded, "skip" leaves those out and
+        names each in the listing's `problems`.
+      shards: number of files; by default one for each 64 MiB of images.
+      progress: called with (images done, images in all).
+
+    Returns:
+      The prepared set, as `open` gives it.
+
+    Raises:
+      UnreadableError: (a ValueError) naming the images that cannot be decoded.
+      ValueError: for a name or option that does not exist, or an empty listing.
+      ImportError: tensorflow_datasets is not installed.
+      OSError: ENOSPC if the disk is full, before or while writing.
+    """
+    cache.check_unreadable(unreadable)
+    get_reader(listing.name)
+    count = len(listing.records)
+    if not count:
+        raise ValueError(f"the listing of {listing.name!r} has no images to prepare")
+    size = _source_bytes(listing.records.images)
+    if shards is None:
+        shards = -(-size // _SHARD_BYTES) if size is not None else -(-count // _SHARD_ROWS)
+        shards = min(max(shards, 1), count)
+    if not 1 <= shards <= count:
+        raise ValueError(f"shards is {shards}, expected 1 to {count}, the number of images")
+
+    digest = cache.fingerprint(listing)
+    target = folder_of(listing.name, out)
+
+    def write(data_dir: Any) -> None:
+        builder = _builder_class(listing.name)(
+            data_dir=os.fspath(data_dir), file_format="array_record"
+        )
+        builder.write(listing, digest, shards, unreadable, progress)
+
+    # Before any lock: a set that is ready may be where nothing can be written.
+    if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
+        return ready
+    _builder_class(listing.name)  # says what to install, before anything is made
+    folder = target.parent
+    hint = "name another folder (data.prepared, --out or $VIREID_DATA)"
+    files.make_folder(folder, what=f"the prepared {listing.name}", hint=hint)
+    hint += " on a larger disk"
+    what = f"preparing {listing.name}"
+    with files.locked(folder / f"{VERSION}.lock"):
+        files.clear_temporaries(folder, VERSION)
+        # Another process may have prepared it while this one waited; the reasons are told.
+        if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
+            return ready
+        files.check_space(folder, size or 0, what=what, hint=hint)
+        stage = folder / files.temporary_name(VERSION)
+        try:
+            with files.explain_full_disk(folder, what=what, hint=hint):
+                write(stage)
+            if target.exists():
+                target.rename(stage / "old")
+            (stage / listing.name / VERSION).rename(target)
+            files.sync(folder)
+        finally:
+            files.remove(stage)
+    return open(target)
 
 
-def path_of(folder: str | os.PathLike[str]) -> Any:
-    """A pathlib.Path, or for a URI such as gs://bucket/folder its likeness from etils."""
-    if not files.is_remote(folder):
-        return pathlib.Path(folder).expanduser()
-    from etils import epath
+def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | None:
+    """The prepared set of a data set, or None if there is none; needs no root of the original.
 
-    return epath.Path(os.fspath(folder))
+    Args:
+      name: a key of `readers.READERS`.
+      out: as for `prepare`.
+
+    Raises:
+      ValueError: for a name that does not exist, or a prepared set that is damaged.
+    """
+    get_reader(name)
+    folder = folder_of(name, out)
+    return open(folder) if (folder / "dataset_info.json").exists() else None
 
 
-def folder_of(name: str, out: str | os.PathLike[str] | None) -> Any:
-    """The folder of a prepared set: out/NAME/VERSION."""
-    return path_of(default_folder() if out is None else out) / name / VERSION
+def _up_to_date(
+    folder: Any, listing: Listing, digest: str, unreadable: str, *, quiet: bool = False
+) -> Listing | None:
+    """The set in `folder` if it is what `prepare` would write again; else logs why not."""
+    level = logging.DEBUG if quiet else logging.WARNING
+    try:
+        ready = open(folder)
+    except FileNotFoundError:
+        return None
+    except TreeError as error:
+        _log.log(level, "%s; preparing it anew", error)
+        return None
+    if ready.records.images.fingerprint != digest:
+        _log.log(
+            level,
+            "%s holds other images or labels than are listed now; preparing %s anew",
+            folder,
+            listing.name,
+        )
+        return None
+    left_out = read_metadata(folder)["unreadable"]
+    if left_out and unreadable == "refuse":
+        raise cache.UnreadableError(listing.name, left_out, len(listing.records))
+    return ready
 
 
-def write_columns(listing: Listing, folder: Any) -> None:
-    """Writes `listing.npz`."""
+@functools.cache
+def _builder_class(name: str) -> Any:
+    """The tfds builder of a data set."""
+    reader, base = get_reader(name), _listing_builder()
+    text = f"{reader.TITLE}: {reader.DESCRIPTION}."
+    described = {"__doc__": text, "name": name, "__module__": __name__}
+    return type(base)(name.capitalize(), (base,), described, skip_registration=True)
+
+
+@functools.cache
+def _listing_builder() -> Any:
+    """The base of all builders: a tfds builder that writes a Listing."""
+    try:  # tfds and what it brings take half a second to import, and readers do without
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            f"preparing a data set needs tensorflow_datasets ({error}): pip install "
+            "'vireid_jax[data]'. Training from the tree itself (data.root) does without"
+        ) from error
+
+    class ListingBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        """Writes the images of a Listing, in its order, in shards of equal numbers of images.
+
+        A shard-based builder streams: tfds's others would shuffle the images, or sort them in
+        memory.
+        """
+
+        VERSION = tfds.core.Version(VERSION)
+
+        def write(
+            self,
+            listing: Listing,
+            digest: str,
+            shards: int,
+            unreadable: str,
+            progress: cache.Progress | None,
+        ) -> None:
+            """Writes the data set to the folder that the builder was made for."""
+            self._listing, self._digest, self._unreadable = listing, digest, unreadable
+            self._rows = np.array_split(np.arange(len(listing.records)), shards)
+            self._progress = progress
+            self._kept: list[np.ndarray] = []
+            self._problems: list[str] = []
+            self.download_and_prepare(file_format="array_record")
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=type(self).__doc__,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(None, None, 3)),
+                        "name": tfds.features.Text(),
+                        "person": np.int32,
+                        "camera": np.int32,
+                        "modality": np.int8,
+                        "part": tfds.features.Text(),
+                    }
+                ),
+                metadata=tfds.core.MetadataDict(),
+            )
+
+        def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, Sequence[Callable]]:
+            del dl_manager  # nothing is downloaded
+            return {SPLIT: [functools.partial(self._examples, r) for r in self._rows]}
+
+        def _examples(self, shard: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+            total = len(self._listing.records)
+            for first in range(0, len(shard), _CHUNK):
+                chunk = shard[first : first + _CHUNK]
+                part = self._listing.take(chunk)
+                images, rows, problems = _encoded(part)
+                self._problems += problems
+                # Refused, it goes on only to name every image that is wrong.
+                if not (self._problems and self._unreadable == "refuse"):
+                    self._kept.append(chunk[rows])
+                    for image, row in zip(images, rows.tolist(), strict=True):
+                        yield int(chunk[row]), _example(part, row, image)
+                if self._progress is not None:
+                    self._progress(int(chunk[-1]) + 1, total)
+            nothing = not any(map(len, self._kept))
+            last = int(shard[-1]) + 1 == total
+            if last and self._problems and (self._unreadable == "refuse" or nothing):
+                raise cache.UnreadableError(self._listing.name, self._problems, total)
+
+        def _download_and_prepare(self, **options: Any) -> None:
+            # tfds gives the folder its name when all is written; so our files belong here.
+            super()._download_and_prepare(**options)
+            self.info.metadata.update(
+                {
+                    "fingerprint": self._digest,
+                    "checks": [list(check) for check in self._listing.checks],
+                    "problems": list(self._listing.problems),
+                    "unreadable": self._problems,
+                    "persons": list(self._listing.persons),
+                }
+            )
+            folder = pathlib.Path(self.data_dir)
+            _write_columns(self._listing.take(np.concatenate(self._kept)), folder)
+            for path in folder.iterdir():
+                files.sync(path)
+
+        # tfds would print to standard output, whoever calls.
+        def _log_download_bytes(self) -> None:
+            _log.info("preparing %s in %s", self.name, self.data_dir)
+
+        def _log_download_done(self) -> None:
+            _log.info("prepared %s", self.name)
+
+    return ListingBuilder
+
+
+def _example(listing: Listing, row: int, image: bytes) -> dict[str, Any]:
+    """One record."""
     records = listing.records
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        name=np.array(list(records.name), np.str_),
-        person=np.asarray(records.person, np.int32),
-        camera=np.asarray(records.camera, np.int32),
-        modality=np.asarray(records.modality, np.int8),
-        part=np.asarray(listing.part, np.str_),
-    )
-    (folder / COLUMNS).write_bytes(buffer.getvalue())
-
-
-def metadata_of(listing: Listing, fingerprint: str, unreadable: Sequence[str]) -> dict[str, Any]:
-    """What is kept of a listing beside its columns, as JSON takes it."""
     return {
-        "fingerprint": fingerprint,
-        "checks": [list(check) for check in listing.checks],
-        "problems": list(listing.problems),
-        "unreadable": list(unreadable),
-        "persons": list(listing.persons),
+        "image": image,
+        "name": records.name[row],
+        "person": int(records.person[row]),
+        "camera": int(records.camera[row]),
+        "modality": int(records.modality[row]),
+        "part": str(listing.part[row]),
     }
 
 
-def open(folder: str | os.PathLike[str]) -> Listing:
-    """The prepared set in `folder`, which is .../NAME/VERSION.
+def _source_bytes(images: Any) -> int | None:
+    """About how many bytes the images take as stored; None if only reading them would tell."""
+    if is_decoded(images):
+        return int(np.prod(images.shape))
+    if hasattr(images, "fingerprint"):
+        return None
+    with ThreadPoolExecutor(decoding.cores()) as pool:
+        return sum(pool.map(_stored_size, images))
 
-    Reads a few small files and no image. Works without TensorFlow and tfds.
 
-    Args:
-      folder: local, or a URI that etils and array_record can read (gs://bucket/...).
+def _stored_size(image: Any) -> int:
+    if isinstance(image, bytes):
+        return len(image)
+    try:
+        return os.stat(image).st_size
+    except OSError:
+        return 0  # it will be named among the unreadable ones
+
+
+def _encoded(listing: Listing) -> tuple[list[bytes], np.ndarray, list[str]]:
+    """The images of a listing as they are stored.
 
     Returns:
-      A Listing whose images are `Stored`.
-
-    Raises:
-      FileNotFoundError: there is no prepared set in folder.
-      TreeError: there is one, but it is damaged or not ours.
+      images: m of the N images, JPEG or PNG.
+      rows: int [m], which of the N rows they are.
+      problems: a line for every image that cannot be decoded.
     """
-    path = path_of(folder)
-    if not (path / "dataset_info.json").exists():
-        raise FileNotFoundError(
-            f"no prepared data set in {path} (dataset_info.json is missing); expected "
-            f"OUT/NAME/{VERSION} as builders.prepare writes it"
+    images = listing.records.images
+    with ThreadPoolExecutor(decoding.cores()) as pool:
+        read = list(pool.map(lambda n: _read(images[n]), range(len(images))))
+        names = list(listing.records.name)
+        if not is_decoded(images) and isinstance(images[0], str | os.PathLike):
+            names = [f"{n} ({os.fspath(i)})" for n, i in zip(names, images, strict=True)]
+        problems = [f"{names[n]}: {x}" for n, x in enumerate(read) if isinstance(x, str)]
+        there = np.array([n for n, x in enumerate(read) if isinstance(x, bytes)], int)
+        data: list[Any] = [read[n] for n in there.tolist()]
+        # Any size would do; what costs is the decoding.
+        _, good, bad = decoding.decodable(
+            data, [names[n] for n in there.tolist()], (8, 8), "bilinear"
         )
-    with _damage(path):
-        info = json.loads((path / "dataset_info.json").read_text())
-        metadata = read_metadata(path)
-        with np.load(io.BytesIO((path / COLUMNS).read_bytes()), allow_pickle=False) as stored:
-            columns = {key: stored[key] for key in stored.files}
-        paths, lengths = _shards(path, info)
-        count = len(columns["name"])
-        for key in ("person", "camera", "modality", "part"):
-            if columns[key].shape != (count,):
-                raise ValueError(f"{COLUMNS} has {columns[key].shape} of {key} for {count} names")
-        if sum(lengths) != count:
-            raise ValueError(f"{COLUMNS} lists {count} images, the shards hold {sum(lengths)}")
-        images = Stored(
-            _Shards(paths, lengths), np.arange(count), str(path), metadata["fingerprint"]
-        )
-        records = Records(
-            images,
-            columns["person"],
-            columns["camera"],
-            columns["modality"],
-            columns["name"].tolist(),
-        )
-        return Listing(
-            name=info["name"],
-            records=records,
-            part=columns["part"],
-            checks=tuple(Check(*check) for check in metadata["checks"]),
-            problems=(*metadata["problems"], *metadata["unreadable"]),
-            persons=tuple(metadata["persons"]),
-        )
+        kept = list(pool.map(lambda n: _as_stored(data[n]), good.tolist()))
+    return kept, there[good], problems + bad
 
 
-def read_metadata(folder: Any) -> dict[str, Any]:
-    """What `metadata_of` gave when the set was prepared."""
-    with _damage(folder):
-        return json.loads((folder / "metadata.json").read_text())
-
-
-def _shards(path: Any, info: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Paths of the shards, and how many records were written to each."""
-    split = {split["name"]: split for split in info["splits"]}[SPLIT]
-    lengths = [int(n) for n in split["shardLengths"]]
-    total = len(lengths)
-    files = [
-        path / f"{info['name']}-{SPLIT}.array_record-{n:05d}-of-{total:05d}" for n in range(total)
-    ]
-    return [str(f) for f in files], lengths
-
-
-@contextlib.contextmanager
-def _damage(path: Any) -> Iterator[None]:
+def _read(image: Any) -> bytes | str:
+    """The encoded image, or why it cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        return _png(image)
     try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else error
-        raise TreeError(
-            f"the prepared data set in {path} is damaged or not from vireid_jax: {what}; "
-            "remove the folder and prepare the data set again"
-        ) from error
+        return pathlib.Path(image).read_bytes()
+    except FileNotFoundError:
+        return "the file does not exist"
+    except OSError as error:
+        return str(error)
+
+
+def _as_stored(data: bytes) -> bytes:
+    """JPEG and PNG as they are, anything else as PNG with the pixels that `arrays` decodes."""
+    if data.startswith(_VERBATIM):
+        return data
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+    return _png(arrays.decode([data], (height, width))[0])
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] -> PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,4 +1,18 @@
-"""The methods, by the name that configs use."""
+"""The methods, by the name that configs use.
+
+A method is a folder: `method.py` with the table of its terms, `build` and the loss in the paper's
+order, `net.py` and `losses.py` with what this method alone has. `build(*, num_classes,
+image_size, <facts of the run>, backbone, <options>)` returns a `types.Method`. It names the facts
+that it needs (num_ids, num_instances, num_steps, steps_per_epoch, second_view), and gets no other.
+`common` has what all builds share. Methods never import each other.
+
+To add one, copy `agw` and change three places:
+
+  vireid_jax/methods/NAME/, and its line in `METHODS` below
+  configs/NAME.py, its recipe, which names every option
+  tests/methods/NAME/: the network and the loss against a reference, and `tiny.py`, by which the
+  tests of all methods (chunks, devices, resume) find it
+"""
 
 from collections.abc import Callable
 

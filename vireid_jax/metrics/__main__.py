@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the combined results as JSON, too")
     args = parser.parse_args(argv)
 
-    from vireid_jax.metrics.combine import combine
+    from vireid_jax.metrics.results import combine
     from vireid_jax.metrics.table import format_table, to_markdown
 
     try:
@@ -50,7 +50,7 @@ def _groups(
     Raises:
       ValueError: no row is left, a run has one of two test sets, or a run is named twice.
     """
-    from vireid_jax.metrics.combine import row_label
+    from vireid_jax.metrics.results import row_label
 
     if len({run.resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named twice, expected each once: it would count double")
@@ -92,7 +92,7 @@ def _tables(
 
     Results of one protocol are beside each other only if they are means over as many draws.
     """
-    from vireid_jax.metrics.combine import row_label
+    from vireid_jax.metrics.results import row_label
 
     tables: list[tuple[str, dict[tuple[str, str], dict[str, Any]]]] = []
     for result in results:

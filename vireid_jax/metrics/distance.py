@@ -1,6 +1,6 @@
 """Distances between feature vectors, in NumPy alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,7 @@ def unit_rows(
     features: Any,
     *,
     what: str = "features",
-    name: Sequence[str] | None = None,
-    number: np.ndarray | None = None,
+    where: Callable[[int], str] | None = None,
 ) -> np.ndarray:
     """Rows scaled to length 1, as float32 [N, D].
 
@@ -37,9 +36,8 @@ def unit_rows(
 
     Args:
       features: [N, D], any real dtype.
-      what: what to call the rows in an error.
-      name: N names for error messages.
-      number: int [N], the rows' numbers for error messages if they are not 0 .. N - 1.
+      what: what to call the features in an error.
+      where: what to call a row in an error; None for `what` and its number.
 
     Raises:
       ValueError: not a real matrix, an entry that is not finite, or a row of zeros.
@@ -57,18 +55,19 @@ def unit_rows(
     for at in range(0, n, step):
         length[at : at + step] = _unit_part(features[at : at + step], out[at : at + step])
 
-    def where(row: int) -> str:
-        row_name = "" if name is None else f" ({name[row]})"
-        return f"{what} row {row if number is None else number[row]}{row_name}"
+    if where is None:
+
+        def where(row: int) -> str:
+            return f"{what} row {row}"
 
     if len(bad := np.flatnonzero(~np.isfinite(length))):
         raise ValueError(
-            f"{where(bad[0])} holds a NaN or an infinity ({len(bad)} of {n} rows do), "
+            f"{where(int(bad[0]))} holds a NaN or an infinity ({len(bad)} of {n} rows do), "
             "expected finite numbers; check the weights and the image"
         )
     if len(bad := np.flatnonzero(length == 0)):
         raise ValueError(
-            f"{where(bad[0])} is all zeros ({len(bad)} of {n} rows are), so it has no "
+            f"{where(int(bad[0]))} is all zeros ({len(bad)} of {n} rows are), so it has no "
             "direction to compare; check the weights and the image"
         )
     return out

@@ -27,20 +27,50 @@ The draws are described in `vireid_jax.metrics.draws`.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.counting import check_ties
 from vireid_jax.metrics.distance import as_array
-from vireid_jax.metrics.official import Permutations
-from vireid_jax.metrics.plan import Protocol, make_labels, make_plan
-from vireid_jax.metrics.ranking import BLOCK_BYTES
-from vireid_jax.metrics.report import REPORTED_RANKS, report
-from vireid_jax.metrics.search import Search, rank_plan, rank_similarity
+from vireid_jax.metrics.draws import Permutations, draw_trials
+from vireid_jax.metrics.labels import Exclude, Labels, check_labels
+from vireid_jax.metrics.ranking import BLOCK_BYTES, check_ties
+from vireid_jax.metrics.results import REPORTED_RANKS, make_result
+from vireid_jax.metrics.trials import Rules, Trials, rank_features, rank_similarity
+from vireid_jax.types import MODALITIES
 
 CMC = ("id", "image")
 RERANK = (None, "all", "queries")
+
+
+class Protocol(NamedTuple):
+    """One way to search."""
+
+    query: str  # modality of the queries, one of `types.MODALITIES`
+    cmc: str  # R1 ... R20 count distinct people ("id") or images ("image")
+    explain: str  # what a user may wonder about
+    drawn: str | None = None  # which side a trial draws: "gallery", "query", or none
+    draws: tuple[str, ...] = ()  # the draws that apply, the usual one first
+    draw_cameras: tuple[int, ...] = ()  # cameras that are drawn from, in the order of the draw
+    shots: int | None = None  # drawn images of one person and camera, at most; None: everything
+    query_cameras: tuple[int, ...] | None = None  # every camera that takes queries; None: any
+    gallery_cameras: tuple[int, ...] | None = None  # every camera of images offered for a gallery
+    exclude: Exclude | None = None
+
+    @property
+    def gallery(self) -> str:
+        """The modality of the gallery."""
+        return MODALITIES[1 - MODALITIES.index(self.query)]
+
+    @property
+    def trials(self) -> int:
+        """How many trials the benchmark averages over."""
+        return 10 if self.drawn else 1
+
+    @property
+    def direction(self) -> str:
+        """Such as "infrared to visible"."""
+        return f"{self.query} to {self.gallery}"
 
 
 def _same_room(
@@ -156,22 +186,15 @@ def sampled_rows(
     Raises:
       ValueError: see `evaluate`.
     """
-    q, g = len(query_person), len(gallery_person)
-    labels = make_labels(
-        q,
-        g,
-        query_person=query_person,
-        gallery_person=gallery_person,
-        query_camera=query_camera,
-        gallery_camera=gallery_camera,
-        query_name=query_name,
-        gallery_name=gallery_name,
+    query = check_labels("query", len(query_person), query_person, query_camera, query_name)
+    images = check_labels(
+        "gallery", len(gallery_person), gallery_person, gallery_camera, gallery_name
     )
-    plan = make_plan(protocol, get_protocol(protocol), labels, gallery, [trial], permutations)
-    return (
-        np.arange(q) if plan.query is None else plan.query,
-        np.arange(g) if plan.gallery is None else plan.gallery,
-    )
+    trials = _draw(protocol, query, images, gallery, [trial], permutations)
+    return tuple(
+        np.arange(len(labels.person)) if rows is None else rows
+        for labels, rows in ((query, trials.query), (images, trials.gallery))
+    )  # type: ignore[return-value]
 
 
 def evaluate(
@@ -216,7 +239,7 @@ def evaluate(
       protocol: a key of `PROTOCOLS`.
       gallery: the draw, "agw" or "official" (SYSU-MM01's fixed permutations); "agw" is of no
         effect where nothing is drawn.
-      permutations: for "official", see `official.read_permutations`.
+      permutations: for "official", see `read_permutations`.
       cmc: "id" or "image" instead of the protocol's convention.
       trials: draws to average over; None for the benchmark's number, 10 where something is drawn.
       ties: order of images at one distance. "stable": the lower gallery index first, which is
@@ -258,31 +281,23 @@ def evaluate(
         cmc = rule.cmc
     _check_options(cmc, ties, rerank, max_rank, block_bytes)
     count, images = _check_sides(query_features, gallery_features, similarity, rerank)
-    labels = make_labels(
-        count,
-        images,
-        query_person=query_person,
-        gallery_person=gallery_person,
-        query_camera=query_camera,
-        gallery_camera=gallery_camera,
-        query_name=query_name,
-        gallery_name=gallery_name,
-    )
-    times = rule.trials if trials is None else trials
-    plan = make_plan(protocol, rule, labels, gallery, range(times), permutations)
-    search = Search(labels, rule.exclude, ties, max_rank, block_bytes)
+    queries = check_labels("query", count, query_person, query_camera, query_name)
+    searched = check_labels("gallery", images, gallery_person, gallery_camera, gallery_name)
+    numbers = range(rule.trials if trials is None else trials)
+    drawn = _draw(protocol, queries, searched, gallery, numbers, permutations)
+    rules = Rules(rule.exclude, ties, max_rank, block_bytes)
     if similarity is None:
         sides = as_array(query_features), as_array(gallery_features)
-        rankings = rank_plan(*sides, plan, search, rerank=rerank)
+        rankings = rank_features(*sides, drawn, queries, searched, rules, rerank=rerank)
     else:
-        rankings = rank_similarity(as_array(similarity), plan, search)
-    result = report(rankings, plan.queries(count), labels.query_person, cmc)
+        rankings = rank_similarity(as_array(similarity), drawn, queries, searched, rules)
+    result = make_result(rankings, drawn.queries(count), queries.person, cmc)
     result["counts"]["pool_images"] = count if rule.drawn == "query" else images
-    known = {"person": labels.query_person.tolist()}
+    known = {"person": queries.person.tolist()}
     if query_name is not None:
         known["name"] = [str(name) for name in query_name]
-    if labels.query_camera is not None:
-        known["camera"] = labels.query_camera.tolist()
+    if queries.camera is not None:
+        known["camera"] = queries.camera.tolist()
     result["per_query"] = {**known, **result["per_query"]}
     return {
         "protocol": protocol,
@@ -342,3 +357,83 @@ def _rows_of(values: Any, what: str) -> int:
             "[rows, width], one row per image"
         )
     return len(values)
+
+
+def _draw(
+    protocol: str,
+    query: Labels,
+    gallery: Labels,
+    draw: str,
+    trials: Sequence[int],
+    permutations: Permutations | None,
+) -> Trials:
+    """Draws what the protocol called `protocol` draws, from labels of every image.
+
+    Raises:
+      ValueError: what the protocol needs is missing, or is not what it expects.
+    """
+    rule = get_protocol(protocol)
+    known = rule.draws or ("agw", "all")
+    if draw not in known:
+        raise ValueError(
+            f"{protocol} has no gallery {draw!r}, expected {' or '.join(known)}"
+            + ("" if rule.drawn else ", which make no difference: nothing is drawn")
+        )
+    if not len(trials) or min(trials) < 0:
+        raise ValueError(f"there are {len(trials)} trials, expected at least 1, numbered from 0")
+    if not rule.drawn and list(trials) != [0]:
+        raise ValueError(
+            f"{protocol} draws nothing, so it has one trial, got {len(trials)}; leave `trials` "
+            "out, and score each model or split by itself (metrics.combine averages over them)"
+        )
+    _check_cameras(protocol, rule, query, gallery)
+    if rule.drawn is None or rule.shots is None:
+        return Trials(None, None, ((None, None),))
+    pool, other = (query, gallery) if rule.drawn == "query" else (gallery, query)
+    if pool.name is None:
+        raise ValueError(
+            f"{protocol} needs {rule.drawn}_name, got None: its draw goes by the names of the "
+            "images, such as cam1/0006/0025"
+        )
+    if pool.camera is None:  # for the type checker; `_check_cameras` has refused it
+        raise ValueError(f"{protocol} needs {rule.drawn}_camera, got None")
+    rows, places = draw_trials(
+        draw,
+        pool.person,
+        pool.camera,
+        pool.name,
+        cameras=rule.draw_cameras,
+        shots=rule.shots,
+        trials=trials,
+        permutations=permutations,
+        people=other.person,
+    )
+    if not len(rows):
+        raise ValueError(
+            f"no {rule.drawn} image is from a camera of {protocol} {list(rule.draw_cameras)}; the "
+            f"pool's cameras are {np.unique(pool.camera).tolist()}"
+        )
+    if rule.drawn == "query":
+        return Trials(rows, None, tuple((p, None) for p in places))
+    return Trials(None, rows, tuple((None, p) for p in places))
+
+
+def _check_cameras(protocol: str, rule: Protocol, query: Labels, gallery: Labels) -> None:
+    for what, known, camera in (
+        ("query", rule.query_cameras, query.camera),
+        ("gallery", rule.gallery_cameras, gallery.camera),
+    ):
+        if known is None:
+            continue
+        if camera is None:
+            why = [f"it draws images of each camera of its {rule.drawn}"] * (rule.drawn == what)
+            raise ValueError(
+                f"{protocol} needs {what}_camera, got None: "
+                + "; ".join([*why, *([rule.explain] if rule.exclude else [])])
+            )
+        if len(other := np.setdiff1d(camera, known)):
+            raise ValueError(
+                f"{what} of {protocol}: got images of camera {other.tolist()}, expected only "
+                f"{list(known)}; are query and gallery swapped, or is this another data set's "
+                "protocol?"
+            )

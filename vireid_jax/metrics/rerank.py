@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid_jax.metrics.distance import check_widths, unit_rows
-from vireid_jax.metrics.nearest import nearest_columns
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
@@ -136,6 +135,27 @@ def _neighbors(
             distance[:, q:] = np.inf
         rank[rows] = nearest_columns(distance, k)
     return rank, farthest
+
+
+def nearest_columns(value: np.ndarray, k: int) -> np.ndarray:
+    """Int64 [q, k] columns of each row's k least values, in order; ties by column.
+
+    Args:
+      value: float [q, G], no NaN.
+      k: 1 to G.
+    """
+    if k >= value.shape[1]:
+        return np.argsort(value, axis=1, kind="stable")[:, :k]
+    column = np.argpartition(value, k - 1, axis=1)[:, :k]
+    column.sort(axis=1)  # then a stable order of the values has ties by column
+    found = np.take_along_axis(value, column, axis=1)
+    # Where the k-th value occurs beyond the k chosen, a lower column may have been left out.
+    level = np.count_nonzero(value <= found.max(axis=1, keepdims=True), axis=1) > k
+    order = np.argsort(found, axis=1, kind="stable")
+    column = np.take_along_axis(column, order, axis=1)
+    if level.any():
+        column[level] = np.argsort(value[level], axis=1, kind="stable")[:, :k]
+    return column
 
 
 def _push_back(distance: np.ndarray, excluded: np.ndarray, at: int) -> None:

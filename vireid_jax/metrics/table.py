@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from vireid_jax.metrics.combine import CORRUPTED
 from vireid_jax.metrics.protocols import PROTOCOLS
+from vireid_jax.metrics.results import CORRUPTED
 
 SIGMAS = 3.0  # how far above a random ranking an mAP must lie to say anything
 WIDTH = 100  # of notes, in characters

@@ -1,33 +1,53 @@
 """The network of DEEN (Zhang and Wang, CVPR 2023) and of PDM (ICASSP 2025), which extends it.
 
-A ResNet with a stem for each modality. After each of layer1 to layer3 an aggregation block (MFA)
-mixes in the map before it. The last stage is entered by the map and by those that an expansion
-makes of it: from then on every image is 1 + G rows. PDM adds a gate after the stems, attention in
-the expansion, and prototypes that pool parts. On RegDB both end with layer3, and expand after
-layer2.
+A ResNet with a stem for each modality. After each of layer1 to layer3 an aggregation block (MFA,
+`attention.Aggregation`) mixes in the map before it. The last stage is entered by the map and by
+those that an expansion makes of it (DEE in DEEN, MFGM in PDM): from then on every image is 1 + G
+rows. PDM adds a gate after the stems (SimAM), attention in the expansion, and prototypes that
+pool parts (PLM). On RegDB both end with layer3, and expand after layer2.
+
+From a map f a branch of the expansion makes another of the same shape:
+
+  f_i = fuse(conv_1(f), conv_2(f), conv_3(f))     3x3, dilations 1, 2, 3, to a quarter of the
+                                                  channels                            eq. 1 of PDM
+  f_i+ = FC(ReLU(attention(f_i)))                 FC a 1x1 convolution with bias      eq. 2
+
+DEEN (ZYK100/LLCM, DEEN/model.py, `DEE_module`) has the mean of the three and no attention. PDM's
+code (mmunhappy/ICASSP2025-PDM, `MFGM`) adds CBAM (Woo et al., ECCV 2018) with a residual: channel
+attention CA, then spatial attention SA by one 49x49 convolution. PDM's paper prints a sum and the
+concatenation [CA(f_i), SA(f_i)].
 
 Rows: image n of the shared stages is rows (1 + G) n ... (1 + G) n + G after the expansion, the
-image itself first.
+image itself first. Branches have weights of their own and are an axis: of the kernels, and of the
+result. They follow the rows, so that a run of rows stays on its device.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vireid_jax.nets import init
 from vireid_jax.nets.attention import Aggregation
-from vireid_jax.nets.expansion import Expansion
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap
-from vireid_jax.nets.prototypes import Prototypes
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, block_names, map_size
-from vireid_jax.nets.shallow import phase_only, simam
 from vireid_jax.types import INFRARED, VISIBLE
+
+DILATIONS = (1, 2, 3)
+FUSIONS = ("mean", "sum")
+ATTENTIONS = ("none", "sequential", "concat")
+FORMS = ("auto", "dense", "convolution")
+# Places of a map up to which a spatial attention is a matrix of places by places: 48 x 24, which
+# has 2.7 million entries a branch.
+DENSE_PLACES = 1152
+LAMBDA = 1e-4  # of SimAM
 
 
 class MultiFeatureNet(nn.Module):
@@ -44,7 +64,6 @@ class MultiFeatureNet(nn.Module):
       classified: of "global", "full": the features with a classifier.
       aggregates: whether the MFA blocks are there.
       gates: whether `simam` follows the stems.
-      phase_residual: how much of `phase_only` is added to images in training.
       dropout: of all entries of the expanded maps, the image's own too.
     """
 
@@ -55,7 +74,6 @@ class MultiFeatureNet(nn.Module):
     classified: tuple[str, ...]
     aggregates: bool
     gates: bool
-    phase_residual: float
     dropout: float
 
     def setup(self) -> None:
@@ -92,10 +110,7 @@ class MultiFeatureNet(nn.Module):
           image's own first; "logits": the same for `classified`, [2 B R, C], rows in that order;
           with prototypes also "similarity" and "similarity_logits" [2 B R, m, n].
         """
-        images = [visible, infrared]
-        if self.phase_residual:
-            images = [x + self.phase_residual * phase_only(x).astype(x.dtype) for x in images]
-        features, parts = self._features(images, [VISIBLE, INFRARED], train=True)
+        features, parts = self._features([visible, infrared], [VISIBLE, INFRARED], train=True)
         neck = {name: self.neck[name](x, train=True) for name, x in features.items()}
         count = visible.shape[0]
         out: dict[str, Any] = {
@@ -149,16 +164,33 @@ class MultiFeatureNet(nn.Module):
         return features, parts
 
 
-def check(
+def make(
     *,
-    last_stride: int,
+    num_classes: int,
     image_size: tuple[int, int],
+    backbone_options: Mapping[str, Any],
     stages: int,
-    mfa: bool,
-    branches: int,
     dropout: float,
-) -> None:
-    """Refuses what a `MultiFeatureNet` cannot be built of, before anything is traced.
+    branches: int,
+    fuse: str = "mean",
+    attention: str = "none",
+    mfa: bool = True,
+    gate: bool = False,
+    num_prototypes: int = 0,
+    classified: tuple[str, ...] = ("global",),
+) -> MultiFeatureNet:
+    """The network of some options; refuses what cannot be built, before anything is traced.
+
+    Args:
+      num_classes: C.
+      image_size: (height, width); with `mfa` the maps must have an even number of places.
+      backbone_options: of `ResNet`.
+      stages: 4, or 3 to end with layer3.
+      dropout: of all entries of the expanded maps.
+      branches, fuse, attention: of `Expansion`; without branches there is none.
+      mfa, gate: whether there are aggregation blocks, and SimAM.
+      num_prototypes: of `Prototypes`; 0: none.
+      classified: the features with a classifier.
 
     Raises:
       ValueError: naming the option, what it is and what it may be.
@@ -170,10 +202,239 @@ def check(
     if not 0 <= dropout < 1:
         raise ValueError(f"method.dropout is {dropout}, expected 0 to below 1")
     for stage in range(stages if mfa else 0):
-        height, wide = map_size(image_size, stage, last_stride)
+        height, wide = map_size(image_size, stage, backbone_options.get("last_stride", 1))
         if height * wide % 2:
             raise ValueError(
                 f"data.image_size is {tuple(image_size)}, whose map of {height} x {wide} places "
                 "the position attention of method.mfa cannot halve; choose a height or width that "
                 "is a multiple of 32, or method.mfa=False"
             )
+    dtype = backbone_options.get("dtype")
+    return MultiFeatureNet(
+        num_classes=num_classes,
+        backbone_options={**backbone_options, "stages": stages, "specific": 1},
+        expansion_options=dict(branches=branches, fuse=fuse, attention=attention, dtype=dtype)
+        if branches
+        else None,
+        prototype_options=dict(count=num_prototypes) if num_prototypes else None,
+        classified=classified,
+        aggregates=mfa,
+        gates=gate,
+        dropout=dropout,
+    )
+
+
+# --- Expansion: DEE, MFGM ----------------------------------------------------------------------
+
+
+class Expansion(nn.Module):
+    """f [N, h, w, F] to [N, 1 + G, h, w, F]: f, then the maps of G branches.
+
+    Attributes:
+      branches: G.
+      fuse: of the three convolutions: "mean" (both codes) or "sum" (PDM, eq. 1).
+      attention: "none" (DEEN), "sequential" (PDM's code), or "concat" (PDM, eq. 2, with CA(f_i) and
+        SA(f_i) the gated maps: the gates themselves are of different shapes).
+      kernel: side of the spatial attention's kernel, odd; 49 in PDM's code.
+      reduction: of the channel attention's bottleneck; 16 in PDM's code.
+      dtype: compute type; None follows the input.
+    """
+
+    branches: int = 2
+    fuse: str = "mean"
+    attention: str = "none"
+    kernel: int = 49
+    reduction: int = 16
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, h, w, F] -> [N, 1 + G, h, w, F]."""
+        for name, allowed in (("fuse", FUSIONS), ("attention", ATTENTIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {list(allowed)}"
+                )
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}, expected an odd number")
+        width, count = x.shape[-1], self.branches
+        squeezed = width // 4
+        parts = [
+            nn.Conv(
+                count * squeezed,
+                (3, 3),
+                padding=dilation,
+                kernel_dilation=dilation,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=init.kaiming_normal("fan_in"),  # independent of the outputs
+                name=f"dilated_{dilation}",
+            )(x)
+            for dilation in DILATIONS
+        ]
+        y = sum(parts[1:], parts[0]) / (len(parts) if self.fuse == "mean" else 1)
+        y = y.reshape(*y.shape[:-1], count, squeezed)  # [N, h, w, G, F / 4]
+        if self.attention != "none":
+            y = self._attended(y)
+        # The start of every branch is that of a convolution of its own.
+        inputs = y.shape[-1]
+        start, bias_start = init.kaiming_normal("fan_in"), init.torch_uniform_bias(inputs)
+        kernel = self.param("expand_kernel", _stacked(start), (count, inputs, width))
+        bias = self.param("expand_bias", bias_start, (count, width))
+        y = nn.relu(y)
+        kernel, bias = kernel.astype(y.dtype), bias.astype(y.dtype)
+        made = jnp.einsum("nhwgc,gcd->nghwd", y, kernel) + bias.reshape(1, count, 1, 1, width)
+        return jnp.concatenate([x[:, None], made], 1)
+
+    def _attended(self, y: jax.Array) -> jax.Array:
+        """CA, SA and what is made of them: [N, h, w, G, c], with 2 c channels for "concat"."""
+        count, width = y.shape[-2:]
+        narrow = max(width // self.reduction, 1)
+        start = _stacked(init.torch_uniform())
+        squeeze = self.param("channel_squeeze", start, (count, width, narrow)).astype(y.dtype)
+        excite = self.param("channel_excite", start, (count, narrow, width)).astype(y.dtype)
+
+        def channels(pooled: jax.Array) -> jax.Array:  # [N, G, c] -> [N, G, c]
+            hidden = nn.relu(jnp.einsum("ngc,gcr->ngr", pooled, squeeze))
+            return jnp.einsum("ngr,grc->ngc", hidden, excite)
+
+        gate = nn.sigmoid(channels(y.max((1, 2))) + channels(y.mean((1, 2))))
+        by_channel = y * gate[:, None, None]
+        if self.attention == "sequential":
+            return by_channel * self._spatial_gate(by_channel) + y
+        return jnp.concatenate([by_channel, y * self._spatial_gate(y)], -1)
+
+    def _spatial_gate(self, y: jax.Array) -> jax.Array:
+        """[N, h, w, G, c] -> [N, h, w, G, 1]."""
+        count, side = y.shape[-2], self.kernel
+        start, bias_start = init.torch_uniform(), init.torch_uniform_bias(2 * side * side)
+        # [.., 2, 1] as one of [49, 49, 2] inputs for each branch
+        kernel = self.param("spatial_kernel", _stacked(start), (count, side, side, 2, 1))
+        bias = self.param("spatial_bias", bias_start, (count,))
+        pooled = jnp.stack([y.max(-1), y.mean(-1)], -1)  # [N, h, w, G, 2]
+        logits = spatial_convolution(pooled, kernel[..., 0].astype(y.dtype))
+        return nn.sigmoid(logits + bias.astype(y.dtype).reshape(1, 1, 1, count))[..., None]
+
+
+def spatial_convolution(x: jax.Array, kernel: jax.Array, *, form: str = "auto") -> jax.Array:
+    """A k x k convolution of the whole map, to one channel a branch, padded by k // 2.
+
+    With a kernel as large as the map every place sees every other, most of a padded convolution
+    multiplies zeros, and backends take it for a convolution still: "dense" lays the kernel out as
+    a matrix of places by places, and the convolution is a product. "auto" does so for maps of up to
+    1152 places where the kernel is larger than a quarter of the map.
+
+    Args:
+      x: [N, h, w, G, c].
+      kernel: [G, k, k, c], k odd.
+      form: of `FORMS`; the same numbers.
+
+    Returns:
+      [N, h, w, G] in the dtype of x.
+    """
+    batch, height, width, count, channels = x.shape
+    places, side = height * width, kernel.shape[1]
+    if form == "auto":
+        small = places <= DENSE_PLACES and 4 * side * side > places
+        form = "dense" if small else "convolution"
+    if form == "convolution":
+        x = x.reshape(batch, height, width, count * channels)
+        kernel = kernel.transpose(1, 2, 3, 0)  # [k, k, c, G]
+        pad = side // 2
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=count,
+        )
+    # Place (y, x) of the result weighs place (i, j) of the map by kernel[i - y + k // 2, ...].
+    reach = (max(height, width) - 1) - side // 2
+    if reach > 0:  # places too far apart for the kernel have weight 0
+        kernel = jnp.pad(kernel, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    half = kernel.shape[1] // 2
+    rows, columns = (
+        np.arange(size)[None, :] - np.arange(size)[:, None] + half for size in (height, width)
+    )
+    # [G, y, i, k, c] -> [G, y, i, x, j, c] -> [G, y, x, i, j, c]
+    laid = jnp.take(kernel, rows, axis=1, mode="clip")  # none is out of range
+    laid = jnp.take(laid, columns, axis=3, mode="clip")
+    matrix = laid.transpose(0, 1, 3, 2, 4, 5).reshape(count, places, places, channels)
+    y = jnp.einsum("npgc,gqpc->nqg", x.reshape(batch, places, count, channels), matrix)
+    return y.reshape(batch, height, width, count)
+
+
+def _stacked(start: init.Initializer) -> init.Initializer:
+    """Starts [G, ...] as G kernels of the shape that follows."""
+
+    def of_branches(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        keys = jax.random.split(key, shape[0])
+        return jnp.stack([start(k, shape[1:], dtype) for k in keys])
+
+    return of_branches
+
+
+# --- Prototypes: PLM ---------------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """What the prototypes find in N maps of n places."""
+
+    features: jax.Array  # [N, m, F]
+    similarity: jax.Array  # S [N, m, n], in (0, 1)
+    logits: jax.Array  # P (I + E)^T [N, m, n], before the sigmoid
+
+
+class Prototypes(nn.Module):
+    """PDM's prototype learning module (PLM, eqs. 6 to 8): parts of a map by learned prototypes.
+
+    S = sigmoid(P (I + E)^T), p_i = mean over places j of S_ij I_j.
+
+    P [m, F] are the prototypes, one set for both modalities and all branches; E [n, F] is a learned
+    table of positions, which the paper mentions and its code adds for S alone. Both start as He
+    normal, std sqrt(2 / F) (mmunhappy/ICASSP2025-PDM, plm.py). There is no softmax and no scale.
+
+    Attributes:
+      count: m.
+    """
+
+    count: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Parts:
+        """[N, h, w, F] -> `Parts`, float32 or wider."""
+        batch, height, width, channels = x.shape
+        start = init.normal(math.sqrt(2 / channels))
+        prototypes = self.param("prototypes", start, (self.count, channels))
+        positions = self.param("positions", start, (height * width, channels))
+        rows = x.reshape(batch, height * width, channels)
+        rows = rows.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # P I^T + P E^T: I + E is as large as the map, and never needed.
+        offset = prototypes @ positions.T
+        logits = jnp.einsum("mc,npc->nmp", prototypes, rows) + offset[None]
+        similarity = nn.sigmoid(logits)
+        parts = jnp.einsum("nmp,npc->nmc", similarity, rows) / (height * width)
+        return Parts(parts, similarity, logits)
+
+
+# --- Gate: SimAM -------------------------------------------------------------------------------
+
+
+def simam(x: jax.Array) -> jax.Array:
+    """SimAM (Yang et al., ICML 2021): x times a gate that is larger where x is unusual.
+
+    gate = sigmoid(d / (4 (sum d / (n - 1) + 1e-4)) + 0.5), d = (x - mean)^2 over the n places of
+    each channel of each map; it is at least sigmoid(0.5) = 0.622. mmunhappy/ICASSP2025-PDM, SNA.py.
+
+    Args:
+      x: [N, h, w, F].
+
+    Returns:
+      The same shape and dtype; statistics in float32 or wider.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    places = x.shape[1] * x.shape[2]
+    square = (wide - wide.mean((1, 2), keepdims=True)) ** 2
+    variance = square.sum((1, 2), keepdims=True) / max(places - 1, 1)
+    return (wide * jax.nn.sigmoid(square / (4 * (variance + LAMBDA)) + 0.5)).astype(x.dtype)

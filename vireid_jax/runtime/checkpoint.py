@@ -35,6 +35,7 @@ from vireid_jax.runtime import files
 
 DAMAGED = "damaged"  # the folder, beside the steps, that unreadable steps are moved into
 SCORES = "scores.json"
+BEST_BY = "mAP"  # of the scores, what the best step is the best by
 FORMAT = 1  # of the manifest
 SLICED_FROM = 1 << 24  # bytes of an array that devices write in shares
 
@@ -51,14 +52,11 @@ class Checkpoints:
     Every process of a run makes one and calls the same methods in the same order.
     """
 
-    def __init__(
-        self, directory: str | pathlib.Path, *, keep: int = 3, best_metric: str | None = "mAP"
-    ):
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3):
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1: resuming needs one checkpoint")
         _set_up_orbax()
         self.directory = pathlib.Path(directory).absolute()
-        self.best_metric = best_metric
         self._scores = read_scores(self.directory)
         policy = ocp.checkpoint_managers
         self._manager = _Manager(
@@ -67,7 +65,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,  # what a killed save left behind
                 save_root_metadata=False,
                 preservation_policy=policy.AnyPreservationPolicy(
-                    [policy.LatestN(keep), _KeepBest(self)]
+                    [policy.LatestN(keep), _KeepBest(self._scores)]
                 ),
             ),
         )
@@ -81,8 +79,8 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest `best_metric` (the later of equals), None if none is scored."""
-        return _best(self.steps(), self._scores, self.best_metric)
+        """The step with the highest mAP (the later of equals), None if none is scored."""
+        return _best(self.steps(), self._scores)
 
     def metrics(self, step: int) -> dict[str, float] | None:
         """The metrics that `step` was saved with; None means that it is yet to be evaluated."""
@@ -94,7 +92,6 @@ class Checkpoints:
         state: Any,
         *,
         metrics: Mapping[str, float] | None = None,
-        force: bool = False,
         wait: bool = False,
     ) -> bool:
         """Saves `state` as `step` in the background; the state may be donated on return.
@@ -105,14 +102,13 @@ class Checkpoints:
           step: optimizer steps done.
           state: pytree of arrays with a top-level entry (key or field) "variables".
           metrics: scores of this state, if it was evaluated.
-          force: also save a step older than the newest one.
           wait: return only when the step is on disk.
 
         Returns:
           Whether arrays were written.
 
         Raises:
-          ValueError: no "variables" in the state, or an old step without `force`.
+          ValueError: no "variables" in the state, or a step older than the newest one.
         """
         if metrics is not None:
             # Before the arrays: a step without a score would never become the best.
@@ -120,11 +116,10 @@ class Checkpoints:
         written = step not in self.steps()
         if written:
             newest = self.latest()
-            if newest is not None and step < newest and not force:
+            if newest is not None and step < newest:
                 raise ValueError(
                     f"step {step} is older than the newest checkpoint, {newest}, in "
-                    f"{self.directory}; is a second run using this folder? Pass force=True to "
-                    "save it nevertheless"
+                    f"{self.directory}; is a second run using this folder?"
                 )
             arrays = _named(state)
             args = {k: ocp.args.StandardSave(v) for k, v in _items(arrays).items()}
@@ -134,26 +129,22 @@ class Checkpoints:
             self.wait()
         return written
 
-    def restore(self, target: Any, step: int | None = None) -> tuple[Any, int] | None:
-        """Restores a state, bit for bit as it was saved, onto any devices.
+    def restore(self, target: Any) -> tuple[Any, int] | None:
+        """Restores the newest readable state, bit for bit as it was saved, onto any devices.
+
+        Steps that cannot be read are moved into `<directory>/damaged/` with a warning.
 
         Args:
           target: pytree of jax.ShapeDtypeStruct with shardings, as the state that was saved.
-          step: a step; None takes the newest readable one. On the way, steps that cannot be
-            read are moved into `<directory>/damaged/` with a warning.
 
         Returns:
           (state, step), or None where there is no checkpoint.
 
         Raises:
-          ValueError: the arrays differ from the target's (names and shapes are listed, the
-            folder is left alone), or the `step` asked for is damaged.
-          FileNotFoundError: the `step` asked for is not there.
+          ValueError: the arrays differ from the target's; names and shapes are listed, and the
+            folder is left alone.
         """
         self.wait()
-        if step is not None:
-            _require(self.directory, step)
-            return _read(self.directory / str(step), target), step
         while (newest := self.latest()) is not None:
             try:
                 return _read(self.directory / str(newest), target), newest
@@ -195,11 +186,7 @@ class Checkpoints:
 
 
 def restore_variables(
-    directory: str | pathlib.Path,
-    target: Any,
-    step: int | str = "last",
-    *,
-    best_metric: str = "mAP",
+    directory: str | pathlib.Path, target: Any, step: int | str = "last"
 ) -> tuple[Any, int]:
     """Restores the variables alone, for evaluation; nothing in the folder changes.
 
@@ -207,8 +194,7 @@ def restore_variables(
       directory: the folder of a `Checkpoints`; a run may be writing to it.
       target: pytree of jax.ShapeDtypeStruct, as the state's "variables". Leaves without a
         sharding are placed on the first local device.
-      step: "last", "best" or a step.
-      best_metric: the metric whose highest value is "best".
+      step: "last", "best" (the highest mAP) or a step.
 
     Returns:
       (variables, step).
@@ -217,7 +203,7 @@ def restore_variables(
       FileNotFoundError: no such checkpoint; the message lists what the folder holds.
       ValueError: the checkpoint is damaged, or its arrays differ from the target's.
     """
-    chosen = find_step(directory, step, best_metric=best_metric)
+    chosen = find_step(directory, step)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), target
@@ -226,9 +212,7 @@ def restore_variables(
     return _read(folder, {"variables": target}, variables_only=True)["variables"], chosen
 
 
-def find_step(
-    directory: str | pathlib.Path, step: int | str = "last", *, best_metric: str = "mAP"
-) -> int:
+def find_step(directory: str | pathlib.Path, step: int | str = "last") -> int:
     """The number behind "last", "best" or a number, of a step that is on disk.
 
     Raises:
@@ -238,7 +222,11 @@ def find_step(
     directory = pathlib.Path(directory).absolute()
     steps = _steps(directory)
     if isinstance(step, int):
-        _require(directory, step)
+        if step not in steps:
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {directory}; steps there: {steps}; "
+                f"{_listing(directory)}"
+            )
         return step
     if step not in ("last", "best"):
         raise ValueError(f"step is {step!r}, expected 'last', 'best' or a number of {steps}")
@@ -247,10 +235,9 @@ def find_step(
     if step == "last":
         return steps[-1]
     known = read_scores(directory)
-    best = _best(steps, known, best_metric)
-    if best is None:
+    if (best := _best(steps, known)) is None:
         raise FileNotFoundError(
-            f"no checkpoint in {directory} has a score '{best_metric}' (steps {steps}, scored "
+            f"no checkpoint in {directory} has a score '{BEST_BY}' (steps {steps}, scored "
             f"{sorted(set(known) & set(steps))}); take step 'last' or one of these"
         )
     return best
@@ -282,11 +269,9 @@ def _write_scores(directory: pathlib.Path, scores: Scores) -> None:
     files.write_whole(directory / SCORES, json.dumps(text, indent=1, allow_nan=False) + "\n")
 
 
-def _best(steps: Iterable[int], scores: Scores, metric: str | None) -> int | None:
-    """The step with the highest `metric`, the later one of equals; None if none is scored."""
-    if metric is None:
-        return None
-    known = [(scores[s][metric], s) for s in steps if s in scores and metric in scores[s]]
+def _best(steps: Iterable[int], scores: Scores) -> int | None:
+    """The step with the highest score, the later one of equals; None if none is scored."""
+    known = [(scores[s][BEST_BY], s) for s in steps if BEST_BY in scores.get(s, {})]
     return max(((v, s) for v, s in known if not math.isnan(v)), default=(None, None))[1]
 
 
@@ -368,7 +353,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamageError(f"{path}: {type(error).__name__}: {error}") from error
     if _text_checksum(content) != crc:
-        raise DamageError(f"{path}: its checksum is not that of its content")
+        raise DamageError(f"{path}: its content does not have the checksum that stands in it")
     if version != FORMAT:
         raise ValueError(
             f"{path} is of format {version}, this version reads format {FORMAT}; use the version "
@@ -411,14 +396,6 @@ def _listing(directory: pathlib.Path) -> str:
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     return f"{folder} holds {shown or 'nothing'}; train first, or name another --workdir"
-
-
-def _require(directory: pathlib.Path, step: int) -> None:
-    if step not in (steps := _steps(directory)):
-        raise FileNotFoundError(
-            f"no checkpoint of step {step} in {directory}; steps there: {steps}; "
-            f"{_listing(directory)}"
-        )
 
 
 def _read(folder: pathlib.Path, target: Any, *, variables_only: bool = False) -> Any:
@@ -500,13 +477,12 @@ class _Manager(ocp.CheckpointManager):
 class _KeepBest:
     """Preservation policy: the best-scored of the steps on disk."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self, scores: Scores):
+        self._scores = scores  # of the run, which adds to them
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         del context
-        own = self._checkpoints
-        best = _best([c.step for c in checkpoints], own._scores, own.best_metric)
+        best = _best([c.step for c in checkpoints], self._scores)
         return [c.step == best for c in checkpoints]
 
 

@@ -28,10 +28,7 @@ def use_cpu_cores(rows: int) -> None:
     that has started), and nothing to accelerators.
 
     Args:
-      rows: of a batch; the devices divide it.
-
-    Raises:
-      ValueError: if there are no rows.
+      rows: of a batch, at least 1; the number of devices divides it.
     """
     if rows < 1:
         raise ValueError(
@@ -57,7 +54,7 @@ def use_cpu_cores(rows: int) -> None:
 
 
 def local_facts() -> dict[str, Any]:
-    """What the devices of a process must have in common with those of the others."""
+    """What all processes must have in common in their devices."""
     devices = jax.local_devices()
     return {
         "platform": devices[0].platform,
@@ -89,7 +86,7 @@ def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
             f"devices.fsdp is {fsdp}, which does not divide {len(devices)} devices; choose one of "
             f"{', '.join(map(str, choices))}"
         )
-    shape, names = ((len(devices),), ("data",)) if fsdp == 1 else ((-1, fsdp), ("data", "fsdp"))
+    shape, names = ((-1,), ("data",)) if fsdp == 1 else ((-1, fsdp), ("data", "fsdp"))
     # Since jax 0.8 axes are Explicit unless said otherwise; then x[:, None] - x[None]
     # of a sharded x, an all-pairs distance, is an error.
     types = (AxisType.Auto,) * len(names)
@@ -161,13 +158,6 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
     """Shapes and dtypes of a tree, with the shardings of `of_state`, as a restore target."""
-    shapes = jax.eval_shape(lambda: tree) if not _is_abstract(tree) else tree
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        of_state(shapes, mesh),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, of_state(tree, mesh)
     )
-
-
-def _is_abstract(tree: Any) -> bool:
-    return all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree))

@@ -16,6 +16,7 @@ import platformdirs
 
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
 _log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -93,7 +94,8 @@ def is_remote(folder: str | os.PathLike[str]) -> bool:
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Holds the lock file `path`; another process or thread of this machine waits for it.
 
-    The operating system lets go of it with the process, however that ends.
+    The operating system lets go of it with the process, however that ends. Where a file system
+    has no locks nothing is held, and everyone writes a temporary file of their own anyway.
     """
     lock = filelock.FileLock(path)
     try:
@@ -101,6 +103,11 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     except filelock.Timeout:
         _log.info("waiting for the process that holds %s", path)
         lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield
+        return
     try:
         yield
     finally:

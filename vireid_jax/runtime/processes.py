@@ -43,14 +43,12 @@ HEARTBEAT_TIMEOUT = "VIREID_HEARTBEAT_TIMEOUT"
 DEFAULT_S = {START_TIMEOUT: 600, HEARTBEAT_TIMEOUT: 100}
 WATCH_FIRST_S = 30
 
-# What decides how processes find each other and their devices; shown where they do not.
+# Variables that decide how processes find each other and their devices, by their beginnings; shown
+# where they do not.
 SHOWN = (
-    *(*EXPLICIT, "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_BIND_ADDRESS"),
-    *("JAX_LOCAL_DEVICE_IDS", "JAX_PLATFORMS"),
-    *("CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION", "LIBTPU_INIT_ARGS"),
-    *("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"),
-    *("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "SLURM_JOB_ID", "SLURM_PROCID"),
-    *("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "http_proxy", "https_proxy"),
+    *("JAX_COORDINATOR_", "JAX_NUM_", "JAX_PROCESS_", "JAX_LOCAL_DEVICE_", "JAX_PLATFORMS"),
+    *("CUDA_VISIBLE_", "XLA_PYTHON_CLIENT_MEM_", "LIBTPU_INIT_", "TPU_WORKER_", "MEGASCALE_"),
+    *("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_", "http_proxy", "https_proxy"),
 )
 
 
@@ -268,7 +266,7 @@ def _seconds(env: Mapping[str, str], name: str) -> int:
 
 
 def _shown(env: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={env[name]}" for name in SHOWN if env.get(name))
+    return ", ".join(f"{k}={v}" for k, v in sorted(env.items()) if v and k.startswith(SHOWN))
 
 
 def _short(value: Any) -> str:

@@ -142,8 +142,8 @@ def check_known(
 
     Args:
       config: of the run in `workdir`, nested.
-      known: section -> keys that this version knows in it; sections left out are not looked at.
-        "" stands for the keys outside of sections, names of sections included.
+      known: section -> keys that this version knows in it; other sections are not looked at. ""
+        stands for the keys outside of sections, names of sections included.
       workdir: the run folder.
       needed: section -> keys that this version cannot do without.
 
@@ -151,28 +151,22 @@ def check_known(
       ValueError: keys that are not known, or lacking; says which, who made them, what to do.
     """
 
-    def of(section: str) -> set[str]:
+    def keys(section: str) -> set[str]:
         found = config.get(section) if section else config
         return set(found) if isinstance(found, Mapping) else set()
 
-    def names(section: str, keys: Collection[str]) -> list[str]:
-        return [f"{section}.{key}".lstrip(".") for key in sorted(keys)]
-
+    unknown = {(s, key) for s, names in known.items() for key in keys(s) - set(names)}
+    lacking = {(s, key) for s, names in (needed or {}).items() for key in set(names) - keys(s)}
     lines = [
-        f"{name}: not known to this version"
-        for section, keys in known.items()
-        for name in names(section, of(section) - set(keys))
-    ] + [
-        f"{name}: absent, and this version needs it"
-        for section, keys in (needed or {}).items()
-        for name in names(section, set(keys) - of(section))
+        f"\n  {section}{'.' * bool(section)}{key}: "
+        + ("unknown" if (section, key) in unknown else "absent, but needed")
+        for section, key in sorted(unknown | lacking)
     ]
     if lines:
         raise ValueError(
-            f"the run in {workdir} was made by another version of the package:\n  "
-            + "\n  ".join(lines)
-            + f"\n{_versions_differ(workdir)}\nScore or resume it with that version, or train it "
-            "again under another --workdir"
+            f"the run in {workdir} was made by another version of the package:{''.join(lines)}\n"
+            f"{_versions_differ(workdir)} Score or resume it with that version, or train it again "
+            "under another --workdir"
         )
 
 
@@ -279,7 +273,7 @@ def check_classes(
       allow: other images of the same people are fine.
 
     Raises:
-      ValueError: classes.json tells of others.
+      ValueError: classes.json names other people, or other images (and not `allow`).
     """
     known = load_classes(workdir)
     if known is None:
@@ -303,7 +297,7 @@ def check_classes(
 
 
 # Keys that may differ between the hosts of a run: where things are.
-_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.from", "eval.rand_perm")
+_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 
 
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:

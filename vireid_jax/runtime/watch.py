@@ -1,16 +1,16 @@
 """Who is there and what each does: a status file for every process of a run, and a watchdog.
 
-JAX's own service tells that a process is missing or dead, not which one, and then aborts. Here
-every process of a run of several writes `<workdir>/hosts/<process>.json` every few seconds: where
-it runs, its phase, how it ended. The folder is shared (checkpoints need that anyway), so these
-files are read before a connection exists and after it is lost. A thread in each process
+JAX's own service notices that a process is missing or dead, but not which one, and then aborts.
+Here every process of a run of several writes `<workdir>/hosts/<process>.json` every few seconds:
+where it runs, its phase, how it ended. All hosts share the folder (checkpoints need that anyway),
+so the files can be read before a connection exists and after it is lost. A thread in each process
 
   says who is waited for, once a minute, while a process cannot go on;
   ends the process with `EXIT_PEER_LOST` and a message that names the other, when another one
   ended with an error, fell silent, or did not come in time.
 
-Silence is told by a counter in the file that no longer changes, not by clocks, which differ
-between hosts. A single process has no such files and no such thread.
+A process is silent when a counter in its file no longer changes. Clocks say nothing, because they
+differ between hosts. A single process has no such files and no such thread.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ HOSTS = "hosts"  # the folder in a run's folder
 
 BEAT_S = 2.0
 SAY_EVERY_S = 60.0
-# An error that all processes meet is told by each; the others are given the time for it.
+# All processes may meet the same error: each gets this long to say so itself.
 GRACE_S = 5.0
 
 CONNECT = "connect"  # the first phase: until all processes have found each other
@@ -37,12 +37,12 @@ CONNECT = "connect"  # the first phase: until all processes have found each othe
 
 @dataclasses.dataclass
 class Status:
-    """What a process tells of itself; the content of its file."""
+    """What a process says of itself; the content of its file."""
 
     process: int
     host: str
     pid: int
-    started: float  # seconds since 1970, tells starts apart
+    started: float  # seconds since 1970, differs between starts
     phase: str = CONNECT
     beat: int = 0
     code: int | None = None  # how it ended
@@ -94,21 +94,18 @@ class Watch:
         self.status = Status(process, socket.gethostname(), os.getpid(), time.time())
         self.start_timeout, self.silence_timeout = start_timeout, silence_timeout
         self._say, self._leave, self._clock = say, leave, clock
-        self._others = [p for p in range(processes) if p != process]
-        self._processes = processes
         now = clock()
-        self._seen = {p: _Seen(self._read(p), now, False) for p in self._others}
+        others = [p for p in range(processes) if p != process]
+        self._seen = {p: _Seen(self._read(p), now, False) for p in others}
         self._phase_since = self._said = self._looked = now
         self._lost_since: float | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self.write()
 
     def run(self) -> None:
         """Starts the thread."""
-        self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._loop, name="watch", daemon=True).start()
 
     def phase(self, name: str) -> None:
         """Notes what this process does now."""
@@ -127,7 +124,7 @@ class Watch:
         """Waits until the others have ended, too, or so many seconds."""
         until = self._clock() + seconds
         while self._clock() < until:
-            statuses = [self._read(process) for process in self._others]
+            statuses = [self._read(process) for process in self._seen]
             if all(s is not None and s.code is not None for s in statuses):
                 return
             time.sleep(0.1)
@@ -152,9 +149,9 @@ class Watch:
             if late or moved:
                 self._seen[process] = _Seen(status or seen.status, now, seen.fresh or moved)
         connecting = self.status.phase == CONNECT
-        lost = {p: reason for p in self._others if (reason := self._why_lost(p, now))}
+        lost = {p: reason for p in self._seen if (reason := self._why_lost(p, now))}
         if connecting and now - self._phase_since > self.start_timeout:
-            lost |= {p: self.describe(p) for p in self._others if not self._alive(p, now)}
+            lost |= {p: self.describe(p) for p in self._seen if not self._alive(p, now)}
         if lost:
             self._lost_since = now if self._lost_since is None else self._lost_since
             if now - self._lost_since >= GRACE_S:
@@ -172,7 +169,7 @@ class Watch:
         """What is said of processes that are gone; {process: how it was last seen}."""
         who = "\n  ".join(f"process {p}: {reason}" for p, reason in sorted(lost.items()))
         return (
-            f"error: {len(lost)} of {self._processes} processes cannot be reached (this one, "
+            f"error: {len(lost)} of {len(self._seen) + 1} processes cannot be reached (this one, "
             f"{self.status.process} on {self.status.host}, was in phase '{self.status.phase}'):\n"
             f"  {who}\nRun the same command again on all hosts; it goes on from the last checkpoint"
         )
@@ -198,7 +195,7 @@ class Watch:
         now = self._clock()
         return {
             p: self.describe(p)
-            for p in self._others
+            for p in self._seen
             if not self._alive(p, now) or now - self._seen[p].changed > 3 * BEAT_S
         }
 
@@ -221,13 +218,13 @@ class Watch:
         """Who is waited for; nothing where all do the same."""
         seconds = f"{now - self._phase_since:.0f} s"
         if self.status.phase == CONNECT:
-            behind = [p for p in self._others if not self._alive(p, now)]
+            behind = [p for p in self._seen if not self._alive(p, now)]
         else:
             if self.status.process:  # one report is enough
                 return ""
             behind = [
                 p
-                for p in self._others
+                for p in self._seen
                 if (s := self._seen[p].status) is None or s.phase != self.status.phase
             ]
         if not behind:
@@ -260,7 +257,7 @@ _current: Watch | None = None
 
 
 def start(watch: Watch) -> None:
-    """Makes a watch that of this process."""
+    """Makes `watch` the one of this process, and starts its thread."""
     global _current
     _current = watch
     watch.run()

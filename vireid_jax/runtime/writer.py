@@ -1,4 +1,4 @@
-"""Scalars of a run: metrics.jsonl (the record), TensorBoard event files, a progress line.
+"""What a run says: metrics.jsonl (the record), TensorBoard event files, lines for its user.
 
 metrics.jsonl has one JSON object per line, {"step", "split", "time", name: value, ...}. A resumed
 run first drops the lines after the step it resumes from, so that apart from the times (and what
@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+import jax
 from absl import logging
 
 from vireid_jax.runtime import files
 
 METRICS = "metrics.jsonl"
 EVENTS_FLUSH_S = 5
+SAY_EVERY_S = 15.0  # a run that works says so at least this often
 _RESERVED = ("step", "split", "time")
 
 
@@ -111,13 +113,13 @@ class Writer:
     def progress(self, step: int, total: int, scalars: Mapping[str, Any]) -> None:
         """Shows how far training is: one line in place on a terminal, a line each otherwise.
 
-        A line ends with the scalars that still fit into the terminal's width (120 columns where
-        there is no terminal); the record has all of them.
+        Between the step and the rate stand the scalars that fit into the terminal's width (120
+        columns where there is no terminal); the record has all of them.
 
         Args:
           step: optimizer steps done.
           total: optimizer steps of the whole run.
-          scalars: what to show: "loss" and "images_per_second" first, then in this order.
+          scalars: what to show, in this order; "images_per_second" comes last.
         """
         if not self._active:
             return
@@ -125,21 +127,20 @@ class Writer:
         if self._start is None or step < self._start[0]:
             self._start = (step, now)  # compilation came before and says nothing of what is left
         steps, seconds = step - self._start[0], now - self._start[1]
-        parts = [f"step {step:{len(str(total))}d}/{total} {step / max(total, 1):4.0%}"]
-        shown = {k: float(v) for k, v in scalars.items()}
-        if (loss := shown.pop("loss", None)) is not None:
-            parts.append(f"loss {loss:.4g}")
-        if (rate := shown.pop("images_per_second", None)) is not None:
-            parts.append(f"{rate:.0f} img/s")
-        if step >= total:
-            parts.append(f"took {duration(seconds)}")
-        elif steps > 0:
-            parts.append(f"ETA {duration(seconds / steps * (total - step))}")
-        text = parts[0]
-        for part in [*parts[1:], *(f"{k} {v:.4g}" for k, v in shown.items())]:
-            if len(text) + 2 + len(part) >= _columns(self._console):
+        text = f"step {step:{len(str(total))}d}/{total} {step / max(total, 1):4.0%}"
+        end = ""
+        if "images_per_second" in scalars:
+            end += f"  {float(scalars['images_per_second']):.0f} img/s"
+        if steps > 0 and step < total:
+            end += f"  ETA {duration(seconds / steps * (total - step))}"
+        for name, value in scalars.items():
+            if name == "images_per_second":
+                continue
+            part = f"  {name} {float(value):.4g}"
+            if len(text) + len(part) + len(end) >= _columns(self._console):
                 break
-            text += "  " + part
+            text += part
+        text += end
         if self._console.isatty():
             self._console.write("\r" + text.ljust(self._width))
             self._width = len(text)
@@ -148,12 +149,11 @@ class Writer:
         self._console.flush()
 
     def say(self, text: str) -> None:
-        """Prints whole lines without tearing the progress line."""
-        if not self._active:
-            return
-        self._end_line()
-        self._console.write(text + "\n")
-        self._console.flush()
+        """Prints a line without tearing the progress line, see `say`."""
+        if self._active:
+            self._end_line()
+            self._console.flush()
+            say(text)
 
     def flush(self) -> None:
         """Brings everything to disk."""
@@ -196,6 +196,56 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
             break  # whole by luck; writing on would glue the next line to it
         rows.append({k: v if k in _RESERVED else float(v) for k, v in row.items()})
     return rows
+
+
+def say(text: str) -> None:
+    """Prints a line of a run to standard output, in the first process alone."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+class Progress:
+    """Says how far a long piece of work is: now and then while it lasts, and at its end.
+
+    with Progress(say, "images embedded", 5000) as progress:
+        progress.add(256)
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        what: str,
+        total: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts the clock.
+
+        Args:
+          say: takes the lines.
+          what: is counted, with what happens to it: "images embedded".
+          total: how many there are.
+          clock: seconds.
+        """
+        self._say, self._what, self._total, self._clock = say, what, total, clock
+        self._count, self._start = 0, clock()
+        self._said = self._start
+
+    def add(self, count: int) -> None:
+        """Notes that so many more are done; says so every `SAY_EVERY_S` seconds."""
+        self._count += count
+        now = self._clock()
+        if now - self._said >= SAY_EVERY_S and self._count < self._total:
+            self._said = now
+            left = (now - self._start) / self._count * (self._total - self._count)
+            self._say(f"{self._count:,} of {self._total:,} {self._what}, ETA {duration(left)}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, error: Any, *_: Any) -> None:
+        if error is None and self._count:
+            took = duration(self._clock() - self._start)
+            self._say(f"{self._count:,} {self._what} in {took}")
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,61 @@
 """Looks at the embedded data set, or writes it to disk: see `--help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+
+import numpy as np
+
+from vireid_jax.data.sheet import Sheet, picture_path, write_picture
+from vireid_jax.synthetic.dataset import FIRST_PERSON, check_count, check_image_size, render_images
+from vireid_jax.synthetic.scene import CAMERAS
+from vireid_jax.types import MODALITIES
+
+
+def contact_sheet(
+    path: str | os.PathLike[str],
+    *,
+    ids: int = 12,
+    shots: int = 2,
+    split: str = "test",
+    image_size: tuple[int, int] = (192, 96),
+    seed: int = 0,
+) -> None:
+    """Renders `shots` images of the first `ids` people of a split before every camera.
+
+    Args:
+      path: the picture to write; its ending picks the format, such as .png.
+      ids: rows.
+      shots: images side by side for each camera.
+      split: "train", "val" or "test".
+      image_size: (height, width) of each image in pixels.
+      seed: of the data set.
+
+    Raises:
+      ValueError: an option is out of range, or the ending is not that of a picture format.
+      OSError: the file cannot be written.
+    """
+    check_count("ids", ids, 1, 200)
+    check_count("shots", shots, 1, 20)
+    if split not in FIRST_PERSON:
+        raise ValueError(f"split {split!r} is unknown, expected one of {sorted(FIRST_PERSON)}")
+    target = picture_path(path)
+    order = [c for m in (0, 1) for c in CAMERAS if c.modality == m]
+    person, column, shot = (
+        x.ravel()
+        for x in np.meshgrid(np.arange(ids), np.arange(len(order)), np.arange(shots), indexing="ij")
+    )
+    numbers = np.array([c.number for c in order])
+    images = render_images(
+        seed, FIRST_PERSON[split] + person, numbers[column], shot + 1, image_size=image_size
+    )
+    heads = [(f"camera {c.number}: {c.place}", MODALITIES[c.modality]) for c in order]
+    captions = [[f"{FIRST_PERSON[split] + row:04d}"] for row in range(ids)]
+    sheet = Sheet(heads, captions, image_size, shots=shots)
+    for p, c, s, image in zip(person, column, shot, images, strict=True):
+        sheet.paste(image, int(p), int(c), int(s))
+    write_picture(sheet.picture, target)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -51,9 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ids = 12 if args.ids is None else args.ids
     try:
         if args.sheet:
-            from vireid_jax.synthetic.dataset import check_image_size
-            from vireid_jax.synthetic.sheet import contact_sheet
-
             contact_sheet(
                 args.sheet,
                 ids=ids,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vireid_jax.runtime import files
-from vireid_jax.synthetic import cameras, figure, scene
+from vireid_jax.synthetic import figure, scene
 from vireid_jax.synthetic.identity import draw_people
 from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
 
@@ -41,7 +41,7 @@ class Plan:
         """person, camera and 1-based index of every image, by camera, person, index."""
         persons = FIRST_PERSON[self.split] + np.arange(self.ids)
         parts = []
-        for camera in cameras.CAMERAS:
+        for camera in scene.CAMERAS:
             count = self.visible if camera.modality == VISIBLE else self.infrared
             index = np.arange(1, count + 1)
             person, image = np.meshgrid(persons, index, indexing="ij")
@@ -100,7 +100,7 @@ def render_images(
 
     person, camera, index = (np.asarray(x) for x in (person, camera, index))
     out = np.empty((len(person), *image_size, 3), np.uint8)
-    dark = np.array([c.modality == INFRARED for c in cameras.CAMERAS])[camera - 1]
+    dark = np.array([c.modality == INFRARED for c in scene.CAMERAS])[camera - 1]
     if infrared is not None:
         dark[:] = infrared
     for lamp in (False, True):
@@ -109,9 +109,9 @@ def render_images(
             rows = all_rows[first : first + _BLOCK]
             persons, at = np.unique(person[rows], return_inverse=True)
             who = {k: v[at] for k, v in draw_people(seed, persons).items()}
-            shot = cameras.shots(seed, person[rows], camera[rows], index[rows])
-            tubes = figure.build(who, cameras.gaits(shot, who))
-            projected, frame = cameras.project(tubes, shot, lamp)
+            shot = scene.shots(seed, person[rows], camera[rows], index[rows])
+            tubes = figure.build(who, scene.gaits(shot, who))
+            projected, frame = scene.project(tubes, shot, lamp)
             settings, rects = scene.build(shot, frame, lamp)
             others = scene.passersby(shot, frame, lamp)
             out[rows] = render.render(
@@ -123,7 +123,7 @@ def render_images(
 
 def _records(plan: Plan, images: np.ndarray) -> Records:
     person, camera, index = plan.rows()
-    modality = np.array([c.modality for c in cameras.CAMERAS], np.int8)[camera - 1]
+    modality = np.array([c.modality for c in scene.CAMERAS], np.int8)[camera - 1]
     names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
     return Records(images, person, camera, modality, names)
 

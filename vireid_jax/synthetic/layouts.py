@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,17 @@ REGDB_TRIALS = 10
 LLCM_VISIBLE = tuple(range(1, 10))
 LLCM_INFRARED = (1, 2, 4, 5, 6, 7, 8, 9)  # the data set has no near-infrared camera 3
 _TREE = 4  # stream tag of the random draws, see identity._PERSON
+
+
+class _Sizes(NamedTuple):
+    """What `write_tree` was asked for; RegDB and LLCM have no validation people."""
+
+    train_ids: int
+    val_ids: int
+    test_ids: int
+    images: int
+    image_size: tuple[int, int]
+    seed: int
 
 
 @contextlib.contextmanager
@@ -57,16 +69,8 @@ def _id_line(numbers: np.ndarray) -> list[str]:
     return [",".join(str(n) for n in sorted(int(n) for n in numbers))]
 
 
-def _sysu(
-    root: pathlib.Path,
-    *,
-    train_ids: int,
-    val_ids: int,
-    test_ids: int,
-    images: int,
-    image_size: tuple[int, int],
-    seed: int,
-) -> None:
+def _sysu(root: pathlib.Path, sizes: _Sizes) -> None:
+    train_ids, val_ids, test_ids, images, image_size, seed = sizes
     splits = {"train": train_ids, "val": val_ids, "test": test_ids}
     total = sum(splits.values())
     # Numbers are mixed over the splits, as in the release.
@@ -87,17 +91,8 @@ def _sysu(
     _write_lines(root / "exp" / "available_id.txt", _id_line(numbers))
 
 
-def _regdb(
-    root: pathlib.Path,
-    *,
-    train_ids: int,
-    val_ids: int,
-    test_ids: int,
-    images: int,
-    image_size: tuple[int, int],
-    seed: int,
-) -> None:
-    del val_ids  # checked by write_tree: RegDB has none
+def _regdb(root: pathlib.Path, sizes: _Sizes) -> None:
+    train_ids, _, test_ids, images, image_size, seed = sizes
     total = train_ids + test_ids
     person, index = np.divmod(np.arange(total * images), images)
     names: dict[str, list[str]] = {}
@@ -124,17 +119,8 @@ def _regdb(
                 )
 
 
-def _llcm(
-    root: pathlib.Path,
-    *,
-    train_ids: int,
-    val_ids: int,
-    test_ids: int,
-    images: int,
-    image_size: tuple[int, int],
-    seed: int,
-) -> None:
-    del val_ids  # checked by write_tree: LLCM has none
+def _llcm(root: pathlib.Path, sizes: _Sizes) -> None:
+    train_ids, _, test_ids, images, image_size, seed = sizes
     rng = np.random.default_rng([seed, _TREE, 2])
     numbers = rng.permutation(np.arange(1, train_ids + test_ids + 1))
     train, test = np.sort(numbers[:train_ids]), np.sort(numbers[train_ids:])
@@ -217,8 +203,5 @@ def write_tree(
         )
     target = pathlib.Path(root).absolute()
     with _new_folder(target) as part:
-        LAYOUTS[layout](
-            part, train_ids=train_ids, val_ids=val_ids, test_ids=test_ids, images=images,
-            image_size=image_size, seed=seed,
-        )  # fmt: skip
+        LAYOUTS[layout](part, _Sizes(train_ids, val_ids, test_ids, images, image_size, seed))
     return target

@@ -1,6 +1,6 @@
 """The training curve of runs: losses and validation mAP over optimizer steps.
 
-  python -m vireid_jax.visual.curve runs/smcl_synthetic --out curve.png
+  python -m vireid_jax.visual.curve runs/smcl-synthetic --out curve.png
 
 Needs matplotlib (`pip install 'vireid_jax[viz]'`).
 """

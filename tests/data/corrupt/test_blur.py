@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, blur, ops
+from tests.support.rows import each
+from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, camera, ops
 
 from .pictures import picture
 
@@ -21,7 +22,7 @@ def response(kind, severity, seed=0):
     return out[..., 1].astype(np.float64)
 
 
-@pytest.mark.parametrize(("severity", "sigma"), list(enumerate([1, 2, 3, 4, 6], 1)))
+@each(("severity", "sigma"), list(enumerate([1, 2, 3, 4, 6], 1)))
 def test_gaussian_blur_spreads_by_its_sigma(severity, sigma):
     out = response("gaussian_blur", severity)
     line = np.array([math.exp(-((x - MIDDLE) ** 2) / (2 * sigma**2)) for x in range(SIZE)])
@@ -30,7 +31,7 @@ def test_gaussian_blur_spreads_by_its_sigma(severity, sigma):
     assert out.sum() == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("severity", "radius"), list(enumerate([3, 4, 6, 8, 10], 1)))
+@each(("severity", "radius"), list(enumerate([3, 4, 6, 8, 10], 1)))
 def test_defocus_blur_draws_a_disk(severity, radius):
     out = response("defocus_blur", severity)
     assert out.sum() == pytest.approx(1, abs=1e-4)
@@ -59,8 +60,8 @@ def test_convolve_is_the_plain_sum():
     np.testing.assert_allclose(ops.convolve(image, kernel), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("angle", [-45, -20, 0, 33.3, 45, -90, -135])
-@pytest.mark.parametrize(("radius", "sigma"), [(10, 3), (20, 15)])
+@each("angle", [-45, -20, 0, 33.3, 45, -90, -135])
+@each(("radius", "sigma"), [(10, 3), (20, 15)])
 def test_a_streak_is_half_a_gaussian_along_a_line(radius, sigma, angle):
     kernel = ops.streak(radius, sigma, angle)
     assert sum(kernel.values()) == pytest.approx(1)
@@ -86,7 +87,7 @@ def test_smear_reads_where_the_kernel_says():
     np.testing.assert_allclose(ops.smear(image, kernel), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
+@each("severity", SEVERITIES)
 def test_motion_blur_keeps_light_and_angle(severity):
     radius, sigma = [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)][severity - 1]
     angles, lengths = [], []
@@ -109,9 +110,9 @@ def test_motion_blur_keeps_light_and_angle(severity):
 
 
 def test_zoom_factors_are_those_of_the_benchmark():
-    assert [len(blur.zoom_factors(s)) for s in SEVERITIES] == [12, 16, 11, 13, 11]
+    assert [len(camera.zoom_factors(s)) for s in SEVERITIES] == [12, 16, 11, 13, 11]
     for severity, last in zip(SEVERITIES, [1.11, 1.15, 1.20, 1.24, 1.30], strict=True):
-        factors = blur.zoom_factors(severity)
+        factors = camera.zoom_factors(severity)
         assert factors[0] == 1 and factors[-1] == pytest.approx(last)
 
 
@@ -129,11 +130,11 @@ def test_zoom_blur_is_the_mean_of_its_layers():
             total += (1 - a) * ((1 - b) * image[i, j] + b * image[i, j + 1])
             total += a * ((1 - b) * image[i + 1, j] + b * image[i + 1, j + 1])
         expected[y, x] = total / (len(factors) + 1)
-    out = blur.zoom_blur(image, severity, np.random.default_rng(0))
+    out = camera.zoom_blur(image, severity, np.random.default_rng(0))
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("reach", [1, 2, 3, 4])
+@each("reach", [1, 2, 3, 4])
 def test_glass_blur_shuffles_as_the_loop_does(reach):
     """One pixel after the other, from the last to the first, takes on a neighbor's color."""
     height, width = 23, 19
@@ -145,10 +146,10 @@ def test_glass_blur_shuffles_as_the_loop_does(reach):
         for x in range(width - reach, reach, -1):
             dy, dx = shift[:, y - reach - 1, x - reach - 1]
             colors[y, x] = colors[y + dy, x + dx]
-    np.testing.assert_array_equal(blur.shuffle_source(shift, reach), colors.ravel())
+    np.testing.assert_array_equal(camera.shuffle_source(shift, reach), colors.ravel())
 
 
-@pytest.mark.parametrize(
+@each(
     ("severity", "sigma", "reach", "times"),
     [(1, 0.7, 1, 2), (2, 0.9, 2, 1), (3, 1, 2, 3), (4, 1.1, 3, 2), (5, 1.5, 4, 2)],
 )
@@ -164,7 +165,7 @@ def test_glass_blur_is_blur_shuffle_blur(severity, sigma, reach, times):
                 dy, dx = shift[:, y - reach - 1, x - reach - 1]
                 out[y, x] = out[y + dy, x + dx]
     expected = ndimage.gaussian_filter(out, (sigma, sigma, 0), mode="nearest")
-    found = blur.glass_blur(image, severity, np.random.default_rng(0))
+    found = camera.glass_blur(image, severity, np.random.default_rng(0))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -182,7 +183,7 @@ def test_glass_blur_only_moves_colors():
     for severity, (sigma, reach, times) in enumerate(
         [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)], start=1
     ):
-        out = blur.glass_blur(image, severity, np.random.default_rng(0))
+        out = camera.glass_blur(image, severity, np.random.default_rng(0))
         touched = np.nonzero(np.ptp(out[..., 0], axis=0) > 1e-6)[0]
         blurred = 2 * math.ceil(4 * sigma + 0.5)
         # Chains within a pass may lead farther, but rarely.

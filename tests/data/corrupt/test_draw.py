@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.support.rows import each
 from vireid_jax.data import corrupt as corrupted
 from vireid_jax.data.corrupt import (
     CORRUPTIONS,
@@ -39,7 +40,7 @@ GOLDEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("where", "kind", "severity", "words"), GOLDEN)
+@each(("where", "kind", "severity", "words"), GOLDEN)
 def test_draws_never_change(where, kind, severity, words):
     """Recorded once: SHA-256 and Philox are the same on every platform and in every version."""
     name, seed, repeat = where
@@ -59,7 +60,7 @@ def philox(key, counter):
     return x
 
 
-@pytest.mark.parametrize("name", ["cam1/0006/0025", "人/é"])
+@each("name", ["cam1/0006/0025", "人/é"])
 def test_draws_are_those_of_the_published_algorithms(name):
     digest = hashlib.sha256(b"corruption\x004\x009\x00" + name.encode()).digest()
     first, second, *_ = philox(int.from_bytes(digest[:16], "little"), 1)
@@ -118,7 +119,7 @@ def test_every_image_by_itself():
     assert not np.array_equal(out, corrupt_images(IMAGES, NAMES, seed=3, repeat=1))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5, 100, None])
+@each("workers", [1, 2, 5, 100, None])
 def test_any_number_of_workers(workers):
     before = IMAGES.copy()
     out = corrupt_images(IMAGES, NAMES, seed=0, repeat=0, workers=workers)
@@ -165,7 +166,7 @@ def test_an_error_in_a_thread_is_raised():
             corrupt_images(images, NAMES[:6], seed=0, repeat=0, workers=workers)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"names": NAMES[:-1]}, "24 images and 23 names"),
@@ -185,7 +186,7 @@ def test_bad_options(options, message):
         corrupt_images(IMAGES, options.pop("names", NAMES), seed=0, repeat=0, **options)
 
 
-@pytest.mark.parametrize(
+@each(
     ("image", "kind", "severity", "error", "message"),
     [
         (IMAGES[0], "dust", 1, ValueError, "corruption 'dust' is unknown.*elastic_transform"),
@@ -205,7 +206,7 @@ def test_bad_images(image, kind, severity, error, message):
         corrupt(image, kind, severity, rng=np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@each("kind", CORRUPTIONS)
 def test_views_of_images(kind):
     """Mirrored and turned views, as cropping and reading code hands them on."""
     turned = IMAGES[1].transpose(1, 0, 2)[:, ::-1]
@@ -216,13 +217,13 @@ def test_views_of_images(kind):
     np.testing.assert_array_equal(*two)
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@each("kind", CORRUPTIONS)
 def test_numpy_integers_are_severities(kind):
     two = [corrupt(IMAGES[0], kind, s, rng=np.random.default_rng(0)) for s in (4, np.int64(4))]
     np.testing.assert_array_equal(*two)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "spec"),
     [
         ("visible", Spec((VISIBLE,), KINDS, SEVERITIES)),
@@ -236,7 +237,7 @@ def test_parse(text, spec):
     assert parse(text) == spec
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "message"),
     [
         ("", "with a modality of visible, infrared, both"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.rows import each
 from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt, ops
 
 from .pictures import picture
@@ -24,7 +25,7 @@ def run(kind, image, severity, seed=0):
     return CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize(("severity", "sigma"), list(enumerate([0.08, 0.12, 0.18], 1)))
+@each(("severity", "sigma"), list(enumerate([0.08, 0.12, 0.18], 1)))
 def test_gaussian_noise_has_its_sigma(severity, sigma):
     noise = run("gaussian_noise", flat(0.5), severity).astype(np.float64) - 0.5
     # 0.18 is cut at 2.8 sigma, which takes 2 % off.
@@ -32,7 +33,7 @@ def test_gaussian_noise_has_its_sigma(severity, sigma):
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize(("severity", "photons"), list(enumerate([60, 25, 12, 5, 3], 1)))
+@each(("severity", "photons"), list(enumerate([60, 25, 12, 5, 3], 1)))
 def test_shot_noise_varies_as_its_mean(severity, photons):
     # Dark enough that almost nothing exceeds 1.
     for level in (0.05, 0.15):
@@ -42,7 +43,7 @@ def test_shot_noise_varies_as_its_mean(severity, photons):
         np.testing.assert_allclose(out * photons, np.rint(out * photons), atol=1e-4)
 
 
-@pytest.mark.parametrize(("severity", "share"), list(enumerate([0.03, 0.06, 0.09, 0.17, 0.27], 1)))
+@each(("severity", "share"), list(enumerate([0.03, 0.06, 0.09, 0.17, 0.27], 1)))
 def test_impulse_noise_hits_its_share(severity, share):
     out = corrupt((flat(0.5) * 255).astype(np.uint8), "impulse_noise", severity,
                   rng=np.random.default_rng(1))  # fmt: skip
@@ -54,7 +55,7 @@ def test_impulse_noise_hits_its_share(severity, share):
     assert hit.all(2).mean() == pytest.approx(share**3, abs=2e-3)
 
 
-@pytest.mark.parametrize(("severity", "sigma"), list(enumerate([0.15, 0.2, 0.35, 0.45, 0.6], 1)))
+@each(("severity", "sigma"), list(enumerate([0.15, 0.2, 0.35, 0.45, 0.6], 1)))
 def test_speckle_noise_grows_with_the_image(severity, sigma):
     for level in (0.1, 0.3):
         out = run("speckle_noise", flat(level), severity).astype(np.float64)
@@ -71,21 +72,19 @@ def hsv_loop(image, change):
     return out
 
 
-@pytest.mark.parametrize(("severity", "more"), list(enumerate([0.1, 0.2, 0.3, 0.4, 0.5], 1)))
+@each(("severity", "more"), list(enumerate([0.1, 0.2, 0.3, 0.4, 0.5], 1)))
 def test_brightness_is_that_of_hsv(severity, more):
     expected = hsv_loop(SMALL, lambda s, v: (s, min(v + more, 1)))
     np.testing.assert_allclose(run("brightness", SMALL, severity), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("severity", "a", "b"), [(1, 0.3, 0), (2, 0.1, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)]
-)
+@each(("severity", "a", "b"), [(1, 0.3, 0), (2, 0.1, 0), (3, 2, 0), (4, 5, 0.1), (5, 20, 0.2)])
 def test_saturate_is_that_of_hsv(severity, a, b):
     expected = hsv_loop(SMALL, lambda s, v: (min(s * a + b, 1), v))
     np.testing.assert_allclose(run("saturate", SMALL, severity), expected, atol=5e-6)
 
 
-@pytest.mark.parametrize(("severity", "c"), list(enumerate([0.4, 0.3, 0.2, 0.1, 0.05], 1)))
+@each(("severity", "c"), list(enumerate([0.4, 0.3, 0.2, 0.1, 0.05], 1)))
 def test_contrast_shrinks_to_the_mean_of_each_channel(severity, c):
     out = run("contrast", SMALL, severity)
     for channel in range(3):
@@ -95,7 +94,7 @@ def test_contrast_shrinks_to_the_mean_of_each_channel(severity, c):
         np.testing.assert_allclose(out[..., channel].ravel(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("severity", "block"), [(2, 2), (5, 4)])
+@each(("severity", "block"), [(2, 2), (5, 4)])
 def test_pixelate_averages_blocks(severity, block):
     out = corrupt(SMALL, "pixelate", severity, rng=np.random.default_rng(0))
     for row in range(0, 16, block):
@@ -106,7 +105,7 @@ def test_pixelate_averages_blocks(severity, block):
             assert np.abs(out[row, column] - mean).max() <= 1
 
 
-@pytest.mark.parametrize(("severity", "fraction"), list(enumerate([0.6, 0.5, 0.4, 0.3, 0.25], 1)))
+@each(("severity", "fraction"), list(enumerate([0.6, 0.5, 0.4, 0.3, 0.25], 1)))
 def test_pixelate_leaves_its_fraction_of_rows_and_columns(severity, fraction):
     image = np.random.default_rng(1).integers(0, 256, (60, 40, 3), dtype=np.uint8)
     out = corrupt(image, "pixelate", severity, rng=np.random.default_rng(0))
@@ -114,7 +113,7 @@ def test_pixelate_leaves_its_fraction_of_rows_and_columns(severity, fraction):
     assert len(np.unique(out, axis=1)[0]) == int(40 * fraction)
 
 
-@pytest.mark.parametrize(("severity", "quality"), list(enumerate([25, 18, 15, 10, 7], 1)))
+@each(("severity", "quality"), list(enumerate([25, 18, 15, 10, 7], 1)))
 def test_jpeg_compression_is_pillows(severity, quality):
     image = picture(0)
     buffer = io.BytesIO()
@@ -140,7 +139,7 @@ def test_elastic_transform_without_a_field_is_the_image():
         )
 
 
-@pytest.mark.parametrize("size", [(300, 150), (150, 300)])
+@each("size", [(300, 150), (150, 300)])
 def test_elastic_transform_moves_by_its_constants(size):
     """On ramps the displacement itself can be read off; its size follows from the constants."""
     height, width = size

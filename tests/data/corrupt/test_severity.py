@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 
 from .pictures import picture, psnr
@@ -56,7 +57,7 @@ def test_names_are_those_of_the_literature():
     assert len(CORRUPTIONS) == 20
 
 
-@pytest.mark.parametrize("kind", sorted(set(CORRUPTIONS) - OTHERWISE))
+@each("kind", sorted(set(CORRUPTIONS) - OTHERWISE))
 def test_severity_raises_the_error(kind):
     values = mean_psnr(kind)
     assert falls(values), values
@@ -115,8 +116,8 @@ def test_glass_blur_grows_from_end_to_end():
     assert min(values[:2]) > max(values[2:]), values
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-@pytest.mark.parametrize("severity", [1, 5])
+@each("kind", CORRUPTIONS)
+@each("severity", [1, 5])
 def test_a_pure_function_of_image_and_generator(kind, severity):
     image = picture(1)
     image.flags.writeable = False
@@ -131,7 +132,7 @@ def test_a_pure_function_of_image_and_generator(kind, severity):
     assert np.array_equal(one, other) == (kind in WITHOUT_CHANCE)
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@each("kind", CORRUPTIONS)
 def test_bytes_and_floats_are_corrupted_alike(kind):
     image = picture(2)
     results = [
@@ -144,16 +145,16 @@ def test_bytes_and_floats_are_corrupted_alike(kind):
         assert np.abs(result - results[0]).mean() < 1e-3
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-@pytest.mark.parametrize("size", [(16, 16), (17, 33), (61, 16)])
+@each("kind", CORRUPTIONS)
+@each("size", [(16, 16), (17, 33), (61, 16)])
 def test_any_size(kind, size):
     for severity in SEVERITIES:
         out = corrupt(picture(3, size), kind, severity, rng=np.random.default_rng(severity))
         assert out.shape == (*size, 3) and out.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
-@pytest.mark.parametrize("level", [0, 128, 255])
+@each("kind", CORRUPTIONS)
+@each("level", [0, 128, 255])
 def test_plain_images(kind, level):
     image = np.full((32, 24, 3), level, np.uint8)
     for severity in (1, 5):
@@ -162,9 +163,7 @@ def test_plain_images(kind, level):
             np.testing.assert_array_equal(out, image)  # nothing to blur; truncation takes nothing
 
 
-@pytest.mark.parametrize(
-    "kind", ["gaussian_blur", "zoom_blur", "snow", "fog", "brightness", "contrast", "pixelate"]
-)
+@each("kind", ["gaussian_blur", "zoom_blur", "snow", "fog", "brightness", "contrast", "pixelate"])
 def test_gray_stays_gray(kind):
     image = np.repeat(picture(4)[..., :1], 3, axis=2)
     out = corrupt(image, kind, 2, rng=np.random.default_rng(0)).astype(int)

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, ops
-from vireid_jax.data.corrupt.ice import TEXTURES, ice
+from vireid_jax.data.corrupt.weather import TEXTURES, ice
 
 from .pictures import picture
 
@@ -43,7 +44,7 @@ def plasma_by_loop(size, decay, rng):
     return (grid - grid.min()) / (grid.max() - grid.min())
 
 
-@pytest.mark.parametrize("decay", [1.4, 2.0])
+@each("decay", [1.4, 2.0])
 def test_plasma_is_diamond_square(decay):
     out = ops.plasma(16, decay, np.random.default_rng(0))
     expected = plasma_by_loop(16, decay, np.random.default_rng(0))
@@ -59,7 +60,7 @@ def test_plasma_gets_rougher_as_decay_falls():
     assert roughness(1.4) > roughness(1.7) > roughness(2.0)
 
 
-@pytest.mark.parametrize(("severity", "strength"), list(enumerate([1.5, 2, 2.5, 2.5, 3], 1)))
+@each(("severity", "strength"), list(enumerate([1.5, 2, 2.5, 2.5, 3], 1)))
 def test_fog_adds_cloud_and_dims(severity, strength):
     image = flat(0.2)
     image[:10] = 0.8
@@ -79,7 +80,7 @@ def test_fog_adds_cloud_and_dims(severity, strength):
     )
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
+@each("severity", SEVERITIES)
 def test_snow_falls_alike_when_turned_by_180_degrees(severity):
     out = run("snow", flat(0.2), severity)
     np.testing.assert_allclose(out, out[::-1, ::-1], atol=1e-6)
@@ -90,7 +91,7 @@ def test_snow_falls_alike_when_turned_by_180_degrees(severity):
     assert out.max() > out.min() + 0.2
 
 
-@pytest.mark.parametrize(
+@each(
     ("severity", "mean", "std", "zoom", "threshold", "radius", "sigma", "mix"),
     [
         (1, 0.1, 0.3, 3, 0.5, 10, 4, 0.8),
@@ -132,7 +133,7 @@ def test_snow_streaks_are_steep():
     assert along < 0.7 * across
 
 
-@pytest.mark.parametrize(
+@each(
     ("severity", "share", "weight"),
     [(1, 1, 0.4), (2, 0.8, 0.6), (3, 0.7, 0.7), (4, 0.65, 0.7), (5, 0.6, 0.75)],
 )
@@ -172,7 +173,7 @@ def test_frost_uses_every_texture_and_place():
     assert len(seen) > 55
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
+@each("severity", SEVERITIES)
 def test_rain_darkens_by_its_constants(severity):
     """Between drops, far enough for the blur, every channel has fallen by as much, to 0 at most."""
     image = flat(0.6, (200, 100)) * np.array([1, 0.5, 0.25], np.float32)
@@ -183,8 +184,8 @@ def test_rain_darkens_by_its_constants(severity):
     assert (out >= expected - 1e-5).all()  # drops of 200 / 255 only add
 
 
-@pytest.mark.parametrize(("severity", "cover"), [(1, 10 / 770), (2, 30 / 600), (4, 60 / 500)])
-@pytest.mark.parametrize("size", [(300, 150), (40, 40)])
+@each(("severity", "cover"), [(1, 10 / 770), (2, 30 / 600), (4, 60 / 500)])
+@each("size", [(300, 150), (40, 40)])
 def test_rain_is_as_dense_on_any_size(severity, cover, size):
     """Every drop is one pixel wide: the lit share follows from number and length."""
     # Blurred light adds up to that of the drops; black stays black between them, and the fall
@@ -203,7 +204,7 @@ def test_rain_falls_in_lines():
     assert np.abs(np.diff(out, axis=0)).mean() < 0.6 * np.abs(np.diff(out, axis=1)).mean()
 
 
-@pytest.mark.parametrize(
+@each(
     ("severity", "mean", "std", "sigma", "threshold"),
     [(1, 0.65, 0.3, 4, 0.69), (2, 0.65, 0.3, 3, 0.68), (3, 0.65, 0.3, 2, 0.68)],
 )
@@ -228,7 +229,7 @@ def test_water_covers_what_its_constants_say(severity, mean, std, sigma, thresho
     assert np.mean(shares) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)), rel=0.2)
 
 
-@pytest.mark.parametrize("severity", [4, 5])
+@each("severity", [4, 5])
 def test_mud_covers_in_brown(severity):
     image = flat(1.0, (200, 200))
     out = run("spatter", image, severity)
@@ -239,7 +240,7 @@ def test_mud_covers_in_brown(severity):
     np.testing.assert_allclose(out.min((0, 1)), np.array([63, 42, 20]) / 255, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["snow", "frost", "fog", "rain", "spatter"])
+@each("kind", ["snow", "frost", "fog", "rain", "spatter"])
 def test_weather_differs_from_image_to_image(kind):
     image = picture(0)
     assert len({run(kind, image, 3, seed).tobytes() for seed in range(5)}) == 5

@@ -18,3 +18,10 @@ def big_folder(tmp_path_factory):
         folder = tmp_path_factory.mktemp("vireid_jax_cam1 ")
     yield pathlib.Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items):
+    """Trees of full size are not for the fast tier."""
+    for item in items:
+        if "big_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -11,9 +11,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from tests.support.rows import each
 from vireid_jax.data import __main__ as command
-from vireid_jax.data import builders, cache, contact, datasets
-from vireid_jax.data.readers import READERS, content, get_reader, sysu
+from vireid_jax.data import cache, datasets, prepared, sheet
+from vireid_jax.data.readers import READERS, common, get_reader, sysu
 from vireid_jax.synthetic.layouts import write_tree
 
 from . import trees
@@ -54,16 +55,12 @@ def run(capsys, *arguments):
     return status, out, err
 
 
-def test_names_are_the_readers():
-    assert tuple(READERS) == command._NAMES
-
-
 def test_help_needs_nothing_heavy():
     code = (
         "import sys, vireid_jax.data.__main__ as m\n"
         "try: m.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([n for n in ('numpy', 'PIL', 'jax', 'tensorflow') if n in sys.modules])"
+        "print([n for n in ('scipy', 'PIL', 'jax', 'tensorflow') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
@@ -124,9 +121,9 @@ def swap(root, a, b):
     os.rename(root / "x", root / b)
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_rendered_trees_are_the_right_way_round(released, name):
-    assert content.exchanged(get_reader(name).scan(released[name], strict=False)) == []
+    assert common.exchanged(get_reader(name).scan(released[name], strict=False)) == []
 
 
 def test_exchanged_folders(released, tmp_path, capsys):
@@ -139,7 +136,7 @@ def test_exchanged_folders(released, tmp_path, capsys):
 def test_exchanged_cameras(released, tmp_path):
     root = shutil.copytree(released["sysu"], tmp_path / "sysu")
     swap(root, "cam2", "cam3")
-    lines = content.exchanged(sysu.scan(root, strict=False))
+    lines = common.exchanged(sysu.scan(root, strict=False))
     assert lines == [
         "camera 2 is visible, but 8 of 8 images looked at are without color: infrared images, or "
         "very dark ones?",
@@ -150,7 +147,7 @@ def test_exchanged_cameras(released, tmp_path):
 
 def test_stubs_tell_nothing(tmp_path):
     root = trees.people(tmp_path / "p", {"visible/a": 2, "infrared/a": 2})
-    assert content.exchanged(READERS["folders"].scan(root)) == []
+    assert common.exchanged(READERS["folders"].scan(root)) == []
 
 
 # --- the permutation file -------------------------------------------------------------------
@@ -177,7 +174,7 @@ def test_permutations(released, tmp_path, capsys):
     counts = {(c, p): 2 for c in range(1, 7) for p in people}
     others = {(1, p): 9 for p in set(range(1, 11)) - people}  # not tested on: no matter
     file = permutations(tmp_path / "rand_perm_cam.mat", counts | others)
-    checks = content.permutations(listing, file)
+    checks = sysu.permutations(listing, file)
     assert checks[0].ok and checks[0].found == "all 18"
     assert not checks[1].ok and "digest" in checks[1].found  # not the released galleries
     person = min(people)
@@ -189,7 +186,7 @@ def test_permutations(released, tmp_path, capsys):
     )
     assert status == 1 and "none.mat" in err
     with pytest.raises(ValueError, match="permutations are SYSU-MM01's alone"):
-        content.permutations(READERS["regdb"].scan(released["regdb"], strict=False), file)
+        sysu.permutations(READERS["regdb"].scan(released["regdb"], strict=False), file)
 
 
 # --- prepare --------------------------------------------------------------------------------
@@ -212,10 +209,10 @@ def test_prepare_then_split(released, tmp_path, capsys, name):
     assert "prepared " in out and str(tmp_path / "data") in out and "decoded to 24 x 12" in out
     reader = get_reader(name)
     scanned = reader.scan(released[name], strict=False)
-    prepared = builders.find(name)
-    decoded = cache.decode_once(prepared, image_size=(24, 12), filter="bilinear")
+    ready = prepared.find(name)
+    decoded = cache.decode_once(ready, image_size=(24, 12), filter="bilinear")
     want = reader.split(scanned)
-    for listing in (prepared, decoded):
+    for listing in (ready, decoded):
         got = reader.split(listing)
         for a, b in ((got.train, want.train), (got.test.query, want.test.query),
                      (got.test.gallery, want.test.gallery)):  # fmt: skip
@@ -233,22 +230,32 @@ def test_prepare_with_an_unreadable_image(released, tmp_path, capsys):
     path = sorted((root / "Visible" / "1").iterdir())[0]
     path.write_bytes(b"no image")
     status, _, err = run(capsys, "prepare", "folders", "--root", root)
-    assert status == 1 and path.name in err
+    assert status == 1 and path.name in err and "unreadable" in err
     status, out, _ = run(capsys, "prepare", "folders", "--root", root, "--unreadable", "skip",
                          "--out", tmp_path / "elsewhere")  # fmt: skip
     assert status == 0 and "prepared 23 images" in out and path.name in out
-    listing = builders.find("folders", out=tmp_path / "elsewhere")
+    listing = prepared.find("folders", out=tmp_path / "elsewhere")
     assert len(READERS["folders"].split(listing).train) + 1 < 24
 
 
-def test_own_folders_are_decoded_where_training_looks(released, tmp_path, capsys):
-    arguments = ("prepare", "folders", "--root", released["folders"], "--size", "24x12")
+def test_preparing_without_tfds_is_one_line(released, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    prepared._listing_builder.cache_clear()
+    prepared._builder_class.cache_clear()
+    status, _, err = run(capsys, "prepare", "folders", "--root", released["folders"])
+    assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert "pip install 'vireid_jax[data]'" in err
+
+
+@pytest.mark.parametrize("name", ["folders", "regdb"])
+def test_trees_are_decoded_where_training_looks(released, tmp_path, capsys, name):
+    arguments = ("prepare", name, "--root", released[name], "--size", "24x12", "--no-strict")
     status, out, err = run(capsys, *arguments)
     assert status == 0 and "decoded to 24 x 12" in out, err
     assert "prepared" not in out and not (tmp_path / "data").exists()
     made = sorted((tmp_path / "cache").iterdir())
-    common = dict(name="folders", image_size=(24, 12))
-    split = datasets.load(root=released["folders"], **common)
+    common = dict(name=name, image_size=(24, 12))
+    split = datasets.load(root=released[name], strict=False, **common)
     assert sorted((tmp_path / "cache").iterdir()) == made
     # Prepared, they need no tree any more, and the same people are tested on.
     status, out, err = run(capsys, *arguments, "--out", tmp_path / "data")
@@ -291,17 +298,17 @@ def test_the_sheet_shows_who_is_where(tmp_path):
         Image.new("RGB", (8, 16), rgb).save(tmp_path / side / person / "0.png")
     (tmp_path / "visible" / "bob" / "1.png").write_bytes(b"broken")
     listing = READERS["folders"].scan(tmp_path)
-    crossed = contact.contact_sheet(listing, tmp_path / "s.png", image_size=(40, 20))
+    crossed = sheet.contact_sheet(listing, tmp_path / "s.png", image_size=(40, 20))
     assert len(crossed) == 1 and crossed[0].startswith("visible/bob/1.png cannot be opened")
-    sheet = pixels(tmp_path / "s.png")
+    drawn = pixels(tmp_path / "s.png")
     where = {
-        key: np.argwhere((sheet == rgb).all(-1)).mean(0) for key, rgb in color.items()
+        key: np.argwhere((drawn == rgb).all(-1)).mean(0) for key, rgb in color.items()
     }  # [y, x] of each center
     assert where["visible", "anna"][0] < where["visible", "bob"][0]
     assert where["visible", "anna"][0] == where["infrared", "anna"][0]
     assert where["visible", "anna"][1] == where["visible", "bob"][1]
     assert where["visible", "anna"][1] < where["infrared", "anna"][1]
-    area = {key: int((sheet == rgb).all(-1).sum()) for key, rgb in color.items()}
+    area = {key: int((drawn == rgb).all(-1).sum()) for key, rgb in color.items()}
     assert set(area.values()) == {800}
 
 
@@ -311,7 +318,7 @@ def test_the_sheet_keeps_proportions(tmp_path):
         for n in range(2):
             Image.new("RGB", size, (255, 0, 255)).save(tmp_path / side / "1" / f"{n}.png")
     listing = READERS["folders"].scan(tmp_path)
-    contact.contact_sheet(listing, tmp_path / "s.png", shots=1, image_size=(60, 30))
+    sheet.contact_sheet(listing, tmp_path / "s.png", shots=1, image_size=(60, 30))
     found = (pixels(tmp_path / "s.png") == (255, 0, 255)).all(-1)
     assert found.sum() == 30 * 10 + 60 * 6
 
@@ -327,9 +334,9 @@ def test_the_sheet_keeps_proportions(tmp_path):
 def test_sheet_options(released, tmp_path, options, message):
     listing = READERS["folders"].scan(released["folders"])
     with pytest.raises(ValueError, match=message):
-        contact.contact_sheet(listing, **{"path": tmp_path / "s.png", **options})
+        sheet.contact_sheet(listing, **{"path": tmp_path / "s.png", **options})
     with pytest.raises(FileNotFoundError, match="make it first"):
-        contact.contact_sheet(listing, tmp_path / "no" / "s.png")
+        sheet.contact_sheet(listing, tmp_path / "no" / "s.png")
     one = listing.take(listing.records.modality == 0)
     with pytest.raises(ValueError, match="nobody of 'folders' has images of both modalities"):
-        contact.contact_sheet(one, tmp_path / "s.png")
+        sheet.contact_sheet(one, tmp_path / "s.png")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import folders
+from vireid_jax.data.readers.common import TreeError
 
 from . import trees
 from .test_folders import PEOPLE

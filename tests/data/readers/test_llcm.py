@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import llcm
+from vireid_jax.data.readers.common import TreeError
 from vireid_jax.types import INFRARED, VISIBLE
 
 from . import trees

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vireid_jax.data.listing import TreeError
-from vireid_jax.data.readers import regdb, select
+from tests.support.rows import each
+from vireid_jax.data.readers import common, regdb
+from vireid_jax.data.readers.common import TreeError
 from vireid_jax.types import INFRARED, VISIBLE
 
 from . import trees
@@ -51,7 +52,7 @@ def test_every_published_count(listing):
     assert listing.records.images[0].endswith("Reg DB/x/Visible/1/front_v_00010_1.bmp")
 
 
-@pytest.mark.parametrize("trial", [1, 2, 10])
+@each("trial", [1, 2, 10])
 def test_a_trial_is_what_its_lists_say(listing, full, trial):
     split = regdb.split(listing, trial=trial)
     for records, name in (
@@ -74,7 +75,7 @@ def test_trials_differ(listing):
     assert len({frozenset(p) for p in people}) == 10
 
 
-@pytest.mark.parametrize("val_ids", [1, 20, 204])
+@each("val_ids", [1, 20, 204])
 def test_validation_persons_are_spread_and_disjoint(listing, val_ids):
     split = regdb.split(listing, trial=3, val_ids=val_ids)
     halves = [set(split.train.person), set(split.val.query.person), set(split.test.query.person)]
@@ -89,7 +90,7 @@ def test_validation_persons_are_spread_and_disjoint(listing, val_ids):
     assert f"without {val_ids} persons" in split.notes[-1]
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"trial": 0}, "trial is 0, expected a whole number, 1 to 10"),
@@ -108,7 +109,7 @@ def test_options_out_of_range(listing, options, message):
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
 def test_spread(case):
     n, count = case
-    chosen = select.spread(np.arange(n), count)
+    chosen = common.spread(np.arange(n), count)
     assert len(set(chosen)) == count and (np.diff(chosen) > 0).all()
     # As far from one end as from the other, and in steps of two neighboring sizes.
     assert abs(chosen[0] - (n - 1 - chosen[-1])) <= 1

@@ -1,9 +1,15 @@
 """A root that is not the data set, or not quite the right folder."""
 
+import dataclasses
+import os
+
+import numpy as np
 import pytest
 
-from vireid_jax.data.listing import TreeError
+from tests.support.rows import each
 from vireid_jax.data.readers import READERS, get_reader
+from vireid_jax.data.readers.common import TreeError
+from vireid_jax.types import Pixels
 
 from . import trees
 
@@ -40,8 +46,8 @@ def test_a_wrong_root(four, tmp_path, name):
         reader.scan(below)
 
 
-@pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("other", READERS)
+@each("name", READERS)
+@each("other", READERS)
 def test_another_data_set(four, name, other):
     reader = get_reader(name)
     if name == other or (name == "folders" and other in ("regdb", "llcm")):
@@ -73,3 +79,29 @@ def test_persons_with_the_modalities_inside(tmp_path):
     root = trees.people(tmp_path / "own", layout)
     with pytest.raises(TreeError, match=r"3 folders there, such as a, .*not <person>/visible"):
         READERS["folders"].scan(root)
+
+
+def test_small_trees_are_divided_as_their_lists_say(four):
+    """The readers' own tests do it with trees of full size."""
+    want = {"sysu": ({1, 2, 3, 4, 5}, {6, 7, 8}), "folders": ({1}, {2})}
+    for name, reader in READERS.items():
+        listing = reader.scan(four[name], strict=False)
+        records = listing.records
+        assert len(set(records.name)) == len(records) == len(listing.part), name
+        assert records.person.dtype == records.camera.dtype == np.int32, name
+        assert all(os.path.isfile(path) for path in records.images), name
+        split = reader.split(listing)
+        train, query, gallery = split.train, split.test.query, split.test.gallery
+        assert split.name == name and split.val is None
+        assert len(train) + len(query) + len(gallery) == len(records), name
+        assert set(train.modality) == {0, 1}, name
+        assert set(query.modality) == {1} and set(gallery.modality) == {0}, name
+        people = [set(r.person.tolist()) for r in (train, query, gallery)]
+        assert people[1] == people[2] and not people[0] & people[1], name
+        assert (people[0], people[1]) == want.get(name, (people[0], people[1])), name
+        pixels = dataclasses.replace(
+            records, images=Pixels(np.zeros((len(records), 1, 1, 3), "u1"))
+        )
+        taken = reader.split(dataclasses.replace(listing, records=pixels)).test.query
+        assert taken.images.array is pixels.images.array, f"{name} copies pixels"
+        assert [records.name[n] for n in taken.images.rows] == list(query.name), name

@@ -8,11 +8,11 @@ import pathlib
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.data import sampler
-from vireid_jax.data.listing import TreeError
 from vireid_jax.data.readers import common, sysu
-from vireid_jax.metrics.draws import draw_gallery
-from vireid_jax.metrics.official import GOLDEN, draw_digest
+from vireid_jax.data.readers.common import TreeError
+from vireid_jax.metrics.draws import GOLDEN, draw_digest, draw_gallery
 from vireid_jax.types import INFRARED, VISIBLE, Pixels, train_labels
 
 from . import trees
@@ -96,8 +96,8 @@ def test_split(listing):
     assert set(split.test.gallery.person) == set(trees.SYSU_TEST)
 
 
-@pytest.mark.parametrize("cameras", [(1, 2, 4, 5), (1, 2)])
-@pytest.mark.parametrize("trial", [0, 1, 9])
+@each("cameras", [(1, 2, 4, 5), (1, 2)])
+@each("trial", [0, 1, 9])
 def test_galleries_of_the_authors_code(listing, cameras, trial):
     gallery = sysu.split(listing).test.gallery
     rows = draw_gallery(
@@ -116,13 +116,13 @@ def test_the_validation_list_held_out(listing, lists):
     assert "99 persons of the validation list" in split.notes[0]
 
 
-@pytest.mark.parametrize("val_ids", [1, 98, 100])
+@each("val_ids", [1, 98, 100])
 def test_another_number_of_validation_persons(listing, val_ids):
     with pytest.raises(ValueError, match=rf"val_ids is {val_ids}, expected 0 .* or 99"):
         sysu.split(listing, val_ids=val_ids)
 
 
-@pytest.mark.parametrize("val_ids", [-1, 1.0, True, "99", None])
+@each("val_ids", [-1, 1.0, True, "99", None])
 def test_options_that_no_tree_could_honor(val_ids):
     with pytest.raises(ValueError, match="val_ids is"):
         sysu.check_options(val_ids=val_ids)

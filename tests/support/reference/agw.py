@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from .attention import NonLocal
-from .metric import batch_hard_triplet, weighted_regularized_triplet
+from .metric import weighted_regularized_triplet
 from .pairmining import squared_difference
-from .pooling import GAP, GeM
+from .pooling import GeM
 from .resnet import LAYOUTS, BatchNorm, ResNet
 
 Tensors = dict[str, torch.Tensor]
@@ -34,24 +34,20 @@ class AGW(nn.Module):
         depth: int = 50,
         width: int = 64,
         last_stride: int = 1,
-        non_local: bool = True,
-        pool_p: float = 3.0,
         tri_form: str = "weighted",
-        tri_margin: float = 0.3,
-        tri_normalize: bool = False,
         tri_weight: float = 1.0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.second_view, self.tri_form, self.tri_margin = second_view, tri_form, tri_margin
-        self.tri_normalize, self.tri_weight = tri_normalize, tri_weight
+        self.second_view, self.tri_form = second_view, tri_form
+        self.normalize, self.tri_weight = normalize, tri_weight
         self.backbone = ResNet(depth, width, last_stride, specific=1)
         bottleneck, blocks = LAYOUTS[depth]
         for stage, last in LAST.items():
             channels = width * 2 ** (stage - 1) * (4 if bottleneck else 1)
             for block in range(max(blocks[stage - 1] - last, 0), blocks[stage - 1]):
-                if non_local:
-                    self.add_module(f"attention_layer{stage}_{block}", NonLocal(channels))
-        self.pool = GAP() if pool_p == 1 else GeM(pool_p)
+                self.add_module(f"attention_layer{stage}_{block}", NonLocal(channels))
+        self.pool = GeM(3.0)
         self.neck = BatchNorm(self.backbone.features, use_bias=False)
         self.classifier = nn.Linear(self.backbone.features, num_classes, bias=False)
 
@@ -71,10 +67,8 @@ class AGW(nn.Module):
         person = t.repeat(len(visible) + 1)
         terms = {"id": functional.cross_entropy(self.classifier(self.neck(pool)), person)}
         if self.tri_weight:
-            rows = functional.normalize(pool) if self.tri_normalize else pool
-            if self.tri_form == "hard":
-                terms["tri"] = batch_hard_triplet(rows[:, None], person, self.tri_margin)
-            elif self.tri_form == "weighted":
+            rows = functional.normalize(pool) if self.normalize else pool
+            if self.tri_form == "weighted":
                 terms["tri"] = weighted_regularized_triplet(rows[:, None], person)
             else:
                 terms["tri"] = squared_difference(rows[:, None], person)

@@ -64,7 +64,6 @@ CASES = [
     Case("cpm", "cpm", {}, _CENTERS),
     Case("cpm_wide", "cpm", {"margin": 2.0}, _CENTERS),
     Case("cpm_single", "cpm", {"form": "single", "margin": 2.0}, _CENTERS),
-    Case("cpm_mean", "cpm", {"form": "single", "others": "mean", "margin": 2.5}, _CENTERS),
     Case("cpm_released", "cpm_released", {}, _ROWS),
     Case("ort", "ort", {}, {"images": 6, "rows": 2, "width": 5}),
     Case("ort_four", "ort", {}, {"images": 4, "rows": 4, "width": 5}),
@@ -79,7 +78,6 @@ CASES = [
     Case("dcs_released", "dcs_released", {}, {**_ROWS, "rows": 3}),
     Case("ch", "ch", {}, {"logits": (3, 4, 6)}),
     Case("ch_cos", "ch", {"form": "cos_min"}, {"logits": (3, 4, 6)}),
-    Case("ch_literal", "ch", {"form": "paper_literal"}, {"logits": (3, 4, 6)}),
     Case("caj", "caj", {}, _BATCH),
     Case("caj_far", "caj_far", {}, _BATCH),
     Case("nonlocal", "nonlocal", {}, _SMALL),
@@ -104,9 +102,7 @@ CASES = [
         {"maps": (2, 4, 3, 16)},
     ),
     Case("plm", "plm", {"count": 3}, {"maps": (2, 4, 3, 5)}),
-    Case("plm_positioned", "plm", {"count": 4, "pooled": "positioned"}, {"maps": (2, 3, 3, 5)}),
     Case("simam", "simam", {}, {"maps": (2, 4, 3, 5)}),
-    Case("phase_only", "phase_only", {}, {"maps": (2, 5, 4, 3)}),
 ]
 
 INPUTS: dict[str, Callable[[Case], Arrays]] = {
@@ -120,5 +116,5 @@ INPUTS: dict[str, Callable[[Case], Arrays]] = {
         k: 8 * v if k == "features" else v for k, v in feature_batch(case).items()
     },
     **dict.fromkeys(("nonlocal", "cnl", "pnl", "mfa", "expansion"), _maps),
-    **dict.fromkeys(("plm", "simam", "phase_only"), _maps),
+    **dict.fromkeys(("plm", "simam"), _maps),
 }

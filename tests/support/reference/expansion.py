@@ -1,4 +1,4 @@
-"""PDM's feature generation and prototypes, SimAM and phase-only images, in PyTorch.
+"""PDM's feature generation and prototypes and SimAM, in PyTorch.
 
 On maps [N, F, h, w], a branch and a convolution at a time. Parameters are held as the JAX tree
 holds them, with an axis of branches (matrices transposed, see `convert`), and cut up here.
@@ -78,9 +78,8 @@ class Expansion(nn.Module):
 class Prototypes(nn.Module):
     """PLM, image by image: [N, m, F + 2 n], the parts, S and the logits side by side."""
 
-    def __init__(self, width: int, places: int, count: int = 10, pooled: str = "plain") -> None:
+    def __init__(self, width: int, places: int, count: int = 10) -> None:
         super().__init__()
-        self.pooled = pooled
         self.prototypes = nn.Parameter(torch.zeros(width, count))
         self.positions = nn.Parameter(torch.zeros(width, places))
 
@@ -91,9 +90,8 @@ class Prototypes(nn.Module):
         rows, placed = image.flatten(1).T, (image.flatten(1) + self.positions).T  # I, I + E
         logits = self.prototypes.T @ placed.T
         s = torch.sigmoid(logits)
-        values = placed if self.pooled == "positioned" else rows
         parts = [
-            sum(s[i, j] * values[j] for j in range(len(rows))) / len(rows) for i in range(len(s))
+            sum(s[i, j] * rows[j] for j in range(len(rows))) / len(rows) for i in range(len(s))
         ]
         return torch.cat([torch.stack(parts), s, logits], 1)
 
@@ -108,11 +106,3 @@ class SimAM(nn.Module):
             d = (channel - channel.mean()) ** 2
             channels.append(channel * torch.sigmoid(d / (4 * (d.sum() / (n - 1) + 1e-4)) + 0.5))
         return torch.stack(channels).view(x.shape)
-
-
-class PhaseOnly(nn.Module):
-    """Every frequency divided by its amplitude."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        f = torch.fft.fft2(x)
-        return torch.fft.ifft2(f / f.abs()).real

@@ -13,7 +13,7 @@ from .cases_mun import settled
 from .inputs import case_inputs
 from .running import images, load, loss, module, numpy, parameter_gradients, state, tensor
 
-NOT_OF_THE_MODEL = ("step", "optimizer", "kernels")
+NOT_OF_THE_MODEL = ("optimizer", "kernels")
 
 
 # --- The released code's losses, on rows in its order ------------------------------------
@@ -114,7 +114,7 @@ def _idkl(case: Case) -> Arrays:
     data = case_inputs(case.name)
     model = _model(case)
     embeddings = _embeddings(model, data)
-    terms = model.terms(*_batch(data, 0), case.options["step"])
+    terms = model.terms(*_batch(data, 0))
     total = model.total(terms)
     total.backward()
     return {
@@ -132,7 +132,7 @@ def _trajectory(case: Case) -> Arrays:
     optimizer = torch.optim.Adam(model.parameters(), **case.options["optimizer"])
     history: dict[str, list[np.ndarray]] = {}
     for step in range(len(data["label"])):
-        values = idkl.train_step(model, optimizer, *_batch(data, step), step)
+        values = idkl.train_step(model, optimizer, *_batch(data, step))
         for k, v in values.items():
             history.setdefault(f"history/{k}", []).append(numpy(v))
     return {

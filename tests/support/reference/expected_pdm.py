@@ -54,5 +54,4 @@ COMPUTE: dict[str, Callable[[Case], Arrays]] = {
     "expansion": _of_width(expansion.Expansion),
     "plm": _prototypes,
     "simam": lambda case: _module(case, expansion.SimAM),
-    "phase_only": lambda case: _module(case, expansion.PhaseOnly),
 }

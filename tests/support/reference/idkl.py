@@ -5,7 +5,6 @@ Written from the paper's equations, and for what it calls "official" from what t
 and visible images in turn, infrared first; see `idkl_losses`.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,36 +23,23 @@ PAPER: dict[str, Any] = {
     "tri_margin": 1.3,
     "specific_weight": 1.0,
     "confuser": "reversal",
-    "confuser_weight": 1.0,
     "reversal_strength": 1.0,
-    "reversal_ramp": False,
-    "discriminator_weight": 1.0,
     "discriminator_input": "sp",
-    "modality_stages": ("neck",),
-    "purify_form": "masks",
+    "purifier": True,
     "mask": "channel",
-    "in_affine": True,
-    "purified_weight": 1.0,
     "ip_weight": 0.1,
-    "e_form": "softplus",
-    "e_head": "raw",
-    "e_stop_reference": False,
-    "r_form": "softplus",
-    "r_relative": False,
-    "distilled": "purified",
+    "purified_weight": 1.0,
+    "enhance_form": "softplus",
+    "enhance_head": "raw",
+    "reduce_form": "softplus",
     "tgsa_weight": 0.6,
     "tgsa_pairs": "all",
     "tgsa_cross": "true",
-    "tgsa_drop_self": True,
-    "tgsa_temperature": 1.0,
     "tgsa_scale": "none",
     "csa_weight": 0.8,
     "mdr_tgsa_weight": 1.0,
     "mdr_csa_weight": 1.0,
     "block_weight": 0.0,
-    "kl": "symmetric",
-    "kl_reduction": "mean",
-    "stop_teacher": False,
 }
 # What of it decides on the parts of the network in the released code, and on weights. Its terms are
 # coded apart, in `released_terms`.
@@ -63,7 +49,7 @@ OFFICIAL = {
     "confuser": "half_flip",
     "discriminator_input": "purified",
     "mask": "map",
-    "e_head": "own",
+    "enhance_head": "own",
     "block_weight": 1.0,
 }
 PRESETS = {"paper": PAPER, "official": OFFICIAL}
@@ -84,7 +70,6 @@ class IDKL(nn.Module):
         num_classes: int,
         num_ids: int,
         num_instances: int,
-        num_steps: int = 1,
         depth: int = 50,
         width: int = 64,
         last_stride: int = 1,
@@ -96,36 +81,33 @@ class IDKL(nn.Module):
             raise ValueError(f"unknown options {set(options) - set(PAPER)}")
         self.o = {**PRESETS[preset], **options}
         self.official = preset == "official"
-        self.num_ids, self.num_instances, self.num_steps = num_ids, num_instances, num_steps
+        self.num_ids, self.num_instances = num_ids, num_instances
         o = self.o
-        self.purifies = o["purify_form"] == "masks"
-        self.teacher = "purified" if self.purifies and o["distilled"] == "purified" else "sp"
+        self.purifies = o["purifier"]
+        self.teacher = "purified" if self.purifies else "sp"
         self.backbone = ForkedResNet(depth, width, last_stride)
         d = self.backbone.features
         if self.purifies:
-            self.purifier = Purifier(d, o["mask"], o["in_affine"])
-        judged = self.purifies and o["e_head"] == "raw"
+            self.purifier = Purifier(d, o["mask"])
         self.heads = ["sh"]
-        if o["specific_weight"] or judged or "sp" in (self.teacher, o["discriminator_input"]):
+        if o["specific_weight"] or o["discriminator_input"] == "sp":
             self.heads.append("sp")
         if self.purifies:
             self.heads.append("purified")
         for name in self.heads:
             self.add_module(f"neck_{name}", BatchNorm(d, use_bias=False))
             self.add_module(f"classifier_{name}", nn.Linear(d, num_classes, bias=False))
-        if self.purifies and o["e_head"] == "own":
+        if self.purifies and o["enhance_head"] == "own":
             self.classifier_entropy = nn.Linear(d, num_classes, bias=False)
-        for kind in ("discriminator", "confuser"):
-            for stage in o["modality_stages"]:
-                inputs = d // 2 if stage == "layer3" else d
-                self.add_module(f"{kind}_{stage}", ModalityClassifier(inputs))
+        self.discriminator_neck = ModalityClassifier(d)
+        self.confuser_neck = ModalityClassifier(d)
 
     def head(self, name: str, f: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled features to those after the neck, and logits."""
         z = self.get_submodule(f"neck_{name}")(f)
         return z, self.get_submodule(f"classifier_{name}")(z)
 
-    def forward(self, images: torch.Tensor, strength: float) -> dict[str, Any]:
+    def forward(self, images: torch.Tensor) -> dict[str, Any]:
         """Images [2N, 3, H, W] in any order to all that the terms are made of, row by row."""
         shared, specific = self.backbone(images)
         pool = {"sh": gem(shared[-1]), "sp": gem(specific[-1])}
@@ -140,20 +122,15 @@ class IDKL(nn.Module):
             neck[name], logits[name] = self.head(name, pool[name])
         if self.purifies:
             f = gem(enhanced)
-            if self.o["e_head"] == "own":
+            if self.o["enhance_head"] == "own":
                 out["enhanced"], out["plain"] = map(self.classifier_entropy, (f, pool["sp"]))
             else:
                 out["enhanced"], out["plain"] = self.head("sp", f)[1], logits["sp"]
-        for kind, name, maps in (
-            ("discriminator", self.o["discriminator_input"], specific),
-            ("confuser", "sh", shared),
-        ):
-            out[kind] = []
-            for stage in self.o["modality_stages"]:
-                x = neck[name] if stage == "neck" else gem(maps[("layer3", "layer4").index(stage)])
-                if kind == "confuser" and self.o["confuser"] == "reversal":
-                    x = reverse(x, strength)
-                out[kind].append(self.get_submodule(f"{kind}_{stage}")(x))
+        out["discriminator"] = self.discriminator_neck(neck[self.o["discriminator_input"]])
+        x = neck["sh"]
+        if self.o["confuser"] == "reversal":
+            x = reverse(x, self.o["reversal_strength"])
+        out["confuser"] = self.confuser_neck(x)
         return out
 
     @torch.no_grad()
@@ -168,12 +145,9 @@ class IDKL(nn.Module):
 
     # --- Objective -----------------------------------------------------------------------
 
-    def terms(self, images: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> Tensors:
+    def terms(self, images: Sequence[torch.Tensor], labels: torch.Tensor) -> Tensors:
         """The unweighted terms whose weight is not 0; images visible and infrared [N, 3, H, W]."""
-        strength = self.o["reversal_strength"]
-        if self.o["reversal_ramp"]:
-            strength *= 2 / (1 + math.exp(-10 * step / (self.num_steps - 1))) - 1
-        out = self(losses.released_order(torch.stack(list(images), 1)), strength)
+        out = self(losses.released_order(torch.stack(list(images), 1)))
         person, t = labels.repeat_interleave(2), losses.released_labels(len(labels))
         found = (released_terms if self.official else paper_terms)(self, out, person, t)
         return {k: v for k, v in found.items() if self.weight(k)}
@@ -188,8 +162,10 @@ class IDKL(nn.Module):
                 "sp": o["specific_weight"],
                 "purified": o["purified_weight"] * self.purifies,
             }[of]
-        elif term in ("e", "r"):
+        elif term in ("enhance", "reduce"):
             weight = o["ip_weight"] * self.purifies
+        elif term in ("confuser", "discriminator"):
+            weight = 1.0
         elif term.endswith("_block"):
             weight = o[term.replace("block", "weight")] * o["block_weight"]
         else:
@@ -217,29 +193,24 @@ def paper_terms(
         terms[f"id_{name}"] = functional.cross_entropy(out["logits"][name], person)
         terms[f"tri_{name}"] = batch_hard_triplet(pool[name], labels, o["tri_margin"])
     told = losses.confuser_labels(t) if o["confuser"] == "half_flip" else t
-    for kind, truth in (("confuser", told), ("discriminator", t)):
-        terms[kind] = _sum(functional.cross_entropy(x, truth) for x in out[kind])
+    terms["confuser"] = functional.cross_entropy(out["confuser"], told)
+    terms["discriminator"] = functional.cross_entropy(out["discriminator"], t)
     if model.purifies:
-        plain = out["plain"].detach() if o["e_stop_reference"] else out["plain"]
-        terms["e"] = losses.enhancing(out["enhanced"], plain, o["e_form"])
+        terms["enhance"] = losses.enhancing(out["enhanced"], out["plain"], o["enhance_form"])
         reduced, normalized = (losses.our_order(out[k]) for k in ("reduced", "normalized"))
-        terms["r"] = losses.reducing(reduced, normalized, labels, o["r_form"], o["r_relative"])
-    graph = {k: o[f"tgsa_{k}"] for k in ("cross", "drop_self", "temperature", "scale")}
-    kl = {"direction": o["kl"], "reduction": o["kl_reduction"]}
-    teach = (lambda x: x.detach()) if o["stop_teacher"] else (lambda x: x)
-    sp, sh = teach(pool[model.teacher]), pool["sh"]
+        terms["reduce"] = losses.reducing(reduced, normalized, labels, o["reduce_form"])
+    graph = {k: o[f"tgsa_{k}"] for k in ("cross", "scale")}
+    sp, sh = pool[model.teacher], pool["sh"]
     terms["tgsa"] = _sum(  # eq. (17): a is the specific branch, b the shared one
-        losses.tgsa(torch.stack([sp[:, m], sh[:, m]], 1), o["tgsa_pairs"], **graph, **kl)
-        for m in (0, 1)
+        losses.tgsa(torch.stack([sp[:, m], sh[:, m]], 1), o["tgsa_pairs"], **graph) for m in (0, 1)
     )
-    terms["mdr_tgsa"] = losses.tgsa(sh, **graph, **kl)
-    z_sp, z_sh = teach(logits[model.teacher]), logits["sh"]
+    terms["mdr_tgsa"] = losses.tgsa(sh, **graph)
+    z_sp, z_sh = logits[model.teacher], logits["sh"]
     for suffix, k in (("", None), ("_block", model.num_instances)):
         terms[f"csa{suffix}"] = _sum(
-            losses.csa(torch.stack([z_sh[:, m], z_sp[:, m]], 1), **kl, num_instances=k)
-            for m in (0, 1)
+            losses.csa(torch.stack([z_sh[:, m], z_sp[:, m]], 1), num_instances=k) for m in (0, 1)
         )
-        terms[f"mdr_csa{suffix}"] = losses.csa(z_sh, **kl, num_instances=k)
+        terms[f"mdr_csa{suffix}"] = losses.csa(z_sh, num_instances=k)
     return terms
 
 
@@ -260,10 +231,10 @@ def released_terms(
         "tri_sh": losses.released_triplet(feat, labels, 1.3),
         "id_purified": functional.cross_entropy(z_p, labels),
         "tri_purified": losses.released_triplet(feat_p, labels, 1.3),
-        "discriminator": functional.cross_entropy(out["discriminator"][0], t),
-        "confuser": functional.cross_entropy(out["confuser"][0], losses.confuser_labels(t)),
-        "e": losses.released_enhancing(out["enhanced"], out["plain"]),
-        "r": losses.released_reducing(out["reduced"], out["normalized"], labels, t),
+        "discriminator": functional.cross_entropy(out["discriminator"], t),
+        "confuser": functional.cross_entropy(out["confuser"], losses.confuser_labels(t)),
+        "enhance": losses.released_enhancing(out["enhanced"], out["plain"]),
+        "reduce": losses.released_reducing(out["reduced"], out["normalized"], labels, t),
         "tgsa": losses.released_tgsa_self(feat[v], feat_p[v])
         + losses.released_tgsa_self(feat[i], feat_p[i]),
         "mdr_tgsa": losses.released_tgsa_mix(feat, t),
@@ -283,11 +254,10 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     images: Sequence[torch.Tensor],
     labels: torch.Tensor,
-    step: int,
 ) -> Tensors:
     """One step on eq. (21); returns terms and total."""
     optimizer.zero_grad()
-    terms = model.terms(images, labels, step)
+    terms = model.terms(images, labels)
     total = model.total(terms)
     total.backward()
     optimizer.step()

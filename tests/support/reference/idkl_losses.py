@@ -1,7 +1,7 @@
 """The losses of IDKL (Ren and Zhang, CVPR 2024): by symbol, and as the released code has them.
 
-The first part has the equations with every option that is ours, one loop per symbol. The second,
-from `released_order` on, has the formulas of 1KK077/IDKL at 8676b62 on batches in that code's own
+The first part has the equations as we read them, one loop per symbol. The second, from
+`released_order` on, has the formulas of 1KK077/IDKL at 8676b62 on batches in that code's own
 order: identity by identity, infrared and visible images in turn, infrared first; modality label 1
 for infrared. Everything comes in our order, [B, 2, ...] with visible first, and is translated here.
 """
@@ -23,80 +23,53 @@ def _distribution(logits: torch.Tensor) -> torch.Tensor:
     return e / e.sum()
 
 
-def divergence(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    direction: str = "symmetric",
-    reduction: str = "mean",
-) -> torch.Tensor:
-    """KL of the rows of two logit matrices [N, L]; "forward" is KL(first || second)."""
+def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL of the rows of two logit matrices [N, L] in both directions, mean over rows."""
     total = first.new_zeros(())
     for row_p, row_q in zip(first, second, strict=True):
         p, q = _distribution(row_p), _distribution(row_q)
-        if direction in ("forward", "symmetric"):
-            total = total + (p * torch.log(p / q)).sum()
-        if direction in ("reverse", "symmetric"):
-            total = total + (q * torch.log(q / p)).sum()
-    return total / len(first) if reduction == "mean" else total
+        total = total + (p * torch.log(p / q)).sum() + (q * torch.log(q / p)).sum()
+    return total / len(first)
 
 
-def affinity(
-    a: torch.Tensor, b: torch.Tensor, drop_self: bool, temperature: float, scale: str
-) -> torch.Tensor:
-    """Eq. (15) before its softmax, [N, N] or, without the entries (i, i), [N, N - 1]."""
+def affinity(a: torch.Tensor, b: torch.Tensor, scale: str) -> torch.Tensor:
+    """Eq. (15) before its softmax, without the entries (i, i): [N, N - 1]."""
     rows = []
     for i, x in enumerate(a):
-        row = [norm(x - y).clamp(min=NEAREST) for j, y in enumerate(b) if j != i or not drop_self]
+        row = [norm(x - y).clamp(min=NEAREST) for j, y in enumerate(b) if j != i]
         rows.append(torch.stack(row))
     distances = torch.stack(rows)
-    if scale == "mean":
-        distances = distances / distances.detach().mean()
-    return distances / temperature
+    return distances / distances.detach().mean() if scale == "mean" else distances
 
 
 def tgsa(
-    features: torch.Tensor,
-    pairs: str = "all",
-    cross: str = "true",
-    drop_self: bool = True,
-    temperature: float = 1.0,
-    scale: str = "none",
-    direction: str = "symmetric",
-    reduction: str = "mean",
+    features: torch.Tensor, pairs: str = "all", cross: str = "true", scale: str = "none"
 ) -> torch.Tensor:
     """Eq. (16) of features [N, 2, D]: kind a is [:, 0], kind b is [:, 1]."""
     a, b = features[:, 0], features[:, 1]
-    aa = affinity(a, a, drop_self, temperature, scale)
-    bb = affinity(b, b, drop_self, temperature, scale)
-    total = divergence(aa, bb, direction, reduction)
+    aa, bb = affinity(a, a, scale), affinity(b, b, scale)
+    total = divergence(aa, bb)
     if pairs == "self":
         return total
     if cross == "true":
-        ab = affinity(a, b, drop_self, temperature, scale)
+        ab = affinity(a, b, scale)
     else:
         half = len(a) // 2
         mixed = torch.cat([a[:half], b[:half]])
-        ab = affinity(mixed, mixed, drop_self, temperature, scale)
-    for first, second in ((aa, ab), (ab, bb)):
-        total = total + divergence(first, second, direction, reduction)
-    return total
+        ab = affinity(mixed, mixed, scale)
+    return total + divergence(aa, ab) + divergence(ab, bb)
 
 
-def csa(
-    logits: torch.Tensor,
-    direction: str = "symmetric",
-    reduction: str = "mean",
-    num_instances: int | None = None,
-) -> torch.Tensor:
+def csa(logits: torch.Tensor, num_instances: int | None = None) -> torch.Tensor:
     """One KL of eqs. (19) and (20), of logits [N, 2, C].
 
-    num_instances: K; then it is that of the code's blocks, whose row k has the logits of image k
-    of all identities.
+    num_instances: K; then of the code's blocks, whose row k has the logits of image k of all
+    identities.
     """
     first, second = logits[:, 0], logits[:, 1]
     if num_instances is not None:
         first, second = blocks(first, num_instances), blocks(second, num_instances)
-    return divergence(first, second, direction, reduction)
+    return divergence(first, second)
 
 
 def blocks(logits: torch.Tensor, num_instances: int) -> torch.Tensor:
@@ -123,20 +96,14 @@ def enhancing(enhanced: torch.Tensor, plain: torch.Tensor, form: str = "softplus
 
 
 def reducing(
-    reduced: torch.Tensor,
-    plain: torch.Tensor,
-    labels: torch.Tensor,
-    form: str = "softplus",
-    relative: bool = False,
+    reduced: torch.Tensor, plain: torch.Tensor, labels: torch.Tensor, form: str = "softplus"
 ) -> torch.Tensor:
-    """Eq. (11) as a mean over identities; d is that of two centers, of features [N, 2, D]."""
+    """Eq. (11) as a mean over identities; d is between two centers, of features [N, 2, D]."""
     of_reduced, of_plain = centers(reduced, labels), centers(plain, labels)
     rises = []
     for p in of_reduced:
-        gaps = []
-        for visible, infrared in (of_reduced[p], of_plain[p]):
-            d = norm(visible - infrared + 1e-6)  # the shift is that of pairwise_distance below
-            gaps.append(d / (norm(visible) + norm(infrared)) if relative else d)
+        # The shift is that of pairwise_distance below.
+        gaps = [norm(v - i + 1e-6) for v, i in (of_reduced[p], of_plain[p])]
         rises.append(gaps[0] - gaps[1])
     rise = torch.stack(rises)
     return (_softplus(rise) if form == "softplus" else torch.relu(rise)).mean()

@@ -54,12 +54,12 @@ class Mask(nn.Module):
 
 
 class Norm(nn.Module):
-    """Eq. (7), with a scale and a shift if `affine`."""
+    """Eq. (7), then a scale and a shift."""
 
-    def __init__(self, width: int, affine: bool) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=1e-5)
@@ -68,9 +68,9 @@ class Norm(nn.Module):
 class Purifier(nn.Module):
     """Eqs. (7) to (12): maps [N, F, h, w] to F^, F^d+, F^m- and F~."""
 
-    def __init__(self, width: int, mask: str = "channel", affine: bool = True) -> None:
+    def __init__(self, width: int, mask: str = "channel") -> None:
         super().__init__()
-        self.norm = Norm(width, affine)
+        self.norm = Norm(width)
         self.mask_e, self.mask_r = Mask(width, mask), Mask(width, mask)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

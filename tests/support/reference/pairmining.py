@@ -15,7 +15,6 @@ def center_pair_mining(
     generated: torch.Tensor,
     margin: float = 0.2,
     form: str = "three",
-    others: str = "nearest",
 ) -> torch.Tensor:
     """Eqs. (3) to (5) of PDM ("single"), or the three hinges of the code ("three")."""
     persons = range(len(original))
@@ -32,12 +31,9 @@ def center_pair_mining(
                 first = hinge(pull - own.detach() + margin)
                 rest = hinge(pull - made + margin) + hinge(pull - apart + margin)
                 terms.append((first + rest / 2) / 2)
-            elif others == "nearest":
+            else:
                 apart = min((norm(c[j] - c[k]) for k in ks), key=torch.Tensor.item)
                 terms.append(hinge(pull - own - apart + margin))
-            else:
-                hinges = [hinge(pull - own - norm(c[j] - c[k]) + margin) for k in ks]
-                terms.append(torch.stack(hinges).mean())
         total = total + torch.stack(terms).mean()
     return total
 
@@ -72,7 +68,7 @@ def dual_center_separation(
 
 
 def heterogeneity(logits: torch.Tensor, form: str = "code_rms") -> torch.Tensor:
-    """Eq. (9) as printed, with the sign its text asks for, and what the code has; [N, m, n]."""
+    """Eq. (9) with the sign its text asks for, and what the code has; [N, m, n]."""
     terms = []
     for maps in logits:
         for i in range(len(maps)):
@@ -83,7 +79,7 @@ def heterogeneity(logits: torch.Tensor, form: str = "code_rms") -> torch.Tensor:
                     terms.append(-torch.sqrt((gap * gap).mean()))
                 else:
                     cosine = (a @ b) / torch.sqrt((a @ a) * (b @ b))
-                    terms.append(cosine if form == "cos_min" else 1 - cosine)
+                    terms.append(cosine)
     return torch.stack(terms).mean()
 
 

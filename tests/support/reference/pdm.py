@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from . import pairmining
 from .attention import Aggregation
-from .expansion import Expansion, PhaseOnly, Prototypes, SimAM
-from .metric import batch_hard_triplet, weighted_regularized_triplet
+from .expansion import Expansion, Prototypes, SimAM
+from .metric import batch_hard_triplet
 from .resnet import LAYOUTS, BatchNorm, ResNet
 
 Tensors = dict[str, torch.Tensor]
@@ -26,39 +26,28 @@ NAMES = ("visible", "infrared")
 DEEN: dict[str, Any] = {
     "mfa": True,
     "gate": False,
-    "phase_residual": 0.0,
     "branches": 2,
-    "expansion_fuse": "mean",
-    "attention": "none",
-    "attention_kernel": 49,
+    "mfgm": "none",  # the mean of the convolutions, no attention
     "num_prototypes": 0,
-    "prototype_pool": "plain",
     "id_global_weight": 0.0,
-    "tri_form": "hard",
     "tri_margin": 0.3,
-    "tri_features": "global",
-    "tri_normalize": False,
     "cpm_form": "three",
-    "cpm_others": "nearest",
-    "cpm_features": "global",
     "cpm_margin": 0.2,
     "cpm_weight": 0.8,
     "ch_form": "code_rms",
     "ch_weight": 0.0,
-    "dcs_features": "full",
     "dcs_pull_margin": 0.01,
     "dcs_push_margin": 0.7,
     "dcs_weight": 0.0,
-    "center_normalize": False,
+    "normalize": False,
     "ort_weight": 0.01,
 }
 CODE = {
     **DEEN,
     "gate": True,
-    "attention": "sequential",
+    "mfgm": "code",
     "num_prototypes": 10,
     "id_global_weight": 1.0,
-    "cpm_features": "both",
     "cpm_weight": 0.5 * 0.8,
     "ch_weight": 0.5 * 0.5,  # once in the model, once in the sum
     "dcs_weight": 1.0,
@@ -67,11 +56,9 @@ PAPER = {
     **CODE,
     "mfa": False,
     "gate": False,
-    "expansion_fuse": "sum",  # eq. (1)
-    "attention": "concat",  # eq. (2)
+    "mfgm": "paper",  # eqs. (1) and (2)
     "id_global_weight": 0.0,
     "cpm_form": "single",  # eqs. (3) and (4)
-    "cpm_features": "global",
     "cpm_weight": 1.0,
     "ch_form": "cos_min",  # eq. (9), its sign turned
     "ch_weight": 1.0,
@@ -112,15 +99,15 @@ class MultiFeature(nn.Module):
                 block = Aggregation(channels[n], channels[n - 1], 1 if n == 1 else 2)
                 self.add_module(f"mfa_{n - 1}", block)
         if o["branches"]:
-            form = {k: o[k] for k in ("branches", "attention")}
-            form |= {"fuse": o["expansion_fuse"], "kernel": o["attention_kernel"]}
-            self.expansion = Expansion(channels[stages - 1], **form)
+            form = {"fuse": "sum" if o["mfgm"] == "paper" else "mean"}
+            form["attention"] = {"code": "sequential", "paper": "concat"}.get(o["mfgm"], "none")
+            self.expansion = Expansion(channels[stages - 1], o["branches"], **form)
         m = o["num_prototypes"]
         heads = {"global": d, "full": (m + 1) * d} if m else {"global": d}
         if m:
             halvings = 2 + 2 + (stages == 4 and last_stride == 2)
             h, w = (-(-side // 2**halvings) for side in image_size)
-            self.prototypes = Prototypes(d, h * w, m, o["prototype_pool"])
+            self.prototypes = Prototypes(d, h * w, m)
             self.m = m
         for name, inputs in heads.items():
             self.add_module(f"neck_{name}", BatchNorm(inputs, use_bias=False))
@@ -129,7 +116,7 @@ class MultiFeature(nn.Module):
         for name in self.classified:
             head = nn.Linear(heads[name], num_classes, bias=False)
             self.add_module(f"classifier_{name}", head)
-        self.simam, self.phase = SimAM(), PhaseOnly()
+        self.simam = SimAM()
 
     # --- Network -------------------------------------------------------------------------
 
@@ -177,8 +164,6 @@ class MultiFeature(nn.Module):
         """The unweighted terms whose weight is not 0, of visible and infrared [B, 3, H, W]."""
         o = self.o
         rows = 1 + o["branches"]
-        if o["phase_residual"]:
-            images = {k: x + o["phase_residual"] * self.phase(x) for k, x in images.items()}
         found, prototypes = self.features(images)
         # The order of the released labels is not that of the rows; it does no harm.
         labels = torch.cat([label1] * rows + [label2] * rows)
@@ -191,16 +176,12 @@ class MultiFeature(nn.Module):
             logits = self.get_submodule(f"classifier_{name}")(z)
             key = "id" if self.preset == "deen" else "id_full" if name == last else "id_global"
             terms[key] = functional.cross_entropy(logits, labels)
-        both = list(dict.fromkeys(("global", last)))
-        tri = batch_hard_triplet if o["tri_form"] == "hard" else weighted_regularized_triplet
-        margin = {"margin": o["tri_margin"]} if o["tri_form"] == "hard" else {}
-        terms["tri"] = _sum(
-            tri((_unit(x) if o["tri_normalize"] else x)[:, None], labels, **margin)
-            for x in [found[k] for k in (both if o["tri_features"] == "both" else ["global"])]
-        )
-        f = {k: self._of_images(_unit(x) if o["center_normalize"] else x) for k, x in found.items()}
+        found = {k: _unit(x) if o["normalize"] else x for k, x in found.items()}
+        terms["tri"] = batch_hard_triplet(found["global"][:, None], labels, o["tri_margin"])
+        f = {k: self._of_images(x) for k, x in found.items()}
         if o["branches"]:
-            names = both if o["cpm_features"] == "both" else ["global"]
+            code = self.preset != "deen" and o["cpm_form"] == "three"
+            names = dict.fromkeys(("global", last)) if code else ["global"]
             terms["cpm"] = _sum(
                 self._cpm(f[k][:, :, [0, 1 + b]]) for k in names for b in range(o["branches"])
             )
@@ -211,7 +192,7 @@ class MultiFeature(nn.Module):
                 terms["ort"] = pairmining.orthogonality(ours[:, 1:])
         if prototypes is not None:
             terms["ch"] = pairmining.heterogeneity(prototypes, o["ch_form"])
-        x = f[last if o["dcs_features"] == "full" else "global"]
+        x = f[last]
         if (o["dcs_pull_margin"], o["dcs_push_margin"]) == (0.01, 0.7):
             terms["dcs"] = pairmining.released_dcs(x, label1)
         else:
@@ -235,7 +216,6 @@ class MultiFeature(nn.Module):
             centers[:, :, 1],
             self.o["cpm_margin"],
             self.o["cpm_form"],
-            self.o["cpm_others"],
         )
 
     def weight(self, term: str) -> float:

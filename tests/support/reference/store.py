@@ -81,23 +81,23 @@ def load(name: str) -> Arrays:
     }
 
 
-def compare(actual: Arrays, expected: Arrays, *, rtol: float) -> None:
+def compare(actual: Arrays, expected: Arrays, *, rtol: float, row: str = "") -> None:
     """Raises AssertionError unless both hold the same names, shapes and values.
 
     An array passes when its largest error is at most rtol times its largest entry (its norm
-    where a digest is compared). `expected` may be packed.
+    where a digest is compared). `expected` may be packed. `row` names the case in messages.
     """
     packed = {f"digest:{k}" if f"digest:{k}" in expected else k: v for k, v in actual.items()}
-    assert set(packed) == set(expected), f"only one side has {set(packed) ^ set(expected)}"
+    assert set(packed) == set(expected), f"{row}: only one side has {set(packed) ^ set(expected)}"
     wrong = []
     for k, want in expected.items():
         got = digest(packed[k]) if k.startswith("digest:") else np.asarray(packed[k])
-        assert got.shape == want.shape, f"{k} is {got.shape}, expected {want.shape}"
+        assert got.shape == want.shape, f"{row}: {k} is {got.shape}, not {want.shape}"
         scale = np.abs(want).max(initial=0.0)
         error = np.abs(got - want).max(initial=0.0)
         if not error <= rtol * scale:
             wrong.append(f"{k}: error {error:.3g} where the largest entry is {scale:.3g}")
-    assert not wrong, f"beyond rtol {rtol}: " + "; ".join(wrong)
+    assert not wrong, f"{row}: beyond rtol {rtol}: " + "; ".join(wrong)
 
 
 def stored_names() -> list[str]:

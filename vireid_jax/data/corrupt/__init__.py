@@ -10,15 +10,15 @@ results are named with `LABEL`. `python -m vireid_jax.data.corrupt --sheet sheet
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.data.corrupt import blur, digital, noise, ops, weather
+from vireid_jax.data.corrupt import camera, ops, weather
 from vireid_jax.data.corrupt.ops import SEVERITIES
+from vireid_jax.data.decoding import cores
 from vireid_jax.types import INFRARED, VISIBLE
 
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
@@ -27,26 +27,26 @@ LABEL = "-C (vireid)"  # after the name of a protocol whose images were corrupte
 MIN_SIDE = 16  # pixels
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "speckle_noise": noise.speckle_noise,
-    "gaussian_blur": blur.gaussian_blur,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
+    "gaussian_noise": camera.gaussian_noise,
+    "shot_noise": camera.shot_noise,
+    "impulse_noise": camera.impulse_noise,
+    "speckle_noise": camera.speckle_noise,
+    "gaussian_blur": camera.gaussian_blur,
+    "defocus_blur": camera.defocus_blur,
+    "glass_blur": camera.glass_blur,
+    "motion_blur": camera.motion_blur,
+    "zoom_blur": camera.zoom_blur,
     "snow": weather.snow,
     "frost": weather.frost,
     "fog": weather.fog,
     "rain": weather.rain,
     "spatter": weather.spatter,
-    "brightness": digital.brightness,
-    "contrast": digital.contrast,
-    "saturate": digital.saturate,
-    "jpeg_compression": digital.jpeg_compression,
-    "pixelate": digital.pixelate,
-    "elastic_transform": digital.elastic_transform,
+    "brightness": camera.brightness,
+    "contrast": camera.contrast,
+    "saturate": camera.saturate,
+    "jpeg_compression": camera.jpeg_compression,
+    "pixelate": camera.pixelate,
+    "elastic_transform": camera.elastic_transform,
 }
 KINDS = tuple(CORRUPTIONS)
 
@@ -178,7 +178,7 @@ def corrupt_images(
         )
         out[n] = corrupt(image, kind, severity, rng=rng)
 
-    workers = workers or _cores()
+    workers = workers or cores()
     if workers == 1 or count == 1:
         for n in range(count):
             one(n)
@@ -238,10 +238,3 @@ def _choices(
     for severity in strengths:
         ops.at(SEVERITIES, severity)
     return among, strengths
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

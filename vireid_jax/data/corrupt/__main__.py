@@ -1,8 +1,87 @@
-"""Looks at the corruptions: see `--help`."""
+"""Shows every corruption at every severity on one picture of a person: see `--help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from vireid_jax.data.corrupt import CORRUPTIONS, MIN_SIDE, SEVERITIES, corrupt
+from vireid_jax.data.sheet import Sheet, picture_path, write_picture
+
+IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
+_SHOWN = (112, 56)  # reduced, so that the sheet stays small
+_PERSON, _CAMERA, _SHOT = 904, 4, 1  # of the embedded data set: bags, bright day
+
+
+def person() -> np.ndarray:
+    """One visible image of the embedded data set, uint8 [288, 144, 3]."""
+    # The renderer brings jax in; a sheet of one's own image does without it.
+    from vireid_jax.synthetic import render_images
+
+    rows = (np.array([n]) for n in (_PERSON, _CAMERA, _SHOT))
+    return render_images(0, *rows, image_size=IMAGE_SIZE)[0]
+
+
+def read(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture, resized as the benchmark does before it corrupts: uint8 [288, 144, 3].
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not a picture that can be read.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found; --image takes a picture of a person") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    height, width = IMAGE_SIZE
+    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def contact_sheet(
+    path: str | os.PathLike[str],
+    image: np.ndarray,
+    *,
+    seed: int = 0,
+    shown: tuple[int, int] = _SHOWN,
+) -> None:
+    """Writes `image` and its 20 x 5 corruptions, a row for each kind, in two groups.
+
+    Args:
+      path: the picture to write; its ending picks the format, such as .png.
+      image: uint8 [H, W, 3]; corrupted as it is, shown reduced.
+      seed: of the corruptions' random numbers.
+      shown: (height, width) in pixels of each image on the sheet.
+
+    Raises:
+      ValueError: the ending is not that of a picture format, or see `corrupt`.
+      OSError: the file cannot be written.
+    """
+    target = picture_path(path)
+    if min(shown) < MIN_SIDE:
+        raise ValueError(f"shown is {shown}, expected sides of {MIN_SIDE} pixels or more")
+    kinds, heads = list(CORRUPTIONS), [[text] for text in ("clean", *map(str, SEVERITIES))]
+    halves = []
+    for half in (kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]):
+        sheet = Sheet(heads, [kind.split("_") for kind in half], shown)
+        halves.append(sheet.picture)
+        for row, kind in enumerate(half):
+            streams = [[seed, kinds.index(kind), s] for s in SEVERITIES]
+            cells = [image] + [
+                corrupt(image, kind, s, rng=np.random.default_rng(stream))
+                for s, stream in zip(SEVERITIES, streams, strict=True)
+            ]
+            for column, cell in enumerate(cells):
+                small = Image.fromarray(cell).resize(shown[::-1], Image.Resampling.BOX)
+                sheet.paste(small, row, column)
+    # Noise hardly compresses: without the two lowest bits the file is a quarter smaller.
+    whole = np.concatenate([np.asarray(half) for half in halves], axis=1) & np.uint8(0xFC)
+    write_picture(Image.fromarray(whole), target, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,11 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
     args = parser.parse_args(argv)
-    from vireid_jax.data.corrupt import sheet
-
     try:
-        image = sheet.person() if args.image is None else sheet.read(args.image)
-        sheet.contact_sheet(args.sheet, image, seed=args.seed)
+        image = person() if args.image is None else read(args.image)
+        contact_sheet(args.sheet, image, seed=args.seed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

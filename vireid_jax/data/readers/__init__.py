@@ -1,24 +1,22 @@
 """Readers of the released data sets and of one's own folders: what is there, and is it all?
 
-A reader is a module of this package with
+A reader is a module of this package. It holds all that is known of its data set:
 
-  TITLE, LAYOUT, AGREEMENT    its name, its tree in words, and where it is obtained
-  scan(root, *, strict=True) -> Listing
+  TITLE, DESCRIPTION          its name for people, and one sentence
+  LAYOUT, ENTRIES             its tree in words, and what its root holds
+  AGREEMENT                   where it is obtained
+  PUBLISHED                   (people, visible, infrared images) that papers train on, or None
+  looks_like(root, folders)   whether a folder with these sub-folders is the data set
+  scan(root, *, strict=True) -> Listing    FileNotFoundError, or TreeError for another tree
   check_options(**options)    ValueError for an option of `split` that no tree could honor
-  split(listing, **options) -> Split
+  split(listing, *, ...) -> Split    its keyword-only parameters are the set's options of `load`;
+                              infrared queries, visible gallery
 
-and is used in this order:
-
-  reader = get_reader("sysu")                    # or READERS["sysu"]
-  reader.check_options(val_ids=0)                # cheap: before anything slow
-  listing = reader.scan(root, strict=True)       # records.images: absolute paths
-  listing = ...                                  # builders, cache: the same rows, other images
-  split = reader.split(listing, val_ids=0)
-
-`scan` looks at names and lists alone and opens no image. It compares what it finds with the
-release (`Listing.checks`). With strict=True any difference is a `TreeError` that shows it;
-with strict=False it becomes a line of `Listing.problems`. What cannot be read at all (another
-folder, a list that is missing) is an error in both cases.
+A new reader needs one line in `READERS` and two in configs/common.py: all else that lists data
+sets looks here. `scan` looks at names and lists alone and opens no image. It compares what it
+finds with the release (`Listing.checks`). With strict=True any difference is a `TreeError` that
+shows it; with strict=False it becomes a line of `Listing.problems`. What cannot be read at all
+(another folder, a list that is missing) is an error in both cases.
 
 `split` never looks at the images: it works on `person`, `camera`, `modality` and
 `Listing.part`, and takes rows with `Records.take`, so images that are read on demand stay where

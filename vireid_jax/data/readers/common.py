@@ -1,17 +1,58 @@
-"""What the readers share: looking into folders, comparing counts, and refusing a tree."""
+"""What the readers share: listings and checks, looking into folders, dividing people."""
 
 import dataclasses
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.data.listing import Check, Listing, TreeError
-from vireid_jax.types import Records
+from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Records, Retrieval, Split
 
 _FIRST = 5  # a message names no more than this
+_MOST = 50  # folders looked into to say what a wrong root is instead
+_SAMPLE = 8  # images of a camera that `exchanged` looks at
+_ALIKE = 0.75  # share of a sample that makes a camera
+# Mean difference between the largest and smallest channel, in gray levels of 255. A JPEG that
+# was gray has 0; clothes and walls have 15 and more.
+_GRAY = 8.0
+
+
+class Check(NamedTuple):
+    """One fact about a data set, as published and as found."""
+
+    what: str  # "train identities", "queries", ...
+    expected: str
+    found: str
+    ok: bool
+    required: bool = True  # False: reported, never a reason to refuse
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Every image of a data set that its protocols use.
+
+    `part` says where an image belongs: "train", "val" or "test"; for RegDB ten letters, one for
+    each trial, "r" where the image is in the training half and "e" where it is in the other
+    ("-": in neither). "all" where people are divided only by the reader's `split`.
+    """
+
+    name: str  # a key of `readers.READERS`
+    records: Records  # paths, encoded images or pixels
+    part: np.ndarray  # str [N]
+    checks: tuple[Check, ...] = ()
+    problems: tuple[str, ...] = ()  # files and identities that need attention, a line each
+    persons: tuple[str, ...] = ()  # the name of person number n, where people have names
+
+    def take(self, rows: np.ndarray) -> "Listing":
+        """The images at `rows` (int [n] or bool [N]); checks and problems stay."""
+        return dataclasses.replace(self, records=self.records.take(rows), part=self.part[rows])
+
+
+class TreeError(ValueError):
+    """A tree is not the data set that it was said to be; the message says how it differs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +67,23 @@ class Image:
     part: str
 
 
+# --- The root -------------------------------------------------------------------------------
+
+
+def open_tree(root: str | os.PathLike[str], name: str) -> str:
+    """The absolute path of a folder that is laid out like the data set `name`.
+
+    Raises:
+      FileNotFoundError: it does not exist, or lies in a bucket.
+      TreeError: it is laid out otherwise.
+    """
+    reader = _readers()[name]
+    path = open_root(root, reader.TITLE)
+    if not os.path.isdir(path) or not reader.looks_like(path, entries(path)[0]):
+        raise wrong_root(path, name)
+    return path
+
+
 def open_root(root: str | os.PathLike[str], title: str) -> str:
     """The absolute path of a folder (or file) that exists.
 
@@ -36,8 +94,7 @@ def open_root(root: str | os.PathLike[str], title: str) -> str:
     if re.match(r"[a-z0-9]+://", text):
         raise FileNotFoundError(
             f"{text} is an address, expected the path of a folder: {title} is read from a disk; "
-            "copy it there and prepare it once (python -m vireid_jax.data prepare), the prepared "
-            "files may lie in a bucket"
+            "copy it there, or mount the bucket"
         )
     path = os.path.abspath(os.path.expanduser(text))
     if not os.path.exists(path):
@@ -50,6 +107,69 @@ def open_root(root: str | os.PathLike[str], title: str) -> str:
             f"holds {inside or 'nothing'}"
         )
     return path
+
+
+def _readers() -> dict[str, Any]:
+    from vireid_jax.data.readers import READERS  # which imports the readers, and they this file
+
+    return READERS
+
+
+def layout_of(path: str) -> str | None:
+    """The data set whose folders lie in `path`, by their names alone."""
+    try:
+        folders, _ = entries(path)
+        return next((n for n, r in _readers().items() if r.looks_like(path, folders)), None)
+    except OSError:
+        return None
+
+
+def wrong_root(root: str, name: str) -> TreeError:
+    """The error for a folder that is not the data set `name`."""
+    reader = _readers()[name]
+    if not os.path.isdir(root):
+        return TreeError(
+            f"{root} is a file, expected the folder of {reader.TITLE}: {reader.LAYOUT}"
+        )
+    folders, files = entries(root)
+    there = [e for e in reader.ENTRIES if e in folders or e in files]
+    absent = [e for e in reader.ENTRIES if e not in there]
+    inside = named([*(f + "/" for f in folders), *files], 8) or "nothing"
+    lines = [
+        f"{root} is not {reader.TITLE}: of the entries expected there it has "
+        f"{', '.join(there) or 'none'} and lacks {', '.join(absent) or 'none'}",
+        f"it holds {inside}; expected {reader.LAYOUT}",
+    ]
+    if hint := _suggestion(root, name, folders):
+        lines.append(hint)
+    return TreeError("\n".join(lines))
+
+
+def _suggestion(root: str, name: str, folders: list[str]) -> str:
+    title = {key: reader.TITLE for key, reader in _readers().items()}
+    own = layout_of(root)
+    if own is not None and own != name:
+        return f"this looks like {title[own]}: name the data set {own}"
+    near = [os.path.join(root, f) for f in folders[:_MOST]]
+    near += [os.path.dirname(root), os.path.dirname(os.path.dirname(root))]
+    kinds = {path: layout_of(path) for path in near}
+    inside = [f for f, path in zip(folders, near, strict=False) if kinds[path] == "folders"]
+    if name == "folders" and len(inside) > 1:
+        return (
+            f"{len(inside)} folders there, such as {inside[0]}, hold both modalities: name one of "
+            "them as the root; or, if they are persons, exchange the levels (visible/<person>, not "
+            "<person>/visible) or list the images in a CSV file"
+        )
+    for path, kind in kinds.items():
+        if kind == name:
+            return f"{path} looks like {title[name]}: name that folder as the root"
+    for path, kind in kinds.items():
+        if kind is not None:
+            return f"{path} looks like {title[kind]} (data set {kind})"
+    return ""
+
+
+# --- Folders and lists ---------------------------------------------------------------------
 
 
 def entries(path: str) -> tuple[list[str], list[str]]:
@@ -83,125 +203,6 @@ def named(items: Sequence[object], first: int = _FIRST) -> str:
     """The first few of a list in words, and how many more there are."""
     text = ", ".join(str(item) for item in items[:first])
     return text + (f" and {len(items) - first:,} more" if len(items) > first else "")
-
-
-def count(what: str, expected: int, found: int, *, required: bool = True) -> Check:
-    """A number that was published."""
-    return Check(what, f"{expected:,}", f"{found:,}", expected == found, required)
-
-
-def none(what: str, found: Sequence[object]) -> Check:
-    """Things that must not be there, the first of them named."""
-    text = f"{len(found):,}: {named(found, 3)}" if found else "0"
-    return Check(what, "0", text, not found)
-
-
-def every(what: str, total: int, wrong: Sequence[object]) -> Check:
-    """Something that holds for all of `total` things, or the ones for which it does not."""
-    text = f"all but {len(wrong):,}: {named(wrong, 3)}" if wrong else f"all {total:,}"
-    return Check(what, f"all {total:,}", text, not wrong)
-
-
-def table(checks: Sequence[Check]) -> str:
-    """What was expected and what was found, a line each, for people."""
-    rows = [("what", "expected", "found", "")]
-    for c in checks:
-        rows.append((c.what, c.expected, c.found, _verdict(c)))
-    width = [max(len(row[k]) for row in rows) for k in range(3)]
-    # A long cell (names of files) may run over; the columns of numbers stay readable.
-    width = [min(w, limit) for w, limit in zip(width, (52, 14, 14), strict=True)]
-    return "\n".join(
-        f"{what:<{width[0]}}  {expected:>{width[1]}}  {found:>{width[2]}}  {verdict}".rstrip()
-        for what, expected, found, verdict in rows
-    )
-
-
-def _verdict(check: Check) -> str:
-    if check.ok:
-        return "ok"
-    return "DIFFERS" if check.required else "differs (no reason to refuse)"
-
-
-def finish(
-    name: str,
-    images: Sequence[Image],
-    *,
-    root: str,
-    title: str,
-    agreement: str,
-    strict: bool,
-    released: bool = True,
-    checks: Sequence[Check] = (),
-    problems: Sequence[str] = (),
-    persons: Sequence[str] = (),
-) -> Listing:
-    """The listing of what was found, or the refusal of it.
-
-    Args:
-      name: a key of `readers.READERS`.
-      images: in the order that the listing shall have.
-      root: the folder, for messages.
-      title: the data set's name for people.
-      agreement: in words, where the whole data set is obtained.
-      strict: refuse if a required check fails.
-      released: others publish results on it.
-      checks: against the release.
-      problems: a line each.
-      persons: the name of each person number, where people have names.
-
-    Raises:
-      TreeError: strict, and a required check fails; or there is no image at all.
-    """
-    failed = [c for c in checks if c.required and not c.ok]
-    whole = f"{title} as released" if released else f"{title} without faults"
-    if not images or (failed and strict):
-        cure = "" if not images else "; or go on with what is there (data.strict=False)"
-        lines = [
-            f"{root} is not {whole}: {len(failed)} of {len(checks)} checks differ"
-            if images
-            else f"{root} holds no image of {title}",
-            table(failed),
-            *problems,
-            f"{agreement}{cure}",
-        ]
-        raise TreeError("\n".join(line for line in lines if line))
-    notes = []
-    if failed:
-        so = ", so results are not comparable with published ones" if released else ""
-        notes.append(
-            f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: "
-            f"{_differences(failed)} (all of them: python -m vireid_jax.data check {name} "
-            f"--root {root})"
-        )
-    if doubtful := [c for c in checks if not c.required and not c.ok]:
-        notes.append(f"differs from what is known of {title}: {_differences(doubtful)}")
-    records = Records(
-        [i.path for i in images],
-        np.array([i.person for i in images], np.int32),
-        np.array([i.camera for i in images], np.int32),
-        np.array([i.modality for i in images], np.int8),
-        [i.name for i in images],
-    )
-    return Listing(
-        name, records, np.array([i.part for i in images]), tuple(checks), (*notes, *problems),
-        tuple(persons),
-    )  # fmt: skip
-
-
-def _differences(checks: Sequence[Check], first: int = 4) -> str:
-    shown = "; ".join(f"{c.what} {c.found} instead of {c.expected}" for c in checks[:first])
-    return shown + (f"; and {len(checks) - first} more" if len(checks) > first else "")
-
-
-def beyond_checks(listing: Listing) -> tuple[str, ...]:
-    """The problems of a listing that its table of checks does not show; see `finish`."""
-    failing = {c.required for c in listing.checks if not c.ok}
-    return listing.problems[len(failing) :]
-
-
-def skipped(what: Sequence[str], where: str) -> list[str]:
-    """A line on files that are not read, or none."""
-    return [f"skipped {len(what):,} other files in {where}: {named(what)}"] if what else []
 
 
 def read_ids(root: str, name: str, title: str) -> list[int]:
@@ -257,3 +258,276 @@ def read_lines(root: str, name: str, title: str) -> list[str]:
         )
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         return [line.rstrip("\n") for line in file if line.strip()]
+
+
+# --- Checks ---------------------------------------------------------------------------------
+
+
+def count(what: str, expected: int, found: int, *, required: bool = True) -> Check:
+    """A number that was published."""
+    return Check(what, f"{expected:,}", f"{found:,}", expected == found, required)
+
+
+def none(what: str, found: Sequence[object]) -> Check:
+    """Things that must not be there, the first of them named."""
+    text = f"{len(found):,}: {named(found, 3)}" if found else "0"
+    return Check(what, "0", text, not found)
+
+
+def every(what: str, total: int, wrong: Sequence[object]) -> Check:
+    """Something that holds for all of `total` things, or the ones for which it does not."""
+    text = f"all but {len(wrong):,}: {named(wrong, 3)}" if wrong else f"all {total:,}"
+    return Check(what, f"all {total:,}", text, not wrong)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """What was expected and what was found, a line each, for people."""
+    rows = [("what", "expected", "found", "")]
+    for c in checks:
+        rows.append((c.what, c.expected, c.found, _verdict(c)))
+    width = [max(len(row[k]) for row in rows) for k in range(3)]
+    # A long cell (names of files) may run over; the columns of numbers stay readable.
+    width = [min(w, limit) for w, limit in zip(width, (52, 14, 14), strict=True)]
+    return "\n".join(
+        f"{what:<{width[0]}}  {expected:>{width[1]}}  {found:>{width[2]}}  {verdict}".rstrip()
+        for what, expected, found, verdict in rows
+    )
+
+
+def _verdict(check: Check) -> str:
+    if check.ok:
+        return "ok"
+    return "DIFFERS" if check.required else "differs (no reason to refuse)"
+
+
+def finish(
+    name: str,
+    images: Sequence[Image],
+    *,
+    root: str,
+    strict: bool,
+    cure: str,
+    title: str = "",
+    checks: Sequence[Check] = (),
+    problems: Sequence[str] = (),
+    persons: Sequence[str] = (),
+) -> Listing:
+    """The listing of what was found, or the refusal of it.
+
+    Args:
+      name: a key of `readers.READERS`.
+      images: in the order that the listing shall have.
+      root: the folder, for messages.
+      strict: refuse if a required check fails.
+      cure: in words, where the whole data set is obtained.
+      title: what messages call a set on which nobody publishes results; "" for a released one.
+      checks: against the release.
+      problems: a line each.
+      persons: the name of each person number, where people have names.
+
+    Raises:
+      TreeError: strict, and a required check fails; or there is no image at all.
+    """
+    released = not title
+    title = title or _readers()[name].TITLE
+    failed = [c for c in checks if c.required and not c.ok]
+    whole = f"{title} as released" if released else f"{title} without faults"
+    if not images or (failed and strict):
+        anyway = "; or go on with what is there (data.strict=False)" if images else ""
+        lines = [
+            f"{root} is not {whole}: {len(failed)} of {len(checks)} checks differ"
+            if images
+            else f"{root} holds no image of {title}",
+            table(failed),
+            *problems,
+            f"{cure}{anyway}",
+        ]
+        raise TreeError("\n".join(line for line in lines if line))
+    notes = []
+    if failed:
+        so = ", so results are not comparable with published ones" if released else ""
+        notes.append(
+            f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: "
+            f"{_differences(failed)} (all of them: python -m vireid_jax.data check {name} "
+            f"--root {root})"
+        )
+    if doubtful := [c for c in checks if not c.required and not c.ok]:
+        notes.append(f"differs from what is known of {title}: {_differences(doubtful)}")
+    records = Records(
+        [i.path for i in images],
+        np.array([i.person for i in images], np.int32),
+        np.array([i.camera for i in images], np.int32),
+        np.array([i.modality for i in images], np.int8),
+        [i.name for i in images],
+    )
+    return Listing(
+        name, records, np.array([i.part for i in images]), tuple(checks), (*notes, *problems),
+        tuple(persons),
+    )  # fmt: skip
+
+
+def _differences(checks: Sequence[Check], first: int = 4) -> str:
+    shown = "; ".join(f"{c.what} {c.found} instead of {c.expected}" for c in checks[:first])
+    return shown + (f"; and {len(checks) - first} more" if len(checks) > first else "")
+
+
+def beyond_checks(listing: Listing) -> tuple[str, ...]:
+    """The problems of a listing that its table of checks does not show; see `finish`."""
+    failing = {c.required for c in listing.checks if not c.ok}
+    return listing.problems[len(failing) :]
+
+
+def lonely(images: Sequence[Image], people: Mapping[str, Iterable[int]]) -> list[str]:
+    """Lines on the people of each part who lack a modality."""
+    seen = {(i.person, i.modality) for i in images}
+    lines = []
+    for part, persons in people.items():
+        fate = "without a match in the test" if part == "test" else "left out of training"
+        for modality, word in enumerate(MODALITIES):
+            if lost := [f"{p:04d}" for p in sorted(set(persons)) if (p, modality) not in seen]:
+                lines.append(
+                    f"{len(lost)} {part} persons have no {word} image, so they are {fate}: "
+                    f"{named(lost)}"
+                )
+    return lines
+
+
+def skipped(what: Sequence[str], where: str) -> list[str]:
+    """A line on files that are not read, or none."""
+    return [f"skipped {len(what):,} other files in {where}: {named(what)}"] if what else []
+
+
+def exchanged(listing: Listing) -> list[str]:
+    """Lines on cameras whose images look as if they were of the other modality.
+
+    Eight images of each camera are looked at: infrared images have no color. It is a hint, not
+    a proof: a dark room has no color either, and thermal images may come in false colors.
+    """
+    from vireid_jax.data.decoding import decodable  # only this function opens images
+
+    records = listing.records
+    suspects: dict[int, list[str]] = {VISIBLE: [], INFRARED: []}
+    cameras = {VISIBLE: 0, INFRARED: 0}
+    for modality in (VISIBLE, INFRARED):
+        mine = records.modality == modality
+        for camera in np.unique(records.camera[mine]).tolist():
+            rows = np.flatnonzero(mine & (records.camera == camera))
+            rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
+            images = [records.images[n] for n in rows.tolist()]
+            names = [records.name[n] for n in rows.tolist()]
+            pixels, _, _ = decodable(images, names, (48, 24), "bilinear")
+            if not len(pixels):
+                continue
+            cameras[modality] += 1
+            gray = np.ptp(pixels.astype(int), axis=-1).mean(axis=(1, 2)) < _GRAY  # [n]
+            odd = int(gray.sum() if modality == VISIBLE else (~gray).sum())
+            if odd >= _ALIKE * len(pixels):
+                what = "without color" if modality == VISIBLE else "in color"
+                suspects[modality].append(
+                    f"camera {camera} is {MODALITIES[modality]}, but {odd} of {len(pixels)} images "
+                    f"looked at are {what}"
+                )
+    if all(n and len(suspects[m]) == n for m, n in cameras.items()):
+        return [
+            "visible and infrared images look exchanged: the visible ones are without color, the "
+            "infrared ones in color; are the folders the wrong way round?"
+        ]
+    causes = {
+        VISIBLE: "infrared images, or very dark ones?",
+        INFRARED: "visible images, or false colors?",
+    }
+    return [f"{line}: {causes[m]}" for m, lines in suspects.items() for line in lines]
+
+
+# --- Dividing people ------------------------------------------------------------------------
+
+
+def check_number(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raises ValueError unless `value` is an integer in low .. high."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        upper = "or more" if high is None else f"to {high}"
+        raise ValueError(f"{name} is {value!r}, expected a whole number, {low} {upper}")
+
+
+def check_listing(listing: Listing, name: str) -> None:
+    """Raises ValueError unless the listing is of that data set."""
+    if listing.name != name:
+        raise ValueError(
+            f"the listing is of {listing.name!r}, but this is the reader of {name!r}; use "
+            f"readers.get_reader({listing.name!r})"
+        )
+
+
+def paired(records: Records, rows: np.ndarray) -> np.ndarray:
+    """Int32 [C] ascending: the persons with images in both modalities among `rows` (bool [N])."""
+    seen = [records.person[rows & (records.modality == m)] for m in (VISIBLE, INFRARED)]
+    return np.intersect1d(seen[0], seen[1])
+
+
+def spread(persons: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the persons, evenly over their order: positions floor((2i + 1) n / 2 count)."""
+    n = len(persons)
+    return persons[[(2 * i + 1) * n // (2 * count) for i in range(count)]]
+
+
+def hold_out(records: Records, train: np.ndarray, count: int) -> np.ndarray:
+    """Bool [N], the rows of `count` training persons to validate on, see `spread`.
+
+    Only persons with both modalities are chosen: others cannot be found.
+
+    Raises:
+      ValueError: there are too few of them to leave two for training.
+    """
+    if count == 0:
+        return np.zeros(len(records), bool)
+    persons = paired(records, train)
+    if count > len(persons) - 2:
+        raise ValueError(
+            f"val_ids is {count}, but the training half has {len(persons)} persons with both "
+            f"modalities and keeps at least 2; give 0 to {max(0, len(persons) - 2)}"
+        )
+    return train & np.isin(records.person, spread(persons, count))
+
+
+def retrieval(records: Records, rows: np.ndarray) -> Retrieval:
+    """Infrared queries, visible gallery."""
+    return Retrieval(
+        query=records.take(rows & (records.modality == INFRARED)),
+        gallery=records.take(rows & (records.modality == VISIBLE)),
+    )
+
+
+def divide(
+    listing: Listing,
+    name: str,
+    *,
+    train: np.ndarray,
+    val: np.ndarray,
+    test: np.ndarray,
+    notes: tuple[str, ...] = (),
+) -> Split:
+    """The split for three sets of rows, each bool [N]; an empty `val` is None.
+
+    A listing that is not as released may have persons in two of them: nobody who is tested or
+    validated on is trained on, and nobody who is tested on is validated on.
+    """
+    records = listing.records
+    tested = np.isin(records.person, records.person[test])
+    val = val & ~tested
+    taken = train & (tested | np.isin(records.person, records.person[val]))
+    if taken.any():
+        persons = np.unique(records.person[taken]).tolist()
+        notes = (
+            *notes,
+            f"{len(persons)} persons are trained and tested on; left out of training: "
+            f"{named(persons)}",
+        )
+    train = train & ~taken
+    return Split(
+        name,
+        records.take(train),
+        retrieval(records, test),
+        retrieval(records, val) if val.any() else None,
+        notes,
+    )

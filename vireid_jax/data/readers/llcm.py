@@ -17,46 +17,41 @@ import os
 import posixpath
 import re
 
-from vireid_jax.data.listing import Check, Listing
-from vireid_jax.data.readers import common, layouts, select
-from vireid_jax.data.readers.common import Image
+from vireid_jax.data.readers import common
+from vireid_jax.data.readers.common import Check, Image, Listing
 from vireid_jax.types import INFRARED, VISIBLE, Split
 
 TITLE = "LLCM"
+DESCRIPTION = "visible and near-infrared person images, low light (Zhang, Wang, CVPR 2023)"
 LAYOUT = (
     "vis, nir/<person>/*, test_vis, test_nir/cam<n>/<person>/* and idx/train_vis.txt, "
     "train_nir.txt, test_id.txt"
 )
 AGREEMENT = "https://github.com/ZYK100/LLCM"
+PUBLISHED = (713, 16946, 13975)  # people, visible and infrared images that papers train on
+ENTRIES = ("vis", "nir", "test_vis", "test_nir", "idx")  # of the root
 _SIDES = (("vis", VISIBLE), ("nir", INFRARED))
-_TRAIN_IDS, _TEST_IDS = 713, 351
+_TRAIN_IDS, _TEST_IDS = PUBLISHED[0], 351
 # They add up to the 46,767 boxes of the release's description, but nobody who wrote this
 # counted the images: reported, never a reason to refuse.
-_IMAGES = {"train vis": 16946, "train nir": 13975, "test vis": 8680, "test nir": 7166}
+_IMAGES = {"train vis": PUBLISHED[1], "train nir": PUBLISHED[2], "test vis": 8680, "test nir": 7166}
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp")
 # 0001_c06_s200656_f4830_nir.jpg
 _CAMERA = re.compile(r"(?:^|_)c(\d{1,2})(?:_|s|$)")
 
 
+def looks_like(root: str, folders: list[str]) -> bool:
+    """Whether these are the names of LLCM's folders."""
+    return bool({"test_vis", "test_nir"} & set(folders) and {"vis", "nir"} & set(folders))
+
+
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the training images as the lists have them, then the test images by camera.
+    """Lists the training images as the lists have them, then the test images; see `readers`.
 
-    Args:
-      root: the folder that holds vis, nir, test_vis, test_nir and idx.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` is "train" or "test", persons are the folders' numbers, names are such as
-      "test_nir/cam6/0001/0001_c06_s200656_f4830_nir".
-
-    Raises:
-      FileNotFoundError: the folder or a list does not exist.
-      TreeError: it is another folder, a list is not one, or (strict) something differs.
+    `part` is "train" or "test", persons are the folders' numbers, names are such as
+    "test_nir/cam6/0001/0001_c06_s200656_f4830_nir".
     """
-    root = common.open_root(root, TITLE)
-    if layouts.layout_of(root) != "llcm":
-        expected = ["vis", "nir", "test_vis", "test_nir", "idx"]
-        raise layouts.wrong_root(root, "llcm", expected, LAYOUT)
+    root = common.open_tree(root, "llcm")
     lists = {s: common.read_pairs(root, f"idx/train_{s}.txt", TITLE) for s, _ in _SIDES}
     ids = set(common.read_ids(root, "idx/test_id.txt", TITLE))
     images: list[Image] = []
@@ -73,7 +68,8 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
         found, strange = _test(root, f"test_{side}", ids, modality)
         images += found
         others += strange
-    problems = _lonely(images) + common.skipped(others, "test_vis and test_nir")
+    people = {part: {i.person for i in images if i.part == part} for part in ("train", "test")}
+    problems = common.lonely(images, people) + common.skipped(others, "test_vis and test_nir")
     if odd:
         problems.append(
             f"{len(odd):,} training images tell no person or camera, such as "
@@ -84,9 +80,9 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
             f"{len(lost_ids)} persons of test_id.txt have no image: {common.named(lost_ids)}"
         )
     return common.finish(
-        "llcm", images, root=root, title=TITLE, strict=strict,
+        "llcm", images, root=root, strict=strict,
         checks=_checks(lists, ids, images, absent, odd), problems=problems,
-        agreement=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
+        cure=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
     )  # fmt: skip
 
 
@@ -184,25 +180,9 @@ def _checks(
     return checks
 
 
-def _lonely(images: list[Image]) -> list[str]:
-    """Lines on persons who lack a modality."""
-    lines = []
-    fates = {"train": "left out of training", "test": "without a match in the test"}
-    for part, fate in fates.items():
-        seen = [{i.person for i in images if i.part == part and i.modality == m} for _, m in _SIDES]
-        for word, lost in zip(("infrared", "visible"), (seen[0] - seen[1], seen[1] - seen[0]),
-                              strict=True):  # fmt: skip
-            if lost:
-                lines.append(
-                    f"{len(lost)} {part} persons have no {word} image, so they are {fate}: "
-                    f"{common.named([f'{p:04d}' for p in sorted(lost)])}"
-                )
-    return lines
-
-
 def check_options(*, val_ids: int = 0) -> None:
     """Raises ValueError for an option that no tree could honor."""
-    select.check_number("val_ids", val_ids, 0)
+    common.check_number("val_ids", val_ids, 0)
 
 
 def split(listing: Listing, *, val_ids: int = 0) -> Split:
@@ -213,15 +193,12 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
       val_ids: training persons to hold out for choosing a checkpoint; the papers have none.
         They are spread evenly over the training persons in ascending order.
 
-    Returns:
-      A split named "llcm"; near-infrared queries, visible gallery.
-
     Raises:
       ValueError: val_ids is out of range.
     """
     check_options(val_ids=val_ids)
-    select.check_listing(listing, "llcm")
+    common.check_listing(listing, "llcm")
     train, test = listing.part == "train", listing.part == "test"
-    val = select.hold_out(listing.records, train, val_ids)
+    val = common.hold_out(listing.records, train, val_ids)
     notes = (f"trains without {val_ids} persons, held out for validation",) if val_ids else ()
-    return select.divide(listing, "llcm", train=train & ~val, val=val, test=test, notes=notes)
+    return common.divide(listing, "llcm", train=train & ~val, val=val, test=test, notes=notes)

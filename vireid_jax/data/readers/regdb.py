@@ -16,17 +16,19 @@ import re
 
 import numpy as np
 
-from vireid_jax.data.listing import Check, Listing
-from vireid_jax.data.readers import common, layouts, select
-from vireid_jax.data.readers.common import Image
+from vireid_jax.data.readers import common
+from vireid_jax.data.readers.common import Check, Image, Listing
 from vireid_jax.types import INFRARED, VISIBLE, Split
 
 TITLE = "RegDB"
+DESCRIPTION = "aligned visible and thermal person images (Nguyen et al., Sensors 2017)"
 LAYOUT = (
     "Visible/<person>/*.bmp, Thermal/<person>/*.bmp and "
     "idx/{train,test}_{visible,thermal}_{1..10}.txt"
 )
 AGREEMENT = "http://dm.dongguk.edu/link.html"
+PUBLISHED = (206, 2060, 2060)  # people, visible and infrared images that papers train on
+ENTRIES = ("Visible", "Thermal", "idx")  # of the root
 TRIALS = 10
 TRAIN, TEST, NEITHER = "r", "e", "-"  # letters of `Listing.part`
 _SIDES = (("Visible", "visible", VISIBLE, 1), ("Thermal", "thermal", INFRARED, 2))
@@ -37,24 +39,18 @@ _LETTERS = {"train": TRAIN, "test": TEST}
 _Lists = dict[tuple[str, str, int], list[tuple[str, int]]]
 
 
+def looks_like(root: str, folders: list[str]) -> bool:
+    """Whether these are the names of RegDB's folders."""
+    return {"Visible", "Thermal"} <= set(folders)
+
+
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the images that any of the ten halves names, visible ones first, by person and name.
+    """Lists the images that any of the ten halves names, by side, person, name; see `readers`.
 
-    Args:
-      root: the folder that holds Visible, Thermal and idx.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` has ten letters, camera is 1 (visible) or 2 (thermal), names are such as
-      "Thermal/6/male_back_t_00051_6".
-
-    Raises:
-      FileNotFoundError: the folder or one of the 40 lists does not exist.
-      TreeError: it is another folder, a list is not one, or (strict) something differs.
+    `part` has ten letters, camera is 1 (visible) or 2 (thermal), names are such as
+    "Thermal/6/male_back_t_00051_6".
     """
-    root = common.open_root(root, TITLE)
-    if layouts.layout_of(root) != "regdb":
-        raise layouts.wrong_root(root, "regdb", ["Visible", "Thermal", "idx"], LAYOUT)
+    root = common.open_tree(root, "regdb")
     lists: _Lists = {
         (part, side, trial): common.read_pairs(root, f"idx/{part}_{side}_{trial}.txt", TITLE)
         for part in _LETTERS
@@ -93,9 +89,9 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
             f"training and without a match in the test: {common.named(lonely)}"
         )
     return common.finish(
-        "regdb", images, root=root, title=TITLE, strict=strict,
+        "regdb", images, root=root, strict=strict,
         checks=_checks(lists, images, absent), problems=problems,
-        agreement="the images are had after signing the agreement, see "
+        cure="the images are had after signing the agreement, see "
         f"{AGREEMENT}; the lists come with them",
     )  # fmt: skip
 
@@ -171,8 +167,8 @@ def _lonely(images: list[Image]) -> list[int]:
 
 def check_options(*, trial: int = 1, val_ids: int = 0) -> None:
     """Raises ValueError for an option that no tree could honor."""
-    select.check_number("trial", trial, 1, TRIALS)
-    select.check_number("val_ids", val_ids, 0)
+    common.check_number("trial", trial, 1, TRIALS)
+    common.check_number("val_ids", val_ids, 0)
 
 
 def split(listing: Listing, *, trial: int = 1, val_ids: int = 0) -> Split:
@@ -185,20 +181,17 @@ def split(listing: Listing, *, trial: int = 1, val_ids: int = 0) -> Split:
         They are spread evenly over the training persons in ascending order, so the same ones
         are held out wherever this runs.
 
-    Returns:
-      A split named "regdb"; thermal queries, visible gallery.
-
     Raises:
       ValueError: an option is out of range.
     """
     check_options(trial=trial, val_ids=val_ids)
-    select.check_listing(listing, "regdb")
+    common.check_listing(listing, "regdb")
     letter = np.array([part[trial - 1] for part in listing.part.tolist()])
     train, test = letter == TRAIN, letter == TEST
-    val = select.hold_out(listing.records, train, val_ids)
+    val = common.hold_out(listing.records, train, val_ids)
     notes: tuple[str, ...] = (
         f"trial {trial} of {TRIALS}: papers report the mean over all of them",
     )
     if val_ids:
         notes += (f"trains without {val_ids} persons, held out for validation",)
-    return select.divide(listing, "regdb", train=train & ~val, val=val, test=test, notes=notes)
+    return common.divide(listing, "regdb", train=train & ~val, val=val, test=test, notes=notes)

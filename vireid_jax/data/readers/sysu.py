@@ -15,19 +15,21 @@ import re
 
 import numpy as np
 
-from vireid_jax.data.listing import Check, Listing
-from vireid_jax.data.readers import common, layouts, select
-from vireid_jax.data.readers.common import Image
+from vireid_jax.data.readers import common
+from vireid_jax.data.readers.common import Check, Image, Listing
 from vireid_jax.types import INFRARED, VISIBLE, Records, Split
 
 TITLE = "SYSU-MM01"
+DESCRIPTION = "visible and infrared person images of six cameras (Wu et al., ICCV 2017)"
 LAYOUT = "cam1 ... cam6/<person>/<index>.jpg and exp/train_id.txt, val_id.txt, test_id.txt"
 AGREEMENT = "https://github.com/wuancong/SYSU-MM01"
+PUBLISHED = (395, 22258, 11909)  # people, visible and infrared images that papers train on
+HELD_OUT = (99, 1974, 1980)  # of these, the validation list's
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 CAMERAS = tuple(range(1, 7))
 INDOOR_CAMERAS = (1, 2)
-VAL_IDS = 99
-_EXPECTED = [*(f"cam{c}" for c in CAMERAS), "exp"]
+VAL_IDS = HELD_OUT[0]
+ENTRIES = (*(f"cam{c}" for c in CAMERAS), "exp")  # of the root
 _IDENTITIES = {"train": 296, "val": VAL_IDS, "test": 96}
 _PER_CAMERA = {
     "train": (4721, 5753, 5929, 4821, 4989, 4000),
@@ -35,23 +37,17 @@ _PER_CAMERA = {
 }
 
 
+def looks_like(root: str, folders: list[str]) -> bool:
+    """Whether these are the names of SYSU-MM01's folders."""
+    return sum(bool(re.fullmatch("cam[1-6]", f)) for f in folders) >= 3
+
+
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
-    """Lists the images of the three id lists, by camera, person and index.
+    """Lists the images of the three id lists, by camera, person and index; see `readers`.
 
-    Args:
-      root: the folder that holds cam1 and exp.
-      strict: refuse a tree that differs from the release.
-
-    Returns:
-      A listing; `part` is "train", "val" or "test", names are such as "cam1/0006/0025".
-
-    Raises:
-      FileNotFoundError: the folder or an id file does not exist.
-      TreeError: it is another folder, an id file is not one, or (strict) something differs.
+    `part` is "train", "val" or "test", names are such as "cam1/0006/0025".
     """
-    root = common.open_root(root, TITLE)
-    if layouts.layout_of(root) != "sysu":
-        raise layouts.wrong_root(root, "sysu", _EXPECTED, LAYOUT)
+    root = common.open_tree(root, "sysu")
     ids = {part: common.read_ids(root, f"exp/{part}_id.txt", TITLE) for part in _IDENTITIES}
     # Whoever is on two lists is never trained on.
     part_of = {p: part for part in ("train", "val", "test") for p in ids[part]}
@@ -64,10 +60,10 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
         others += odd
         gaps += holes
     checks = _checks(root, ids, images, gaps)
-    problems = _lonely(ids, images) + common.skipped(others, "the camera folders")
+    problems = common.lonely(images, ids) + common.skipped(others, "the camera folders")
     return common.finish(
-        "sysu", images, root=root, title=TITLE, strict=strict, checks=checks, problems=problems,
-        agreement=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
+        "sysu", images, root=root, strict=strict, checks=checks, problems=problems,
+        cure=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
     )  # fmt: skip
 
 
@@ -123,10 +119,10 @@ def _checks(
     ]  # fmt: skip
     both = ("train", "val")
     for what, expected, found in (
-        ("train + val visible images", 22258, sum_of(both, VISIBLE_CAMERAS)),
-        ("train + val infrared images", 11909, sum_of(both, INFRARED_CAMERAS)),
-        ("val visible images", 1974, sum_of(("val",), VISIBLE_CAMERAS)),
-        ("val infrared images", 1980, sum_of(("val",), INFRARED_CAMERAS)),
+        ("train + val visible images", PUBLISHED[1], sum_of(both, VISIBLE_CAMERAS)),
+        ("train + val infrared images", PUBLISHED[2], sum_of(both, INFRARED_CAMERAS)),
+        ("val visible images", HELD_OUT[1], sum_of(("val",), VISIBLE_CAMERAS)),
+        ("val infrared images", HELD_OUT[2], sum_of(("val",), INFRARED_CAMERAS)),
         ("test visible images", 6775, sum_of(("test",), VISIBLE_CAMERAS)),
         ("queries", 3803, sum_of(("test",), INFRARED_CAMERAS)),
         ("queries with a match indoors", 2208, _valid_indoors(test)),
@@ -153,41 +149,26 @@ def _valid_indoors(test: collections.Counter[tuple[int, int]]) -> int:
     )
 
 
-def _lonely(ids: dict[str, list[int]], images: list[Image]) -> list[str]:
-    """Lines on listed persons who lack a modality."""
-    seen = {(i.person, i.modality) for i in images}
-    lines = []
-    for part, numbers in ids.items():
-        fate = "left out of training" if part != "test" else "without a match in the test"
-        for modality, word in ((VISIBLE, "visible"), (INFRARED, "infrared")):
-            lost = [f"{p:04d}" for p in sorted(set(numbers)) if (p, modality) not in seen]
-            if lost:
-                lines.append(f"{len(lost)} {part} persons have no {word} image, so they are {fate}"
-                             f": {common.named(lost)}")  # fmt: skip
-    return lines
-
-
 def check_options(*, val_ids: int = 0) -> None:
     """Raises ValueError for a number of validation persons that no tree has."""
-    select.check_number("val_ids", val_ids, 0)
+    common.check_number("val_ids", val_ids, 0)
 
 
 def split(listing: Listing, *, val_ids: int = 0) -> Split:
     """Divides as the id lists say.
+
+    Infrared queries are of cameras 3 and 6, the visible gallery is of 1, 2, 4 and 5.
 
     Args:
       listing: from `scan`, its images in any form.
       val_ids: 0 trains on the training and validation lists together (395 persons), as every
         paper does; 99 (or as many as the tree's validation list has) holds that list out.
 
-    Returns:
-      A split named "sysu"; infrared queries (cameras 3, 6), visible gallery (1, 2, 4, 5).
-
     Raises:
       ValueError: val_ids is another number.
     """
     check_options(val_ids=val_ids)
-    select.check_listing(listing, "sysu")
+    common.check_listing(listing, "sysu")
     records: Records = listing.records
     train, val, test = (listing.part == part for part in ("train", "val", "test"))
     official = len(np.unique(records.person[val]))
@@ -206,4 +187,42 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
         )
     else:
         train, val = train | val, nobody
-    return select.divide(listing, "sysu", train=train, val=val, test=test, notes=notes)
+    return common.divide(listing, "sysu", train=train, val=val, test=test, notes=notes)
+
+
+def permutations(listing: Listing, path: str) -> list[Check]:
+    """Compares SYSU-MM01's rand_perm_cam.mat with the images of the test persons.
+
+    Args:
+      listing: of the reader "sysu".
+      path: the file.
+
+    Raises:
+      ValueError: the listing is of another data set, or the file is not such a file.
+      FileNotFoundError: there is no such file.
+    """
+    from vireid_jax.metrics import check_permutations, read_permutations  # needed only here
+
+    if listing.name != "sysu":
+        raise ValueError(f"permutations are SYSU-MM01's alone, the listing is of {listing.name!r}")
+    drawn = read_permutations(path)
+    test = listing.part == "test"
+    records = listing.records
+    pairs, counts = np.unique(
+        np.stack([records.camera[test], records.person[test]], axis=1), axis=0, return_counts=True
+    )
+    found = {(int(c), int(p)): int(n) for (c, p), n in zip(pairs, counts, strict=True)}
+    people = {p for _, p in found}
+    there = {key: table.shape[1] for key, table in drawn.items() if key[1] in people}
+    wrong = [
+        f"cam{c}/{p:04d} ({found.get((c, p), 0)} images, {there.get((c, p), 0)} in the file)"
+        for c, p in sorted(set(found) | set(there))
+        if found.get((c, p), 0) != there.get((c, p), 0)
+    ]
+    checks = [common.every("cameras and persons as in the permutations", len(there), wrong)]
+    try:
+        check_permutations(drawn, sorted(people))
+        checks.append(Check("official galleries of the release", "equal", "equal", True))
+    except ValueError as error:
+        checks.append(Check("official galleries of the release", "equal", str(error), False))
+    return checks

@@ -9,30 +9,29 @@ import jax
 from vireid_jax.nets import init
 from vireid_jax.nets.attention import NonLocal
 from vireid_jax.nets.norm import BatchNorm
-from vireid_jax.nets.pooling import gap, gem
+from vireid_jax.nets.pooling import gem
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, block_names, deinterleave
 from vireid_jax.types import INFRARED, VISIBLE
 
 # stage -> after how many of its last blocks a non-local block stands.
 NON_LOCAL = {2: 2, 3: 3}
+POOL_P = 3.0  # exponent of the generalized mean, fixed
 
 
 class AGWNet(nn.Module):
     """A ResNet with a stem a modality, non-local blocks, pooling, BN neck and a classifier.
 
+    Non-local blocks stand after the last two blocks of layer2 and the last three of layer3, or
+    after all of them where a stage has fewer.
+
     Attributes:
       num_classes: C.
       backbone_options: of `ResNet`, with specific 1; remat is that of the non-local blocks too.
-      non_local: whether there are non-local blocks: after the last two blocks of layer2 and the
-        last three of layer3, or all of them where a stage has fewer.
-      pool_p: exponent of the generalized mean; 1 is the average.
     """
 
     num_classes: int
     backbone_options: Mapping[str, Any]
-    non_local: bool
-    pool_p: float
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
@@ -46,7 +45,7 @@ class AGWNet(nn.Module):
         ]
         # attention_layer2_2, ...
         block = rematerialized(NonLocal, self, options.get("remat", False), static=(2,))
-        self.attention = {n: block(options.get("dtype"), groups) for n in names if self.non_local}
+        self.attention = {n: block(options.get("dtype"), groups) for n in names}
         start = init.normal(0.01, mean=1.0)
         self.neck = BatchNorm(use_bias=False, scale_init=start, groups=groups)
         start = init.normal(0.001)
@@ -81,4 +80,4 @@ class AGWNet(nn.Module):
             return self.attention[name](x, train) if name in self.attention else x
 
         maps = self.backbone(images, stems=stems, train=train, then=then)
-        return gap(maps) if self.pool_p == 1 else gem(maps, self.pool_p)
+        return gem(maps, POOL_P)

@@ -4,7 +4,7 @@ Each image becomes 1 + G feature maps before the last stage: its own, and one of
 expansion. All of them have the image's label, and are compared branch by branch at test time.
 
   term   function                              weight in the total
-  id     cross-entropy, of all rows            1
+  id     losses.identity, of all rows          1
   tri    losses.triplet, batch-hard, all rows  1
   cpm    losses.pairmining, over the branches  cpm_weight
   ort    losses.pairmining                     ort_weight
@@ -16,13 +16,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vireid_jax.losses import pairmining, triplet
+from vireid_jax.losses import pairmining
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
+from vireid_jax.losses.triplet import batch_hard_triplet
 from vireid_jax.methods import common
 from vireid_jax.methods.common import Backbone
-from vireid_jax.nets import expansion, multifeature
-from vireid_jax.nets.multifeature import MultiFeatureNet
+from vireid_jax.nets import multifeature
 from vireid_jax.types import Aux, Batch, Method, Variables
 
 # Both rows that the code's test prints; see `types.Method.fusions`.
@@ -36,88 +36,69 @@ def build(
     num_ids: int,
     backbone: Backbone = Backbone(),
     stages: int = 4,
-    mfa: bool = True,
     branches: int = 2,
-    expansion_fuse: str = "mean",
     dropout: float = 0.01,
     tri_margin: float = 0.3,
-    tri_normalize: bool = False,
     cpm_weight: float = 0.8,
     cpm_margin: float = 0.2,
-    cpm_normalize: bool = False,
     ort_weight: float = 0.01,
+    normalize: bool = False,
 ) -> Method:
     """DEEN as a `Method`; the defaults are those of the authors' code.
 
     Args:
       num_classes: C, identities in training.
-      image_size: (height, width); with `mfa` the maps must have an even number of places.
+      image_size: (height, width); the maps must have an even number of places.
       num_ids: P of a batch.
       backbone: see `common.Backbone`.
       stages: 4; or 3, the code's network for RegDB: it ends with layer3 and expands after layer2.
-      mfa: the aggregation blocks after layer1 to layer3 (layer2 with stages=3).
-      branches: of the expansion, 2 in the code.
-      expansion_fuse: of its three convolutions, "mean" or "sum".
+      branches: G of the expansion, 2 in the code; 0 leaves it out, with cpm and ort.
       dropout: of all entries of the expanded maps, the image's own too.
       tri_margin: of the batch-hard triplet loss.
-      tri_normalize, cpm_normalize: of features of unit length, for tri and for cpm and ort. Ours,
-        for networks that start from random weights: the authors' features are as they come.
       cpm_weight, cpm_margin: of center-guided pair mining, summed over the branches.
       ort_weight: of the branches' inner products.
+      normalize: features of unit length in tri, cpm and ort. Ours, for networks that start from
+        random weights: the authors' features are as they come.
 
     Raises:
-      ValueError: for an unknown choice or a value out of range, naming the option.
+      ValueError: for a value out of range, naming the option.
     """
     common.check(
-        choices={
-            "expansion_fuse": (expansion_fuse, expansion.FUSIONS),
-        },
+        num_classes=num_classes,
+        num_ids=num_ids,
+        backbone=backbone,
         not_negative=dict(
             tri_margin=tri_margin,
             cpm_weight=cpm_weight,
             cpm_margin=cpm_margin,
             ort_weight=ort_weight,
         ),
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
     )
-    multifeature.check(
-        last_stride=backbone.last_stride,
+    net = multifeature.make(
+        num_classes=num_classes,
         image_size=image_size,
+        backbone_options=backbone.resnet_options(),
         stages=stages,
-        mfa=mfa,
+        dropout=dropout,
         branches=branches,
-        dropout=dropout,
     )
-    net = MultiFeatureNet(
-        num_classes=num_classes,
-        backbone_options={**backbone.resnet_options(), "stages": stages, "specific": 1},
-        expansion_options=dict(branches=branches, fuse=expansion_fuse, dtype=backbone.compute),
-        prototype_options=None,
-        classified=("global",),
-        aggregates=mfa,
-        gates=False,
-        phase_residual=0.0,
-        dropout=dropout,
-    )
-    weights = {"id": 1.0, "tri": 1.0, "cpm": cpm_weight, "ort": ort_weight}
+    weights = {"id": 1.0, "tri": 1.0}
+    weights |= {"cpm": cpm_weight, "ort": ort_weight} if branches else {}
     weights = {name: weight for name, weight in weights.items() if weight}
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
-        images = (batch["visible"], batch["infrared"])
+        images, labels = (batch["visible"], batch["infrared"]), batch["label"]
         out, updates = common.train_pass(net, backbone, variables, images, key, stream="dropout")
-        f, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
-        person = jnp.repeat(batch["label"], 2 * (1 + branches))
-        rows = f.reshape(len(f), -1, f.shape[-1])
+        feature, logits = out["feature"]["global"], out["logits"]["global"]  # [B, 2, 1 + G, D]
+        person = jnp.repeat(labels, 2 * (1 + branches))
+        f = unit(feature) if normalize else feature
         terms: dict[str, Any] = {
             "id": cross_entropy(logits, person),
-            "tri": triplet.batch_hard_triplet(
-                unit(rows) if tri_normalize else rows, batch["label"], margin=tri_margin
+            "tri": batch_hard_triplet(
+                f.reshape(len(f), -1, f.shape[-1]), labels, margin=tri_margin
             ),
         }
-        f = unit(f) if cpm_normalize else f
         if "cpm" in weights:
             centers = pairmining.by_identity(f, num_ids).mean(1)  # [P, 2, 1 + G, D]
             terms["cpm"] = sum(
@@ -128,7 +109,7 @@ def build(
             )
         if "ort" in weights:
             terms["ort"] = pairmining.orthogonality(f[:, :, 1:].reshape(-1, branches, f.shape[-1]))
-        metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(rows).mean()}
+        metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(feature).mean()}
         return common.total(weights, terms), Aux(terms, dict(updates), metrics)
 
     def embed(variables: Variables, images: Any, modality: int) -> dict[str, Any]:

@@ -1,145 +1,279 @@
-"""The network of IDKL: Implicit Discriminative Knowledge Learning (CVPR 2024), fig. 2.
+"""The network of IDKL (Ren and Zhang, CVPR 2024), fig. 2.
 
-Stem, layer1 and layer2 (Theta) are common; layer3 and layer4 are there twice: those of the
-shared branch (Phi), which with the common ones are a plain ResNet and all of inference, and
-those of the specific branch (Psi). Both modalities go through every parameter. The names:
+Stem, layer1 and layer2 (Theta) are common. layer3 and layer4 exist twice: the shared branch (Phi)
+and the specific branch (Psi). Common stages and shared branch are a plain ResNet, and all that
+inference needs. Both modalities pass every parameter.
 
-  sh        f_sh, pooled features of the shared branch
-  sp        f_sp, of the specific branch as they come
-  purified  f~_sp, of the specific branch after the information purifier
+  paper                 here
+  F_sh, f_sh            "sh"          map and pooled features of the shared branch
+  F_sp, f_sp            "sp"          of the specific branch, as they come
+  F^_sp, f^_sp          "normalized"  eq. 7, by instance normalization
+  F^d+_sp, f^d+_sp      "enhanced"    eq. 9, m_e F
+  F^m-_sp, f^m-_sp      "reduced"     eq. 9, m_r F^
+  F~_sp, f~_sp          "purified"    eq. 12
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from vireid_jax.methods.idkl.modality import ModalityClassifier
-from vireid_jax.methods.idkl.purifier import Purifier
-from vireid_jax.methods.idkl.reversal import reverse_gradient
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.nets.resnet import ResNet, deinterleave
-from vireid_jax.types import SPECIFIC, VISIBLE
+from vireid_jax.types import SPECIFIC
+
+MASKS = ("channel", "map")
+RATIO = 16  # r of eq. 8
+HIDDEN = (100, 100)  # of confuser and discriminator, as in the released code
+
+
+class Out(NamedTuple):
+    """What a training pass returns; row 2b + m is modality m of slot b.
+
+    Attributes:
+      f: {name: pooled features [B, 2, D]}, with the names of the table above.
+      z: {name: logits [B, 2, C]} of the features with a classifier, and of "enhanced" and "plain"
+        for L_e: f^d+ and f_sp by one and the same classifier.
+      confuser, discriminator: logits of the modality, [2B, 2], visible 0 and infrared 1.
+    """
+
+    f: dict[str, jax.Array]
+    z: dict[str, jax.Array]
+    confuser: jax.Array
+    discriminator: jax.Array
 
 
 class IDKLNet(nn.Module):
-    """Two branches, purifier, GeM, a BN neck and a classifier for each feature, modality heads.
+    """Two branches, purifier, GeM, and heads.
 
     Attributes:
       num_classes: C.
-      backbone_options: of `ResNet`; its remat is that of the purifier too.
-      purifier_options: of `Purifier`; None: no purifier, and no "purified".
-      classified: of "sh", "sp", "purified": the features with a neck and a classifier.
-      entropy_head: what judges f^d+ against f_sp in L_e: "raw" the neck and classifier of "sp",
-        "own" a classifier of pooled features; None: neither L_e nor L_r.
-      discriminated: "sp" or "purified", what the discriminator sees; None: no discriminator.
-      confused: whether there is a confuser of "sh".
-      modality_stages: of those two: ("neck",), or stages whose pooled maps each get a head.
-      reverses: whether the gradient is reversed before the confuser.
-      dropout: of the modality heads.
+      backbone_options: of `ResNet`; remat, dtype and groups hold for all other modules too.
+      mask: see `Mask.form`; None: no purifier.
+      heads: the features with a BN neck and an identity classifier: "sh", and of "sp", "purified".
+      enhance_head: what classifies f^d+ and f_sp for L_e: "raw", neck and classifier of "sp"; or
+        "own", a classifier of pooled features.
+      discriminated: "sp" or "purified", whose neck feeds the discriminator.
+      reversal: strength of the gradient reversal before the confuser; None: no reversal.
+      dropout: probability, in confuser and discriminator.
     """
 
     num_classes: int
     backbone_options: Mapping[str, Any]
-    purifier_options: Mapping[str, Any] | None
-    classified: Sequence[str]
-    entropy_head: str | None
-    discriminated: str | None
-    confused: bool
-    modality_stages: Sequence[str]
-    reverses: bool
+    mask: str | None
+    heads: Sequence[str]
+    enhance_head: str
+    discriminated: str
+    reversal: float | None
     dropout: float
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
-        self.backbone = ResNet(**self.backbone_options)
-        if self.purifier_options is not None:
-            remat = self.backbone_options.get("remat", False)
-            self.purifier = rematerialized(Purifier, self, remat)(**self.purifier_options)
-        groups = self.backbone_options.get("groups", 1)
-        neck = partial(BatchNorm, use_bias=False, groups=groups)
+        options = self.backbone_options
+        groups, remat = options.get("groups", 1), options.get("remat", False)
+        self.backbone = ResNet(**options)
+        if self.mask is not None:
+            self.purifier = rematerialized(Purifier, self, remat)(self.mask, options.get("dtype"))
         classifier = partial(
             nn.Dense, self.num_classes, use_bias=False, kernel_init=init.torch_uniform()
         )
-        self.neck = {name: neck() for name in self.classified}  # neck_sh, ...
-        self.classifier = {name: classifier() for name in self.classified}
-        if self.entropy_head == "own":
+        # neck_sh, classifier_sh, ...
+        self.neck = {name: BatchNorm(use_bias=False, groups=groups) for name in self.heads}
+        self.classifier = {name: classifier() for name in self.heads}
+        if self.enhance_head == "own":
             self.classifier_entropy = classifier()
-        head = partial(ModalityClassifier, dropout=self.dropout, groups=groups)
-        if self.discriminated is not None:
-            self.discriminator = {stage: head() for stage in self.modality_stages}
-        if self.confused:
-            self.confuser = {stage: head() for stage in self.modality_stages}
+        self.confuser_neck = ModalityClassifier(dropout=self.dropout, groups=groups)
+        self.discriminator_neck = ModalityClassifier(dropout=self.dropout, groups=groups)
 
-    def __call__(
-        self, visible: jax.Array, infrared: jax.Array, strength: Any = 1.0
-    ) -> dict[str, Any]:
-        """The training pass on standardized images [B, H, W, 3].
-
-        Args:
-          visible, infrared: row b of both shows one identity.
-          strength: of the gradient reversal before the confuser.
-
-        Returns:
-          "pool": {"sh", "sp", and "purified": [B, 2, D]}, visible first; "logits": the same
-          for `classified`, [B, 2, C]; "enhanced", "plain": logits [2B, C] of f^d+ and f_sp for
-          L_e; "reduced", "normalized": [B, 2, D] for L_r;
-          "discriminator", "confuser": a list of logits [2B, 2], row 2b + m of modality m. Each
-          as far as it is asked for.
-        """
+    def __call__(self, visible: jax.Array, infrared: jax.Array) -> Out:
+        """The training pass on standardized images [B, H, W, 3]; slot b shows one identity."""
         shared, specific = self.backbone(
             [visible, infrared], train=True, branches=("", SPECIFIC), fork=3
         )
         maps = {"sh": shared[-1], "sp": specific[-1]}
-        purified: Any = None
-        if self.purifier_options is not None:
-            purified = self.purifier(specific[-1])
-            maps["purified"] = purified.purified
-        pool = {name: gem_above(x) for name, x in maps.items()}  # [2B, D], as all below
-        neck = {name: self.neck[name](pool[name], train=True) for name in self.classified}
-        logits = {name: self.classifier[name](neck[name]) for name in self.classified}
-        out: dict[str, Any] = {
-            key: {name: deinterleave(x, 2) for name, x in features.items()}
-            for key, features in (("pool", pool), ("logits", logits))
-        }
-        if self.entropy_head is not None:
-            enhanced = gem_above(purified.enhanced)
-            if self.entropy_head == "own":
-                out["enhanced"], out["plain"] = map(self.classifier_entropy, (enhanced, pool["sp"]))
+        if self.mask is not None:
+            maps |= self.purifier(specific[-1])._asdict()
+        f = {name: gem_above(x) for name, x in maps.items()}  # [2B, D]
+        neck = {name: self.neck[name](f[name], train=True) for name in self.heads}
+        z = {name: self.classifier[name](neck[name]) for name in self.heads}  # [2B, C]
+        if self.mask is not None:
+            if self.enhance_head == "raw":
+                z["enhanced"] = self.classifier["sp"](self.neck["sp"](f["enhanced"], train=True))
+                z["plain"] = z["sp"]
             else:
-                out["enhanced"] = self.classifier["sp"](self.neck["sp"](enhanced, train=True))
-                out["plain"] = logits["sp"]
-            out["reduced"], out["normalized"] = (
-                deinterleave(gem_above(x), 2) for x in (purified.reduced, purified.normalized)
-            )
-        stages = {"layer3": -2, "layer4": -1}
+                z["enhanced"] = self.classifier_entropy(f["enhanced"])
+                z["plain"] = self.classifier_entropy(f["sp"])
+        shown = neck["sh"]
+        if self.reversal is not None:
+            shown = reverse_gradient(shown, self.reversal)
+        return Out(
+            f={name: deinterleave(x, 2) for name, x in f.items()},
+            z={name: deinterleave(x, 2) for name, x in z.items()},
+            confuser=self.confuser_neck(shown, train=True),
+            discriminator=self.discriminator_neck(neck[self.discriminated], train=True),
+        )
 
-        def seen(name: str, stage: str, branch: list[jax.Array]) -> jax.Array:
-            return neck[name] if stage == "neck" else gem_above(branch[stages[stage]])
+    def embed(self, images: jax.Array, modality: int) -> dict[str, jax.Array]:
+        """Features of the shared branch, [N, D], alike for both modalities.
 
-        if self.discriminated is not None:
-            out["discriminator"] = [
-                head(seen(self.discriminated, stage, specific), train=True)
-                for stage, head in self.discriminator.items()
-            ]
-        if self.confused:
-            out["confuser"] = []
-            for stage, head in self.confuser.items():
-                x = seen("sh", stage, shared)
-                x = reverse_gradient(x, strength) if self.reverses else x
-                out["confuser"].append(head(x, train=True))
-        return out
-
-    def embed(self, images: jax.Array, modality: int = VISIBLE) -> dict[str, jax.Array]:
-        """Features of the shared branch alone, [N, D]: after the neck, and before it.
-
-        Both modalities go through the same parameters.
+        "bn" is after the neck, "pool" before it.
         """
-        del modality
         pool = gem_above(self.backbone([images], train=False))
         return {"bn": self.neck["sh"](pool, train=False), "pool": pool}
+
+
+# --- Section 3.1: which modality? ------------------------------------------------------------
+
+
+@jax.custom_vjp
+def reverse_gradient(x: jax.Array, strength: Any) -> jax.Array:
+    """Gradient reversal (Ganin and Lempitsky, ICML 2015, arXiv 1409.7495).
+
+    Layers before it maximize the loss that layers after it minimize.
+
+    Args:
+      x: any shape; returned as it is.
+      strength: a number or a scalar array; the gradient of x is multiplied by -strength.
+    """
+    return x
+
+
+def _forward(x: jax.Array, strength: Any) -> tuple[jax.Array, Any]:
+    return x, strength
+
+
+def _backward(strength: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
+    reversed_ = -jnp.asarray(strength, gradient.dtype) * gradient
+    return reversed_, jnp.zeros_like(jnp.asarray(strength))
+
+
+reverse_gradient.defvjp(_forward, _backward)
+
+
+class ModalityClassifier(nn.Module):
+    """Confuser C and discriminator D: two hidden layers with BN, ReLU and dropout, two logits.
+
+    As in the released code; the paper does not describe it.
+
+    Attributes:
+      widths: of the hidden layers.
+      dropout: probability of leaving out a hidden unit.
+      groups: see `BatchNorm`.
+    """
+
+    widths: Sequence[int] = HIDDEN
+    dropout: float = 0.5
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[N, D] -> [N, 2]; in training with dropout it draws from the stream "dropout"."""
+        for i, width in enumerate(self.widths, 1):
+            x = _dense(width, x.shape[-1], f"fc{i}")(x)
+            x = nn.relu(BatchNorm(groups=self.groups, name=f"bn{i}")(x, train=train))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _dense(2, x.shape[-1], f"fc{len(self.widths) + 1}")(x)
+
+
+def _dense(width: int, inputs: int, name: str) -> nn.Dense:
+    return nn.Dense(
+        width,
+        kernel_init=init.torch_uniform(),
+        bias_init=init.torch_uniform_bias(inputs),
+        name=name,
+    )
+
+
+# --- Section 3.2: the information purifier ------------------------------------------------------
+
+
+class Purified(NamedTuple):
+    """Maps [N, h, w, F] of eqs. 7, 9 and 12; see the table above."""
+
+    normalized: jax.Array
+    enhanced: jax.Array
+    reduced: jax.Array
+    purified: jax.Array
+
+
+class Purifier(nn.Module):
+    """Eqs. 7 to 12: two masks, one made of the map, one of the map without its style.
+
+    Attributes:
+      mask: see `Mask.form`.
+      dtype: compute type of the masks; None follows the input.
+    """
+
+    mask: str = "channel"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Purified:
+        """Purifies maps F_sp [N, h, w, F].
+
+        Raises:
+          ValueError: for an unknown mask.
+        """
+        if self.mask not in MASKS:
+            raise ValueError(f"mask is {self.mask!r}, expected one of {MASKS}")
+        F = x
+        F_n = InstanceNorm(name="norm")(F)  # F^, eq. 7
+        m_e = Mask(self.mask, self.dtype, name="mask_e")(F).astype(F.dtype)  # eq. 8
+        m_r = Mask(self.mask, self.dtype, name="mask_r")(F_n).astype(F.dtype)
+        F_e, F_r = m_e * F, m_r * F_n  # F^d+ and F^m-, eq. 9
+        return Purified(F_n, F_e, F_r, m_e * F_r + m_r * F_e)  # eq. 12
+
+
+class InstanceNorm(nn.Module):
+    """Eq. 7: every channel of every sample by its mean and biased variance over the map.
+
+    Then a learned scale and shift, as in the released code; the paper has none.
+
+    Attributes:
+      epsilon: added to the variance.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, h, w, F] -> the same shape and dtype."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        moved = wide - wide.mean((1, 2), keepdims=True)
+        y = moved * jax.lax.rsqrt((moved * moved).mean((1, 2), keepdims=True) + self.epsilon)
+        shape = (1, 1, 1, x.shape[-1])
+        scale = self.param("scale", init.constant(1.0), shape[-1:])
+        bias = self.param("bias", init.constant(0.0), shape[-1:])
+        return (y * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype)
+
+
+class Mask(nn.Module):
+    """Eq. 8: sigmoid(W relu(W' g(F))), W' to an r-th of the channels, without biases.
+
+    Attributes:
+      form: "channel": g is GeM pooling and the mask [N, 1, 1, F], as eq. 8 reads. (The average
+        would be the same number for every normalized map, and the mask the same for all images.)
+        "map": no g and a mask at every place [N, h, w, F], as in the released code. Both have the
+        same parameters.
+      dtype: compute type; None follows the input.
+    """
+
+    form: str = "channel"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, h, w, F] -> values in (0, 1), [N, 1, 1, F] or [N, h, w, F]."""
+        width = x.shape[-1]
+        if self.form == "channel":
+            x = gem_above(x)[:, None, None, :]
+        hidden = max(width // RATIO, 1)
+        options = dict(use_bias=False, dtype=self.dtype, kernel_init=init.torch_uniform())
+        x = nn.relu(nn.Dense(hidden, **options, name="down")(x))
+        return nn.sigmoid(nn.Dense(width, **options, name="up")(x))

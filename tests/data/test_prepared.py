@@ -1,0 +1,292 @@
+"""Prepared data sets: what goes in comes out, and nothing half-written is ever taken for one."""
+
+import dataclasses
+import logging
+import pathlib
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.mixed_tree import copy_of, files_of, never, prepared_in, python, tree
+from vireid_jax.data import arrays, cache, decoding, prepared
+from vireid_jax.data.readers.common import Listing, TreeError
+from vireid_jax.runtime import files
+from vireid_jax.types import Records
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return tree(tmp_path_factory.mktemp("tree") / "RegDB")
+
+
+@pytest.fixture(scope="module")
+def out(source, tmp_path_factory):
+    return prepared_in(tmp_path_factory.mktemp("out"), source)
+
+
+# --- What goes in comes out -----------------------------------------------------------------
+
+
+def test_bytes_and_columns_come_back_in_order(source, out):
+    ready = prepared.find("regdb", out=out)
+    for path, name, image in zip(
+        source.records.images, source.records.name, ready.records.images, strict=True
+    ):
+        original = pathlib.Path(path).read_bytes()
+        if path.endswith("bmp"):
+            assert image.startswith(b"\x89PNG"), name
+            with Image.open(path) as bitmap:
+                size = bitmap.size[::-1]
+            assert (arrays.decode([image], size) == arrays.decode([original], size)).all()
+        else:
+            assert image == original, name
+    for column in ("person", "camera", "modality"):
+        was, now = getattr(source.records, column), getattr(ready.records, column)
+        assert (was == now).all() and was.dtype == now.dtype
+    assert ready.records.name == source.records.name
+    assert (ready.part == source.part).all()
+    for field in ("name", "checks", "problems", "persons"):
+        assert getattr(ready, field) == getattr(source, field)
+
+
+def test_it_is_a_tfds_data_set(source, out):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    built = tfds.builder_from_directory(out / "regdb" / "1.0.0")
+    assert str(built.version) == "1.0.0" and built.info.splits["images"].num_shards == 3
+    rows = built.as_data_source("images")
+    assert len(rows) == 24
+    for n, path in enumerate(source.records.images):
+        with Image.open(path) as opened:
+            mode = opened.mode
+        image = rows[n]["image"]
+        decoded = arrays.decode([path], image.shape[:2])[0]
+        if mode != "P" or path.endswith("bmp"):  # of a palette PNG, tfds gives the indices
+            assert (image == decoded).all()
+        assert rows[n]["name"].decode() == source.records.name[n]
+        assert rows[n]["part"].decode() == source.part[n]
+        for column in ("person", "camera", "modality"):
+            assert rows[n][column] == getattr(source.records, column)[n]
+
+
+def test_pixels_are_stored_without_loss(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 12, 6, 3), np.uint8)
+    numbers = np.arange(5, dtype=np.int32)
+    records = Records(pixels, numbers, numbers, np.zeros(5, np.int8), [str(n) for n in numbers])
+    listing = Listing("regdb", records, np.array(["train"] * 5))
+    ready = prepared.prepare(listing, out=tmp_path)
+    assert (arrays.decode(ready.records.images, (12, 6)) == pixels).all()
+    assert ready.records.images.fingerprint == cache.fingerprint(listing)
+    # Stored images can be prepared again, from one folder to another.
+    again = prepared.prepare(ready.take(np.array([4, 1])), out=tmp_path / "other")
+    assert list(again.records.images) == [ready.records.images[n] for n in (4, 1)]
+
+
+def test_opening_and_taking_read_no_image(out, monkeypatch):
+    read = []
+    record = prepared._Shards.__getitem__
+    monkeypatch.setattr(
+        prepared._Shards, "__getitem__", lambda self, row: read.append(row) or record(self, row)
+    )
+    ready = prepared.open(out / "regdb" / "1.0.0")
+    some = ready.take(np.array([23, 0, 9])).take(np.array([False, True, True]))
+    assert len(some.records.images) == 2 and some.records.name[0] == ready.records.name[0]
+    assert read == []
+    assert some.records.images[0] == ready.records.images[-24]
+    assert read == [0, 0]
+    with pytest.raises(IndexError):
+        some.records.images[2]
+    with pytest.raises(TypeError, match="take"):
+        ready.records.images[:2]
+
+
+def test_a_set_that_is_open_outlives_its_replacement(source, out, tmp_path):
+    folder = copy_of(out, tmp_path)
+    ready = prepared.find("regdb", out=folder)
+    prepared.prepare(source.take(np.arange(23, -1, -1)), out=folder)
+    assert list(ready.records.images) == list(prepared.find("regdb", out=out).records.images)
+
+
+def test_threads_may_read_at_once(source, out):
+    images = prepared.find("regdb", out=out).records.images
+    decoded = arrays.decode(list(images) * 20, (16, 8))
+    assert (arrays.decode(images.take(np.tile(np.arange(24), 20)), (16, 8)) == decoded).all()
+
+
+def test_reading_needs_neither_tensorflow_nor_tfds(source, out):
+    code = """
+    for name in ("tensorflow", "tensorflow_datasets", "torch", "jax"):
+        assert name not in sys.modules
+        sys.modules[name] = None
+    ready = prepared.find("regdb", out=sys.argv[1])
+    print(arrays.decode(ready.records.images, (16, 8)).sum(), len(ready.records))
+    """
+    total = arrays.decode(source.records.images, (16, 8)).sum()
+    assert python(code, out).split() == [str(total), "24"]
+
+
+def test_the_reader_of_records_agrees_with_protocol_buffers():
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.proto import tf_example_pb2 as proto
+
+    rng = np.random.default_rng(1)
+    for size in (0, 1, 127, 128, 70_000):
+        image = rng.bytes(size)
+        example = proto.Example()
+        example.features.feature["a"].float_list.value.extend([1.0, 2.0])
+        example.features.feature["image"].bytes_list.value.append(image)
+        example.features.feature["n"].int64_list.value.append(-5)
+        record = example.SerializeToString()
+        assert prepared.image_of(record) == image
+    example = proto.Example()
+    example.features.feature["picture"].bytes_list.value.append(b"x")
+    with pytest.raises(ValueError, match="no feature 'image'"):
+        prepared.image_of(example.SerializeToString())
+    with pytest.raises(ValueError, match="prepare"):
+        prepared.image_of(b"\x0a")
+
+
+def test_the_reader_of_records_passes_over_other_fields():
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    value = field(2, field(1, field(9, b"no") + field(1, b"yes")))
+    entry = field(1, b"image") + field(5, b"") + value
+    other = field(1, b"name") + field(2, field(1, field(1, b"image")))
+    record = field(3, field(1, b"")) + field(1, field(7, entry[:4]) + field(1, other))
+    assert prepared.image_of(record + field(1, field(1, entry))) == b"yes"
+
+
+# --- When it is written again ---------------------------------------------------------------
+
+
+def test_an_unchanged_tree_is_not_prepared_again(source, out):
+    ready = prepared.prepare(source, out=out, progress=never)
+    assert len(ready.records) == 24 and ready.records.images.fingerprint == cache.fingerprint(
+        source
+    )
+
+
+def test_a_ready_set_needs_no_writing(source, out, monkeypatch):
+    for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
+        monkeypatch.setattr(files, forbidden, None)
+    assert len(prepared.prepare(source, out=out, progress=never).records) == 24
+
+
+def test_a_changed_tree_is(tmp_path):
+    listing = tree(tmp_path / "tree", 6)
+    ready = prepared.prepare(listing, out=tmp_path)
+    assert listing.records.images[2].endswith("jpeg")
+    with open(listing.records.images[2], "ab") as file:
+        file.write(b"\0")
+    assert ready.records.images.fingerprint != cache.fingerprint(listing)
+    again = prepared.prepare(listing, out=tmp_path)
+    assert again.records.images.fingerprint == cache.fingerprint(listing)
+    assert again.records.images[2] == ready.records.images[2] + b"\0"
+    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert not [f for f in files_of(tmp_path / "regdb") if "part" in f or "old" in f]
+
+    rows = np.arange(5)
+    fewer = listing.take(rows)
+    relabeled = dataclasses.replace(fewer, part=np.array(["train"] * 5))
+    renamed = dataclasses.replace(
+        fewer, records=dataclasses.replace(fewer.records, name=list("abcde"))
+    )
+    prints = [cache.fingerprint(x) for x in (listing, fewer, relabeled, renamed)]
+    assert len(set(prints)) == 4
+    assert len(prepared.prepare(fewer, out=tmp_path).records) == 5
+
+
+def test_a_record_that_rotted_is_an_error(out, tmp_path):
+    folder = copy_of(out, tmp_path)
+    shard = next(folder.rglob("*00001-of-*"))
+    content = bytearray(shard.read_bytes())
+    at = content.index(b"IHDR")
+    content[at : at + 4] = b"RDHI"
+    shard.write_bytes(content)
+    ready = prepared.find("regdb", out=folder)
+    with pytest.raises(TreeError, match=r"00001-of-00003 cannot be read: .* prepare it again"):
+        list(ready.records.images)
+    # It is no image that could be skipped: prepared again, all are there.
+    with pytest.raises(TreeError, match="prepare it again"):
+        decoding.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
+
+
+DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.json"]
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
+    folder = copy_of(out, tmp_path)
+    version = folder / "regdb" / "1.0.0"
+    path = next(version.glob("*00001-of-*")) if "shard" in what else version / what
+    content = path.read_bytes()
+    if what == "no shard":
+        path.unlink()
+    elif what == "shard":  # it keeps its size, and loses its index
+        path.write_bytes(content[:-65536] + bytes(65536))
+    else:
+        path.write_bytes(content[:-70])
+    with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
+        prepared.find("regdb", out=folder)
+    with caplog.at_level(logging.WARNING, "vireid_jax"):
+        ready = prepared.prepare(source, out=folder)
+    assert "damaged" in caplog.text
+    assert [len(x) for x in ready.records.images] == [
+        len(x) for x in prepared.find("regdb", out=out).records.images
+    ]
+
+
+def test_where_sets_are_kept_and_found(source, out, monkeypatch):
+    assert prepared.find("sysu", out=out) is None
+    monkeypatch.setenv("VIREID_DATA", str(out))
+    assert len(prepared.find("regdb").records) == 24
+    monkeypatch.delenv("VIREID_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    assert prepared.default_folder() == "/nowhere/vireid_jax/data"
+    assert prepared.find("regdb") is None
+    with pytest.raises(FileNotFoundError, match="no prepared data set in"):
+        prepared.open(out / "regdb")
+
+
+def test_two_at_once_prepare_once(tmp_path):
+    listing = tree(tmp_path / "tree", 12)
+    calls, ready = [], []
+    prepared._builder_class("regdb")  # its import is not what is tested
+
+    def one():
+        ready.append(prepared.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x)))
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [(12, 12)]
+    assert [len(r.records) for r in ready] == [12] * 3
+    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert len([p for p in (tmp_path / "regdb").iterdir()]) == 1
+
+
+def test_an_address_is_refused(source, monkeypatch):
+    """Neither tfds nor array_record reads gs:// without more: mount the bucket."""
+    for out in ("gs://bucket/folder", None):
+        monkeypatch.setenv("VIREID_DATA", "gs://bucket/folder")
+        for call in (prepared.prepare, lambda x, out: prepared.find(x.name, out=out)):
+            with pytest.raises(ValueError, match=r"gs://bucket/folder is an address.*mount the"):
+                call(source, out=out)
+
+
+def test_preparing_without_tfds_says_what_to_install(source, tmp_path):
+    code = """
+    sys.modules["tensorflow_datasets"] = None
+    out = pathlib.Path(sys.argv[1])
+    try:
+        prepared.prepare(tree(out / "tree", 6), out=out)
+    except ImportError as error:
+        print(error, [p.name for p in out.iterdir()])
+    """
+    told = python(code, tmp_path)
+    assert "pip install 'vireid_jax[data]'" in told and "['tree']" in told

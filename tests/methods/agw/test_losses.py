@@ -1,0 +1,130 @@
+"""CAJ's enhanced squared difference: PyTorch, loops, its slope, edges, precision, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.losses.loops import distance, double, numeric
+from tests.support.parity import loss_tests
+from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_plainly():
+    """Losses are compiled with optimizations, unlike the whole models of this folder."""
+
+
+R = np.random.default_rng(31)
+PERSONS = np.array([4, 0, 4, 9, 0], np.int32)  # not adjacent, one with a single image a modality
+FEATURES = R.normal(size=(10, 1, 4))[PERSONS] + 0.9 * R.normal(size=(5, 2, 4))
+
+
+def gaps(features, persons):
+    """For each row its weighted distance to its identity less that to the others."""
+    rows, persons = features.reshape(-1, features.shape[-1]), np.repeat(persons, features.shape[1])
+    result = []
+    for x, person in zip(rows, persons, strict=True):
+        d = np.array([max(distance(x, y), 1e-6) for y in rows])  # as in the authors' code
+        near, far = d[persons == person], d[persons != person]
+        pull = sum(np.exp(near) * near) / sum(np.exp(near))
+        push = sum(np.exp(-far) * far) / sum(np.exp(-far))
+        result.append(pull - push)
+    return np.array(result)
+
+
+def by_loops(features, persons=PERSONS):
+    """The authors' soft margin of a clamped square, log(1 + exp(-y x)) with y of -1 or 1."""
+    values = []
+    for gap in gaps(features, persons):
+        x, y = min(gap**2, 88.0), -1 if gap > 0 else 1
+        values.append(np.log1p(np.exp(-y * x)))
+    return np.mean(values)
+
+
+def ours(features, persons=PERSONS):
+    return squared_difference(features, jnp.asarray(persons))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
+def test_by_loops(scale):
+    """Of 20 times the features some squares are cut at 88."""
+    x = scale * FEATURES
+    found = gaps(x, PERSONS)
+    assert (found > 0).any() and (found < 0).any()
+    assert (found**2 > 88).any() == (scale == 20) and (found**2 < 88).any()
+    np.testing.assert_allclose(double(ours, x), by_loops(x), rtol=1e-12)
+    np.testing.assert_allclose(double(jax.grad(ours), x), numeric(by_loops, x), atol=1e-6)
+
+
+def test_its_slope_grows_with_the_gap_and_is_none_where_there_is_none():
+    """Unlike that of the loss without the square, which is 1/2 at a gap of 0."""
+
+    def length(loss, scale):
+        gradient = double(jax.grad(lambda x: loss(x, jnp.asarray(PERSONS))), scale * FEATURES)
+        return np.linalg.norm(gradient)
+
+    small, large = (length(squared_difference, s) for s in (1e-4, 1e-3))
+    np.testing.assert_allclose(large / small, 10, rtol=0.01)
+    plain = [length(weighted_regularized_triplet, s) for s in (1e-4, 1e-3)]
+    np.testing.assert_allclose(plain[1] / plain[0], 1, rtol=0.01)
+    assert length(squared_difference, 3.0) > plain[1] > 100 * large
+
+
+def test_a_gap_beyond_the_bound_is_not_reduced():
+    """As in the authors' code: a square over 88 has no slope, so that such rows learn nothing."""
+    x = np.array([[[-30.0, 0], [30, 0]], [[0, 1], [0, -1]]])
+    persons = np.array([1, 2])
+    assert (gaps(x, persons)[:2] > 9.4).all()
+    only_far = double(jax.grad(lambda x: ours(x, persons)), x)
+    np.testing.assert_allclose(only_far, numeric(lambda x: by_loops(x, persons), x), atol=1e-6)
+    np.testing.assert_allclose(double(lambda x: ours(x, persons), x), by_loops(x, persons))
+
+
+def test_any_order_of_rows():
+    order = R.permutation(len(PERSONS))
+    expected = double(ours, FEATURES)
+    moved = double(lambda x: ours(x, PERSONS[order]), FEATURES[order][:, ::-1])
+    np.testing.assert_allclose(moved, expected, rtol=1e-12)
+    np.testing.assert_allclose(double(lambda x: ours(x, PERSONS + 7), FEATURES), expected)
+
+
+def test_of_one_identity_it_is_0():
+    x = jnp.asarray(FEATURES, jnp.float32)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: ours(x, np.zeros(5, np.int32))))(x)
+    assert value == 0 and not gradient.any()
+
+
+def test_of_equal_rows():
+    """No gap: log 2, and no direction to go; roots written plainly have none but NaN."""
+    x = jnp.ones((5, 2, 4))
+    value, gradient = jax.jit(jax.value_and_grad(ours))(x)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    assert not gradient.any()
+    plain = jax.grad(lambda x: jnp.linalg.norm(x[0] - x[1], axis=-1).sum())(x)
+    assert np.isnan(plain).any()
+
+
+def test_two_equal_rows_and_rows_far_apart_are_finite():
+    x = jnp.asarray(1000 * FEATURES, jnp.float32).at[2, 0].set(0).at[0, 1].set(0)
+    value, gradient = jax.jit(jax.value_and_grad(ours))(x)
+    assert np.isfinite(value) and np.isfinite(gradient).all() and 0 <= value <= 88
+
+
+def test_half_precision_is_widened_and_compiled_is_eager():
+    half = jnp.asarray(FEATURES, jnp.bfloat16)
+    value = ours(half)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, ours(half.astype(jnp.float32)), rtol=1e-6)
+    np.testing.assert_allclose(value, by_loops(FEATURES), rtol=0.05)
+    np.testing.assert_allclose(jax.jit(ours)(half), value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 2, 4), (5, 2, 4, 1)])
+def test_shapes_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
+        ours(jnp.zeros(shape))
+
+
+FUNCTIONS = dict.fromkeys(("caj", "caj_far"), (squared_difference, "features labels"))
+test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-11)

@@ -1,0 +1,311 @@
+"""DEEN and PDM as a whole: sizes, shapes, weights, what a fresh model says, bad options."""
+
+import functools
+import inspect
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import deen as deen_recipe
+from configs import pdm as pdm_recipe
+from tests.methods.agw.test_build import FAST, largest, shapes, sizes
+from tests.support.parity import first_fast
+from tests.weights import trunk
+from vireid_jax.methods.common import with_backbone
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.pdm import method as pdm
+from vireid_jax.optim import path_name
+from vireid_jax.weights.resnet import fill
+
+SIZE, CLASSES, P, K = (64, 32), 395, 4, 2
+SMALL = dict(depth=10, width=8)
+FACTS = dict(num_classes=CLASSES, num_ids=P)
+PRESETS = ("code", "paper")
+
+
+def build(preset="code", **changes):
+    """PDM by one of its presets, or "deen"."""
+    config = deen_recipe.get_config("sysu") if preset == "deen" else None
+    options = (config or pdm_recipe.get_config(f"sysu,{preset}")).method.to_dict()
+    make = {"deen": deen.build, "pdm": pdm.build}[options.pop("name")]
+    return make(**with_backbone({**FACTS, "image_size": SIZE, **options, **SMALL, **changes}))
+
+
+@pytest.mark.parametrize(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
+def test_defaults_are_the_recipe(module, recipe):
+    """For PDM the preset "code"."""
+    defaults = {k: v.default for k, v in inspect.signature(module.build).parameters.items()}
+    options = recipe.get_config("sysu").method.to_dict()
+    del options["name"]
+    required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
+    assert required == {"num_classes", "image_size", "num_ids"}
+    assert {k: v for k, v in defaults.items() if k not in required} == with_backbone(options)
+
+
+# --- The networks of the papers ------------------------------------------------------------
+
+
+def test_parameters_of_pdm():
+    """ResNet-50 at 384 x 192; counted apart from the flax modules, layer by layer."""
+    found = sizes(pdm.build(**FACTS, image_size=(384, 192)))
+    stem = 64 * 3 * 7 * 7 + 2 * 64
+    assert found["backbone"] == 25_557_032 - 2048 * 1000 - 1000 + stem
+
+    def branch(c):
+        q = c // 4
+        cbam = 2 * q * (q // 16) + 2 * 49 * 49 + 1
+        return 3 * 9 * c * q + cbam + q * c + c
+
+    assert found["expansion"] == 2 * branch(1024)
+
+    def mfa(high, low):
+        half = low // 2
+        channel = 2 * (low * low + low) + high * low + low + low * high + high + 2 * high
+        position = 2 * (low * half + half) + high * half + half + half * high + high + 2 * high
+        return channel + position
+
+    pairs = ((256, 64), (512, 256), (1024, 512))
+    assert [found[f"mfa_{n}"] for n in range(3)] == [mfa(*pair) for pair in pairs]
+    assert found["prototypes"] == (10 + 24 * 12) * 2048
+    assert found["classifier_full"] == 11 * 2048 * CLASSES
+    assert found["classifier_global"] == 2048 * CLASSES
+    assert found["neck_full"] == 11 * 2048 and found["neck_global"] == 2048
+    mfas = sum(found[f"mfa_{n}"] for n in range(3))
+    # In millions, as the parts of the authors' own network sum up.
+    parts = [found["expansion"], mfas, found["prototypes"], found["classifier_full"]]
+    np.testing.assert_allclose(np.array(parts) / 1e6, [14.7, 3.0, 0.61, 8.9], atol=0.06)
+    assert sum(found.values()) / 1e6 == pytest.approx(51.6, abs=0.1)
+
+
+def test_parameters_of_deen():
+    found = sizes(deen.build(**FACTS, image_size=(384, 144)))
+    names = {"backbone", "expansion", "mfa_0", "mfa_1", "mfa_2", "neck_global", "classifier_global"}
+    assert set(found) == names
+    assert found["expansion"] == 2 * (27 * 1024 * 256 + 256 * 1024 + 1024)
+
+
+@pytest.mark.parametrize(
+    ("size", "stages", "places", "width"),
+    first_fast(
+        [
+            ((384, 192), 4, 24 * 12, 2048),
+            ((384, 144), 4, 24 * 9, 2048),
+            ((288, 144), 4, 18 * 9, 2048),
+            ((384, 192), 3, 24 * 12, 1024),
+        ]
+    ),
+)
+def test_shapes_of_features(size, stages, places, width):
+    method = pdm.build(**FACTS, image_size=size, stages=stages)
+    found = shapes(method)
+    assert found["prototypes/prototypes"] == (10, width)
+    assert found["prototypes/positions"] == (places, width)
+    # MFGM before the last stage, at half its channels.
+    assert found["expansion/expand_kernel"] == (2, width // 8, width // 2)
+    assert ("mfa_2/channel/w/kernel" in found) == (stages == 4)
+    variables = jax.eval_shape(method.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((3, *size, 3), jnp.float32)
+    features = jax.eval_shape(lambda v, x: method.embed(v, x, 0), variables, image)
+    assert {k: v.shape for k, v in features.items()} == {
+        "bn": (3, width),
+        "pool": (3, width),
+        "globals": (3, 3 * width),
+        "fulls": (3, 3 * 11 * width),
+    }
+    assert all(v.dtype == jnp.float32 for v in features.values())
+    assert set().union(*method.fusions.values()) == {"globals", "fulls"}
+    if stages == 4:
+        assert 3 * width + 3 * 11 * width == 73_728
+
+
+def test_a_later_stage_needs_the_size_it_was_made_for():
+    """The table of positions has a row for each place of the last map."""
+    small, large = build(), build(image_size=(128, 64))
+    assert shapes(small)["prototypes/positions"] == (8, 64)
+    assert shapes(large)["prototypes/positions"] == (32, 64)
+
+
+def test_what_is_off_has_no_parameters():
+    whole = set(sizes(build()))
+    cases = {
+        "mfa_0 mfa_1 mfa_2": dict(mfa=False),
+        "expansion": dict(branches=0),
+        "prototypes neck_full classifier_full": dict(num_prototypes=0),
+        "classifier_global": dict(id_global_weight=0.0),
+        "": dict(gate=False, dropout=0.0, ort_weight=0.0, cpm_weight=0.0),
+    }
+    for names, changes in cases.items():
+        assert whole - set(sizes(build(**changes))) == set(names.split()), changes
+    paper = {f"mfa_{n}" for n in range(3)} | {"classifier_global"}
+    assert whole - set(sizes(build("paper"))) == paper
+
+
+@pytest.mark.parametrize("stages", [4, 3])
+@pytest.mark.parametrize("preset", ["code", "deen"])
+def test_imagenet_weights_fill_stems_and_layers(preset, stages):
+    variables = jax.eval_shape(build(preset, stages=stages).init, jax.random.key(0))
+    arrays = trunk.draw(10, 8)
+    filled, report = fill(arrays, variables)
+    used = set(report.matched.values())
+    left = {k for k in arrays if k.startswith(("fc.", "layer4." if stages == 3 else "fc."))}
+    assert set(arrays) - used == left | {k for k in arrays if "num_batches" in k}
+    assert not any("backbone" in k for k in report.untouched)
+    backbone = filled["params"]["backbone"]
+    for stem in ("stem_visible", "stem_infrared"):
+        np.testing.assert_array_equal(backbone[stem]["bn1"]["bias"], arrays["bn1.bias"])
+    last = f"layer{stages}"
+    np.testing.assert_array_equal(
+        backbone[f"{last}_0"]["conv2"]["kernel"],
+        arrays[f"{last}.0.conv2.weight"].transpose(2, 3, 1, 0),
+    )
+
+
+def test_weights_of_another_depth_are_refused_with_three_stages():
+    variables = jax.eval_shape(build(stages=3).init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"--config.method.depth=18"):
+        fill(trunk.draw(18, 8), variables)
+
+
+# --- A fresh model -------------------------------------------------------------------------
+
+
+@functools.cache
+def batch():
+    r = np.random.default_rng(5)
+    label = np.repeat(r.permutation(CLASSES)[:P], K).astype(np.int32)
+    images = {k: r.normal(size=(P * K, *SIZE, 3)).astype(np.float32) for k in ("visible", "other")}
+    return {"visible": images["visible"], "infrared": images["other"], "label": label}
+
+
+@functools.cache
+def stepper(preset):
+    method = build(preset)
+    variables = dict(method.init(jax.random.key(0)))
+    params = variables.pop("params")
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def step(params, key):
+        def loss(params):
+            return method.loss({**variables, "params": params}, batch(), key, 0)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return step, params
+
+
+@functools.cache
+def evaluated(preset):
+    """Total, Aux and gradient of a fresh model, and the gradient once attention has a scale."""
+    step, params = stepper(preset)
+    (total, aux), first = step(params, jax.random.key(1))
+    moved = jax.tree_util.tree_map_with_path(
+        lambda k, x: x + 0.5 if re.match(r"mfa.*bn/scale", path_name(k)) else x, params
+    )
+    (_, _), later = step(moved, jax.random.key(1))
+    return total, aux, largest(first), largest(later)
+
+
+# eqs. (11) and (12), and train_pdm_os.py: 0.5 * 0.8 and 0.5 * 0.5.
+WEIGHTS = {
+    "code": dict(id_full=1, id_global=1, tri=1, cpm=0.4, ch=0.25, dcs=1, ort=0.01),
+    "paper": dict(id_full=1, tri=1, cpm=1, ch=1, dcs=1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_fresh_model_knows_nothing(preset):
+    total, aux, _, _ = evaluated(preset)
+    for name in {"id_full", "id_global"} & set(aux.terms):
+        assert float(aux.terms[name]) == pytest.approx(math.log(CLASSES), abs=0.05)
+    assert float(aux.metrics["accuracy"]) < 0.2
+    assert 0.2 < float(aux.metrics["similarity"]) < 0.8
+    assert set(aux.terms) == set(WEIGHTS[preset])
+    expected = sum(WEIGHTS[preset][name] * float(term) for name, term in aux.terms.items())
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
+    _, _, first, later = evaluated(preset)
+    assert np.isfinite([*first.values(), *later.values()]).all()
+    inside = {k for k in first if re.match(r"mfa_\d/\w+/(theta|phi|g|w)/", k)}
+    assert len(inside) == (3 * 2 * 4 * 2 if preset == "code" else 0)
+    # The paper has no identity loss of F_g: its neck serves the test alone.
+    never = set() if preset == "code" else {"neck_global/scale"}
+    assert {k for k, v in first.items() if v == 0} == inside | never
+    # A shift in front of a batch normalization has rounding for a gradient.
+    shifts = {k for k in later if k.startswith("mfa") and k.endswith("w/bias")}
+    assert {k for k, v in later.items() if v == 0} - shifts == never
+    assert all(later[k] < 1e-3 * later[k.replace("bias", "kernel")] for k in shifts)
+
+
+@pytest.mark.slow
+def test_dropout_is_the_key_s():
+    step, params = stepper("code")
+    totals = [float(step(params, jax.random.key(k))[0][0]) for k in (1, 2, 1)]
+    assert totals[0] == totals[2] != totals[1]
+    assert totals[1] == pytest.approx(totals[0], rel=0.2)
+
+
+@pytest.mark.parametrize("preset", first_fast([*PRESETS, "deen"]))
+def test_half_precision_stays_inside_the_network(preset):
+    method = build(preset, dtype="bfloat16")
+    variables = dict(jax.eval_shape(method.init, jax.random.key(0)))
+
+    def loss(params, rest):
+        return method.loss({**rest, "params": params}, batch(), jax.random.key(1), 0)
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (total, aux), gradient = jax.eval_shape(step, variables["params"], variables)
+    leaves = jax.tree.leaves([total, list(aux.terms.values()), aux.updates, gradient])
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda v, x: method.embed(v, x, 0))(variables, image)
+    convolutions = [e for e in jaxpr.eqns if "conv_general" in e.primitive.name]
+    assert convolutions
+    assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}
+
+
+# --- Bad options ---------------------------------------------------------------------------
+
+
+def test_bad_options_of_pdm_are_named():
+    for option in (
+        *("num_prototypes", "id_global_weight", "tri_margin", "cpm_margin", "cpm_weight"),
+        *("ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight"),
+    ):
+        with pytest.raises(ValueError, match=rf"method\.{option} is -1, expected 0 or more"):
+            build(**{option: -1})
+    for option in ("mfgm", "cpm_form", "ch_form"):
+        message = rf"method\.{option} is 'nonsense', expected one of \["
+        with pytest.raises(ValueError, match=message):
+            build(**{option: "nonsense"})
+    with pytest.raises(ValueError, match=r"method.num_prototypes is 1 with a ch_weight of 0.25"):
+        build(num_prototypes=1)
+
+
+@pytest.mark.parametrize("preset", ["code", "deen"])
+def test_bad_options_are_named(preset):
+    for changes, message in (
+        (dict(stages=5), r"method.stages is 5, expected 4, or 3"),
+        (dict(branches=-1), r"method.branches is -1, expected 0 or more"),
+        (dict(dropout=1.0), r"method.dropout is 1.0, expected 0 to below 1"),
+        (dict(dropout=float("nan")), r"method.dropout is nan"),
+        (dict(num_ids=1), r"sampler.num_ids is 1, expected at least 2"),
+        (dict(num_classes=1), r"1 training identities, expected at least 2"),
+        (dict(image_size=(48, 48)), r"data.image_size is \(48, 48\), whose map of 3 x 3 places"),
+        (dict(tri_margin=float("nan")), r"method.tri_margin is nan"),
+        (dict(cpm_weight=-1.0), r"method.cpm_weight is -1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(preset, **changes)
+
+
+def test_a_map_of_odd_places_does_without_aggregation():
+    assert "mfa_0" not in sizes(build(image_size=(48, 48), mfa=False))

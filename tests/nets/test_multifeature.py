@@ -1,0 +1,549 @@
+"""What DEEN's and PDM's network is made of: expansion (MFGM), prototypes (PLM) and SimAM."""
+
+import functools
+import itertools
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.parity import module_outputs, reference, sources
+from tests.support.reference import store
+from tests.support.reference.case import fill
+from tests.support.reference.convert import flatten, nest
+from tests.support.reference.inputs import CASES, cases
+from vireid_jax.methods.pdm.losses import heterogeneity
+from vireid_jax.nets import multifeature
+from vireid_jax.nets.multifeature import Expansion, Prototypes, simam, spatial_convolution
+
+R = np.random.default_rng(41)
+F, G, SIDE = 16, 3, 5
+MAPS = R.normal(size=(2, 4, 3, F)).astype(np.float32)
+KINDS = {
+    "deen": {},
+    "sum": {"fuse": "sum"},
+    "cbam": {"attention": "sequential"},
+    "concat": {"attention": "concat", "fuse": "sum"},
+}
+every = pytest.mark.parametrize("kind", KINDS)
+
+
+def net_of(kind, **options):
+    return Expansion(**{"branches": G, "kernel": SIDE, "reduction": 2, **KINDS[kind], **options})
+
+
+def filled(net, seed="expansion"):
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), MAPS))
+    return nest(fill({k: v.shape for k, v in flatten(shapes).items()}, seed))
+
+
+# One compilation for most tests.
+APPLY = {kind: jax.jit(net_of(kind).apply) for kind in KINDS}
+VARIABLES = {kind: filled(net_of(kind)) for kind in KINDS}
+
+
+# --- The spatial convolution --------------------------------------------------------------
+
+
+def convolved(x, kernel):
+    """Place by place: [N, h, w, G, c] and [G, k, k, c] -> [N, h, w, G]."""
+    _, h, w, _, _ = x.shape
+    half = kernel.shape[1] // 2
+    y = np.zeros(x.shape[:-1])
+    for r, s, i, j in itertools.product(range(h), range(w), range(h), range(w)):
+        a, b = i - r + half, j - s + half
+        if 0 <= a < kernel.shape[1] and 0 <= b < kernel.shape[1]:
+            y[:, r, s] += (x[:, i, j] * kernel[:, a, b]).sum(-1)
+    return y
+
+
+SIZES = [(4, 3, 9), (4, 3, 7), (4, 3, 5), (4, 3, 3), (6, 2, 5), (3, 4, 1), (1, 5, 3)]
+
+
+def test_spatial_convolution_by_loops():
+    """Kernels larger than the map, as large, smaller, and of one place."""
+    for size, form in itertools.product(SIZES, multifeature.FORMS):
+        h, w, side = size
+        x, kernel = R.normal(size=(2, h, w, G, 2)), R.normal(size=(G, side, side, 2))
+        with jax.enable_x64(True):
+            y = spatial_convolution(jnp.asarray(x), jnp.asarray(kernel), form=form)
+        expected = convolved(x, kernel)
+        np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-12, err_msg=f"{size}, {form}")
+
+
+@pytest.mark.parametrize("size", [(4, 3, 9), (4, 3, 3), (6, 2, 5)], ids=str)
+def test_spatial_convolution_has_one_gradient_in_both_forms(size):
+    h, w, side = size
+    x, kernel, along = (
+        R.normal(size=s) for s in ((2, h, w, G, 2), (G, side, side, 2), (2, h, w, G))
+    )
+    found = {}
+    with jax.enable_x64(True):
+        for form in ("dense", "convolution"):
+
+            def loss(x, kernel, form=form):
+                return (along * spatial_convolution(x, kernel, form=form)).sum()
+
+            slopes = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+            found[form] = [np.asarray(g) for g in slopes]
+    for a, b in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    # Linear in each: the sum of slope times value is the loss twice.
+    value = (along * convolved(x, kernel)).sum()
+    for g, v in zip(found["dense"], (x, kernel), strict=True):
+        np.testing.assert_allclose((g * v).sum(), value, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "h, w, side, dense",
+    [
+        (24, 12, 49, True),  # PDM at 384 x 192, and on RegDB below
+        (48, 24, 49, True),
+        (48, 25, 49, False),  # more than 1152 places
+        (24, 12, 9, True),  # 81 of 288 places, more than a quarter
+        (24, 12, 7, False),
+    ],
+)
+def test_auto_takes_the_product_for_small_maps_and_large_kernels(h, w, side, dense):
+    x = jax.ShapeDtypeStruct((1, h, w, 2, 2), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((2, side, side, 2), jnp.float32)
+    jaxpr = str(jax.make_jaxpr(spatial_convolution)(x, kernel))
+    assert ("conv_general_dilated" in jaxpr) != dense
+    assert ("dot_general" in jaxpr) == dense
+
+
+# --- A map and those made of it -----------------------------------------------------------
+
+
+def gates_by_loops(y, p, branch):
+    """Channel gate [c] and a function for the spatial gate [h, w, 1] of one map [h, w, c]."""
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def excited(pooled):
+        return np.maximum(pooled @ p["channel_squeeze"][branch], 0) @ p["channel_excite"][branch]
+
+    def spatial(y):
+        pooled = np.stack([y.max(-1), y.mean(-1)], -1)[None, :, :, None]
+        kernel = p["spatial_kernel"][branch, ..., 0][None]
+        return sigmoid(convolved(pooled, kernel)[0] + p["spatial_bias"][branch])
+
+    return sigmoid(excited(y.max((0, 1))) + excited(y.mean((0, 1)))), spatial
+
+
+def made_by_loops(f, p, branch, fuse="mean", attention="none"):
+    """One map [h, w, F] of one branch, eqs. (1) and (2)."""
+    h, w, c = *f.shape[:2], F // 4
+    y = np.zeros((h, w, c))
+    for d in (1, 2, 3):
+        kernel = p[f"dilated_{d}"]["kernel"][..., branch * c : (branch + 1) * c]
+        for r, s, i, j in itertools.product(range(h), range(w), range(3), range(3)):
+            a, b = r + d * (i - 1), s + d * (j - 1)
+            if 0 <= a < h and 0 <= b < w:
+                y[r, s] += f[a, b] @ kernel[i, j] / (3 if fuse == "mean" else 1)
+    if attention != "none":
+        by_channel, spatial = gates_by_loops(y, p, branch)
+        gated = y * by_channel
+        if attention == "sequential":
+            y = y + gated * spatial(gated)
+        else:
+            y = np.concatenate([gated, y * spatial(y)], -1)
+    return np.maximum(y, 0) @ p["expand_kernel"][branch] + p["expand_bias"][branch]
+
+
+@every
+def test_by_loops(kind):
+    y = np.asarray(APPLY[kind](VARIABLES[kind], MAPS))
+    assert y.shape == (2, 1 + G, 4, 3, F)
+    params = jax.tree.map(np.float64, VARIABLES[kind]["params"])
+    for n in range(2):
+        np.testing.assert_array_equal(y[n, 0], MAPS[n])  # a map comes before what is made of it
+        for branch in range(G):
+            expected = made_by_loops(np.float64(MAPS[n]), params, branch, **KINDS[kind])
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(y[n, 1 + branch], expected, atol=1e-5 * scale)
+
+
+def of_branch(path, x, branch):
+    """The entries of a parameter that belong to one branch, as an index."""
+    if "dilated" in path:
+        return (..., slice(branch * F // 4, (branch + 1) * F // 4))
+    return (branch,)
+
+
+@every
+def test_branches_are_independent(kind):
+    """Other weights in one branch change that branch alone; every weight matters."""
+    before = np.asarray(APPLY[kind](VARIABLES[kind], MAPS))
+    flat = flatten(VARIABLES[kind])
+    for path, x in flat.items():
+        moved = x.copy()
+        moved[of_branch(path, x, 1)] += 0.5
+        after = np.asarray(APPLY[kind](nest({**flat, path: moved}), MAPS))
+        same = [np.array_equal(after[:, b], before[:, b]) for b in range(1 + G)]
+        assert same == [True, True, False, True], path
+
+
+@every
+def test_branches_in_another_order_give_rows_in_that_order(kind):
+    order = np.array([2, 0, 1])
+    moved = {}
+    for path, x in flatten(VARIABLES[kind]).items():
+        if "dilated" in path:
+            moved[path] = x.reshape(*x.shape[:-1], G, -1)[..., order, :].reshape(x.shape)
+        else:
+            moved[path] = x[order]
+    before, after = (np.asarray(APPLY[kind](v, MAPS)) for v in (VARIABLES[kind], nest(moved)))
+    np.testing.assert_allclose(after[:, 1:], before[:, 1:][:, order], atol=1e-5)
+    assert np.abs(before[:, 1] - before[:, 2]).max() > 0.1
+
+
+@every
+def test_images_do_not_meet(kind):
+    one = APPLY[kind](VARIABLES[kind], MAPS[::-1])
+    np.testing.assert_allclose(one[::-1], APPLY[kind](VARIABLES[kind], MAPS), atol=1e-5)
+
+
+def with_leaves(kind, **values):
+    """The filled variables with some leaves constant."""
+    flat = flatten(VARIABLES[kind])
+    for name, value in values.items():
+        flat[f"params/{name}"] = np.full_like(flat[f"params/{name}"], value)
+    return flat
+
+
+def test_a_sum_is_three_times_a_mean():
+    scaled = {k: 3 * v if "dilated" in k else v for k, v in flatten(VARIABLES["deen"]).items()}
+    np.testing.assert_allclose(
+        APPLY["sum"](VARIABLES["deen"], MAPS), APPLY["deen"](nest(scaled), MAPS), atol=1e-5
+    )
+
+
+def plain_of(flat, scale):
+    """The variables without gates of those with gates, convolutions scaled."""
+    gates = ("channel_", "spatial_")
+    return nest(
+        {
+            k: scale * v if "dilated" in k else v
+            for k, v in flat.items()
+            if not k.split("/")[1].startswith(gates)
+        }
+    )
+
+
+@pytest.mark.parametrize("bias, scale", [(-1e3, 1.0), (0.0, 1.25), (1e3, 1.5)])
+def test_closed_half_open_and_open_gates(bias, scale):
+    """CBAM goes around its input: y + y CA SA, with CA of 1/2 here and SA of 0, 1/2 and 1."""
+    flat = with_leaves("cbam", channel_excite=0, spatial_kernel=0, spatial_bias=bias)
+    expected = APPLY["deen"](plain_of(flat, scale), MAPS)
+    np.testing.assert_allclose(APPLY["cbam"](nest(flat), MAPS), expected, atol=1e-5)
+
+
+def test_concatenated_gates_see_the_same_map():
+    """With both gates at 1/2 the two halves are alike and may share a kernel."""
+    flat = with_leaves("concat", channel_excite=0, spatial_kernel=0, spatial_bias=0)
+    half = flat["params/expand_kernel"][:, : F // 4]
+    flat["params/expand_kernel"] = np.concatenate([half, half], 1)
+    expected = plain_of({**flat, "params/expand_kernel": half}, 1.0)  # 1/2 + 1/2
+    np.testing.assert_allclose(
+        APPLY["concat"](nest(flat), MAPS), APPLY["sum"](expected, MAPS), atol=1e-5
+    )
+
+
+@every
+def test_gradients_are_finite_and_reach_every_weight(kind):
+    along = R.normal(size=(2, 1 + G, 4, 3, F)).astype(np.float32)
+
+    @jax.jit
+    def slopes(variables, x):
+        return jax.grad(lambda v, x: (along * net_of(kind).apply(v, x)).sum(), (0, 1))(variables, x)
+
+    by_weight, by_map = slopes(VARIABLES[kind], MAPS)
+    for path, g in flatten(by_weight).items():
+        for branch in range(G):
+            part = np.asarray(g)[of_branch(path, g, branch)]
+            assert np.isfinite(part).all() and np.abs(part).max() > 1e-4, path
+    assert np.isfinite(by_map).all()
+    # Maps of one value everywhere: all places are the largest.
+    by_weight, by_map = slopes(VARIABLES[kind], np.zeros_like(MAPS))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves((by_weight, by_map)))
+
+
+@every
+def test_half_precision(kind):
+    net = net_of(kind, dtype=jnp.bfloat16)
+    y = jax.jit(net.apply)(VARIABLES[kind], jnp.asarray(MAPS, jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    expected = APPLY[kind](VARIABLES[kind], MAPS)
+    error = np.abs(np.asarray(y, np.float32) - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.05
+
+
+def test_starts():
+    """He normal by inputs for the convolutions, PyTorch's own for gates and biases; G draws."""
+    net = net_of("cbam", kernel=9, reduction=1)
+    maps = jax.ShapeDtypeStruct((1, 4, 4, 64), jnp.float32)
+    params = net.lazy_init(jax.random.key(5), maps)["params"]
+    for d in multifeature.DILATIONS:
+        np.testing.assert_allclose(
+            params[f"dilated_{d}"]["kernel"].std(), np.sqrt(2 / (9 * 64)), rtol=0.05
+        )
+    np.testing.assert_allclose(params["expand_kernel"].std((1, 2)), np.sqrt(2 / 16), rtol=0.1)
+    bounds = {"channel_squeeze": 16, "channel_excite": 16, "spatial_kernel": 2 * 81}
+    for name, inputs in {**bounds, "expand_bias": 16, "spatial_bias": 2 * 81}.items():
+        x = np.abs(np.asarray(params[name])) * np.sqrt(inputs)
+        assert x.max() <= 1 + 1e-6 and (x.max() > 0.9 or name == "spatial_bias")
+        assert not np.array_equal(x[0], x[1])
+
+
+def test_the_channel_gate_keeps_a_channel_of_narrow_maps():
+    """16 of PDM's code, of 4 channels in a small network: one, not none."""
+    net = Expansion(attention="sequential", kernel=3)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), MAPS))["params"]
+    assert params["channel_squeeze"].shape == (2, 4, 1)
+
+
+def test_errors():
+    for options, message in (
+        ({"fuse": "max"}, r"fuse is 'max', expected one of \['mean', 'sum'\]"),
+        ({"attention": "cbam"}, "attention is 'cbam', expected one of .*sequential"),
+        ({"kernel": 4}, "kernel is 4, expected an odd number"),
+        ({"kernel": 0}, "kernel is 0"),
+        ({"kernel": -3}, "kernel is -3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Expansion(**options).init(jax.random.key(0), MAPS)
+
+
+# --- Prototypes ---------------------------------------------------------------------------
+
+COUNT, WIDTH = 4, 6
+PLACES = R.normal(size=(3, 4, 2, WIDTH)).astype(np.float32)
+PLM = Prototypes(COUNT)
+pooled = jax.jit(PLM.apply)
+
+SHAPES = jax.eval_shape(lambda: PLM.init(jax.random.key(0), PLACES))
+PARAMS = nest(fill({k: v.shape for k, v in flatten(SHAPES).items()}, "prototypes"))["params"]
+
+
+def parts(maps=PLACES, **params):
+    return pooled({"params": {**PARAMS, **params}}, maps)
+
+
+def test_prototypes_by_loops():
+    """Eqs. (6) to (8), place by place; the map by rows, from above."""
+    found = parts()
+    assert found.features.shape == (3, COUNT, WIDTH) and found.similarity.shape == (3, COUNT, 8)
+    for n in range(3):
+        for i, p in enumerate(PARAMS["prototypes"]):
+            part = np.zeros(WIDTH)
+            for j in range(8):
+                at, e = PLACES[n, j // 2, j % 2], PARAMS["positions"][j]
+                logit = p @ (at + e)
+                s = 1 / (1 + np.exp(-logit))
+                part += s * at / 8
+                np.testing.assert_allclose(found.logits[n, i, j], logit, atol=1e-5)
+                np.testing.assert_allclose(found.similarity[n, i, j], s, atol=1e-6)
+            np.testing.assert_allclose(found.features[n, i], part, atol=1e-5)
+
+
+def test_positions_choose_places_and_are_not_pooled():
+    black = parts(np.zeros_like(PLACES))
+    assert not black.features.any() and np.ptp(np.asarray(black.similarity)) > 0.1
+
+
+def test_prototypes_in_another_order_give_parts_in_that_order():
+    order = np.array([2, 0, 3, 1])
+    moved = parts(prototypes=PARAMS["prototypes"][order])
+    for a, b in zip(moved, parts(), strict=True):
+        np.testing.assert_allclose(a, b[:, order], atol=1e-6)
+
+
+def test_images_of_prototypes_do_not_meet():
+    for a, b in zip(parts(PLACES[::-1]), parts(), strict=True):
+        np.testing.assert_allclose(a[::-1], b, atol=1e-6)
+
+
+def test_without_prototypes_or_positions_a_part_is_half_the_average():
+    """Every place is half alike; the code's parts start near that."""
+    found = parts(prototypes=np.zeros_like(PARAMS["prototypes"]))
+    expected = np.broadcast_to(PLACES.mean((1, 2))[:, None] / 2, (3, COUNT, WIDTH))
+    np.testing.assert_allclose(found.features, expected, atol=1e-6)
+
+
+def test_a_starting_part_is_about_half_the_average():
+    maps = np.maximum(R.normal(size=(2, 24, 12, 64)), 0).astype(np.float32)
+    net = Prototypes()
+    variables = net.lazy_init(jax.random.key(1), jax.ShapeDtypeStruct(maps.shape, jnp.float32))
+    for name, count in (("prototypes", 10), ("positions", 288)):
+        x = variables["params"][name]
+        assert x.shape == (count, 64)
+        np.testing.assert_allclose(x.std(), np.sqrt(2 / 64), rtol=0.05)
+    parts = jax.jit(net.apply)(variables, maps).features
+    ratio = np.asarray(parts) / maps.mean((1, 2))[:, None]
+    np.testing.assert_allclose(ratio.mean(), 0.5, atol=0.1)
+
+
+def slopes(form, prototypes, maps=PLACES):
+    """Gradients of the heterogeneity, by the parameters and the maps."""
+
+    @jax.jit
+    def gradients(params, maps):
+        def loss(params, maps):
+            found = PLM.apply({"params": params}, maps)
+            return heterogeneity(found.similarity, found.logits, form=form)
+
+        return jax.grad(loss, (0, 1))(params, maps)
+
+    return jax.tree.leaves(gradients({**PARAMS, "prototypes": prototypes}, maps))
+
+
+@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+def test_two_equal_prototypes_have_finite_gradients(form):
+    """Their maps are the same: a root without care has none but NaN."""
+    prototypes = PARAMS["prototypes"].copy()
+    prototypes[1] = prototypes[0]
+    found = slopes(form, prototypes)
+    assert all(np.isfinite(g).all() for g in found) and any(g.any() for g in found)
+
+    def careless(p):
+        s = jax.nn.sigmoid(jnp.einsum("mc,nhwc->nmhw", p, PLACES))
+        return jnp.sqrt(((s[:, 0] - s[:, 1]) ** 2).mean((1, 2))).mean()
+
+    assert np.isnan(jax.jit(jax.grad(careless))(prototypes)).any()
+
+
+@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+def test_saturated_similarities_have_finite_gradients(form):
+    """All maps are 1 everywhere."""
+    ahead = np.ones_like(PLACES)
+    prototypes = 1e4 + np.arange(COUNT * WIDTH, dtype=np.float32).reshape(COUNT, WIDTH)
+    assert (parts(ahead, prototypes=prototypes).similarity == 1).all()
+    assert all(np.isfinite(g).all() for g in slopes(form, prototypes, ahead))
+
+
+def test_prototypes_of_half_precision_are_widened():
+    half = jnp.asarray(PLACES, jnp.bfloat16)
+    found = parts(half)
+    for a, b in zip(found, parts(half.astype(jnp.float32)), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(found.features, parts().features, atol=0.02)
+
+
+def test_prototypes_compiled_are_eager():
+    eager = PLM.apply({"params": PARAMS}, PLACES)
+    for a, b in zip(eager, parts(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3, WIDTH), (3, 4, 2, WIDTH + 1)])
+def test_a_map_of_another_size_is_refused(shape):
+    """The table of positions is that of one image size."""
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        PLM.apply({"params": PARAMS}, jnp.zeros(shape))
+
+
+# --- SimAM --------------------------------------------------------------------------------
+
+LEAST = 1 / (1 + np.exp(-0.5))  # 0.622
+
+GATED = R.normal(size=(3, 4, 5, 2)).astype(np.float32) + 0.5
+gated = jax.jit(simam)
+
+
+def test_simam_by_loops():
+    expected = np.zeros(GATED.shape)
+    for n in range(3):
+        for f in range(2):
+            x = GATED[n, :, :, f].astype(float)
+            mean = sum(x.ravel()) / 20
+            total = sum((v - mean) ** 2 for v in x.ravel())
+            for at in np.ndindex(4, 5):
+                energy = (x[at] - mean) ** 2 / (4 * (total / 19 + 1e-4)) + 0.5
+                expected[n, *at, f] = x[at] / (1 + np.exp(-energy))
+    np.testing.assert_allclose(gated(GATED), expected, rtol=1e-5)
+
+
+def test_the_gate_is_never_below_that_of_the_mean_and_opens_for_the_unusual():
+    gate = np.asarray(gated(GATED)) / GATED
+    assert LEAST - 1e-6 <= gate.min() < 0.63 and 0.7 < gate.max() <= 1
+    far = np.abs(GATED - GATED.mean((1, 2), keepdims=True))
+    for n in range(3):
+        for f in range(2):
+            by_distance = gate[n, ..., f].ravel()[np.argsort(far[n, ..., f].ravel())]
+            assert (np.diff(by_distance) > -1e-6).all()
+
+
+def test_the_gate_of_flat_maps_and_of_a_single_place():
+    """No variance, and none to be estimated: the lowest gate, and finite gradients."""
+    for x in (np.full((2, 3, 3, 2), 0.7, np.float32), R.normal(size=(2, 1, 1, 3))):
+        x = np.float32(x)
+        np.testing.assert_allclose(gated(x), LEAST * x, rtol=1e-6)
+        slope = jax.jit(jax.grad(lambda x: simam(x).sum()))(x)
+        np.testing.assert_allclose(slope, np.full_like(x, LEAST), rtol=1e-5)
+
+
+def test_maps_and_channels_do_not_meet():
+    expected = gated(GATED)
+    for n in range(3):
+        for f in range(2):
+            one = np.s_[n : n + 1, :, :, f : f + 1]
+            np.testing.assert_allclose(gated(GATED[one]), expected[one], rtol=1e-6)
+
+
+def test_the_gate_depends_on_the_spread_alone_where_that_is_large():
+    """1e-4 is small beside a variance of 1."""
+    gate = np.asarray(gated(100 * GATED)) / (100 * GATED)
+    np.testing.assert_allclose(gate, np.asarray(gated(GATED)) / GATED, atol=1e-4)
+    moved = np.asarray(gated(GATED + 10)) / (GATED + 10)
+    np.testing.assert_allclose(moved, np.asarray(gated(GATED)) / GATED, atol=1e-4)
+
+
+def test_simam_in_half_precision():
+    half = jnp.asarray(GATED, jnp.bfloat16)
+    y = gated(half)
+    assert y.dtype == jnp.bfloat16
+    wide = np.asarray(gated(half.astype(jnp.float32)))
+    np.testing.assert_allclose(np.asarray(y, np.float32), wide, rtol=2**-8)
+
+
+# --- PyTorch ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _expansion(name, dtype):
+    net = Expansion(**CASES[name].options)
+
+    def apply(variables, maps):
+        y = net.apply(variables, maps)
+        return y.reshape(-1, *y.shape[2:]), {}
+
+    return module_outputs(name, lambda x: net.init(jax.random.key(0), x), apply, "maps", dtype)
+
+
+@functools.cache
+def _prototypes(name, dtype):
+    net = Prototypes(**CASES[name].options)
+
+    def apply(variables, maps):
+        return jnp.concatenate(net.apply(variables, maps), -1), {}
+
+    return module_outputs(name, lambda x: net.init(jax.random.key(0), x), apply, "maps", dtype)
+
+
+@functools.cache
+def _simam(name, dtype):
+    return module_outputs(name, lambda x: {}, lambda _, x: (simam(x), {}), "maps", dtype)
+
+
+@sources
+def test_modules_against_pytorch(source):
+    for kind, found in (("expansion", _expansion), ("plm", _prototypes), ("simam", _simam)):
+        for name in cases(kind):
+            for dtype, rtol in (("float32", 1e-5), ("float64", 1e-11)):
+                expected = reference(name, source)
+                store.compare(found(name, dtype), expected, rtol=rtol, row=f"{name}, {dtype}")

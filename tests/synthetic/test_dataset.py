@@ -1,0 +1,309 @@
+"""The embedded data set: what images there are, that they are a pure function, the cache."""
+
+import dataclasses
+import os
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.support.rows import each
+from vireid_jax import synthetic
+from vireid_jax.synthetic import dataset, figure, identity, scene
+from vireid_jax.types import INFRARED, VISIBLE
+
+SIZE = (48, 24)
+SMALL = {
+    "image_size": SIZE, "train_ids": 3, "train_visible": 2, "train_infrared": 3,
+    "val_ids": 2, "val_visible": 1, "val_infrared": 1,
+    "test_ids": 3, "test_visible": 2, "test_infrared": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def split():
+    return synthetic.load(**SMALL, cache=False)
+
+
+def parts(split):
+    return {"train": split.train, "val query": split.val.query, "val gallery": split.val.gallery,
+            "test query": split.test.query, "test gallery": split.test.gallery}  # fmt: skip
+
+
+def one(person, camera, index=1, seed=0, size=SIZE, **options):
+    rows = [np.array([x]) for x in (person, camera, index)]
+    return synthetic.render_images(seed, *rows, image_size=size, **options)[0]
+
+
+def test_records_keep_the_contract(split):
+    assert split.name == "synthetic"
+    for records in parts(split).values():
+        n = len(records)
+        assert records.images.shape == (n, *SIZE, 3) and records.images.dtype == np.uint8
+        assert records.person.dtype == records.camera.dtype == np.int32
+        assert records.modality.dtype == np.int8 and len(records.name) == n
+        infrared = np.isin(records.camera, (3, 6))
+        np.testing.assert_array_equal(records.modality == INFRARED, infrared)
+        for person, camera, name in zip(records.person, records.camera, records.name, strict=True):
+            folder, number, index = name.split("/")
+            assert (folder, number) == (f"cam{camera}", f"{person:04d}") and len(index) == 4
+
+
+def test_counts_per_person_and_camera(split):
+    for name, visible, infrared in (("train", 2, 3), ("test", 2, 1), ("val", 1, 1)):
+        records = [r for key, r in parts(split).items() if key.startswith(name)]
+        person = np.concatenate([r.person for r in records])
+        camera = np.concatenate([r.camera for r in records])
+        assert len(np.unique(person)) == SMALL[f"{name}_ids"]
+        for p in np.unique(person):
+            for c in range(1, 7):
+                expected = infrared if c in (3, 6) else visible
+                assert np.sum((person == p) & (camera == c)) == expected
+        index = sorted(int(n[-4:]) for r in records for n in r.name if n.startswith("cam1/"))
+        assert set(index) == set(range(1, visible + 1))
+
+
+def test_people_of_the_splits_are_disjoint_and_roles_are_right(split):
+    people = [set(split.train.person), set(split.val.query.person), set(split.test.query.person)]
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+    for retrieval in (split.val, split.test):
+        assert (retrieval.query.modality == INFRARED).all()
+        assert (retrieval.gallery.modality == VISIBLE).all()
+        assert set(retrieval.query.camera) == {3, 6}
+        assert set(retrieval.gallery.camera) == {1, 2, 4, 5}
+        assert set(retrieval.query.person) == set(retrieval.gallery.person)
+
+
+def test_cameras_2_and_3_share_a_place():
+    place = {c.number: c.place for c in scene.CAMERAS}
+    assert place[2] == place[3] and len(set(place.values())) == 5
+    assert [c.modality for c in scene.CAMERAS] == [0, 0, 1, 0, 0, 1]
+
+
+def test_infrared_is_grey_and_visible_is_not(split):
+    for records in parts(split).values():
+        dark = records.images[records.modality == INFRARED]
+        assert (dark == dark[..., :1]).all()
+        light = records.images[records.modality == VISIBLE].astype(int)
+        assert all(np.ptp(image, axis=-1).mean() > 4 for image in light)
+
+
+def test_images_are_neither_flat_nor_clipped(split):
+    images = np.concatenate([r.images for r in parts(split).values()])
+    assert (images.std(axis=(1, 2, 3)) > 8).all()
+    assert np.mean((images == 0) | (images == 255)) < 0.12
+
+
+def test_deterministic_and_seeded(split):
+    again = synthetic.load(**SMALL, cache=False)
+    other = synthetic.load(**SMALL, cache=False, seed=1)
+    for key, records in parts(again).items():
+        np.testing.assert_array_equal(records.images, parts(split)[key].images)
+        assert (records.images != parts(other)[key].images).mean() > 0.5
+
+
+def test_more_people_or_images_change_none_of_the_others(split):
+    more = {**SMALL, "train_ids": 5, "train_visible": 3, "val_ids": 0, "test_ids": 4,
+            "test_infrared": 2}  # fmt: skip
+    larger = synthetic.load(**more, cache=False)
+    assert larger.val is None
+    for small, large in ((split.train, larger.train), (split.test.query, larger.test.query),
+                         (split.test.gallery, larger.test.gallery)):  # fmt: skip
+        at = {name: n for n, name in enumerate(large.name)}
+        rows = np.array([at[name] for name in small.name])
+        assert len(large) > len(small)
+        np.testing.assert_array_equal(large.images[rows], small.images)
+        np.testing.assert_array_equal(large.person[rows], small.person)
+
+
+def test_the_same_image_alone_and_in_a_batch(split):
+    row = len(split.train) // 2
+    _, person, index = split.train.name[row].split("/")
+    alone = one(int(person), split.train.camera[row], int(index))
+    np.testing.assert_array_equal(alone, split.train.images[row])
+
+
+def test_a_person_is_drawn_from_seed_and_number():
+    a, b = identity.draw_person(0, 5), identity.draw_person(0, 5)
+    assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+    changed = [k for k in a if not np.array_equal(a[k], identity.draw_person(0, 6)[k])]
+    reseeded = [k for k in a if not np.array_equal(a[k], identity.draw_person(1, 5)[k])]
+    assert len(changed) > len(a) / 2 and len(reseeded) > len(a) / 2
+
+
+def test_infrared_reflectance_does_not_follow_the_dye():
+    people = [identity.draw_person(0, p) for p in range(400)]
+    for name in ("top_color", "bottom_color", "hat_color", "bag_color"):
+        color = np.array([who[name] for who in people])
+        brightness, infrared = np.sqrt(color[:, :3].mean(1)), color[:, 3]
+        assert abs(np.corrcoef(brightness, infrared)[0, 1]) < 0.15
+        assert infrared.min() >= 0 and infrared.std() > 0.15
+
+
+def test_an_aligned_pair_shows_the_same_silhouette():
+    # The same shot in both modalities: edges fall on the same pixels, unlike another shot's.
+    size = (96, 48)
+
+    def edges(image):
+        grey = image.astype(float).mean(-1)
+        return np.abs(np.diff(grey, axis=1))[10:90].ravel()
+
+    same, other = [], []
+    for p in range(1, 9):
+        visible = edges(one(p, 4, 1, size=size))
+        same.append(np.corrcoef(visible, edges(one(p, 4, 1, size=size, infrared=True)))[0, 1])
+        other.append(np.corrcoef(visible, edges(one(p, 4, 2, size=size, infrared=True)))[0, 1])
+    assert np.mean(same) > np.mean(other) + 0.1
+
+
+@each("size", [(384, 128), (17, 9)])
+def test_other_sizes(size):
+    image = one(1, 1, size=size)
+    assert image.shape == (*size, 3) and image.std() > 10
+
+
+def test_every_size_shows_the_same_scene():
+    # Averaged down, a large image is the small one but for its noise.
+    small, large = (one(2, 1, size=s).astype(float) for s in ((48, 24), (96, 48)))
+    pooled = large.reshape(48, 2, 24, 2, 3).mean((1, 3))
+    assert np.corrcoef(pooled.ravel(), small.ravel())[0, 1] > 0.93
+
+
+def test_tubes_are_sorted_and_complete():
+    people = {k: v for k, v in identity.draw_people(0, np.arange(1, 5)).items()}
+    shot = scene.shots(0, np.arange(1, 5), np.full(4, 4), np.ones(4, int))
+    tubes = figure.build(people, scene.gaits(shot, people))
+    rows, frame = scene.project(tubes, shot, False)
+    assert rows.shape == (4, figure.TUBES, figure.WIDTH) and np.isfinite(rows).all()
+    assert all(np.isfinite(v).all() for v in frame.values())
+    # Feet in the lower part, head in the upper part of the crop.
+    assert (frame["feet"] > 0.8).all() and (rows[..., 1].min(1) < 0.25).all()
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"image_size": 96}, "image_size 96"),
+        ({"image_size": (96, 48, 3)}, "expected \\(height, width\\)"),
+        ({"image_size": (96.5, 48)}, "whole numbers"),
+        ({"image_size": (8, 4)}, "height 16 to 2048"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"train_ids": 0}, "train_ids is 0, expected 1 to 4000"),
+        ({"val_ids": -1}, "val_ids is -1, expected 0 to 2000"),
+        ({"test_ids": "64"}, "test_ids is '64'"),
+        ({"test_ids": True}, "test_ids is True"),
+        ({"train_visible": 0}, "train_visible is 0"),
+        ({"test_infrared": 10000}, "test_infrared is 10000"),
+        ({"cache": 3}, "cache is 3"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(options, match, monkeypatch):
+    monkeypatch.setattr(dataset, "render_images", lambda *a, **k: pytest.fail("rendered"))
+    with pytest.raises(ValueError, match=match):
+        synthetic.load(**{"cache": False, **options})
+    with pytest.raises(TypeError, match="train_id"):
+        synthetic.load(train_id=3)
+
+
+# --- the cache ---
+
+
+@pytest.fixture
+def fake_render(monkeypatch):
+    """Counts calls and paints each image with its person's number: these tests need no pixels."""
+    calls = []
+
+    def render(seed, person, camera, index, *, image_size):
+        calls.append(len(person))
+        value = (person + camera + index + seed).astype(np.uint8)
+        return np.broadcast_to(value[:, None, None, None], (len(person), *image_size, 3)).copy()
+
+    monkeypatch.setattr(dataset, "render_images", render)
+    return calls
+
+
+def test_the_second_load_reads_the_cache(tmp_path, fake_render):
+    first = synthetic.load(**SMALL, cache=tmp_path)
+    assert len(fake_render) == 3 and len(list(tmp_path.iterdir())) == 1
+    second = synthetic.load(**SMALL, cache=str(tmp_path))
+    assert len(fake_render) == 3
+    for key, records in parts(second).items():
+        np.testing.assert_array_equal(records.images, parts(first)[key].images)
+        assert records.name == parts(first)[key].name
+
+
+def test_every_option_has_its_own_cache_file(tmp_path, fake_render, monkeypatch):
+    synthetic.load(**SMALL, cache=tmp_path)
+    for key in SMALL:
+        changed = (32, 16) if key == "image_size" else SMALL[key] + 1
+        synthetic.load(**{**SMALL, key: changed}, cache=tmp_path)
+    synthetic.load(**SMALL, seed=7, cache=tmp_path)
+    monkeypatch.setattr(dataset, "RENDER_VERSION", dataset.RENDER_VERSION + 1)
+    synthetic.load(**SMALL, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 + len(SMALL) + 2
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path, fake_render, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("VIREID_CACHE", raising=False)
+    synthetic.load(**SMALL)
+    assert len(list((tmp_path / "xdg" / "vireid_jax").glob("*.npz"))) == 1
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "own"))
+    synthetic.load(**SMALL)
+    assert len(list((tmp_path / "own").glob("*.npz"))) == 1
+    synthetic.load(**SMALL, cache=False)
+    assert len(fake_render) == 9
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other"])
+def test_a_damaged_cache_file_is_rendered_anew(tmp_path, fake_render, damage):
+    first = synthetic.load(**SMALL, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        np.savez(path, **{k: np.zeros((1, 2), np.uint8) for k in ("train", "val", "test")})
+    with pytest.warns(UserWarning, match="anew"):
+        again = synthetic.load(**SMALL, cache=tmp_path)
+    np.testing.assert_array_equal(again.train.images, first.train.images)
+    assert len(fake_render) == 6
+    synthetic.load(**SMALL, cache=tmp_path)  # it has been replaced
+    assert len(fake_render) == 6
+
+
+def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, fake_render):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="VIREID_CACHE"):
+        split = synthetic.load(**SMALL, cache=tmp_path / "file")
+    assert len(split.train) == 3 * (4 * 2 + 2 * 3)
+
+
+def test_an_interruption_leaves_no_half_written_file(tmp_path, fake_render, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset.np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.load(**SMALL, cache=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_warning_in_normal_use(tmp_path, fake_render):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        synthetic.load(**SMALL, cache=tmp_path)
+        synthetic.load(**SMALL, cache=tmp_path)
+
+
+def test_shot_draws_are_frozen():
+    shot = scene.shots(0, np.array([1]), np.array([1]), np.array([1]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        shot.seed = 1

@@ -1,0 +1,8 @@
+"""`python -m vireid_jax.data.synthetic`, the name that `python -m vireid_jax.synthetic` had."""
+
+import sys
+
+from vireid_jax.synthetic.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main())
