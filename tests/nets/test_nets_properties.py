@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.parity import relative_error
 from tests.support.reference.convert import flatten
+from tests.support.rows import each
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap, gem, gem_above
@@ -89,7 +90,7 @@ def test_evaluation_changes_no_statistics():
     np.testing.assert_array_equal(stats["var"], 1)
 
 
-@pytest.mark.parametrize("offset, tolerance", [(0, 1e-5), (30, 1e-3), (300, 2e-1)])
+@each("offset, tolerance", [(0, 1e-5), (30, 1e-3), (300, 2e-1)])
 def test_a_mean_far_from_zero_costs_digits_gracefully(offset, tolerance):
     x = (R.normal(size=(256, 4)) + offset).astype(np.float32)
     y, _ = _normalize(x)
@@ -109,7 +110,7 @@ def test_a_mean_that_the_running_statistics_know_costs_none():
     assert relative_error(y, exact) < 1e-4
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0])
+@each("value", [0.0, 7.0])
 def test_a_constant_channel_is_finite_in_value_and_gradient(value):
     x = jnp.full((6, 3), value)
     along = jnp.asarray(R.normal(size=(6, 3)), jnp.float32)
@@ -148,7 +149,7 @@ def test_generalized_mean_of_an_empty_map_has_finite_gradients():
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("pool", [gap, gem, gem_above])
+@each("pool", [gap, gem, gem_above])
 def test_pooling_of_half_precision_maps_is_float32(pool):
     x = jnp.asarray(R.uniform(0, 2, (2, 24, 8, 4)), jnp.bfloat16)
     y = pool(x)
@@ -171,7 +172,7 @@ def _shape(size, **options):
     return y.shape, variables["params"]
 
 
-@pytest.mark.parametrize(
+@each(
     "options, size, expected",
     [
         (dict(depth=50), (384, 128), (4, 24, 8, 2048)),  # Wei et al., sec. 4.1
@@ -188,14 +189,14 @@ def test_shape_of_the_maps(options, size, expected):
     assert feature_width(options["depth"], options.get("width", 64)) == expected[-1]
 
 
-@pytest.mark.parametrize("depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
+@each("depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
 def test_number_of_parameters_is_that_of_the_published_networks(depth, count):
     """The published counts less the 1000-way classifier: 11,689,512, 21,797,672, 25,557,032."""
     _, params = _shape((64, 32), depth=depth)
     assert sum(np.prod(x.shape) for x in flatten(params).values()) == count
 
 
-@pytest.mark.parametrize("specific", range(6))
+@each("specific", range(6))
 def test_specific_stages_exist_once_for_each_modality(specific):
     _, params = _shape((32, 16), depth=10, width=4, specific=specific)
     stages = ["stem", "layer1_0", "layer2_0", "layer3_0", "layer4_0"]
@@ -203,7 +204,7 @@ def test_specific_stages_exist_once_for_each_modality(specific):
     assert set(params) == own | set(stages[specific:])
 
 
-@pytest.mark.parametrize(
+@each(
     "options, stems, message",
     [
         ({"depth": 101}, None, "101"),
