@@ -164,8 +164,8 @@ def test_data_set_and_preset_are_words_in_any_order():
         assert c.data.name == dataset, arg
         assert c.method.confuser == {"paper": "reversal", "official": "half_flip"}[preset], arg
         # The folder says which it was, as does the command in it.
-        name = {"paper": "idkl", "official": "idkl_official"}[preset]
-        assert c.run_name == f"{name}_{dataset}", arg
+        name = {"paper": "idkl", "official": "idkl-official"}[preset]
+        assert c.run_name == f"{name}-{dataset}", arg
 
 
 def test_other_words_are_refused():

@@ -1,13 +1,16 @@
 """What a data set cannot be used for is told before an image is opened: here, none could be."""
 
+import io
 import os
 
 import pytest
+from PIL import Image
 
 from tests.data.readers import trees
 from tests.test_released import small
-from vireid_jax import build, main
+from vireid_jax import build, main, train
 from vireid_jax.data import datasets
+from vireid_jax.runtime import preemption
 
 PEOPLE = [f"p{n}" for n in range(8)]
 
@@ -111,6 +114,23 @@ def test_a_layout_that_the_batch_or_the_devices_cannot_have(tmp_path, capsys, ch
     sampler = {"sampler__num_ids": 4, "sampler__num_instances": 2}
     layout = {f"devices__{key}": value for key, value in changes.items()}
     assert message in refusal("folders", root, tmp_path, capsys, **sampler, **layout)
+
+
+def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
+    """SIGTERM in the hour before the first step: nothing half-written, no run folder."""
+    image = io.BytesIO()
+    Image.new("RGB", (4, 8)).save(image, "png")
+    root = trees.people(tmp_path / "own", both(PEOPLE))
+    for path in root.rglob("*.*"):
+        path.write_bytes(image.getvalue())
+    polls = iter([False, True, True])  # before the data set, and at the first images
+    monkeypatch.setattr(preemption, "requested", lambda: next(polls))
+    c = small("smcl", "folders", tmp_path, root)
+    c.eval.trials = None
+    with pytest.raises(train.Preempted, match="before the first step"):
+        main.train_and_score(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
 def test_a_folder_that_is_an_address(capsys):

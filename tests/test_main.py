@@ -5,6 +5,7 @@ See tests/test_isolation.py for what is imported before a wrong command is refus
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -122,7 +123,13 @@ def test_a_recipe_is_found_from_any_folder_by_path_or_name(tmp_path):
 
 @pytest.mark.slow
 def test_an_installed_package_has_the_recipes(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", str(REPO)]
+    clone = tmp_path / "clone"  # building leaves files behind
+    clone.mkdir()
+    for name in ("vireid_jax", "configs"):
+        shutil.copytree(REPO / name, clone / name)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, clone)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", str(clone)]
     subprocess.run([*build, "-q", "-w", tmp_path], check=True, cwd=tmp_path, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
@@ -133,7 +140,7 @@ def test_an_installed_package_has_the_recipes(tmp_path):
         [sys.executable, "-m", "vireid_jax.main", "--config=idkl:regdb,official", "--print_config"],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=site,
         env=os.environ | {"PYTHONPATH": str(site)},
         timeout=120,
     )

@@ -86,9 +86,11 @@ def saved(workdir):
 
 # What is special on a data set is so with every method, and a step of the larger ones compiles for
 # half a minute: they are trained on one. tests/test_configs.py builds all of them on all data sets.
-RUNS = [("smcl", dataset, "") for dataset in common.DATASETS]
-RUNS += [(recipe, "sysu", "") for recipe in RECIPES if recipe != "smcl"]
-RUNS += [("idkl", "regdb", "official")]
+RUNS = [("smcl", "sysu", "")]
+SLOW = [("smcl", dataset, "") for dataset in common.DATASETS if dataset != "sysu"]
+SLOW += [(recipe, "sysu", "") for recipe in RECIPES if recipe != "smcl"]
+SLOW += [("idkl", "regdb", "official")]
+RUNS += [pytest.param(*row, marks=pytest.mark.slow) for row in SLOW]
 
 
 @pytest.mark.parametrize(("recipe", "dataset", "preset"), RUNS)
@@ -101,6 +103,9 @@ def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees
     workdir = tmp_path / "run"
     assert main.run(c, workdir=workdir, debug=True) == 0
     out = capsys.readouterr().out
+    for said in ("compiling the training step", "validation at step 2: mAP 0.", "best mAP 0."):
+        assert said in out, out
+    assert re.search(r"^\d+ images embedded in \d+ s$", out, re.M), out
     validated = checkpoint.read_scores(workdir / "checkpoints")
     assert validated.keys() == {2} and 0 < validated[2]["mAP"] <= 1, "to choose the best by"
     results = saved(workdir)
@@ -191,7 +196,7 @@ def test_a_model_is_scored_on_another_data_set(trained, trees, tmp_path):
 
 
 def test_a_run_without_a_list_of_its_people(trained, trees, tmp_path, capsys):
-    """As runs were before classes.json: its own data set tells; another one cannot."""
+    """Its own data set tells whom it was trained on; another one cannot."""
     own = shutil.copytree(trained[0], tmp_path / "run")
     (own / "classes.json").unlink()
     shutil.rmtree(own / "eval")
@@ -401,3 +406,50 @@ def test_a_run_without_a_readable_checkpoint_does_not_go_on_without_its_file(
     assert main.run(c, workdir=tmp_path / "run") == 1
     err = capsys.readouterr().err
     assert "weights.pth, is gone; bring it back" in err
+
+
+# A try, a repeated command, another version ------------------------------------------------------
+
+
+def test_a_try_has_a_table_and_the_run_goes_on_from_it(trained, tmp_path, capsys):
+    """And a command that is repeated at the end says so, and shows the table again."""
+    c = trained[1].copy_and_resolve_references()
+    c.data.cache = str(tmp_path / "cache")
+    workdir = tmp_path / "run"
+    assert main.run(c, workdir=workdir, max_steps=1, debug=True) == 0
+    out = capsys.readouterr().out
+    assert "trained 1 steps in" in out and "1 steps are left for another start" in out
+    assert "test identities, step 1" in out and {p.name for p in (workdir / "eval").iterdir()} == {
+        "1"
+    }
+    assert main.run(c, workdir=workdir, debug=True) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 1 of 2" in out and "trained 1 steps in" in out
+    assert "test identities, step 2" in out
+
+    def last(folder):
+        shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
+        found, _ = checkpoint.restore_variables(folder / "checkpoints", dict(shapes))
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+
+    assert last(workdir) == last(trained[0]), "to the bit the run without a try"
+    assert main.run(c, workdir=workdir, debug=True) == 0
+    out = capsys.readouterr().out
+    assert "already finished: step 2 of 2" in out and "test identities, step 2" in out
+    assert main.run(c, workdir=workdir, max_steps=0) == 1
+    assert "max_steps is 0, expected at least 1" in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_not_scored(trained, tmp_path, capsys):
+    own = shutil.copytree(trained[0], tmp_path / "run")
+    config = json.loads((own / "config.json").read_text())
+    config["init"] = {"from": None}
+    config["method"]["updates"] = "joint"
+    (own / "config.json").write_text(json.dumps(config))
+    assert main.run(None, workdir=own, mode="eval") == 1
+    err = capsys.readouterr().err
+    assert "method.updates: unknown" in err
+    assert "init.from: unknown" in err and "init.weights: absent" in err
+    # A resumed run says what differs.
+    assert main.run(trained[1], workdir=own) == 1
+    assert "init.from: null -> (absent)" in capsys.readouterr().err

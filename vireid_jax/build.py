@@ -121,7 +121,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
         check_protocols(options, split.test, split.val, permutations=permutations, strict=strict)
 
     _stop_if_asked()
-    split = datasets.load(**config.data, check=check)
+    split = datasets.load(**config.data, check=check, should_stop=_asked_to_stop)
     _stop_if_asked()
     label, persons = train_labels(split.train)
     modality = split.train.modality
@@ -168,7 +168,7 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
         strict = _is_strict(config)
         check_protocols(options, split.test, None, permutations=permutations, strict=strict)
 
-    split = datasets.load(**config.data, check=check)
+    split = datasets.load(**config.data, check=check, should_stop=_asked_to_stop)
     _stop_if_asked()
     if persons is None:
         persons = train_labels(split.train)[1]
@@ -190,7 +190,7 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
     build = get_build(config.method.name)
     named = set(inspect.signature(build).parameters)
     known = {
-        "data": inspect.signature(datasets.load).parameters,
+        "data": {"name", *datasets.options_of(config.data.name)},
         "init": ("weights",),
         "method": {"name", *named, *Backbone._fields} - {"backbone"},
         "devices": Devices._fields,
@@ -204,6 +204,11 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
 def _stop_if_asked() -> None:
     if preemption.requested():
         raise Stopped
+
+
+def _asked_to_stop() -> bool:
+    # Of several processes each may have other images to decode, and they must poll alike.
+    return jax.process_count() == 1 and preemption.requested()
 
 
 def _is_strict(config: ml_collections.ConfigDict) -> bool:

@@ -640,7 +640,7 @@ class Scorer:
         """
         o = self.options
         if o.corrupt is not None:
-            return list(self._corrupted(variables, retrieval))
+            return list(self._corrupted(variables, retrieval, corrupt.parse(o.corrupt)))
         names = o.protocols
         found = self._embedded(variables, retrieval)
         results = self._rows(found, retrieval, names)
@@ -690,7 +690,8 @@ class Scorer:
                     self.embed, variables, retrieval, self.fusions, flip=flip, **options
                 )
         if not flip:
-            return Embedded(*self._features(variables, retrieval), {})
+            query, gallery = self._features(variables, retrieval)
+            return Embedded(query, gallery, {})
         both = [
             {name: mean_direction(before[name], mirrored[name]) for name in before}
             for before, mirrored in zip(
@@ -748,13 +749,14 @@ class Scorer:
         )
         return score(found.query, found.gallery, retrieval, found.similarity, **{**own, **options})
 
-    def _corrupted(self, variables: Any, retrieval: Retrieval) -> Iterator[dict[str, Any]]:
+    def _corrupted(
+        self, variables: Any, retrieval: Retrieval, asked: corrupt.Spec
+    ) -> Iterator[dict[str, Any]]:
         """Mean over repeats with new corruptions, as CIL-ReID (NeurIPS 2021) and MUN, table 5.
 
         Where a protocol draws its gallery, the first draw alone is used, as in CIL's code.
         """
         o = self.options
-        asked = corrupt.parse(o.corrupt)
         about = {"corrupt": o.corrupt, "corrupt_seed": o.corrupt_seed}
         for name in o.protocols:
             some = self._first_trial(name, retrieval)
@@ -863,14 +865,8 @@ def check_classes_known(
 ) -> None:
     """Refuses another data set for a run that did not write down whom it was trained on.
 
-    Args:
-      config: from `config_to_score`.
-      own: the config of the run.
-      classes: from `runfolder.load_classes`.
-      workdir: of the run.
-
-    Raises:
-      ValueError: the number of its classes cannot be known.
+    `own` is the config of the run in `workdir`, `config` what `config_to_score` made of it, and
+    `classes` are from `runfolder.load_classes`.
     """
     if classes is None and any(own.data.get(k) != config.data.get(k) for k in DIVIDING):
         raise ValueError(
@@ -889,17 +885,8 @@ def check_unseen(
 ) -> None:
     """Refuses to test a model on people of its own data set that it was trained on.
 
-    RegDB's trials are told apart earlier; this is for one's own images, divided another way.
-
-    Args:
-      config: from `config_to_score`.
-      own: the config of the run.
-      test: what the model is to be tested on.
-      persons: int [C], the people that it was trained on.
-      workdir: of the run.
-
-    Raises:
-      ValueError: it was trained on some of them.
+    `persons` (int [C]) are the people it was trained on. RegDB's trials are told apart earlier;
+    this is for one's own images, divided another way.
     """
     given = config.data
     if given.name == "synthetic" or any(own.data.get(k) != given.get(k) for k in ("name", "root")):

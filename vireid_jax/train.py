@@ -131,7 +131,9 @@ def fit(
             (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
         writer.say(build.summary(config, parts, feed, params, workdir))
 
-    validate = parts.scorer.validate
+    validate = None
+    if parts.split.val is not None:
+        validate = partial(parts.scorer.validate, retrieval=parts.split.val)
     with contextlib.closing(Checkpoints(workdir / "checkpoints", keep=options.keep)) as checkpoints:
         state, start = restore_or_init(method, transform, checkpoints, mesh=mesh, seed=config.seed)
         if not start and parts.file_is_gone:
@@ -155,7 +157,7 @@ def fit(
                 mesh=mesh,
                 writer=log,
                 checkpoints=checkpoints,
-                evaluate=parts.split.val and partial(validate, retrieval=parts.split.val),
+                evaluate=validate,
                 should_stop=preemption.requested,
                 max_steps=max_steps,
                 epochs=options.epochs,
@@ -335,7 +337,7 @@ def train(
         if checkpoints is None:
             return
         if checkpoints.save(step, state, metrics=scores, wait=wait):
-            writer.say(f"checkpoint of step {step:,}{' saved' if wait else ': saving'}")
+            writer.say(f"checkpoint of step {step:,}{' saved' if wait else ' is being saved'}")
 
     def validate() -> None:
         if evaluate is None:
@@ -399,8 +401,8 @@ def train(
         if log or validation or saving or last:
             # Before anything is recorded or saved; fetching more often would stall the device.
             newest = check_finite()
-        if log or clock() - shown >= SAY_EVERY_S:
-            if not log:
+        if log or last or clock() - shown >= SAY_EVERY_S:
+            if not (log or last):
                 newest = {k: float(v) for k, v in jax.device_get(scalars).items()}
             shown = clock()
             if step > mark_step:  # a first step says nothing of the speed

@@ -33,7 +33,7 @@ def test_a_signal_raises_the_flag(installed, signum, code, capfd):
     os.kill(os.getpid(), signum)
     assert preemption.requested() and preemption.requested()
     assert preemption.exit_code() == code
-    assert f"{signum.name}: stopping after this step and saving" in capfd.readouterr().err
+    assert f"{signum.name}: stopping after what is under way, and saving" in capfd.readouterr().err
     os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat it; the save goes on
     assert preemption.requested() and preemption.exit_code() == code
 

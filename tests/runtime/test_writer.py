@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from vireid_jax.runtime.writer import METRICS, Writer, duration, read_metrics
+from vireid_jax.runtime.writer import METRICS, Progress, Writer, duration, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -118,7 +118,8 @@ def test_unreadable_lines_are_dropped_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own reader
-def test_tensorboard_reads_the_event_files(tmp_path):
+def test_tensorboard_reads_the_event_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # its reader has a replacement
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     writer = Writer(tmp_path, resume_step=0)
@@ -165,7 +166,7 @@ def progress(console, tmp_path, steps, total, seconds_per_step):
     writer = Writer(tmp_path, tensorboard=False, console=console, clock=lambda: now[0])
     for step in steps:
         now[0] = 100.0 + (step - steps[0]) * seconds_per_step
-        scalars = {"id": 2.0, "norm": 3.0, "loss": 1.25 / step, "images_per_second": 3000.0}
+        scalars = {"loss": 1.25 / step, "images_per_second": 3000.0, "id": 2.0, "norm": 3.0}
         writer.progress(step, total, scalars)
     return writer
 
@@ -174,22 +175,23 @@ def test_plain_progress_lines_and_eta(tmp_path):
     console = io.StringIO()
     progress(console, tmp_path, [10, 20, 100], 100, 30.0).close()
     assert console.getvalue().splitlines() == [
-        "step  10/100  10%  loss 0.125  3000 img/s  id 2  norm 3",
-        "step  20/100  20%  loss 0.0625  3000 img/s  ETA 40:00  id 2  norm 3",  # 80 steps of 30 s
-        "step 100/100 100%  loss 0.0125  3000 img/s  took 45:00  id 2  norm 3",
+        "step  10/100  10%  loss 0.125  id 2  norm 3  3000 img/s",
+        "step  20/100  20%  loss 0.0625  id 2  norm 3  3000 img/s  ETA 40:00",  # 80 steps of 30 s
+        "step 100/100 100%  loss 0.0125  id 2  norm 3  3000 img/s",
     ]
 
 
-def test_terminal_progress_is_one_line_rewritten(tmp_path):
+def test_terminal_progress_is_one_line_rewritten(tmp_path, capsys):
+    """Lines go to standard output; where that is the terminal, too, they stand by themselves."""
     console = Terminal()
     writer = progress(console, tmp_path, [1, 2, 3], 100, 1.0)
     writer.say("mAP 0.5")
     writer.progress(4, 100, {"loss": 1.0})
     writer.close()
     text = console.getvalue()
-    assert text.count("\n") == 3  # before and after "mAP 0.5", and at the end
-    shown, said, rest = text.rstrip("\n").split("\n")
-    assert said == "mAP 0.5"
+    assert text.count("\n") == 2  # before "mAP 0.5", and at the end
+    shown, rest = text.rstrip("\n").split("\n")
+    assert capsys.readouterr().out == "mAP 0.5\n"
     frames = [f for f in shown.split("\r") if f]
     assert len(frames) == 3 and len(rest.split("\r")) == 2
     # A shorter line covers the whole of the longer one before it.
@@ -200,10 +202,29 @@ def test_terminal_progress_is_one_line_rewritten(tmp_path):
 def test_what_does_not_fit_is_left_to_the_record(tmp_path):
     console = io.StringIO()
     writer = Writer(tmp_path, tensorboard=False, console=console)
-    writer.progress(1, 10, {f"term_{i}": 1.0 for i in range(40)})
+    writer.progress(1, 10, {"images_per_second": 8.0} | {f"term_{i}": 1.0 for i in range(40)})
     writer.close()
     text = console.getvalue()
-    assert 100 < len(text.rstrip("\n")) < 120 and text.endswith("  term_9 1\n")
+    assert 100 < len(text.rstrip("\n")) < 120 and text.endswith("  term_7 1  8 img/s\n")
+
+
+def test_long_work_says_how_far_it_is():
+    now, said = [0.0], []
+    with Progress(said.append, "images embedded", 1000, clock=lambda: now[0]) as progress:
+        for _ in range(10):
+            now[0] += 10.0
+            progress.add(100)
+    assert said == [
+        "200 of 1,000 images embedded, ETA 1:20",
+        "400 of 1,000 images embedded, ETA 1:00",
+        "600 of 1,000 images embedded, ETA 40 s",
+        "800 of 1,000 images embedded, ETA 20 s",
+        "1,000 images embedded in 1:40",
+    ]
+    with pytest.raises(OSError), Progress(said.append, "rows", 2) as progress:
+        progress.add(1)
+        raise OSError
+    assert len(said) == 5, "what did not end is not said to have ended"
 
 
 def test_durations():

@@ -23,7 +23,7 @@ from vireid_jax import synthetic
 from vireid_jax.data import arrays, readers
 from vireid_jax.data import cache as pixels
 from vireid_jax.data.readers.common import Listing
-from vireid_jax.types import MODALITIES, Records, Split
+from vireid_jax.types import MODALITIES, Records, Split, Stopped
 
 IMAGES = ("cached", "memory", "encoded")
 
@@ -60,13 +60,20 @@ def _common() -> dict[str, Any]:
     return dict(_from_disk.__kwdefaults__ or {})
 
 
-def load(*, name: str = "synthetic", check: Check | None = None, **options: Any) -> Split:
+def load(
+    *,
+    name: str = "synthetic",
+    check: Check | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Split:
     """Loads the data set `name`.
 
     Args:
       name: one of `names()`.
       check: raises for a split that is of no use. Called with what is returned and, before that,
         with the split of paths of a data set on disk: the images take long to decode.
+      should_stop: polled now and then while images are decoded.
       **options: those of `options_of(name)`; None leaves one at the data set's own default.
 
     Returns:
@@ -76,6 +83,7 @@ def load(*, name: str = "synthetic", check: Check | None = None, **options: Any)
       DataError: (a ValueError) for an unknown name or an option that the data set does not have.
       ValueError: for an option out of range, or a tree that is not the data set.
       FileNotFoundError: there is no data set where it should be.
+      Stopped: `should_stop` said so; nothing half-written stays.
     """
     if name not in names():
         raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(names()))}")
@@ -93,7 +101,7 @@ def load(*, name: str = "synthetic", check: Check | None = None, **options: Any)
         split = synthetic.load(**given)
     else:
         own = {key: given.pop(key) for key in list(given) if key not in _common()}
-        split = _from_disk(readers.get_reader(name), name, own, check, **given)
+        split = _from_disk(readers.get_reader(name), name, own, check, should_stop, **given)
     if check is not None:
         check(split)
     return split
@@ -104,6 +112,7 @@ def _from_disk(
     name: str,
     own: Mapping[str, Any],
     check: Check | None,
+    should_stop: Callable[[], bool],
     *,
     root: str | os.PathLike[str] | None = None,
     image_size: tuple[int, int] = (288, 144),
@@ -121,6 +130,7 @@ def _from_disk(
       name: of the data set.
       own: options of the reader's `split`.
       check: called with the split before any image is decoded; may raise.
+      should_stop: see `load`.
       root: the tree as released (or the CSV file of "folders"); None takes what is prepared.
       image_size: height, width in pixels.
       images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
@@ -158,12 +168,12 @@ def _from_disk(
         check(early)
     if images != "encoded":
         size: dict[str, Any] = dict(image_size=image_size, filter=filter, unreadable=unreadable)
-        told = progress(f"decoding {name}")
+        told = progress(f"decoding {name}", should_stop)
         listing = pixels.decode_once(listing, folder=cache, progress=told, **size)
         if images == "memory":
             listing = pixels.in_memory(listing)
     elif root is not None:
-        told = progress(f"looking at the images of {name}")
+        told = progress(f"looking at the images of {name}", should_stop)
         listing = pixels.readable(listing, unreadable=unreadable, progress=told)
     split = reader.split(listing, **own)
     return split._replace(notes=(*listing.problems, *split.notes))
@@ -193,12 +203,19 @@ def _prepared(reader: ModuleType, name: str, folder: str | os.PathLike[str] | No
     )
 
 
-def progress(what: str) -> Callable[[int, int], None]:
-    """A callback (done, total) that says on stderr, now and then, how far something is."""
+def progress(
+    what: str, should_stop: Callable[[], bool] = lambda: False
+) -> Callable[[int, int], None]:
+    """A callback (done, total) that says on stderr, now and then, how far something is.
+
+    It raises `Stopped` when `should_stop` says so.
+    """
     start = time.monotonic()
     said = [start]
 
     def report(done: int, total: int) -> None:
+        if should_stop():
+            raise Stopped
         now = time.monotonic()
         if now - said[0] >= _EVERY or (done == total and now - start > 1):
             said[0] = now

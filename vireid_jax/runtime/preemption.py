@@ -85,7 +85,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if _state.signum is None:
         _state.signum = signum
         hint = "; again to leave at once" if signum == signal.SIGINT else ""
-        say(f"{signal.Signals(signum).name}: stopping after this step and saving{hint}")
+        say(f"{signal.Signals(signum).name}: stopping after what is under way, and saving{hint}")
     elif signum == signal.SIGINT:
         _leave()
     # A second SIGTERM changes nothing: the save is under way.

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-import jax
 from absl import logging
 
 from vireid_jax.runtime import files
@@ -78,8 +77,9 @@ class Writer:
                 # TensorBoard forgets what earlier files say of this step and later ones.
                 purge_step=None if resume_step is None else resume_step + 1,
                 flush_secs=EVENTS_FLUSH_S,
-                # Its names have seconds alone, and a file of the same name would be overwritten.
-                filename_suffix=f".{os.getpid()}.{os.urandom(3).hex()}",
+                # Its names have seconds alone. A file of the same name would be overwritten, and
+                # TensorBoard reads files in the order of their names.
+                filename_suffix=f".{time.time_ns()}.{os.getpid()}",
             )
 
     def write(self, step: int, scalars: Mapping[str, Any], *, split: str = "train") -> None:
@@ -200,6 +200,8 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def say(text: str) -> None:
     """Prints a line of a run to standard output, in the first process alone."""
+    import jax  # readers of a record do without it
+
     if jax.process_index() == 0:
         print(text, flush=True)
 
