@@ -4,7 +4,7 @@
   python -m benchmarks.confuser --seeds 1 --steps 600
 
 Vectors of persons with a modality gap go through a linear encoder and batch normalization. The
-confuser of `vireid_jax.methods.idkl.modality` is trained on what comes out, in three ways:
+confuser of `vireid_jax.methods.idkl.net` is trained on what comes out, in three ways:
 
   half_flip  the released code's: half of each modality's labels turned over, no reversal
   reversal   the paper's (eq. 2): true labels behind a gradient reversal

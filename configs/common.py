@@ -99,33 +99,35 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     """The sections that do not depend on the method, at the size of the data set."""
     laptop = dataset == "synthetic"
     c = ml_collections.ConfigDict()
-    c.run_name = f"{method}-{dataset}"  # the default workdir is runs/<run_name>
-    c.seed = 0
+    c.run_name = f"{method}-{dataset}"  # the default folder is runs/<run_name>
+    c.seed = 0  # of the weights, the batches and all random numbers of a step
     c.allow_changes = False  # resume although training options differ from the run's
 
-    c.data = ml_collections.ConfigDict(dict(name=dataset))
+    c.data = ml_collections.ConfigDict()
+    c.data.name = dataset  # the data set; a recipe's word behind the colon
     if laptop:
-        c.data.image_size = (96, 48)
-        c.data.seed = 0
-        c.data.train_ids = 240  # identities; images of each below are per camera
-        c.data.train_visible = 3
-        c.data.train_infrared = 5
-        c.data.val_ids = 24
-        c.data.val_visible = 2
-        c.data.val_infrared = 3
-        c.data.test_ids = 96
-        c.data.test_visible = 10  # the multi-shot protocol draws 10
-        c.data.test_infrared = 5
+        c.data.image_size = (96, 48)  # height and width in pixels
+        c.data.seed = 0  # which people are rendered
+        c.data.train_ids = 240  # people to train on
+        c.data.train_visible = 3  # images of each before each visible camera
+        c.data.train_infrared = 5  # images of each before each infrared camera
+        c.data.val_ids = 24  # people held out from training to choose the best checkpoint on
+        c.data.val_visible = 2  # as train_visible
+        c.data.val_infrared = 3  # as train_infrared
+        c.data.test_ids = 96  # people to test on
+        c.data.test_visible = 10  # as train_visible; the multi-shot protocol draws 10
+        c.data.test_infrared = 5  # as train_infrared
     else:
-        c.data.image_size = (384, 128)
-        c.data.root = config_dict.placeholder(str)  # the folder as released
-        c.data.images = "cached"  # decoded once into a file; or memory, encoded
-        c.data.filter = "lanczos"  # of resizing: AGW and its descendants; MPANet, IDKL: bilinear
+        c.data.image_size = (384, 128)  # height and width in pixels
+        c.data.root = config_dict.placeholder(str)  # folder as released; or a CSV file
+        # cached: decoded once into a file; memory: that file in memory; encoded: as they are.
+        c.data.images = "cached"
+        c.data.filter = "lanczos"  # of resizing: lanczos (AGW's family) or bilinear (IDKL)
         c.data.strict = True  # refuse a tree that lacks anything of the release
         c.data.unreadable = "refuse"  # images that cannot be decoded; or skip
         c.data.val_ids = 0  # people held out from training to choose the best checkpoint on
         c.data.cache = config_dict.placeholder(str)  # folder of decoded images; None: the default
-        c.data.prepared = config_dict.placeholder(str)  # folder, instead of root
+        c.data.prepared = config_dict.placeholder(str)  # folder of `prepare`, without root
     if dataset == "regdb":
         c.data.trial = 1  # which of the ten released splits
     if dataset == "folders":
@@ -140,82 +142,83 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.sampler.rule = "agw"  # or agw_legacy, exhaust (MPANet, IDKL), permute; see data/sampler.py
     c.sampler.num_ids = 8  # P, identities in a batch
     c.sampler.num_instances = 4  # K, images of an identity in each modality
-    # None: the rule's own; for agw max(visible, infrared) // (P * K) + 1, as in AGW's code
+    # Length of an epoch; none: the rule's own, for agw max(visible, infrared) // (P * K) + 1.
     c.sampler.steps_per_epoch = config_dict.placeholder(int)
-    c.sampler.replacement = True
+    c.sampler.replacement = True  # of agw: an image may occur twice in a batch, as in AGW's code
 
     c.loader = ml_collections.ConfigDict()
     c.loader.name = "arrays"  # or tfdata, which needs TensorFlow; the batches are the same
-    c.loader.prefetch = 2  # batches
+    c.loader.prefetch = 2  # batches made ahead
 
     c.augment = ml_collections.ConfigDict()
-    c.augment.flip = 0.5  # probability
+    c.augment.flip = 0.5  # probability of a mirror image
     c.augment.pad = 10  # pixels on each side before the random crop
-    c.augment.pad_value = 0
-    # Probabilities (visible, infrared); a single number holds for both.
+    c.augment.pad_value = 0  # of these pixels, 0 to 255
+    # Probability of a gray image, (visible, infrared); a single number holds for both.
     c.augment.grayscale = (0.0, 0.0)
-    c.augment.erase = (0.0, 0.0)  # random erasing
-    c.augment.erase_area = (0.02, 0.4)
-    c.augment.erase_aspect = (0.3, 1 / 0.3)
+    c.augment.erase = (0.0, 0.0)  # probability of random erasing, the same way
+    c.augment.erase_area = (0.02, 0.4)  # share of the image that is erased, least and most
+    c.augment.erase_aspect = (0.3, 1 / 0.3)  # height to width of the patch, least and most
     c.augment.erase_form = "uniform"  # of the aspect ratio; torchvision's erasing: log_uniform
-    c.augment.erase_attempts = 100  # torchvision's: 10
-    c.augment.erase_value = (0.0, 0.0, 0.0)  # in standardized units
-    c.augment.visible_channel = "none"  # or exchange, exchange_luma, adapt, adapt_gray
-    c.augment.infrared_channel = "none"
+    c.augment.erase_attempts = 100  # patches tried until one fits; torchvision's: 10
+    c.augment.erase_value = (0.0, 0.0, 0.0)  # of the patch, in standardized units
+    # Channel operator of visible images: none, exchange, exchange_luma, adapt or adapt_gray.
+    c.augment.visible_channel = "none"
+    c.augment.infrared_channel = "none"  # the same of infrared images
     # CAJ: every visible image a second time, with this channel operator ("exchange"); "none": once.
     c.augment.second_view = "none"
-    c.augment.luma = 0.5
+    c.augment.luma = 0.5  # probability of the gray outcome of adapt_gray
     c.augment.paired = False  # share flip and crop between row i of both modalities
 
     c.optim = ml_collections.ConfigDict()
-    c.optim.name = "adam"
-    c.optim.lr = 3.5e-4
-    c.optim.weight_decay = 5e-4
-    c.optim.decay = "coupled"  # as torch.optim.Adam; "decoupled" is AdamW
-    c.optim.momentum = 0.9  # SGD only
-    c.optim.nesterov = False  # SGD only
+    c.optim.name = "adam"  # or sgd
+    c.optim.lr = 3.5e-4  # learning rate
+    c.optim.weight_decay = 5e-4  # its factor
+    c.optim.decay = "coupled"  # coupled: L2 as torch.optim.Adam has it; decoupled: AdamW
+    c.optim.momentum = 0.9  # of sgd
+    c.optim.nesterov = False  # of sgd
     c.optim.schedule = "multistep"  # or cosine, constant
-    c.optim.milestones = ()  # epochs
-    c.optim.gamma = 0.1
-    c.optim.warmup_epochs = 0.0
-    c.optim.warmup_factor = 0.1
-    c.optim.warmup_by = "step"  # or epoch: AGW's staircase
-    c.optim.restart_epoch = config_dict.placeholder(float)  # start the schedule again here
-    c.optim.clip_norm = config_dict.placeholder(float)
-    c.optim.multipliers = ()  # e.g. (("backbone/.*", 0.1),)
+    c.optim.milestones = ()  # epochs at which multistep multiplies the rate by gamma
+    c.optim.gamma = 0.1  # of multistep
+    c.optim.warmup_epochs = 0.0  # epochs in which the rate rises
+    c.optim.warmup_factor = 0.1  # share of the rate that the warm-up starts from
+    c.optim.warmup_by = "step"  # how it rises: each step; or each epoch, AGW's staircase
+    c.optim.restart_epoch = config_dict.placeholder(float)  # epoch of a second start
+    c.optim.clip_norm = config_dict.placeholder(float)  # largest norm of the gradient
+    c.optim.multipliers = ()  # of the rate, by parameter name: (("backbone/.*", 0.1),)
     # Paths without weight decay, e.g. (".*/bias", ".*/scale"); torch decays all that it is given.
     c.optim.no_decay = ()
 
     c.train = ml_collections.ConfigDict()
-    c.train.epochs = 20.0
-    c.train.log_every = 10  # steps
+    c.train.epochs = 20.0  # length of the training
+    c.train.log_every = 10  # steps between records of the losses
     c.train.eval_every = 5.0  # epochs between validations on held-out identities; 0: none
-    c.train.checkpoint_every = 5.0  # epochs
+    c.train.checkpoint_every = 5.0  # epochs between checkpoints; 0: the last alone
     c.train.keep = 3  # newest checkpoints kept, beside the best by validation mAP
-    c.train.tensorboard = True
+    c.train.tensorboard = True  # write event files, too
 
     # How a step is laid out on the devices. None of it is in the papers.
     c.devices = ml_collections.ConfigDict()
     c.devices.fsdp = 1  # devices that share one copy of parameters and optimizer state
     c.devices.bn_groups = 1  # runs of rows with batch statistics of their own; 1: of all rows
     c.devices.accumulate = 1  # chunks that a batch is embedded and back-propagated in
-    c.devices.remat = False  # compute the maps inside blocks anew in the backward pass
+    c.devices.remat = False  # compute maps a second time in the backward pass, to save memory
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.protocols = PROTOCOLS[dataset]
-    c.eval.validation = PROTOCOLS[dataset][0]
+    c.eval.protocols = PROTOCOLS[dataset]  # what the test set is scored under
+    c.eval.validation = PROTOCOLS[dataset][0]  # what validation is scored under
     c.eval.trials = config_dict.placeholder(int)  # draws; None: the protocol's number, 10 or 1
     c.eval.gallery = "agw"  # or official: SYSU-MM01's fixed permutations, from the file below
-    c.eval.rand_perm = config_dict.placeholder(str)  # rand_perm_cam.mat
+    c.eval.rand_perm = config_dict.placeholder(str)  # the file rand_perm_cam.mat, of official
     c.eval.flip = False  # rows for the mean feature of an image and its mirror image, too
     # Of methods whose headline is a sum of similarities (DEEN, PDM): "accumulate" the sum, or
     # "store" one wide vector an image, which re-ranking needs.
     c.eval.fuse = "accumulate"
     c.eval.rerank = "none"  # or all, queries: rows after k-reciprocal re-ranking, too
-    c.eval.corrupt = config_dict.placeholder(str)  # visible, infrared, both, visible:fog:3, ...
-    c.eval.corrupt_repeats = 10
-    c.eval.corrupt_seed = 0
-    c.eval.batch_size = 256
+    c.eval.corrupt = config_dict.placeholder(str)  # visible, infrared, both or visible:fog:3
+    c.eval.corrupt_repeats = 10  # draws of the corruptions
+    c.eval.corrupt_seed = 0  # of the first draw
+    c.eval.batch_size = 256  # images embedded at once
     c.eval.memory_mb = 128  # working memory of the evaluator, beyond the features
     c.eval.baselines = laptop  # score raw pixels and the untrained network too
     return c

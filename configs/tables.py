@@ -172,12 +172,12 @@ _IDKL_4 = {
 
 def _sweep(symbol: str, option: str, best: float) -> dict[str, Row]:
     """One row for each value of one weight; at the paper's best the numbers of the whole method."""
-    return {
-        f"{value:g}": _row(
-            f"{symbol} = {value:g}", _IDKL if value == best else None, **{option: value}
-        )
-        for value in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
-    }
+    rows = {}
+    for value in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
+        change: _Changes = {option: value}
+        printed = _IDKL if value == best else None
+        rows[f"{value:g}"] = _row(f"{symbol} = {value:g}", printed, **change)
+    return rows
 
 
 # No printed numbers: the paper's are of neither preset for certain (docs/idkl.md).

@@ -20,9 +20,28 @@ CACHE = pathlib.Path(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Fake devices share threads: as in vireid_jax.runtime.devices.use_cpu_cores.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # [N] + [N, D] is a bug in every loss we write, never an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Generated tests are in both tiers: a few examples before each commit, many in the slow tier.
+hypothesis.settings.register_profile("fast", max_examples=20, deadline=None)
+hypothesis.settings.register_profile("slow", max_examples=200, deadline=None)
+
+
+def pytest_configure(config):
+    slow = config.option.markexpr == "slow"
+    hypothesis.settings.load_profile("slow" if slow else "fast")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(config, items):
+    if config.option.markexpr == "slow":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker("slow")

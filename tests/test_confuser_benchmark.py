@@ -13,6 +13,7 @@ def found():
     return {arm: confuser.run(arm, 0, steps=600, batches=16) for arm in confuser.STRENGTH}
 
 
+@pytest.mark.slow
 def test_flipped_labels_look_confused_and_hide_nothing(found):
     flipped = found["half_flip"]
     assert flipped["cross_entropy"] == pytest.approx(math.log(2), abs=0.02)
@@ -20,6 +21,7 @@ def test_flipped_labels_look_confused_and_hide_nothing(found):
     assert found["none"]["probe"] > 0.95 and found["none"]["confuser"] > 0.95
 
 
+@pytest.mark.slow
 def test_the_reversal_hides_the_modality(found):
     reversed_ = found["reversal"]
     assert reversed_["probe"] < 0.75

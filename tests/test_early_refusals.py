@@ -92,7 +92,7 @@ def test_scoring_is_refused_as_early(tmp_path):
 def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
     seen = []
     split = datasets.load(
-        name="synthetic", image_size=(16, 8), cache=False, train_ids=2, val_ids=0, test_ids=2,
+        name="synthetic", image_size=(48, 24), cache=False, train_ids=2, val_ids=0, test_ids=2,
         check=seen.append,
     )  # fmt: skip
     assert seen == [split]

@@ -220,8 +220,9 @@ def _eval_options(config: ml_collections.ConfigDict) -> tuple[Options, Any]:
     """The eval section, checked, and the fixed permutations if it asks for them."""
     options = Options(**config.eval)
     options.check()
-    official = options.gallery == "official"
-    return options, read_permutations(options.rand_perm) if official else None
+    if options.gallery != "official" or options.rand_perm is None:
+        return options, None
+    return options, read_permutations(options.rand_perm)
 
 
 def _scorer(

@@ -98,7 +98,7 @@ def test_mun_rows_are_what_the_paper_says():
     keys = ("auxiliary", "ida_weight", "idc_weight", "ia_weight", "ma_weight")
     rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in tables.TABLES["mun/1"].rows}
     assert rows == {
-        "b": (False, 0, 0, 0, 0),
+        "b": ("none", 0, 0, 0, 0),
         "aux": ("mun", 1, 0, 0, 0),
         "idc": ("mun", 0, 0.25, 0, 0),
         "idc_ia": ("mun", 0, 0.25, 0.5, 0),

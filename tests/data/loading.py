@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vireid_jax.data import arrays, sampler
-from vireid_jax.types import Pixels, Records, train_labels
+from vireid_jax.types import INFRARED, VISIBLE, Pixels, Records, train_labels
 
 
 def make_records(images, people=6):
@@ -34,6 +34,15 @@ def encode(image, kind):
     out = io.BytesIO()
     Image.fromarray(image).save(out, kind, **({"quality": 85} if kind == "JPEG" else {}))
     return out.getvalue()
+
+
+def rows_of(counts, classes=None):
+    """(label, modality) of classes with counts [(visible, infrared), ...], rows shuffled."""
+    classes = range(len(counts)) if classes is None else classes
+    label = [c for c, n in zip(classes, counts, strict=True) for _ in range(sum(n))]
+    modality = [m for n in counts for m in (VISIBLE, INFRARED) for _ in range(n[m])]
+    shuffle = np.random.default_rng(len(label)).permutation(len(label))
+    return np.array(label, np.int32)[shuffle], np.array(modality, np.int8)[shuffle]
 
 
 SIZE = (20, 12)

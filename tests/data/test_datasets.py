@@ -11,7 +11,7 @@ from vireid_jax.synthetic.layouts import write_tree
 from vireid_jax.types import Records, Retrieval, Split, is_decoded
 
 TINY = dict(
-    image_size=(16, 8),
+    image_size=(48, 24),
     seed=3,
     train_ids=3,
     train_visible=1,
@@ -32,7 +32,7 @@ def test_load_hands_every_option_to_the_synthetic_data():
     assert got.name == "synthetic"
     np.testing.assert_array_equal(got.train.images, want.train.images)
     np.testing.assert_array_equal(got.test.gallery.images, want.test.gallery.images)
-    assert got.train.images.shape[1:] == (16, 8, 3)
+    assert got.train.images.shape[1:] == (48, 24, 3)
 
 
 def test_synthetic_is_the_default_and_its_defaults_are_its_own(monkeypatch):
@@ -95,7 +95,7 @@ def test_bad_options_are_refused_before_anything_is_read(tmp_path):
 
 def test_where_images_are_kept_changes_no_pixel(tmp_path, monkeypatch):
     root = write_tree(
-        tmp_path / "regdb", "regdb", train_ids=2, test_ids=2, images=2, image_size=(40, 20)
+        tmp_path / "regdb", "regdb", train_ids=2, test_ids=2, images=2, image_size=(48, 24)
     )
     common = dict(name="regdb", root=root, strict=False, image_size=(32, 16))
     monkeypatch.setenv("VIREID_DATA", str(tmp_path / "default"))

@@ -51,6 +51,7 @@ def naive_patch(rng, size, area, aspect, form, attempts):
     return 0, 0, 0, 0
 
 
+@pytest.mark.slow
 @each(
     "size, area, aspect, form, attempts",
     [

@@ -11,9 +11,8 @@ from PIL import Image
 
 from tests.data.mixed_tree import copy_of, files_of, never, prepared_in, python, tree
 from vireid_jax.data import arrays, cache, decoding, prepared
-from vireid_jax.data.readers.common import Listing, TreeError
+from vireid_jax.data.readers.common import TreeError
 from vireid_jax.runtime import files
-from vireid_jax.types import Records
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +67,6 @@ def test_it_is_a_tfds_data_set(source, out):
         assert rows[n]["part"].decode() == source.part[n]
         for column in ("person", "camera", "modality"):
             assert rows[n][column] == getattr(source.records, column)[n]
-
-
-def test_pixels_are_stored_without_loss(tmp_path):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (5, 12, 6, 3), np.uint8)
-    numbers = np.arange(5, dtype=np.int32)
-    records = Records(pixels, numbers, numbers, np.zeros(5, np.int8), [str(n) for n in numbers])
-    listing = Listing("regdb", records, np.array(["train"] * 5))
-    ready = prepared.prepare(listing, out=tmp_path)
-    assert (arrays.decode(ready.records.images, (12, 6)) == pixels).all()
-    assert ready.records.images.fingerprint == cache.fingerprint(listing)
-    # Stored images can be prepared again, from one folder to another.
-    again = prepared.prepare(ready.take(np.array([4, 1])), out=tmp_path / "other")
-    assert list(again.records.images) == [ready.records.images[n] for n in (4, 1)]
 
 
 def test_opening_and_taking_read_no_image(out, monkeypatch):

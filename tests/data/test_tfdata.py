@@ -88,12 +88,12 @@ def test_long_runs_are_loaded_in_segments_without_a_seam(monkeypatch, mapped):
 
 
 def test_without_tensorflow_the_loader_is_refused_early(monkeypatch):
-    build.check_loader("tfdata")
+    build._loader(name="tfdata", prefetch=2)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    build.check_loader("arrays")
+    build._loader(name="arrays", prefetch=2)
     with pytest.raises(ValueError, match=r"pip install 'vireid_jax\[data\]', or use .*=arrays"):
-        build.check_loader("tfdata")
+        build._loader(name="tfdata", prefetch=2)
     with pytest.raises(
         ValueError, match=r"no loader 'grain'; expected one of .*'arrays', 'tfdata'"
     ):
-        build.check_loader("grain")
+        build._loader(name="grain", prefetch=2)

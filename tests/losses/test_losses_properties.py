@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.parity import relative_error
+from tests.support.rows import each
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance, safe_norm
 from vireid_jax.losses.identity import accuracy, cross_entropy
@@ -33,7 +34,7 @@ def test_distance_keeps_its_digits_where_the_expanded_square_loses_them():
     assert relative_error(np.diag(pairwise_distance(a, b)), exact) < 1e-6
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-9])
+@each("scale", [0.0, 1e-30, 1e-9])
 def test_norm_at_and_near_zero_has_a_small_finite_gradient(scale):
     x = jnp.full((3, 4), scale)
     value, gradient = jax.value_and_grad(lambda x: safe_norm(x).sum())(x)
@@ -66,7 +67,7 @@ def test_distances_in_half_precision_are_computed_in_float32():
     np.testing.assert_allclose(distances, pairwise_distance(wide, wide), rtol=1e-2, atol=2e-6)
 
 
-@pytest.mark.parametrize("a, b", [((3, 4), (3, 5)), ((3,), (3, 4)), ((2, 3, 4), (3, 4))])
+@each("a, b", [((3, 4), (3, 5)), ((3,), (3, 4)), ((2, 3, 4), (3, 4))])
 def test_pairwise_distance_refuses_shapes_that_do_not_fit(a, b):
     with pytest.raises(ValueError, match=r"expected \[N, D\] and \[L, D\]"):
         pairwise_distance(jnp.zeros(a), jnp.zeros(b))
@@ -106,7 +107,7 @@ def test_the_margin_in_both_places_divides_the_odds_of_the_true_identity():
     np.testing.assert_allclose(odds(2.0) * np.exp(2), odds(0.0), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
+@each(
     "classes, margin, expected",
     [(395, 0, 5.979), (395, 4, 9.976), (206, 0, 5.328), (206, 1, 6.325)],
 )
@@ -115,7 +116,7 @@ def test_loss_of_a_fresh_classifier(classes, margin, expected):
     assert abs(float(value) - expected) < 5e-4
 
 
-@pytest.mark.parametrize("size", [0.0, 1e4, 3e38])
+@each("size", [0.0, 1e4, 3e38])
 def test_cross_entropy_of_extreme_logits_is_finite(size):
     signs = jnp.asarray(np.where(R.random((10, 6)) < 0.5, -1, 1), jnp.float32)
     value, gradient = jax.value_and_grad(lambda z: cross_entropy(z, LABELS, margin=4.0))(
@@ -143,7 +144,7 @@ def test_cross_entropy_jitted_and_in_half_precision():
     np.testing.assert_allclose(half, eager, rtol=1e-2)
 
 
-@pytest.mark.parametrize("logits, labels", [((4,), (4,)), ((4, 3), (3,)), ((4, 3), (4, 1))])
+@each("logits, labels", [((4,), (4,)), ((4, 3), (3,)), ((4, 3), (4, 1))])
 def test_cross_entropy_refuses_shapes_that_do_not_fit(logits, labels):
     with pytest.raises(ValueError, match=r"expected \[N, C\] and \[N\]"):
         cross_entropy(jnp.zeros(logits), jnp.zeros(labels, jnp.int32))
@@ -177,7 +178,7 @@ def test_row_centers_can_be_unit_vectors():
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
+@each("normalize", [False, True])
 def test_row_centers_follow_their_rows(normalize):
     order = R.permutation(6)
     one = row_centers(FEATURES, PERSONS, normalize=normalize)
@@ -186,7 +187,7 @@ def test_row_centers_follow_their_rows(normalize):
         np.testing.assert_allclose(x[order], y, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalize", [False, True])
+@each("normalize", [False, True])
 def test_row_centers_of_zero_features_have_finite_gradients(normalize):
     def total(x):
         return row_centers(x, PERSONS, normalize=normalize)[0].sum()
@@ -203,9 +204,7 @@ def test_row_centers_of_half_precision_features_are_float32():
     np.testing.assert_allclose(centers, exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "features, labels", [((6, 5), (6,)), ((6, 2, 5), (5,)), ((6, 2, 5), (6, 2))]
-)
+@each("features, labels", [((6, 5), (6,)), ((6, 2, 5), (5,)), ((6, 2, 5), (6, 2))])
 def test_row_centers_refuse_shapes_that_do_not_fit(features, labels):
     with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
         row_centers(jnp.zeros(features), jnp.zeros(labels, jnp.int32))

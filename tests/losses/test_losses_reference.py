@@ -7,6 +7,7 @@ import pytest
 from tests.support.parity import loss_outputs, reference, sources
 from tests.support.reference import store
 from tests.support.reference.inputs import CASES, cases
+from tests.support.rows import each
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance
 from vireid_jax.losses.identity import cross_entropy
@@ -27,8 +28,8 @@ FUNCTIONS = {
 
 
 @sources
-@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
-@pytest.mark.parametrize("name", cases(*FUNCTIONS))
+@each("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
+@each("name", cases(*FUNCTIONS))
 def test_value_and_gradient(name, dtype, rtol, source):
     function, arguments = FUNCTIONS[CASES[name].kind]
     actual = loss_outputs(name, partial(function, **CASES[name].options), arguments, dtype)

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.support.parity import relative_error
+from tests.support.rows import each
 from vireid_jax.losses.distance import pairwise_distance, safe_norm, unit
 
 R = np.random.default_rng(2)
@@ -20,8 +20,8 @@ def _gradients(distance, a, b, along):
     return jax.jit(jax.grad(lambda a, b: (along * distance(a, b)).sum(), (0, 1)))(a, b)
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 64), (1, 3, 4), (6, 1, 4)])
-@pytest.mark.parametrize("shift", [0.0, 20.0])
+@each("shape", [(5, 7, 64), (1, 3, 4), (6, 1, 4)])
+@each("shift", [0.0, 20.0])
 def test_gradient_is_that_of_the_differences(shape, shift):
     rows, others, width = shape
     a, b = ((R.normal(size=(n, width)) + shift).astype(np.float32) for n in (rows, others))
@@ -43,7 +43,7 @@ def test_gradient_of_a_set_with_itself():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("gap, error", [(1e-1, 1e-3), (1e-2, 1e-2), (1e-3, 1e-1)])
+@each("gap, error", [(1e-1, 1e-3), (1e-2, 1e-2), (1e-3, 1e-1)])
 def test_gradient_of_a_close_pair_among_spread_rows(gap, error):
     """Rows of length 45: what is left of the direction of a pair `gap` apart."""
     x = R.normal(size=(12, 2048)).astype(np.float32)

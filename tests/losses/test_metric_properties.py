@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.losses.triplet import batch_hard_triplet
 from vireid_jax.methods.agw.losses import weighted_regularized_triplet
 from vireid_jax.methods.smcl.losses import bdtr, bi_center, hetero_center_triplet
@@ -19,7 +20,7 @@ LOSSES = {
     "hc_triplet": partial(hetero_center_triplet, margin=2.0),
 }
 CENTERS = ["bi_center", "hc_triplet"]
-every = pytest.mark.parametrize("name", LOSSES)
+every = each("name", LOSSES)
 
 R = np.random.default_rng(5)
 PERSONS = np.array([4, 0, 4, 9, 0, 4, 9, 9], np.int32)  # 3, 2 and 3 rows, not adjacent
@@ -69,7 +70,7 @@ def test_a_common_shift_changes_only_what_looks_at_angles(name):
     assert np.isclose(shifted, value, rtol=1e-4) != name.startswith("bdtr")
 
 
-@pytest.mark.parametrize("name", CENTERS)
+@each("name", CENTERS)
 def test_the_rows_of_one_identity_may_change_places_in_one_modality(name):
     """Visible and infrared images of a row are a pair for the sampler alone."""
     rows = np.flatnonzero(PERSONS == 4)
@@ -114,7 +115,7 @@ def test_without_negatives_there_is_no_loss_and_no_gradient(name):
         np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize(
+@each(
     "name, expected",
     [
         ("batch_hard", 2.0),

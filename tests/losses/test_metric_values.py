@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.parity import loss_tests
+from tests.support.rows import each
 from vireid_jax.losses import triplet
 from vireid_jax.methods.agw import losses as agw
 from vireid_jax.methods.smcl import losses
@@ -177,7 +178,7 @@ def test_equally_far_positives_share_the_gradient():
     np.testing.assert_allclose(gradient[:, 0, 0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [batch_hard_triplet, hetero_center_triplet, bi_center])
+@each("loss", [batch_hard_triplet, hetero_center_triplet, bi_center])
 def test_only_the_gap_and_the_margin_count_for_far_identities(loss):
     x = FEATURES + 100 * PERSONS[:, None, None]
     assert float(loss(x.astype(np.float32), PERSONS)) == 0

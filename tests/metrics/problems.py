@@ -1,8 +1,11 @@
 """Random problems of RegDB, LLCM, IDKL's variants and own folders, and their scores by loops."""
 
 import random
+import re
+import tracemalloc
 
 import numpy as np
+import pytest
 
 from tests.metrics import reference
 from vireid_jax.metrics import get_protocol
@@ -109,3 +112,24 @@ def by_loops(protocol, query, gallery, trials):
         valid = [{**f, "person": p} for f, p in zip(found, people, strict=True) if f is not None]
         out.append((len(rows), valid, mean))
     return out
+
+
+def check_refusals(call, rows):
+    """Each row (keyword arguments, message) has to raise ValueError with its message."""
+    for options, message in rows:
+        try:
+            call(**options)
+        except ValueError as error:
+            assert re.search(message, str(error)), f"expected {message!r}, got {error}"
+        else:
+            pytest.fail(f"was accepted, expected an error that matches {message!r}")
+
+
+def peak_bytes(run):
+    """The most memory that a call had at a time."""
+    tracemalloc.start()  # NumPy reports its arrays to it
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def rank_one(distance, person, own, excluded, max_rank, ties="stable"):
     """One query: a dict of its results, or None if it has no true image."""
@@ -53,3 +55,31 @@ def rank_all(distance, query_person, gallery_person, excluded, max_rank=20, ties
     for key in ("cmc_image", "cmc_id"):
         mean[key] = [math.fsum(f[key][r] for f in valid) / len(valid) for r in range(max_rank)]
     return found, mean
+
+
+def check(ranking, found, mean):
+    """Holds a `Ranking` against what `rank_all` returns."""
+    assert abs(ranking.mAP - mean["ap"]) < 1e-12
+    assert abs(ranking.mINP - mean["inp"]) < 1e-12
+    np.testing.assert_allclose(ranking.cmc_id, mean["cmc_id"], atol=1e-12)
+    np.testing.assert_allclose(ranking.cmc_image, mean["cmc_image"], atol=1e-12)
+    check_rows(ranking.rows, found)
+
+
+def check_rows(rows, found):
+    """Holds the results of each query against those of `rank_all`."""
+    for row, expected in enumerate(found):
+        assert rows.valid[row] == (expected is not None), row
+        if expected is not None:
+            for key in ("ap", "inp"):
+                assert abs(getattr(rows, key)[row] - expected[key]) < 1e-12, (row, key)
+            for key in ("rank_image", "rank_id", "num_true", "num_kept", "num_tied"):
+                assert getattr(rows, key)[row] == expected[key], (row, key)
+
+
+def check_trial(trial, mean, cmc="cmc_id"):
+    """Holds the metrics of one trial of `evaluate` against the means of `rank_all`."""
+    expected = {"mAP": mean["ap"], "mINP": mean["inp"]}
+    expected |= {f"R{rank}": mean[cmc][rank - 1] for rank in (1, 5, 10, 20)}
+    for name, value in expected.items():
+        assert abs(trial[name] - value) < 1e-9, (name, trial[name], value)

@@ -53,26 +53,22 @@ def test_one_result_has_no_spread():
     assert found["metrics"] == result(0)["metrics"]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"protocol": "regdb/v2t"},
-        {"feature": "pool"},
-        {"gallery": "official"},
-        {"cmc": "image"},
-        {"flip": True},
-        {"rerank": "all"},
-        {"corrupt": "visible"},
-        {"dataset": "other"},
-        {"corrupt_seed": 1},
-        {"test_set": "0123"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_results_that_were_measured_otherwise_are_not_averaged(change):
-    (key, value), *_ = change.items()
-    with pytest.raises(ValueError, match=rf"differ in '{key}': .*{value}"):
-        combine([result(0), result(1, **change)], over="runs")
+def test_results_that_were_measured_otherwise_are_not_averaged():
+    first, second = result(0), result(1)
+    for key, value in {
+        "protocol": "regdb/v2t",
+        "feature": "pool",
+        "gallery": "official",
+        "cmc": "image",
+        "flip": True,
+        "rerank": "all",
+        "corrupt": "visible",
+        "dataset": "other",
+        "corrupt_seed": 1,
+        "test_set": "0123",
+    }.items():
+        with pytest.raises(ValueError, match=rf"differ in '{key}': .*{value}"):
+            combine([first, {**second, key: value}], over="runs")
 
 
 def test_nothing_to_combine():
@@ -80,19 +76,16 @@ def test_nothing_to_combine():
         combine([], over="runs")
 
 
-@pytest.mark.parametrize(
-    ("marks", "label"),
-    [
+def test_labels():
+    for marks, label in (
         ({}, "bn"),
         ({"flip": False, "rerank": None, "corrupt": None}, "bn"),
         ({"flip": True}, "bn, flip"),
         ({"rerank": "all"}, "bn, re-ranked"),
         ({"rerank": "queries"}, "bn, re-ranked (queries)"),
         ({"flip": True, "corrupt": "visible:fog"}, "bn, flip, visible:fog -C (vireid)"),
-    ],
-)
-def test_labels(marks, label):
-    assert row_label({"feature": "bn", **marks}) == label
+    ):
+        assert row_label({"feature": "bn", **marks}) == label
 
 
 # --- The command ------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.metrics import reference
 from tests.metrics.problems import (
     EVERYTHING,
     FOLDERS,
@@ -33,7 +34,7 @@ def test_equals_loops_on_random_problems(protocol, ties):
     rule = get_protocol(protocol)
     kind = "cmc_id" if protocol.startswith("llcm") else "cmc_image"
     compared = impossible = level = lost = small = 0
-    for seed in range(8):
+    for seed in range(5):
         query, gallery = problem(protocol, seed, ties=ties)
         trials = 3 if rule.drawn else 1
         expected = by_loops(protocol, query, gallery, trials)
@@ -48,10 +49,7 @@ def test_equals_loops_on_random_problems(protocol, ties):
         for trial, (queries, valid, mean) in zip(result["trials"], expected, strict=True):
             assert (trial["queries"], trial["valid_queries"]) == (queries, len(valid))
             assert trial["invalid_queries"] == queries - len(valid)
-            assert trial["mAP"] == pytest.approx(mean["ap"], abs=1e-9)
-            assert trial["mINP"] == pytest.approx(mean["inp"], abs=1e-9)
-            for rank in (1, 5, 10, 20):
-                assert trial[f"R{rank}"] == pytest.approx(mean[kind][rank - 1], abs=1e-9)
+            reference.check_trial(trial, mean, kind)
         chances = [
             chance_map(
                 [f["num_true"] for f in valid],
@@ -67,7 +65,7 @@ def test_equals_loops_on_random_problems(protocol, ties):
         level += result["counts"]["tied_true_images"]
         lost += result["counts"]["invalid_queries"]
         small += result["counts"]["gallery_ids"] < 20
-    assert compared >= 6 and compared + impossible == 8
+    assert compared >= 3 and compared + impossible == 5
     assert lost > 0 and small > 0 and (level > 0) == ties
 
 
@@ -223,7 +221,6 @@ def test_cmc_in_the_other_convention():
     assert both["id"]["curves"] == both["image"]["curves"]
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     protocol=st.sampled_from([*LLCM, *EVERYTHING]),

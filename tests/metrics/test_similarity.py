@@ -1,9 +1,11 @@
 """Ranking by a matrix of similarities: that of features gives what the features give."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from tests.metrics.problems import arguments, problem
+from tests.metrics.problems import arguments, check_refusals, problem
 from vireid_jax.metrics import evaluate
 
 PROTOCOLS = ("sysu/all/single", "regdb/v2t", "llcm/v2i", "llcm/v2i_released", "folders/i2v")
@@ -35,25 +37,24 @@ def of_features(protocol, seed):
     return given, rest | {"similarity": 3 * matrix - 7}  # of any scale
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_similarity_of_features_scores_as_they_do(protocol, seed):
-    features, similarity = of_features(protocol, seed)
-    before = similarity["similarity"].copy()
-    expected = evaluate(protocol=protocol, **features)
-    found = evaluate(protocol=protocol, **similarity)
-    np.testing.assert_array_equal(similarity["similarity"], before)
-    assert found.keys() == expected.keys()
-    assert found["counts"] == expected["counts"] and found["chance"] == expected["chance"]
-    assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-12)
-    assert found["per_query"]["best_rank"] == expected["per_query"]["best_rank"]
+def test_a_similarity_of_features_scores_as_they_do():
+    for protocol, seed in itertools.product(PROTOCOLS, range(3)):
+        features, similarity = of_features(protocol, seed)
+        before = similarity["similarity"].copy()
+        expected = evaluate(protocol=protocol, **features)
+        found = evaluate(protocol=protocol, **similarity)
+        np.testing.assert_array_equal(similarity["similarity"], before)
+        assert found.keys() == expected.keys()
+        assert found["counts"] == expected["counts"] and found["chance"] == expected["chance"]
+        assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-12), (protocol, seed)
+        assert found["per_query"]["best_rank"] == expected["per_query"]["best_rank"]
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1 << 12, 1 << 27])
-def test_blocks_change_nothing(block_bytes):
+def test_blocks_change_nothing():
     _, given = of_features("sysu/all/single", 0)
     expected = evaluate(**given)["metrics"]
-    assert evaluate(**given, block_bytes=block_bytes)["metrics"] == expected
+    for block_bytes in (1, 1 << 12):
+        assert evaluate(**given, block_bytes=block_bytes)["metrics"] == expected
 
 
 def test_ties_go_by_the_gallery():
@@ -64,21 +65,19 @@ def test_ties_go_by_the_gallery():
     assert found == {"stable": 0, "optimistic": 1}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"query_features": np.ones((4, 2))}, "got query features, a similarity"),
-        ({"similarity": None}, "got nothing"),
-        ({"similarity": None, "gallery_features": np.ones((4, 2))}, "got gallery features"),
-        ({"similarity": np.zeros(3)}, r"the similarity are float64 \[3\]"),
-        ({"rerank": "all"}, "rerank is 'all' with a similarity, expected None"),
-        ({"query_person": [1]}, "query_person"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changes, message):
+def test_what_does_not_fit_is_refused():
     _, given = of_features("folders/i2v", 0)
-    with pytest.raises(ValueError, match=message):
-        evaluate(protocol="folders/i2v", **{**given, **changes})
+    check_refusals(
+        lambda **changes: evaluate(protocol="folders/i2v", **{**given, **changes}),
+        [
+            ({"query_features": np.ones((4, 2))}, "got query features, a similarity"),
+            ({"similarity": None}, "got nothing"),
+            ({"similarity": None, "gallery_features": np.ones((4, 2))}, "got gallery features"),
+            ({"similarity": np.zeros(3)}, r"the similarity are float64 \[3\]"),
+            ({"rerank": "all"}, "rerank is 'all' with a similarity, expected None"),
+            ({"query_person": [1]}, "query_person"),
+        ],
+    )
 
 
 def test_a_similarity_that_is_not_finite_names_its_query():

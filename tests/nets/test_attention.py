@@ -13,6 +13,7 @@ from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, cases
+from tests.support.rows import each
 from vireid_jax.nets.attention import (
     Aggregation,
     ChannelAttention,
@@ -38,7 +39,7 @@ BLOCKS = {
     "mfa": (Aggregation, (HIGH, LOW[1])),
     "mfa, stride": (Aggregation, (HIGH, LOW[2])),
 }
-every = pytest.mark.parametrize("name", BLOCKS)
+every = each("name", BLOCKS)
 
 
 def filled(net, maps, seed="attention"):
@@ -62,7 +63,7 @@ def shapes_within(*arrays):
     return {v.aval.shape for eqn in jaxpr.jaxpr.eqns for v in eqn.outvars}
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each("shape", SHAPES)
 def test_attend_is_the_product_in_either_order(shape):
     theta, phi, g = arrays = made(*shape)
     q, n = shape[:2]
@@ -73,7 +74,7 @@ def test_attend_is_the_product_in_either_order(shape):
         np.testing.assert_allclose(attend(*map(jnp.asarray, arrays)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each("shape", SHAPES)
 def test_attend_multiplies_as_little_as_it_can(shape):
     q, n, c, d = shape
     costs = {(2, q, n): q * n * c + q * n * d, (2, c, d): n * c * d + q * c * d}
@@ -95,7 +96,7 @@ def test_deen_s_first_block_needs_no_matrix_of_positions():
     assert (2, 2304, 2304) not in shapes_within(x, x, x)
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 2])
+@each("wrong", [0, 1, 2])
 def test_attend_refuses_shapes_that_do_not_fit(wrong):
     shapes = [(2, 3, 4), (2, 5, 4), (2, 5, 6)]
     assert attend(*map(jnp.zeros, shapes)).shape == (2, 3, 6)
@@ -111,7 +112,7 @@ def test_attend_refuses_shapes_that_do_not_fit(wrong):
 # --- The view -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (2, 6, 1, 2), (1, 3, 2, 4), (2, 5, 6, 3)], ids=str)
+@each("shape", [(2, 4, 3, 5), (2, 6, 1, 2), (1, 3, 2, 4), (2, 5, 6, 3)])
 def test_fold_is_a_view_of_memory(shape):
     """Of [N, c, h, w] as [N, 2 c, h w / 2]; for odd heights too."""
     x = R.normal(size=shape).astype(np.float32)
@@ -126,7 +127,7 @@ def test_fold_is_a_view_of_memory(shape):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("shape", [(2, 4, 3, 5), (1, 3, 2, 4)], ids=str)
+@each("shape", [(2, 4, 3, 5), (1, 3, 2, 4)])
 def test_fold_is_torch_s_view(shape):
     torch = pytest.importorskip("torch")
     x = R.normal(size=shape).astype(np.float32)
@@ -227,7 +228,7 @@ def test_by_loops(name):
 
 
 @every
-@pytest.mark.parametrize("train", [True, False])
+@each("train", [True, False])
 def test_a_fresh_block_passes_its_map_on(name, train):
     make, maps = BLOCKS[name]
     net = make()
@@ -261,7 +262,7 @@ def test_a_fresh_block_learns_its_scale_first_and_then_everything(name):
     assert all((v > 1e-3) != k.endswith("w/bias") for k, v in then.items()), then
 
 
-@pytest.mark.parametrize("name", ["cnl, stride", "mfa, stride"])
+@each("name", ["cnl, stride", "mfa, stride"])
 def test_a_stride_reads_every_second_place(name):
     """Of a map at twice the resolution channel attention sees a quarter; PNL sees it all."""
     make, (high, low) = BLOCKS[name]
@@ -295,7 +296,7 @@ def test_half_precision(name):
     assert 0 < error < 0.05
 
 
-@pytest.mark.parametrize("size", [(5, 3), (8, 3), (12, 9), (2, 2)])
+@each("size", [(5, 3), (8, 3), (12, 9), (2, 2)])
 def test_channel_attention_refuses_maps_of_other_sizes(size):
     low = jnp.zeros((3, *size, 4))
     with pytest.raises(ValueError, match="one size or twice it"):

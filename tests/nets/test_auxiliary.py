@@ -11,6 +11,7 @@ from tests.support.parity import image_names, module_outputs, reference, relativ
 from tests.support.reference import store
 from tests.support.reference.convert import flatten
 from tests.support.reference.inputs import CASES, cases
+from tests.support.rows import each
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.nets import auxiliary
 from vireid_jax.nets.auxiliary import SMGM, Gray, Mixed, X
@@ -48,7 +49,7 @@ def _outputs(name, kernels, dtype):
 
 
 @sources
-@pytest.mark.parametrize("name", cases(*MODULES))
+@each("name", cases(*MODULES))
 def test_values_and_gradients(name, source):
     for kernels, dtype, rtol in (
         ("cpu", "float32", 1e-5),
@@ -70,14 +71,14 @@ def _generate(options, visible, infrared):
     return smgm.apply(variables, visible, infrared), variables["params"]
 
 
-@pytest.mark.parametrize("space", auxiliary.INPUTS)
+@each("space", auxiliary.INPUTS)
 def test_a_syncretic_image_does_not_know_which_parent_is_which(space):
     one, _ = _generate({"input": space}, VISIBLE, INFRARED)
     two, _ = _generate({"input": space}, INFRARED, VISIBLE)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("space", auxiliary.INPUTS)
+@each("space", auxiliary.INPUTS)
 def test_every_pixel_depends_on_its_two_parents_and_on_no_other_pixel(space):
     # Positive parents and many maps: no ReLU is shut for all of them.
     v, i = (np.abs(x[:1]) + 0.5 for x in (VISIBLE, INFRARED))

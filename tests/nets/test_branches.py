@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support.reference.convert import flatten
+from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax import weights
 from vireid_jax.methods.common import Backbone
@@ -128,7 +129,7 @@ def test_the_shared_branch_alone_needs_no_other_parameters():
         NET.apply(part(VARIABLES, specific=False), [VISIBLE], train=False, branches=BOTH)
 
 
-@pytest.mark.parametrize("fork, twice", [(1, "1234"), (2, "234"), (4, "4")])
+@each("fork, twice", [(1, "1234"), (2, "234"), (4, "4")])
 def test_the_fork_may_be_elsewhere(fork, twice):
     shapes = jax.eval_shape(
         lambda x: NET.init(KEY, [x], train=False, branches=BOTH, fork=fork), VISIBLE[:1]
@@ -137,7 +138,7 @@ def test_the_fork_may_be_elsewhere(fork, twice):
     assert copies == {f"layer{n}_0_{SPECIFIC}" for n in twice}
 
 
-@pytest.mark.parametrize(
+@each(
     "options, match",
     [
         ({"fork": 0}, "fork is 0 with specific 0, expected 1 to 4"),
@@ -173,7 +174,7 @@ def model(depth=10, width=2):
     )
 
 
-@pytest.mark.parametrize("depth", [10, 50])
+@each("depth", [10, 50])
 def test_a_file_fills_both_copies_with_the_same_arrays(depth):
     """Every array of the file is in the shared branch once, and of layer3 and 4 in both."""
     variables = jax.eval_shape(model(depth).init, KEY)

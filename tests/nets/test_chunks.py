@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tests.support.rows import each
 from vireid_jax.nets import chunks
 from vireid_jax.nets.norm import BatchNorm
 
@@ -29,7 +30,7 @@ def told(variables, images, key):
     return out, {"batch_stats": stats}
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
+@each("count", [2, 3, 6])
 def test_chunk_c_has_the_rows_that_are_c_modulo_their_number(count):
     x = jnp.arange(12.0)
     variables = {"params": {}, "batch_stats": {"calls": jnp.float32(0)}}
@@ -62,7 +63,7 @@ def test_chunks_must_divide_the_rows():
     assert "sampler.num_ids x sampler.num_instances" in str(e.value)
 
 
-@pytest.mark.parametrize("reduce", [jnp.sum, lambda x: jnp.ones(5)])
+@each("reduce", [jnp.sum, lambda x: jnp.ones(5)])
 def test_what_has_no_rows_in_front_is_refused(reduce):
     def forward(variables, images, key):
         return {"loss": reduce(images[0])}, {"batch_stats": {}}
@@ -71,7 +72,7 @@ def test_what_has_no_rows_in_front_is_refused(reduce):
         chunks.apply(forward, {"batch_stats": {}}, [jnp.ones(12)], KEY, chunks=2)
 
 
-@pytest.mark.parametrize("value", [0, -2, 2.0, True, None, "2"])
+@each("value", [0, -2, 2.0, True, None, "2"])
 def test_no_number_of_chunks(value):
     with pytest.raises(ValueError, match=r"devices\.accumulate is .*, expected a whole number"):
         chunks.check(value)
@@ -130,7 +131,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@each("count", [2, 8])
 def test_without_normalization_it_is_the_gradient_of_the_batch(count):
     whole, variables = problem(False, 1)
     loss, _ = problem(False, count)
@@ -170,7 +171,7 @@ def shapes_in(jaxpr):
                     yield from shapes_in(inner)
 
 
-@pytest.mark.parametrize(("count", "per_chunk"), [(1, 8), (2, 4), (4, 2)])
+@each(("count", "per_chunk"), [(1, 8), (2, 4), (4, 2)])
 def test_no_map_of_the_whole_batch_is_made_or_kept(count, per_chunk):
     loss, variables = problem(True, count)
     jaxpr = jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"], images())

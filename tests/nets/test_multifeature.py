@@ -14,6 +14,7 @@ from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
 from tests.support.reference.inputs import CASES, cases
+from tests.support.rows import each
 from vireid_jax.methods.pdm.losses import heterogeneity
 from vireid_jax.nets import multifeature
 from vireid_jax.nets.multifeature import Expansion, Prototypes, simam, spatial_convolution
@@ -27,7 +28,7 @@ KINDS = {
     "cbam": {"attention": "sequential"},
     "concat": {"attention": "concat", "fuse": "sum"},
 }
-every = pytest.mark.parametrize("kind", KINDS)
+every = each("kind", KINDS)
 
 
 def net_of(kind, **options):
@@ -73,7 +74,7 @@ def test_spatial_convolution_by_loops():
         np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-12, err_msg=f"{size}, {form}")
 
 
-@pytest.mark.parametrize("size", [(4, 3, 9), (4, 3, 3), (6, 2, 5)], ids=str)
+@each("size", [(4, 3, 9), (4, 3, 3), (6, 2, 5)])
 def test_spatial_convolution_has_one_gradient_in_both_forms(size):
     h, w, side = size
     x, kernel, along = (
@@ -96,7 +97,7 @@ def test_spatial_convolution_has_one_gradient_in_both_forms(size):
         np.testing.assert_allclose((g * v).sum(), value, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
+@each(
     "h, w, side, dense",
     [
         (24, 12, 49, True),  # PDM at 384 x 192, and on RegDB below
@@ -234,7 +235,7 @@ def plain_of(flat, scale):
     )
 
 
-@pytest.mark.parametrize("bias, scale", [(-1e3, 1.0), (0.0, 1.25), (1e3, 1.5)])
+@each("bias, scale", [(-1e3, 1.0), (0.0, 1.25), (1e3, 1.5)])
 def test_closed_half_open_and_open_gates(bias, scale):
     """CBAM goes around its input: y + y CA SA, with CA of 1/2 here and SA of 0, 1/2 and 1."""
     flat = with_leaves("cbam", channel_excite=0, spatial_kernel=0, spatial_bias=bias)
@@ -401,7 +402,7 @@ def slopes(form, prototypes, maps=PLACES):
     return jax.tree.leaves(gradients({**PARAMS, "prototypes": prototypes}, maps))
 
 
-@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+@each("form", ["code_rms", "cos_min"])
 def test_two_equal_prototypes_have_finite_gradients(form):
     """Their maps are the same: a root without care has none but NaN."""
     prototypes = PARAMS["prototypes"].copy()
@@ -416,7 +417,7 @@ def test_two_equal_prototypes_have_finite_gradients(form):
     assert np.isnan(jax.jit(jax.grad(careless))(prototypes)).any()
 
 
-@pytest.mark.parametrize("form", ["code_rms", "cos_min"])
+@each("form", ["code_rms", "cos_min"])
 def test_saturated_similarities_have_finite_gradients(form):
     """All maps are 1 everywhere."""
     ahead = np.ones_like(PLACES)
@@ -440,7 +441,7 @@ def test_prototypes_compiled_are_eager():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 3, WIDTH), (3, 4, 2, WIDTH + 1)])
+@each("shape", [(3, 4, 3, WIDTH), (3, 4, 2, WIDTH + 1)])
 def test_a_map_of_another_size_is_refused(shape):
     """The table of positions is that of one image size."""
     with pytest.raises(flax.errors.ScopeParamShapeError):

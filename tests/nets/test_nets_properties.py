@@ -8,9 +8,10 @@ import pytest
 
 from tests.support.parity import relative_error
 from tests.support.reference.convert import flatten
+from tests.support.rows import each
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
-from vireid_jax.nets.pooling import GeM, gap
+from vireid_jax.nets.pooling import gap, gem, gem_above
 from vireid_jax.nets.resnet import ResNet, deinterleave, feature_width, interleave
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -89,7 +90,7 @@ def test_evaluation_changes_no_statistics():
     np.testing.assert_array_equal(stats["var"], 1)
 
 
-@pytest.mark.parametrize("offset, tolerance", [(0, 1e-5), (30, 1e-3), (300, 2e-1)])
+@each("offset, tolerance", [(0, 1e-5), (30, 1e-3), (300, 2e-1)])
 def test_a_mean_far_from_zero_costs_digits_gracefully(offset, tolerance):
     x = (R.normal(size=(256, 4)) + offset).astype(np.float32)
     y, _ = _normalize(x)
@@ -109,7 +110,7 @@ def test_a_mean_that_the_running_statistics_know_costs_none():
     assert relative_error(y, exact) < 1e-4
 
 
-@pytest.mark.parametrize("value", [0.0, 7.0])
+@each("value", [0.0, 7.0])
 def test_a_constant_channel_is_finite_in_value_and_gradient(value):
     x = jnp.full((6, 3), value)
     along = jnp.asarray(R.normal(size=(6, 3)), jnp.float32)
@@ -133,30 +134,22 @@ def test_half_precision_input_has_float32_statistics():
 # --- Pooling ----------------------------------------------------------------------------
 
 
-def _gem(x, p):
-    pool = GeM(p_init=p)
-    return pool.apply(pool.init(KEY, x), x)
-
-
 def test_generalized_mean_lies_between_mean_and_maximum():
     x = R.uniform(0.1, 1, (3, 5, 4, 6)).astype(np.float32)
-    np.testing.assert_allclose(_gem(x, 1.0), gap(x), rtol=1e-5)
-    np.testing.assert_allclose(_gem(x, 100.0), x.max((1, 2)), rtol=0.05)
-    middle = _gem(x, 3.0)
+    np.testing.assert_allclose(gem_above(x, 1.0), gap(x), rtol=1e-5)
+    np.testing.assert_allclose(gem_above(x, 100.0), x.max((1, 2)), rtol=0.05)
+    middle = gem_above(x, 3.0)
     assert (middle > gap(x)).all() and (middle < x.max((1, 2))).all()
 
 
 def test_generalized_mean_of_an_empty_map_has_finite_gradients():
     """A channel that a ReLU has shut everywhere is common."""
-    x = jnp.zeros((2, 3, 3, 4))
-    pool = GeM()
-    variables = pool.init(KEY, x)
-    value, gradient = jax.value_and_grad(lambda v, x: pool.apply(v, x).sum(), (0, 1))(variables, x)
-    assert np.isfinite(value)
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    for pool in (gem, gem_above):
+        value, gradient = jax.value_and_grad(lambda x, f=pool: f(x).sum())(jnp.zeros((2, 3, 3, 4)))
+        assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("pool", [gap, lambda x: _gem(x, 3.0)])
+@each("pool", [gap, gem, gem_above])
 def test_pooling_of_half_precision_maps_is_float32(pool):
     x = jnp.asarray(R.uniform(0, 2, (2, 24, 8, 4)), jnp.bfloat16)
     y = pool(x)
@@ -179,7 +172,7 @@ def _shape(size, **options):
     return y.shape, variables["params"]
 
 
-@pytest.mark.parametrize(
+@each(
     "options, size, expected",
     [
         (dict(depth=50), (384, 128), (4, 24, 8, 2048)),  # Wei et al., sec. 4.1
@@ -196,14 +189,14 @@ def test_shape_of_the_maps(options, size, expected):
     assert feature_width(options["depth"], options.get("width", 64)) == expected[-1]
 
 
-@pytest.mark.parametrize("depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
+@each("depth, count", [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032)])
 def test_number_of_parameters_is_that_of_the_published_networks(depth, count):
     """The published counts less the 1000-way classifier: 11,689,512, 21,797,672, 25,557,032."""
     _, params = _shape((64, 32), depth=depth)
     assert sum(np.prod(x.shape) for x in flatten(params).values()) == count
 
 
-@pytest.mark.parametrize("specific", range(6))
+@each("specific", range(6))
 def test_specific_stages_exist_once_for_each_modality(specific):
     _, params = _shape((32, 16), depth=10, width=4, specific=specific)
     stages = ["stem", "layer1_0", "layer2_0", "layer3_0", "layer4_0"]
@@ -211,7 +204,7 @@ def test_specific_stages_exist_once_for_each_modality(specific):
     assert set(params) == own | set(stages[specific:])
 
 
-@pytest.mark.parametrize(
+@each(
     "options, stems, message",
     [
         ({"depth": 101}, None, "101"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tests.support.rows import each
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.resnet import ResNet
 
@@ -33,8 +34,8 @@ def normalized(norm, variables, x):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("shape", [(6, 5, 3, 4), (12, 4)])
-@pytest.mark.parametrize("groups", [1, 2, 3])
+@each("shape", [(6, 5, 3, 4), (12, 4)])
+@each("groups", [1, 2, 3])
 def test_groups_are_the_replicas_of_torch(shape, groups):
     """Each replica has a module of its own and sees its run of rows; replica 0's is kept."""
     torch = pytest.importorskip("torch")

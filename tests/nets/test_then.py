@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.reference.convert import flatten
+from tests.support.rows import each
 from vireid_jax.nets.resnet import DEPTHS, ResNet, block_names, feature_width, map_size
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -46,9 +47,9 @@ def all_names(depth, stages=4):
     return ["stem", *(n for s in range(1, stages + 1) for n in block_names(depth, s))]
 
 
-@pytest.mark.parametrize("specific", [0, 1])
-@pytest.mark.parametrize("stages", [3, 4])
-@pytest.mark.parametrize("depth", [10, 18])
+@each("specific", [0, 1])
+@each("stages", [3, 4])
+@each("depth", [10, 18])
 def test_the_hook_sees_every_part_once_in_order(depth, stages, specific):
     seen = Seen()
     net = ResNet(depth=depth, width=4, stages=stages, specific=specific)
@@ -65,7 +66,7 @@ def test_block_names():
         block_names(11, 1)
 
 
-@pytest.mark.parametrize("train", [True, False])
+@each("train", [True, False])
 def test_a_hook_that_returns_its_map_changes_nothing(train):
     def run(then):
         return jax.jit(
@@ -99,7 +100,7 @@ def test_the_next_part_takes_what_the_hook_returns():
     np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-5)
 
 
-@pytest.mark.parametrize("at", ["stem", "layer3_0", "layer4_0"])
+@each("at", ["stem", "layer3_0", "layer4_0"])
 def test_rows_may_multiply_into_runs(at):
     """Each row and two copies of it, of which one is dimmed: copies stay together."""
 
@@ -119,7 +120,7 @@ def test_rows_may_multiply_into_runs(at):
     assert np.abs(runs[:, 2] - plain).max() > 0.01
 
 
-@pytest.mark.parametrize(
+@each(
     "net, options, message",
     [
         (ResNet(depth=10, width=4, specific=2), {}, "then with specific 2, expected at most 1"),
@@ -161,8 +162,8 @@ def test_three_stages_are_the_first_three_of_four():
     assert three.shape != four.shape
 
 
-@pytest.mark.parametrize("size", [(64, 32), (72, 40), (33, 18)])
-@pytest.mark.parametrize("depth, last_stride", [(10, 1), (14, 2), (18, 1)])
+@each("size", [(64, 32), (72, 40), (33, 18)])
+@each("depth, last_stride", [(10, 1), (14, 2), (18, 1)])
 def test_sizes_of_maps(depth, last_stride, size):
     """`feature_width` and `map_size` tell what comes, also where a side does not divide."""
     seen = Seen()
@@ -175,7 +176,7 @@ def test_sizes_of_maps(depth, last_stride, size):
             assert seen.shapes[name][1:] == expected, (name, expected)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@each("depth", DEPTHS)
 def test_three_stages_of_every_depth(depth):
     seen = Seen()
     out, variables = abstract(
@@ -187,7 +188,7 @@ def test_three_stages_of_every_depth(depth):
     assert blocks == set(all_names(depth, 3)[1:])
 
 
-@pytest.mark.parametrize("stages", [0, 2, 5])
+@each("stages", [0, 2, 5])
 def test_other_numbers_of_stages_are_refused(stages):
     with pytest.raises(ValueError, match=f"stages is {stages}, expected 4, or 3"):
         abstract(ResNet(depth=10, width=4, stages=stages))

@@ -118,7 +118,8 @@ def test_unreadable_lines_are_dropped_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own reader
-def test_tensorboard_reads_the_event_files(tmp_path):
+def test_tensorboard_reads_the_event_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # its reader has a replacement
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     writer = Writer(tmp_path, resume_step=0)

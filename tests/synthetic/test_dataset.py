@@ -156,6 +156,7 @@ def test_an_aligned_pair_shows_the_same_silhouette():
     assert np.mean(same) > np.mean(other) + 0.1
 
 
+@pytest.mark.slow  # a program for each size
 @each("size", [(384, 128), (17, 9)])
 def test_other_sizes(size):
     image = one(1, 1, size=size)

@@ -82,6 +82,7 @@ def test_chance_formula_against_simulation():
     assert 0 < simulated < 1
 
 
+@pytest.mark.slow
 def test_across_modalities_pixels_and_histograms_are_near_chance(test_split):
     gallery = test_split.gallery
     query = test_split.query.take(np.arange(0, len(test_split.query), 2))
@@ -98,6 +99,7 @@ def test_across_modalities_pixels_and_histograms_are_near_chance(test_split):
         assert score < 2 * chance, f"{name}: mAP {score:.4f}, chance {chance:.4f}"
 
 
+@pytest.mark.slow
 def test_within_the_visible_identity_shows_in_raw_pixels(test_split):
     gallery = test_split.gallery
     rows = np.arange(0, len(gallery), 5)
@@ -109,6 +111,7 @@ def test_within_the_visible_identity_shows_in_raw_pixels(test_split):
     assert score > 3 * chance, f"mAP {score:.4f}, chance {chance:.4f}"
 
 
+@pytest.mark.slow
 def test_within_a_camera_colors_tell_people_apart(test_split):
     gallery = test_split.gallery.take(test_split.gallery.camera == 4)
     self_pair = np.eye(len(gallery), dtype=bool)
@@ -118,6 +121,7 @@ def test_within_a_camera_colors_tell_people_apart(test_split):
     assert score > 4 * chance, f"mAP {score:.4f}, chance {chance:.4f}"
 
 
+@pytest.mark.slow
 def test_background_and_place_do_not_give_a_person_away(test_split):
     # The outer columns hold the place, not the person: across cameras they must be useless.
     gallery = test_split.gallery

@@ -236,11 +236,12 @@ def test_command_line_reports_bad_values_without_a_traceback(tmp_path, capsys):
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
-def test_help_as_a_module_is_quick_and_needs_no_jax():
+@pytest.mark.parametrize("module", ["vireid_jax.synthetic", "vireid_jax.data.synthetic"])
+def test_help_as_a_module_is_quick_and_needs_no_jax(module):
     code = (
         "import runpy, sys\n"
         "sys.argv = ['synthetic', '--help']\n"
-        "try: runpy.run_module('vireid_jax.synthetic', run_name='__main__')\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
         "except SystemExit as e: print('exit', e.code, 'jax' in sys.modules)\n"
     )
     root = pathlib.Path(__file__).parents[2]

@@ -257,6 +257,7 @@ def test_lengths_beyond_the_file(tmp_path):
 def test_names_without_an_end(tmp_path):
     for data in (b"cos", b"cos\nsystem", b"c" + b"o" * 10**6):
         quickly(tmp_path, build.archive(b"\x80\x02" + data), "damaged or truncated .no newline")
+    refuse(tmp_path, build.archive(b"\x80\x02co\\s\n\\system\n."), "o.*s.*system.*executed")
     long = b"\x80\x02cos\n" + b"s" * 10**6 + b"\n."
     quickly(tmp_path, build.archive(long), "refers to 'os.ssss.*nothing of it was executed")
     refuse(tmp_path, build.archive(b"\x80\x02c\xff\xfe\nx\n."), "damaged or truncated .*decode")

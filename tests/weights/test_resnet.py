@@ -65,6 +65,7 @@ def test_stored_features_of_pytorch():
         assert len(report.matched) == len(flatten(abstract(10, 2))), name
 
 
+@pytest.mark.slow
 def test_every_stem_gives_the_same_features():
     for specific in (1, 3, 5):
         variables, _ = weights.init_from(FIXTURES / "archive.pth", abstract(10, 2, specific))

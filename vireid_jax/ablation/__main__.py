@@ -348,7 +348,7 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vireid_jax.data.datasets import names
+    from configs import common  # on the path since `load_tables`
 
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.ablation",
@@ -364,7 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")
     parser.add_argument("--list", action="store_true", help="show tables, rows and their commands")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--dataset", choices=names(), default=names()[0])
+    parser.add_argument("--dataset", choices=common.DATASETS, default=common.DATASETS[0])
     parser.add_argument(
         "--rows",
         nargs="+",

@@ -22,7 +22,7 @@ import numpy as np
 from vireid_jax.data import arrays, decoding
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
-from vireid_jax.types import Pixels, is_decoded
+from vireid_jax.types import Pixels
 
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -76,7 +76,7 @@ def decode_once(
     of 16 images, spread over the file.
 
     Args:
-      listing: of paths, encoded images or stored ones; decoded images of that size stay.
+      listing: of paths, or from `prepared`.
       image_size: height, width in pixels.
       filter: "lanczos" or "bilinear", as for `arrays.decode`.
       folder: where caches are kept, a local folder; default $VIREID_CACHE, else the user's cache
@@ -94,8 +94,6 @@ def decode_once(
       OSError: ENOSPC if the disk is full, before or while decoding.
     """
     size = _checked(image_size, filter, unreadable)
-    if is_decoded(listing.records.images):
-        return _of_size(listing, size)
     where = files.user_folder("VIREID_CACHE") if folder is None else os.fspath(folder)
     if files.is_remote(where):
         raise ValueError(
@@ -171,20 +169,17 @@ def check_unreadable(unreadable: str) -> None:
 
 
 def fingerprint(listing: Listing, *, times: bool = False) -> str:
-    """A digest of what is stored of a listing: every name, and the size or bytes of its image.
-
-    Images in files count with their size (and with `times` their time of change, which a copy
-    of the tree does not keep); images in memory count with a checksum of their bytes.
+    """A digest of what is stored of a listing: every name, and the size of its image.
 
     Args:
-      listing: of paths, encoded images, pixels or stored images.
-      times: whether a file that was written again counts as changed though its size is the same.
+      listing: of paths, or from `prepared`.
+      times: whether a file that was written again counts as changed though its size is the same;
+        a copy of a tree does not keep the time of change.
 
     Returns:
       32 hexadecimal digits.
     """
     records = listing.records
-    images = records.images
     digest = hashlib.sha256()
 
     def put(values: Iterable[Any]) -> None:
@@ -197,25 +192,18 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
     for column in (records.person, records.camera, records.modality, listing.part):
         put(np.asarray(column).tolist())
 
-    def mark(n: int) -> Any:
-        image = images[n]
-        if isinstance(image, bytes | np.ndarray):
-            return zlib.crc32(
-                image if isinstance(image, bytes) else np.ascontiguousarray(image).data
-            )
+    def mark(path: Any) -> Any:
         try:
-            status = os.stat(image)
+            status = os.stat(path)
         except OSError as error:
             return error.errno
         return (status.st_size, status.st_mtime_ns) if times else status.st_size
 
-    if hasattr(images, "fingerprint"):
-        put([images.fingerprint])  # of a prepared set: what was there when it was prepared
+    if hasattr(records.images, "fingerprint"):
+        put([records.images.fingerprint])  # of a prepared set: what was there when it was prepared
     else:
-        if is_decoded(images):
-            put(images.shape)
         with ThreadPoolExecutor(decoding.cores()) as pool:
-            put(pool.map(mark, range(len(records))))
+            put(pool.map(mark, records.images))
     return digest.hexdigest()[:32]
 
 
@@ -224,18 +212,6 @@ def _checked(image_size: tuple[int, int], filter: str, unreadable: str) -> tuple
     arrays.check_filter(filter)
     arrays.check_size(image_size)
     return int(image_size[0]), int(image_size[1])
-
-
-def _of_size(listing: Listing, size: tuple[int, int]) -> Listing:
-    """The listing, whose images are decoded already, if they have that size."""
-    images = listing.records.images
-    arrays.check_decoded(images)
-    if tuple(images.shape[1:3]) != size:
-        raise ValueError(
-            f"the images of {listing.name} are decoded already, at {tuple(images.shape[1:3])}, "
-            f"and image_size is {size}; ask for that size, or start from the encoded images"
-        )
-    return listing
 
 
 def _with_images(listing: Listing, images: Any) -> Listing:

@@ -50,9 +50,14 @@ def options_of(name: str) -> dict[str, Any]:
     what the reader's `split` adds.
     """
     if name == "synthetic":
-        return dict(synthetic.load.__kwdefaults__)
+        return dict(synthetic.load.__kwdefaults__ or {})
     own = readers.get_reader(name).split.__kwdefaults__
-    return {**_from_disk.__kwdefaults__, **own}
+    return {**_common(), **own}
+
+
+def _common() -> dict[str, Any]:
+    """The options of all data sets on disk."""
+    return dict(_from_disk.__kwdefaults__ or {})
 
 
 def load(
@@ -95,7 +100,7 @@ def load(
     if name == "synthetic":
         split = synthetic.load(**given)
     else:
-        own = {key: given.pop(key) for key in list(given) if key not in _from_disk.__kwdefaults__}
+        own = {key: given.pop(key) for key in list(given) if key not in _common()}
         split = _from_disk(readers.get_reader(name), name, own, check, should_stop, **given)
     if check is not None:
         check(split)

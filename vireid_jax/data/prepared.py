@@ -28,14 +28,13 @@ from vireid_jax.data import arrays, cache, decoding
 from vireid_jax.data.readers import get_reader
 from vireid_jax.data.readers.common import Check, Listing, TreeError
 from vireid_jax.runtime import files
-from vireid_jax.types import Records, is_decoded
+from vireid_jax.types import Records
 
 VERSION = "1.0.0"  # of what is stored; raise it when that changes
 SPLIT = "images"  # one tfds split; `part` says what an image is for
 COLUMNS = "listing.npz"
 
 _SHARD_BYTES = 64 * 2**20  # of images; one shard's images are in memory while it is written
-_SHARD_ROWS = 4096  # where the bytes are not known beforehand
 _CHUNK = 128  # images that are read and checked at once
 _VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
@@ -292,14 +291,14 @@ def prepare(
     """Writes a data set in prepared form, unless it is there already.
 
     Every image is decoded once to see that it can be. JPEG and PNG files are stored byte for
-    byte, other formats and pixels as PNG with the same pixels. A set that was prepared from
+    byte, other formats as PNG with the same pixels. A set that was prepared from
     other names, sizes or labels is replaced once the new one is complete; one that is up to
     date is returned as it is. A folder has one set of a name: give trees of your own that
     share a name an `out` each. An interrupted call leaves nothing that is taken for a data set,
     and the next call removes it. Processes of one machine wait for each other.
 
     Args:
-      listing: of paths, encoded images or pixels; its name is a key of `readers.READERS`.
+      listing: of paths; its name is a key of `readers.READERS`.
       out: the folder of prepared sets; default $VIREID_DATA, else the user's cache folder.
       unreadable: "refuse" raises if any image cannot be decoded, "skip" leaves those out and
         names each in the listing's `problems`.
@@ -320,10 +319,10 @@ def prepare(
     count = len(listing.records)
     if not count:
         raise ValueError(f"the listing of {listing.name!r} has no images to prepare")
-    size = _source_bytes(listing.records.images)
+    with ThreadPoolExecutor(decoding.cores()) as pool:
+        size = sum(pool.map(_size, listing.records.images))
     if shards is None:
-        shards = -(-size // _SHARD_BYTES) if size is not None else -(-count // _SHARD_ROWS)
-        shards = min(max(shards, 1), count)
+        shards = min(max(-(-size // _SHARD_BYTES), 1), count)
     if not 1 <= shards <= count:
         raise ValueError(f"shards is {shards}, expected 1 to {count}, the number of images")
 
@@ -350,7 +349,7 @@ def prepare(
         # Another process may have prepared it while this one waited; the reasons are told.
         if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
             return ready
-        files.check_space(folder, size or 0, what=what, hint=hint)
+        files.check_space(folder, size, what=what, hint=hint)
         stage = folder / files.temporary_name(VERSION)
         try:
             with files.explain_full_disk(folder, what=what, hint=hint):
@@ -530,58 +529,40 @@ def _example(listing: Listing, row: int, image: bytes) -> dict[str, Any]:
     }
 
 
-def _source_bytes(images: Any) -> int | None:
-    """About how many bytes the images take as stored; None if only reading them would tell."""
-    if is_decoded(images):
-        return int(np.prod(images.shape))
-    if hasattr(images, "fingerprint"):
-        return None
-    with ThreadPoolExecutor(decoding.cores()) as pool:
-        return sum(pool.map(_stored_size, images))
-
-
-def _stored_size(image: Any) -> int:
-    if isinstance(image, bytes):
-        return len(image)
+def _size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file; 0 for one that is not there, which is named among the unreadable ones."""
     try:
-        return os.stat(image).st_size
+        return os.stat(path).st_size
     except OSError:
-        return 0  # it will be named among the unreadable ones
+        return 0
 
 
 def _encoded(listing: Listing) -> tuple[list[bytes], np.ndarray, list[str]]:
-    """The images of a listing as they are stored.
+    """The images of a listing of paths as they are stored.
 
     Returns:
       images: m of the N images, JPEG or PNG.
       rows: int [m], which of the N rows they are.
       problems: a line for every image that cannot be decoded.
     """
-    images = listing.records.images
+    paths = [os.fspath(path) for path in listing.records.images]
+    names = [f"{n} ({path})" for n, path in zip(listing.records.name, paths, strict=True)]
     with ThreadPoolExecutor(decoding.cores()) as pool:
-        read = list(pool.map(lambda n: _read(images[n]), range(len(images))))
-        names = list(listing.records.name)
-        if not is_decoded(images) and isinstance(images[0], str | os.PathLike):
-            names = [f"{n} ({os.fspath(i)})" for n, i in zip(names, images, strict=True)]
+        read = list(pool.map(_read, paths))
         problems = [f"{names[n]}: {x}" for n, x in enumerate(read) if isinstance(x, str)]
         there = np.array([n for n, x in enumerate(read) if isinstance(x, bytes)], int)
         data: list[Any] = [read[n] for n in there.tolist()]
         # Any size would do; what costs is the decoding.
-        _, good, bad = decoding.decodable(
-            data, [names[n] for n in there.tolist()], (8, 8), "bilinear"
-        )
+        found = [names[n] for n in there.tolist()]
+        _, good, bad = decoding.decodable(data, found, (8, 8), "bilinear")
         kept = list(pool.map(lambda n: _as_stored(data[n]), good.tolist()))
     return kept, there[good], problems + bad
 
 
-def _read(image: Any) -> bytes | str:
+def _read(path: str) -> bytes | str:
     """The encoded image, or why it cannot be read."""
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, np.ndarray):
-        return _png(image)
     try:
-        return pathlib.Path(image).read_bytes()
+        return pathlib.Path(path).read_bytes()
     except FileNotFoundError:
         return "the file does not exist"
     except OSError as error:
@@ -596,13 +577,6 @@ def _as_stored(data: bytes) -> bytes:
 
     with Image.open(io.BytesIO(data)) as picture:
         width, height = picture.size
-    return _png(arrays.decode([data], (height, width))[0])
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] -> PNG."""
-    from PIL import Image
-
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(arrays.decode([data], (height, width))[0]).save(buffer, "PNG")
     return buffer.getvalue()

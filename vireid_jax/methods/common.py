@@ -4,7 +4,7 @@ A build reads: `check` its options, make its network, and return `Method(initial
 embed(...))`, where `loss` starts with `train_pass`, names its terms and ends with `total`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -98,7 +98,7 @@ def check(
     num_classes: int,
     num_ids: int | None = None,
     backbone: Backbone = Backbone(),
-    choices: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+    choices: Mapping[str, tuple[str, Collection[str]]] | None = None,
     not_negative: Mapping[str, float] | None = None,
 ) -> None:
     """Refuses impossible options before anything is traced.

@@ -66,7 +66,7 @@ def draw_gallery(
     Args:
       person: int [N].
       camera: int [N].
-      name: N distinct names; those of one person and camera are drawn from in sorted order,
+      name: N distinct names; of one person and camera they are drawn from in sorted order,
         so the draw does not depend on the order of the pool.
       cameras: cameras to draw from, in this order for each person.
       shots: images of one person and camera; fewer where there are not as many.
@@ -98,14 +98,14 @@ def draw_official(
     Args:
       person: int [N].
       camera: int [N].
-      name: N names whose last part is the number of the image among those of its person and
+      name: N names whose last part is the number of the image of its person and
         camera, as in "cam1/0006/0005" (an ending such as .jpg is left out).
       permutations: see `read_permutations`.
       cameras: cameras to draw from.
       shots: images of one person and camera; fewer where there are not as many.
       trial: row of the permutations, 0 for the first.
       people: int [any], further people whose images have to be in the pool where the
-        permutations know of some: those of the queries.
+        permutations know of some: the people of the queries.
 
     Returns:
       int64 [G] rows, by camera, then person, then place in the permutation.
@@ -292,24 +292,24 @@ def read_permutations(path: str | os.PathLike[str]) -> dict[tuple[int, int], np.
     out: dict[tuple[int, int], np.ndarray] = {}
     for camera, people in enumerate(cameras.ravel(), start=1):
         cells = people.ravel() if people.dtype == object else ()
-        for person, table in enumerate(cells, start=1):
-            if table.size:
-                out[camera, person] = _check_cell(table, camera, person)
+        for person, cell in enumerate(cells, start=1):
+            if cell.size:
+                out[camera, person] = _check_cell(cell, camera, person)
     if not out:
         raise ValueError(f"rand_perm_cam of {os.fspath(path)!r} holds no permutation")
     return out
 
 
-def _check_cell(table: np.ndarray, camera: int, person: int) -> np.ndarray:
+def _check_cell(cell: np.ndarray, camera: int, person: int) -> np.ndarray:
     what = f"rand_perm_cam of camera {camera}, person {person}"
-    if table.ndim != 2 or len(table) != 10 or table.dtype.kind not in "uif":
-        raise ValueError(f"{what} is {table.dtype} {list(table.shape)}, expected integers [10, n]")
-    if (bad := (np.sort(table, axis=1) != np.arange(1, table.shape[1] + 1)).any(axis=1)).any():
+    if cell.ndim != 2 or len(cell) != 10 or cell.dtype.kind not in "uif":
+        raise ValueError(f"{what} is {cell.dtype} {list(cell.shape)}, expected integers [10, n]")
+    if (bad := (np.sort(cell, axis=1) != np.arange(1, cell.shape[1] + 1)).any(axis=1)).any():
         raise ValueError(
             f"{what}: row {int(np.flatnonzero(bad)[0])} is not a permutation of "
-            f"1 .. {table.shape[1]}"
+            f"1 .. {cell.shape[1]}"
         )
-    return table.astype(np.int64)
+    return cell.astype(np.int64)
 
 
 def official_names(
@@ -377,12 +377,12 @@ def take_numbers(
 ) -> list[int]:
     """The image numbers that a trial takes of one camera and person."""
     check_shots(shots)
-    table = np.asarray(permutations.get((camera, person), np.zeros((0, 0), np.int64)))
-    if not table.size:
+    rows = np.asarray(permutations.get((camera, person), np.zeros((0, 0), np.int64)))
+    if not rows.size:
         return []
-    if not 0 <= trial < len(table):
-        raise ValueError(f"the permutations have {len(table)} trials, there is no trial {trial}")
-    return table[trial, :shots].tolist()
+    if not 0 <= trial < len(rows):
+        raise ValueError(f"the permutations have {len(rows)} trials, there is no trial {trial}")
+    return rows[trial, :shots].tolist()
 
 
 def image_number(name: str) -> int:

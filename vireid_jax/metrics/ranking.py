@@ -253,7 +253,7 @@ class Counts(NamedTuple):
 
     less: np.ndarray  # int64 [q, n] images that are closer
     equal: np.ndarray  # int64 [q, n] images at the same distance, itself among them
-    before: np.ndarray  # int64 [q, n] those of them with a lower column; for "stable" alone
+    before: np.ndarray  # int64 [q, n] of these, the ones with a lower column; "stable" alone
     closer: np.ndarray  # bool [q, I] people, as laid out, who come before the first true image
 
 

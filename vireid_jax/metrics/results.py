@@ -121,7 +121,7 @@ def make_result(
 
     Args:
       rankings: one for each trial.
-      queries: for each trial, int [q], whose rows those of the ranking are.
+      queries: for each trial, int [q], which queries the rows of its ranking are.
       query_person: int [Q], of all queries.
       cmc: "id" or "image", what R1 ... R20 count.
     """
@@ -180,7 +180,7 @@ def _chances(
 
 
 def _spread(rows: Rows, queries: np.ndarray, total: int) -> Rows:
-    """The rows of some queries among those of all; the others are not valid."""
+    """The rows of some queries among all; the others are not valid."""
     out = Rows(*np.full((2, total), np.nan), *np.zeros((5, total), np.int64))
     for field, known in zip(out, rows, strict=True):
         field[queries] = known
@@ -245,12 +245,12 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
                 + (" (of RegDB's trials: over 'splits')" if key == "test_set" else "")
             )
     names = list(first["metrics"])
-    table = {name: np.array([result["metrics"][name] for result in results]) for name in names}
+    each = {name: np.array([result["metrics"][name] for result in results]) for name in names}
     tied = sum(result["counts"]["tied_true_images"] for result in results)
     return {
         **kept,
-        "metrics": {name: float(values.mean()) for name, values in table.items()},
-        "std": {name: float(values.std()) for name, values in table.items()},
+        "metrics": {name: float(v.mean()) for name, v in each.items()},
+        "std": {name: float(v.std()) for name, v in each.items()},
         "trials": [dict(result["metrics"]) for result in results],
         "chance": _mean([result["chance"] for result in results]),
         "curves": {

@@ -8,8 +8,8 @@ blocks of it, for some queries at a time:
      `vireid_jax.metrics.ranking`), and the closest images.
 
 Queries are taken in the order of their people, too, so pass 1 reads a few blocks and the work is
-little more than one product of queries and gallery. Nothing is estimated: the ranks are those of
-the whole matrix of distances. The last bit of a distance can depend on the shape of the product
+little more than one product of queries and gallery. Nothing is estimated: the whole matrix
+of distances gives the same ranks. The last bit of a distance can depend on the shape of the product
 that it comes from, so a true image keeps the distance of pass 1 in pass 2, and every other image
 has one distance only.
 
@@ -272,7 +272,7 @@ class _Block(NamedTuple):
     """The distances of some queries to a block of the gallery."""
 
     number: int
-    index: GalleryIndex
+    layout: GalleryIndex
     distance: np.ndarray  # float32 [q, g], columns as laid out; infinity where excluded
     num_kept: np.ndarray  # int64 [q] images that are not excluded
     own: tuple[np.ndarray, np.ndarray]  # true images: query, and number within its person
@@ -331,7 +331,7 @@ def _rank_queries(
     for number in reversed(asked):
         block = _read_block(queries, gallery, number, options)
         known.value[block.own] = block.distance[block.own_at]
-        known.column[block.own] = block.index.order[block.own_at[1]]
+        known.column[block.own] = block.layout.order[block.own_at[1]]
         known.block[block.own] = number
         options.tick()
     truth = known.sorted()
@@ -344,7 +344,7 @@ def _rank_queries(
     seen, last_person = np.zeros(q, bool), np.zeros(0, np.int64)
 
     def count(part: slice) -> None:
-        index, value = here.index, here.distance[part]
+        index, value = here.layout, here.distance[part]
         some = Truth(*(field[part] for field in truth))
         found = count_block(value, index, some, person[part], here.number, ties)
         less[part] += found.less
@@ -371,10 +371,10 @@ def _rank_queries(
         here = block
         here.distance[here.own_at] = known.value[here.own]
         num_kept += here.num_kept
-        goes_on = here.index.rank[np.isin(here.index.person, last_person)]
+        goes_on = here.layout.rank[np.isin(here.layout.person, last_person)]
         last_person = here.last_person
-        [last] = here.index.rank[here.index.person == last_person]
-        options.each(count, options.row_parts(q, len(here.index.order)))
+        [last] = here.layout.rank[here.layout.person == last_person]
+        options.each(count, options.row_parts(q, len(here.layout.order)))
         options.tick()
     return finish_rows(truth, less, equal, before, closer, num_kept, ties), top
 

@@ -1,10 +1,7 @@
 """Global pooling of feature maps, in float32 or wider."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from vireid_jax.nets import init
 
 
 def gap(x: jax.Array) -> jax.Array:
@@ -43,16 +40,3 @@ def gem_above(x: jax.Array, p: jax.Array | float = 3.0, *, epsilon: float = 1e-6
     whole = isinstance(p, float | int) and p == int(p)
     power = x ** int(p) if whole else x**p  # multiplications, not exp and log, where they do
     return power.mean((1, 2)) ** (1 / p)
-
-
-class GeM(nn.Module):
-    """`gem_above` with a learned p; p_init 3 and eps 1e-6 are the values of the AGW baseline."""
-
-    p_init: float = 3.0
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[N, h, w, F] -> [N, F], float32 or wider."""
-        p = self.param("p", init.constant(self.p_init), (1,))[0]
-        return gem_above(x, p, epsilon=self.epsilon)

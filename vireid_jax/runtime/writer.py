@@ -77,7 +77,8 @@ class Writer:
                 # TensorBoard forgets what earlier files say of this step and later ones.
                 purge_step=None if resume_step is None else resume_step + 1,
                 flush_secs=EVENTS_FLUSH_S,
-                # Its names have seconds alone: files of one second are read in the order of these.
+                # Its names have seconds alone. A file of the same name would be overwritten, and
+                # TensorBoard reads files in the order of their names.
                 filename_suffix=f".{time.time_ns()}.{os.getpid()}",
             )
 
@@ -199,7 +200,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
 def say(text: str) -> None:
     """Prints a line of a run to standard output, in the first process alone."""
-    import jax  # who only writes scalars does without
+    import jax  # readers of a record do without it
 
     if jax.process_index() == 0:
         print(text, flush=True)

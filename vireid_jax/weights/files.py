@@ -22,6 +22,7 @@ import pickle
 import pickletools
 import re
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -481,7 +482,9 @@ def _unpickle(data: bytes, start: int = 0) -> tuple[Any, dict[str, _Storage], in
     Raises:
       ValueError: naming what the pickle holds that weights do not need, or what is damaged.
     """
-    end, refused = _scan(data, start)
+    with warnings.catch_warnings():  # of backslashes in names, which are refused
+        warnings.simplefilter("ignore", DeprecationWarning)
+        end, refused = _scan(data, start)
     # A name before a refused opcode says more than that: reading stops there.
     reader = _Unpickler(data[start:end] + (b"." + data[end + 1 :] if refused else b""))
     try:

@@ -126,6 +126,8 @@ def fill(
         depth or width included; `arrays` hold a part of a trunk that the model lacks (a deep
         stem, squeeze-and-excitation; but layer4 may be left over); or values are not finite.
     """
+    from flax.traverse_util import flatten_dict, unflatten_dict  # reading a file needs no flax
+
     collections = [c for c in ("params", "batch_stats") if module in variables.get(c, {})]
     tree = {c: variables[c][module] for c in collections}
     if "params" not in tree:
@@ -133,7 +135,7 @@ def fill(
             f"the model has no part {module!r} to fill; it has "
             f"{', '.join(sorted(variables.get('params', {})))}"
         )
-    leaves = _flatten(tree)
+    leaves = flatten_dict(tree)
     model = _model_layout(leaves)
     prefix = _prefix(arrays, source)
     names = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
@@ -151,13 +153,12 @@ def fill(
         module=module,
         matched=matched,
         unused=tuple(name for name in arrays if name not in used),
-        untouched=tuple(p for p in map("/".join, _flatten(variables)) if p not in matched),
+        untouched=tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched),
     )
-    result = {
-        c: {**variables[c], module: _replace(tree[c], filled, (c,))} if c in tree else variables[c]
-        for c in variables
-    }
-    return result, report
+    ours = unflatten_dict(filled)
+    return {
+        c: {**parts, module: ours[c]} if c in ours else parts for c, parts in variables.items()
+    }, report
 
 
 class _Layout(NamedTuple):
@@ -287,22 +288,3 @@ def _convert(x: np.ndarray, path: Sequence[str], name: str, leaf: Any, source: s
 def _some(names: Sequence[str], limit: int = 8) -> str:
     shown = ", ".join(name[:100] for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _flatten(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, (*parents, key))
-        else:
-            flat[(*parents, key)] = value
-    return flat
-
-
-def _replace(tree: Mapping[str, Any], leaves: Mapping[tuple[str, ...], Any], at: tuple) -> dict:
-    return {
-        key: _replace(value, leaves, (*at, key))
-        if isinstance(value, Mapping)
-        else leaves[(*at, key)]
-        for key, value in tree.items()
-    }

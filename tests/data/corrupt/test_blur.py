@@ -87,6 +87,7 @@ def test_smear_reads_where_the_kernel_says():
     np.testing.assert_allclose(ops.smear(image, kernel), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each("severity", SEVERITIES)
 def test_motion_blur_keeps_light_and_angle(severity):
     radius, sigma = [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)][severity - 1]

@@ -139,6 +139,7 @@ def test_elastic_transform_without_a_field_is_the_image():
         )
 
 
+@pytest.mark.slow
 @each("size", [(300, 150), (150, 300)])
 def test_elastic_transform_moves_by_its_constants(size):
     """On ramps the displacement itself can be read off; its size follows from the constants."""

@@ -91,6 +91,7 @@ def test_snow_falls_alike_when_turned_by_180_degrees(severity):
     assert out.max() > out.min() + 0.2
 
 
+@pytest.mark.slow
 @each(
     ("severity", "mean", "std", "zoom", "threshold", "radius", "sigma", "mix"),
     [

@@ -20,7 +20,7 @@ from vireid_jax.synthetic.layouts import write_tree
 from . import trees
 
 REPO = pathlib.Path(__file__).parents[3]
-SIZE = (40, 20)
+SIZE = (48, 24)  # the size of most rendered images in the tests: one program
 
 
 @pytest.fixture(scope="module")

@@ -122,13 +122,13 @@ def test_commands_recipes_and_lists_know_it(toy, tmp_path, capsys):
     assert "Toy-4 in" in out and "0 of 24 images cannot be decoded" in out and "error" not in err
     assert len(prepared.find("toy", out=tmp_path / "out").records) == 24
     from configs import smcl
-    from launch.ahead import recipe
+    from launch.ahead import programs
     from vireid_jax.ablation import __main__ as ablation
 
     config = smcl.get_config("toy")
     assert config.eval.protocols == ("folders/i2v",)
     config.sampler.num_ids = 2
-    assert recipe.facts(config) == (2, 6, 6)
+    assert programs.facts(config) == (2, 6, 6)
     assert ablation._parser().parse_args(["--dataset", "toy"]).dataset == "toy"
 
 

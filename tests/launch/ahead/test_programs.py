@@ -68,7 +68,7 @@ def compiled_for_eight(tmp_path_factory):
 
 def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight):
     figures, shown = compiled_for_eight
-    assert figures["recipe"] == "idkl_sysu" and figures["classes"] == 395
+    assert figures["recipe"] == "idkl-sysu" and figures["classes"] == 395
     step = figures["step"]
     assert (step["chips"], step["rows"], step["num_ids"]) == (8, 8, 8)
     groups = step["collectives"]

@@ -12,6 +12,7 @@ import pytest
 
 from configs import agw as recipe
 from configs import deen, pdm
+from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax import optim
 from vireid_jax.methods import get_build
@@ -63,7 +64,7 @@ def authors_rate(epoch, second, third=None):
     return 0.001 if third is None or epoch < third else 0.0001
 
 
-@pytest.mark.parametrize(
+@each(
     ("config", "drops", "epochs"),
     [
         (recipe.get_config("sysu"), (50,), 81),
@@ -85,7 +86,7 @@ def test_rates_are_those_of_adjust_learning_rate(config, drops, epochs):
     np.testing.assert_allclose(actual, np.repeat(expected, steps).reshape(epochs, -1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("config", [recipe.get_config("sysu"), pdm.get_config("sysu")])
+@each("config", [recipe.get_config("sysu"), pdm.get_config("sysu")])
 def test_necks_and_classifiers_learn_at_the_whole_rate(config):
     options = config.method.to_dict()
     facts = dict(FACTS, image_size=(64, 32))

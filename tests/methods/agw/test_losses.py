@@ -7,6 +7,7 @@ import pytest
 
 from tests.losses.loops import distance, double, numeric
 from tests.support.parity import loss_tests
+from tests.support.rows import each
 from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
 
 
@@ -46,7 +47,7 @@ def ours(features, persons=PERSONS):
     return squared_difference(features, jnp.asarray(persons))
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
+@each("scale", [1.0, 3.0, 20.0])
 def test_by_loops(scale):
     """Of 20 times the features some squares are cut at 88."""
     x = scale * FEATURES
@@ -120,7 +121,7 @@ def test_half_precision_is_widened_and_compiled_is_eager():
     np.testing.assert_allclose(jax.jit(ours)(half), value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (4, 2, 4), (5, 2, 4, 1)])
+@each("shape", [(5, 4), (4, 2, 4), (5, 2, 4, 1)])
 def test_shapes_that_do_not_fit(shape):
     with pytest.raises(ValueError, match=r"expected \[B, M, D\] and \[B\]"):
         ours(jnp.zeros(shape))

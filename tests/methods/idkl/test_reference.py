@@ -15,6 +15,7 @@ import pytest
 
 from configs import idkl as recipe
 from tests.support.parity import (
+    first_fast,
     loss_outputs,
     loss_tests,
     module_outputs,
@@ -127,10 +128,7 @@ def test_parts_of_the_network(source):
             actual, expected = (
                 {k: v for k, v in x.items() if not k.endswith(SHIFTS)} for x in (actual, expected)
             )
-            try:
-                store.compare(actual, expected, rtol=rtol)
-            except AssertionError as e:
-                raise AssertionError(f"{name} in {dtype}: {e}") from e
+            store.compare(actual, expected, rtol=rtol, row=f"{name}, {dtype}")
 
 
 # --- The whole model -----------------------------------------------------------------------
@@ -204,10 +202,7 @@ def _model(name):
 
 
 @sources
-@pytest.mark.parametrize(
-    "name",
-    [n if n == "idkl" else pytest.param(n, marks=pytest.mark.slow) for n in cases("idkl")],
-)
+@pytest.mark.parametrize("name", first_fast(cases("idkl")))
 def test_model(name, source):
     store.compare(_model(name), reference(name, source), rtol=1e-10)
 

@@ -14,6 +14,7 @@ from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
 from tests.methods.agw.test_build import FAST, largest, shapes, sizes
 from tests.support.parity import first_fast
+from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
@@ -35,7 +36,7 @@ def build(preset="code", **changes):
     return make(**with_backbone({**FACTS, "image_size": SIZE, **options, **SMALL, **changes}))
 
 
-@pytest.mark.parametrize(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
+@each(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
 def test_defaults_are_the_recipe(module, recipe):
     """For PDM the preset "code"."""
     defaults = {k: v.default for k, v in inspect.signature(module.build).parameters.items()}
@@ -144,8 +145,8 @@ def test_what_is_off_has_no_parameters():
     assert whole - set(sizes(build("paper"))) == paper
 
 
-@pytest.mark.parametrize("stages", [4, 3])
-@pytest.mark.parametrize("preset", ["code", "deen"])
+@each("stages", [4, 3])
+@each("preset", ["code", "deen"])
 def test_imagenet_weights_fill_stems_and_layers(preset, stages):
     variables = jax.eval_shape(build(preset, stages=stages).init, jax.random.key(0))
     arrays = trunk.draw(10, 8)
@@ -290,7 +291,7 @@ def test_bad_options_of_pdm_are_named():
         build(num_prototypes=1)
 
 
-@pytest.mark.parametrize("preset", ["code", "deen"])
+@each("preset", ["code", "deen"])
 def test_bad_options_are_named(preset):
     for changes, message in (
         (dict(stages=5), r"method.stages is 5, expected 4, or 3"),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.losses.loops import ch, cpm, dcs, distance, double, numeric, slopes
 from tests.support.parity import loss_tests
+from tests.support.rows import each
 from vireid_jax.losses import pairmining
 from vireid_jax.losses.pairmining import center_pair_mining, orthogonality
 from vireid_jax.methods.pdm.losses import CH_FORMS, dual_center_separation, heterogeneity
@@ -46,7 +47,7 @@ LOSSES = {
     "dcs": (dual_center_separation, (ROWS,)),
     **{f"ch {f}": (partial(prototypes_loss, form=f), (LOGITS,)) for f in CH_FORMS},
 }
-every = pytest.mark.parametrize("name", LOSSES)
+every = each("name", LOSSES)
 
 
 # --- By loops, in float64 -----------------------------------------------------------------
@@ -60,7 +61,7 @@ def test_center_pair_mining_by_loops():
         assert actual > 0.05, form
 
 
-@pytest.mark.parametrize("margins", [(0.01, 0.7), (0.3, 1.2), (0.0, 0.0)])
+@each("margins", [(0.01, 0.7), (0.3, 1.2), (0.0, 0.0)])
 def test_dual_center_separation_by_loops(margins):
     """Eq. (10); some centers are nearer than 0.7 and some are not."""
     loss = partial(dual_center_separation, pull_margin=margins[0], push_margin=margins[1])
@@ -78,7 +79,7 @@ def test_heterogeneity_by_loops():
         assert -1 <= actual < 0 or form != "code_rms"
 
 
-@pytest.mark.parametrize("branches", [1, 2, 4])
+@each("branches", [1, 2, 4])
 def test_orthogonality_by_loops(branches):
     made = R.normal(size=(6, branches, D))
     pairs = [(i, j) for i in range(branches) for j in range(i)]
@@ -144,7 +145,7 @@ def descend(form, steps=200, rate=2.0):
     return measures
 
 
-@pytest.mark.parametrize("form", ["cos_min", "code_rms"])
+@each("form", ["cos_min", "code_rms"])
 def test_both_forms_separate_prototypes(form):
     cosine, rms, cosine_after, rms_after = descend(form)
     if form == "cos_min":
@@ -262,7 +263,7 @@ ONE_ROW = R.normal(size=(2, 1, D)).astype(np.float32)  # K = 1, nothing generate
 REPEATED = np.repeat(ONE_ROW, 4, 1)  # of four the mean is exact
 
 
-@pytest.mark.parametrize("rows", [ONE_ROW, REPEATED], ids=["one row", "repeated"])
+@each("rows", [ONE_ROW, REPEATED])
 def test_dcs_of_rows_that_are_their_center(rows):
     assert has_nan(literal_dcs, rows)
     value, (gradient,) = all_finite(dual_center_separation, rows)
@@ -315,7 +316,7 @@ def test_heterogeneity_of_one_prototype():
         assert value == 0 and not gradient.any(), form
 
 
-@pytest.mark.parametrize("options", CPM.values(), ids=CPM)
+@each("options", CPM.values())
 def test_center_pair_mining_of_equal_centers(options):
     """Nothing generated yet differs from its source, or from anything."""
     same = np.ones((3, 2, D), np.float32)

@@ -124,7 +124,7 @@ def _trajectory(case: Case) -> Arrays:
 
 
 def _pool(case: Case) -> Arrays:
-    pool = pooling.GAP() if case.kind == "gap" else pooling.LearnedGeM()
+    pool = pooling.GAP() if case.kind == "gap" else pooling.GeM()
     return module(case, pool, {"maps": images(case_inputs(case.name)["maps"])})
 
 
@@ -140,7 +140,7 @@ COMPUTE: dict[str, Callable[[Case], Arrays]] = {
     "global_center": partial(_of_features, losses.global_center),
     "smgm": _smgm,
     "gap": _pool,
-    "gem": _pool,
+    "gem_fixed": _pool,
     "batch_norm": _batch_norm,
     "resnet": _resnet,
     "smcl": _smcl,

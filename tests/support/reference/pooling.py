@@ -20,14 +20,3 @@ class GeM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ((x**self.p).mean((2, 3)) + 1e-12) ** (1 / self.p)
-
-
-class LearnedGeM(nn.Module):
-    """The same with a learned p: mean(max(x, 1e-6)^p)^(1/p)."""
-
-    def __init__(self, p: float = 3.0) -> None:
-        super().__init__()
-        self.p = nn.Parameter(torch.tensor([p]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x.clamp(min=1e-6) ** self.p).mean((2, 3)) ** (1 / self.p)

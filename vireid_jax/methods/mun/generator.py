@@ -62,11 +62,11 @@ class ModalityUnifying(nn.Module):
         cross = rematerialized(CrossModality, self, remat, static=(3,))
         common: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
         learners = [intra(kernels=self.kernels, **common, name=f"intra_{m}") for m in MODALITIES]
-        refined = [
-            learner(x, train) for learner, x in zip(learners, (visible, infrared), strict=True)
-        ]
+        refined_visible = learners[0](visible, train)
+        refined_infrared = learners[1](infrared, train)
         learner = cross(ratios=tuple(self.ratios), form=self.form, **common, name="cross")
-        return learner(*refined, train), *refined
+        auxiliary = learner(refined_visible, refined_infrared, train)
+        return auxiliary, refined_visible, refined_infrared
 
 
 class IntraModality(nn.Module):

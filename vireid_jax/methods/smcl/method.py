@@ -113,7 +113,7 @@ def build(
             metric_from_epoch=metric_from_epoch,
         ),
     )
-    smgm = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
+    smgm: dict[str, Any] = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
     images_of.check(auxiliary, KINDS, **smgm)
     net = SMCLNet(num_classes, backbone.resnet_options(), auxiliary, smgm)
     start = epochs_to_steps(metric_from_epoch, steps_per_epoch)  # Q
