@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import os
 import pathlib
+import runpy
 import shlex
 import signal
 import subprocess
@@ -348,7 +349,7 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from configs import common  # on the path since `load_tables`
+    datasets = runpy.run_path(str(cells_.RECIPES.with_name("common.py")))["DATASETS"]
 
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.ablation",
@@ -364,7 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")
     parser.add_argument("--list", action="store_true", help="show tables, rows and their commands")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--dataset", choices=common.DATASETS, default=common.DATASETS[0])
+    parser.add_argument("--dataset", choices=datasets, default=datasets[0])
     parser.add_argument(
         "--rows",
         nargs="+",
