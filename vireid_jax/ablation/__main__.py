@@ -11,6 +11,7 @@ Ctrl-C.
 # Nothing heavy up here: --help and --list must answer at once.
 import argparse
 import fcntl
+import importlib
 import os
 import pathlib
 import shlex
@@ -348,7 +349,8 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from configs import common  # on the path since `load_tables`
+    # A file of the recipes, loaded as such: the package imports none of them.
+    datasets = importlib.import_module("configs.common").DATASETS
 
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.ablation",
@@ -364,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")
     parser.add_argument("--list", action="store_true", help="show tables, rows and their commands")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--dataset", choices=common.DATASETS, default=common.DATASETS[0])
+    parser.add_argument("--dataset", choices=datasets, default=datasets[0])
     parser.add_argument(
         "--rows",
         nargs="+",
