@@ -158,6 +158,7 @@ def test_sampler_and_arrays_import_neither_jax_nor_tensorflow():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow  # a process of its own with both loaders
 @pytest.mark.parametrize("how", ["live", "dropped"])
 def test_a_process_that_abandons_the_iterators_exits(how, tmp_path):
     path = tmp_path / "images.npy"

@@ -11,9 +11,9 @@ Ctrl-C.
 # Nothing heavy up here: --help and --list must answer at once.
 import argparse
 import fcntl
+import importlib
 import os
 import pathlib
-import runpy
 import shlex
 import signal
 import subprocess
@@ -349,7 +349,8 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    datasets = runpy.run_path(str(cells_.RECIPES.with_name("common.py")))["DATASETS"]
+    # A file of the recipes, loaded as such: the package imports none of them.
+    datasets = importlib.import_module("configs.common").DATASETS
 
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.ablation",

@@ -88,7 +88,7 @@ def _model(name):
         method, data = _method(name), case_inputs(name)
         variables = _variables(name, method)
         if "memory" in variables:
-            variables["memory"] = {"prototype": jnp.asarray(data["prototype"])}
+            variables["memory"] = {"prototype": to_jax(data["prototype"], "float64")}
         batch = _batch(name, 0)
         (total, aux), gradient = _step(method)(
             variables["params"], variables, batch, jnp.asarray(CASES[name].options["step"])
