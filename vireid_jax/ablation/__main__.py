@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from types import FrameType
 from typing import Any
 
+from vireid_jax import __version__
 from vireid_jax.ablation import cells as cells_
 from vireid_jax.ablation import page
 from vireid_jax.ablation.cells import Cell, Score, Table
@@ -363,6 +364,7 @@ def _parser() -> argparse.ArgumentParser:
         "or --config.data.root=DIR. Shorter than the recipe on the embedded data: "
         + f"{_embedded()}.",
     )
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="smcl/1, ..., mun, see --list")
     parser.add_argument("--list", action="store_true", help="show tables, rows and their commands")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="SEED")

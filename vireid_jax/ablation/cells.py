@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
+from vireid_jax import main as command
 from vireid_jax.runtime.files import write_whole
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "configs" / "tables.py"
+RECIPES = command.recipe_path("tables")
 TRAINED = "trained.json"  # in the folder of a cell whose training has come to its end
 
 # On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
@@ -175,12 +175,11 @@ def load_tables() -> dict[str, Any]:
     """The TABLES of configs/tables.py.
 
     Raises:
-      FileNotFoundError: the package is installed without its clone.
+      FileNotFoundError: there is no such file.
     """
-    if not RECIPES.exists():
-        raise FileNotFoundError(f"no tables: {RECIPES} not found; run this in a clone")
-    if str(ROOT) not in sys.path:
-        sys.path.append(str(ROOT))  # recipes import each other wherever they are run from
+    if RECIPES is None:
+        raise FileNotFoundError("no configs/tables.py here, in the clone or in the package")
+    command.add_recipes_to_path()
     return runpy.run_path(str(RECIPES))["TABLES"]
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vireid_jax import __version__
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
 
 _SHOWN = 20  # unreadable files that `check` names
@@ -22,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vireid_jax.data",
         description="Check a data set against its release, prepare it for training, or show it.",
     )
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vireid_jax import __version__
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
@@ -15,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Print the mean and the spread over runs that were measured alike, from the "
         "results that they saved: the ten splits of RegDB, or seeds.",
     )
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders of runs, or of a step (RUN/eval/400)"
     )

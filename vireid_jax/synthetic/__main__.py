@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vireid_jax import __version__
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
 from vireid_jax.synthetic.dataset import FIRST_PERSON, check_count, check_image_size, render_images
 from vireid_jax.synthetic.scene import CAMERAS
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Render people of the embedded data set: as a contact sheet (--sheet), or as "
         "a folder tree laid out like a released data set (--out and --layout).",
     )
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument("--sheet", metavar="PICTURE", help="write a contact sheet, e.g. sheet.png")
     parser.add_argument("--out", metavar="FOLDER", help="write a data set into this new folder")
     parser.add_argument(

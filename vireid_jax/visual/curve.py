@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vireid_jax import __version__
 from vireid_jax.runtime.writer import METRICS, read_metrics
 
 # Colors that people with a color deficiency tell apart (Okabe and Ito).
@@ -86,6 +87,7 @@ def _smooth(values: Sequence[float], half: int = 4) -> list[float]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument("runs", nargs="+", type=pathlib.Path, help="folders of runs")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("curve.png"))
     options = parser.parse_args()

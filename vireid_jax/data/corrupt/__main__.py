@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vireid_jax import __version__
 from vireid_jax.data.corrupt import CORRUPTIONS, MIN_SIDE, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
 
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Show the 20 corruptions at 5 severities on one image, as they look at "
         "288 x 144 pixels.",
     )
+    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument(
         "--sheet", metavar="PICTURE", required=True, help="contact sheet to write, e.g. sheet.png"
     )
