@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import smcl
-from vireid_jax import evaluate, main
+from vireid_jax import embedding, evaluate, main
 from vireid_jax.data import datasets
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.runtime import devices
@@ -31,7 +31,7 @@ class Embedder:
         self.traced, self.called = [], []
         self.mesh = devices.make_mesh()
         method = Method(lambda key: VARIABLES, None, self._embed)
-        self._jitted = evaluate.make_embed(method, self.mesh)
+        self._jitted = embedding.make_embed(method, self.mesh)
         self.variables = devices.place(VARIABLES, self.mesh)
 
     def _embed(self, variables, images, modality):
@@ -47,7 +47,7 @@ class Embedder:
 
     def of(self, records, **options):
         options = dict(mesh=self.mesh, image_size=SIZE) | options
-        return evaluate.embed_records(self, self.variables, records, **options)
+        return embedding.embed_records(self, self.variables, records, **options)
 
 
 def records(count=23, seed=1):
@@ -133,8 +133,8 @@ def test_encoded_images_and_paths_embed_like_decoded_ones(tmp_path):
         other = Records(images, these.person, these.camera, these.modality, these.name)
         np.testing.assert_array_equal(embedder.of(other)["last"], expected)
         np.testing.assert_array_equal(
-            evaluate.pixel_features(other, SIZE)[evaluate.RAW_PIXELS],
-            evaluate.pixel_features(these, SIZE)[evaluate.RAW_PIXELS],
+            embedding.pixel_features(other, SIZE)[embedding.RAW_PIXELS],
+            embedding.pixel_features(these, SIZE)[embedding.RAW_PIXELS],
         )
 
 
@@ -156,8 +156,8 @@ def test_a_stop_is_obeyed_between_batches():
 
 def test_pixel_features_are_images_less_their_own_mean():
     these = records(5)
-    (name, found), *rest = evaluate.pixel_features(these, SIZE).items()
-    assert name == evaluate.RAW_PIXELS and not rest and found.shape == (5, PIXELS)
+    (name, found), *rest = embedding.pixel_features(these, SIZE).items()
+    assert name == embedding.RAW_PIXELS and not rest and found.shape == (5, PIXELS)
     for row, image in zip(found, these.images, strict=True):
         np.testing.assert_allclose(row, image.ravel() - image.mean(), atol=1e-3)
     # Brightness alone is no feature; order of the axes is height, width, channel.
@@ -170,7 +170,7 @@ def test_pixel_features_of_large_images_are_means_of_squares(size):
     side = {288: 3, 100: 2}[size[0]]
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     these = Records(images, *(np.zeros(2, np.int32),) * 3, ["a", "b"])
-    found = evaluate.pixel_features(these, size)[evaluate.RAW_PIXELS]
+    found = embedding.pixel_features(these, size)[embedding.RAW_PIXELS]
     height, width = size[0] // side, size[1] // side
     small = np.empty((height, width, 3))
     for y, x in np.ndindex(height, width):

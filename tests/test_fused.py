@@ -5,7 +5,7 @@ import pytest
 
 from tests.test_released import small
 from tests.test_scoring import people
-from vireid_jax import evaluate
+from vireid_jax import embedding, evaluate
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.metrics import PROTOCOLS
 from vireid_jax.runtime import devices
@@ -54,7 +54,7 @@ def records(count, modality, seed):
 def parts():
     mesh = devices.make_mesh()
     method = Method(lambda key: VARIABLES, None, embed_images, fusions=FUSIONS)
-    return evaluate.make_embed(method, mesh), devices.place(VARIABLES, mesh), mesh
+    return embedding.make_embed(method, mesh), devices.place(VARIABLES, mesh), mesh
 
 
 def sides(queries=11, images=17):
@@ -70,7 +70,7 @@ def options(mesh, **changes):
 def test_accumulated_sums_are_those_of_loops(parts, shape, memory_bytes):
     embed, variables, mesh = parts
     retrieval = sides(*shape)
-    found = evaluate.accumulate(
+    found = embedding.accumulate(
         embed, variables, retrieval, FUSIONS, memory_bytes=memory_bytes, **options(mesh)
     )
     query, gallery = map(naive, retrieval)
@@ -89,7 +89,7 @@ def test_both_sides_may_hold_both_modalities(parts):
     mixed = records(9, 0, 2)
     mixed.modality[[1, 4, 5]] = INFRARED
     retrieval = Retrieval(mixed, records(12, 1, 3))
-    found = evaluate.accumulate(embed, variables, retrieval, FUSIONS, **options(mesh))
+    found = embedding.accumulate(embed, variables, retrieval, FUSIONS, **options(mesh))
     query, gallery = map(naive, retrieval)
     expected = query["a"] @ gallery["a"].T + query["b"] @ gallery["b"].T
     np.testing.assert_allclose(found.similarity["sum"], expected, atol=2e-6)
@@ -98,7 +98,7 @@ def test_both_sides_may_hold_both_modalities(parts):
 def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
     embed, variables, mesh = parts
     retrieval = sides()
-    found = evaluate.accumulate(embed, variables, retrieval, FUSIONS, flip=True, **options(mesh))
+    found = embedding.accumulate(embed, variables, retrieval, FUSIONS, flip=True, **options(mesh))
     both = [
         {
             n: (x + m) / 2
@@ -114,7 +114,7 @@ def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
 
 
 def test_stored_vectors_have_the_sums_as_inner_products():
-    found = [evaluate.join(naive(side), FUSIONS) for side in sides()]
+    found = [embedding.join(naive(side), FUSIONS) for side in sides()]
     assert list(found[0]) == ["sum", "weighted", "plain"]
     query, gallery = map(naive, sides())
     for row, weights in FUSIONS.items():
@@ -124,8 +124,8 @@ def test_stored_vectors_have_the_sums_as_inner_products():
 
 def test_without_fusions_nothing_changes():
     features = naive(records(4, 0, 0))
-    assert evaluate.join(features, {}) == features
-    assert evaluate.join({}, FUSIONS) == {}, "of no images"
+    assert embedding.join(features, {}) == features
+    assert embedding.join({}, FUSIONS) == {}, "of no images"
 
 
 # --- Scores -------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "vireid_jax"
 LAYERS = [
     ["types"],
     ["nets", "losses", "metrics", "data", "synthetic", "weights", "optim", "runtime"],
-    ["methods", "evaluate", "visual"],
+    ["methods", "embedding", "visual"],
+    ["evaluate"],
     ["build"],
     ["train"],
     ["main"],

@@ -288,7 +288,7 @@ def run(
     Returns:
       The exit code, as the module's docstring has it.
     """
-    from vireid_jax import evaluate, train
+    from vireid_jax import build, train
     from vireid_jax.runtime import devices, preemption, processes, runfolder
     from vireid_jax.types import Stopped
 
@@ -301,7 +301,7 @@ def run(
         preemption.install()
         _use_compilation_cache()
         if mode == "eval":
-            config = evaluate.config_to_score(config, folder, overrides or {})
+            config = build.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runfolder.load_config(folder)
         rows = config.sampler.num_ids * config.sampler.num_instances
@@ -369,7 +369,7 @@ def score_run(
     """
     import jax
 
-    from vireid_jax import build, evaluate
+    from vireid_jax import build
     from vireid_jax.runtime import checkpoint, devices, runfolder
 
     workdir = pathlib.Path(workdir)
@@ -378,9 +378,9 @@ def score_run(
     checkpoint.find_step(workdir / "checkpoints", chosen)
     build.check_known(config, workdir)
     own, classes = runfolder.load_config(workdir), runfolder.load_classes(workdir)
-    evaluate.check_classes_known(config, own, classes, workdir)
+    build.check_classes_known(config, own, classes, workdir)
     parts = build.build_to_score(config, classes)
-    evaluate.check_unseen(config, own, parts.split.test, parts.persons, workdir)
+    build.check_unseen(config, own, parts.split.test, parts.persons, workdir)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     variables, at = checkpoint.restore_variables(
         workdir / "checkpoints", devices.abstract(dict(shapes), parts.mesh), chosen

@@ -23,7 +23,7 @@ import numpy as np
 from jax.extend import core
 
 from launch.ahead import hlo, roofline
-from vireid_jax import build, evaluate, optim, train
+from vireid_jax import build, embedding, optim, train
 from vireid_jax.data import augment, sampler
 from vireid_jax.data.readers import get_reader, sysu
 from vireid_jax.runtime import devices as placement
@@ -185,7 +185,7 @@ def assemble(config: ml_collections.ConfigDict, found: Facts, mesh: jax.sharding
         step,
         placed,
         {"visible": image, "infrared": image, "label": label, "camera": camera},
-        evaluate.make_embed(method, mesh),
+        embedding.make_embed(method, mesh),
         jax.ShapeDtypeStruct((embedded, *size, 3), np.uint8),
         method,
     )

@@ -17,7 +17,7 @@ from tests.support.steps import (
     mesh_of,
 )
 from tests.support.tiny import BACKBONE, FEATURES, ROWS, host_batch
-from vireid_jax import evaluate
+from vireid_jax import embedding
 from vireid_jax.nets.resnet import interleave
 from vireid_jax.runtime import devices
 
@@ -177,7 +177,7 @@ def test_a_concatenation_would_be_noticed():
 
 def test_embedding_gathers_features_alone(steps):
     four = steps(4)
-    embed = evaluate.make_embed(four.method, four.mesh)
+    embed = embedding.make_embed(four.method, four.mesh)
     images = devices.to_global({"x": host_batch()["visible"]}, four.mesh)["x"]
     text = embed.lower(four.state.variables, images, 0).compile().as_text()
     found = collectives(text)

@@ -11,7 +11,7 @@ import pytest
 
 from tests import test_fused as few
 from tests.support.pods import pod
-from vireid_jax import evaluate
+from vireid_jax import embedding
 from vireid_jax.runtime import devices, processes
 from vireid_jax.types import Method
 
@@ -21,14 +21,14 @@ def main(out):
     processes.start(out + ".run")
     mesh = devices.make_mesh()
     method = Method(lambda key: few.VARIABLES, None, few.embed_images, fusions=few.FUSIONS)
-    embed, variables = evaluate.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
+    embed, variables = embedding.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
     options = few.options(mesh)
     query, _ = few.sides()  # 11 and 17: neither divides over the devices
     stored = {
         f"query {k}": v
-        for k, v in evaluate.embed_records(embed, variables, query, **options).items()
+        for k, v in embedding.embed_records(embed, variables, query, **options).items()
     }
-    found = evaluate.accumulate(
+    found = embedding.accumulate(
         embed, variables, few.sides(), few.FUSIONS, flip=True, memory_bytes=300, **options
     )
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
