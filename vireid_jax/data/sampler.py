@@ -68,7 +68,10 @@ _lock = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Where the images of each class are: order[m][first[m, c] : first[m, c] + count[m, c]]."""
+    """Where the images of each class are.
+
+    Class c of modality m: `order[m][first[m, c] : first[m, c] + count[m, c]]`.
+    """
 
     order: tuple[np.ndarray, np.ndarray]  # int64 [usable images of modality m], rows by class
     first: np.ndarray  # int64 [2, C]
