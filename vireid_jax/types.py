@@ -1,10 +1,11 @@
 """The contracts that the parts of vireid_jax share.
 
 Shape letters, used in every docstring:
-  B  rows of a batch in one modality (P * K)      P  identities     K  images of one identity
-  M  modalities in a step (2, or 3 with an auxiliary one)           N  rows in general
-  C  identities in training (classes)             D  feature width  Q, G  queries, gallery
-  H, W  image height and width in pixels          h, w, F  height, width, channels of a map
+
+    B  rows of a batch in one modality (P * K)      P  identities     K  images of one identity
+    M  modalities in a step (2, or 3 with an auxiliary one)           N  rows in general
+    C  identities in training (classes)             D  feature width  Q, G  queries, gallery
+    H, W  image height and width in pixels          h, w, F  height, width, channels of a map
 """
 
 import dataclasses

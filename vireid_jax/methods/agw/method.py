@@ -3,9 +3,9 @@
 The baseline of the field: a ResNet-50 with a stem for each modality, non-local attention,
 generalized-mean pooling, a BN neck, one classifier, a weighted regularized triplet loss.
 
-  term   function                         weight in the total
-  id     losses.identity, of all rows     1
-  tri    methods.agw.losses, by tri_form  tri_weight
+    term   function                         weight in the total
+    id     losses.identity, of all rows     1
+    tri    methods.agw.losses, by tri_form  tri_weight
 
 CAJ (Ye et al., ICCV 2021) trains the same network on every visible image twice, as it is and with
 its channels exchanged (`augment.second_view`), with the squared difference as its triplet loss.

@@ -3,11 +3,11 @@
 Each image becomes 1 + G feature maps before the last stage: its own, and one of each branch of an
 expansion. All of them have the image's label, and are compared branch by branch at test time.
 
-  term   function                              weight in the total
-  id     losses.identity, of all rows          1
-  tri    losses.triplet, batch-hard, all rows  1
-  cpm    losses.pairmining, over the branches  cpm_weight
-  ort    losses.pairmining                     ort_weight
+    term   function                              weight in the total
+    id     losses.identity, of all rows          1
+    tri    losses.triplet, batch-hard, all rows  1
+    cpm    losses.pairmining, over the branches  cpm_weight
+    ort    losses.pairmining                     ort_weight
 
 Released code: ZYK100/LLCM, folder DEEN, at 886e27c; the paper itself was not at hand.
 """

@@ -4,16 +4,16 @@ Two branches over common first stages. The features of the shared branch must no
 modality, the features of the specific branch must. A purifier takes the style out of the specific
 features, and what they know is distilled into the shared ones, which alone are used at test time.
 
-  term                       equation  function                weight in the total (eq. 21)
-  id_sh, tri_sh              5         identity, triplet       1
-  id_sp, tri_sp              5         of raw f_sp             specific_weight
-  confuser, discriminator    2, 3      2-class cross-entropy   1
-  enhance, reduce            10, 11    L_e, L_r                ip_weight (lambda_1)
-  id_purified, tri_purified  13        of purified f~_sp       purified_weight
-  tgsa                       17        graph_alignment         tgsa_weight (lambda_2)
-  csa                        19        divergence              csa_weight (lambda_3)
-  mdr_tgsa, mdr_csa          20        the same, of f_sh       mdr_tgsa_weight, mdr_csa_weight
-  csa_block, mdr_csa_block   -         by_instance             block_weight times csa's, mdr_csa's
+    term                       equation  function                weight in the total (eq. 21)
+    id_sh, tri_sh              5         identity, triplet       1
+    id_sp, tri_sp              5         of raw f_sp             specific_weight
+    confuser, discriminator    2, 3      2-class cross-entropy   1
+    enhance, reduce            10, 11    L_e, L_r                ip_weight (lambda_1)
+    id_purified, tri_purified  13        of purified f~_sp       purified_weight
+    tgsa                       17        graph_alignment         tgsa_weight (lambda_2)
+    csa                        19        divergence              csa_weight (lambda_3)
+    mdr_tgsa, mdr_csa          20        the same, of f_sh       mdr_tgsa_weight, mdr_csa_weight
+    csa_block, mdr_csa_block   -         by_instance             block_weight times csa's, mdr_csa's
 
 Paper and released code (1KK077/IDKL at 8676b62) are materially different methods. The defaults of
 `build` are the preset "paper": the paper where it is definite, the code where the paper is silent.

@@ -4,13 +4,13 @@ Stem, layer1 and layer2 (Theta) are common. layer3 and layer4 exist twice: the s
 and the specific branch (Psi). Common stages and shared branch are a plain ResNet, and all that
 inference needs. Both modalities pass every parameter.
 
-  paper                 here
-  F_sh, f_sh            "sh"          map and pooled features of the shared branch
-  F_sp, f_sp            "sp"          of the specific branch, as they come
-  F^_sp, f^_sp          "normalized"  eq. 7, by instance normalization
-  F^d+_sp, f^d+_sp      "enhanced"    eq. 9, m_e F
-  F^m-_sp, f^m-_sp      "reduced"     eq. 9, m_r F^
-  F~_sp, f~_sp          "purified"    eq. 12
+    paper                 here
+    F_sh, f_sh            "sh"          map and pooled features of the shared branch
+    F_sp, f_sp            "sp"          of the specific branch, as they come
+    F^_sp, f^_sp          "normalized"  eq. 7, by instance normalization
+    F^d+_sp, f^d+_sp      "enhanced"    eq. 9, m_e F
+    F^m-_sp, f^m-_sp      "reduced"     eq. 9, m_r F^
+    F~_sp, f~_sp          "purified"    eq. 12
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,14 +6,14 @@ refine each map, a cross-modality learner (CML, eqs. 6-9) merges them over sever
 All three pass the shared stages. At test time an image passes its own first stage and the
 shared ones; generator and prototypes are there in training alone.
 
-  term          equation  function                  weight in the total (eq. 17)
-  id_visible    10        cross_entropy             1
-  id_infrared   10        cross_entropy             1
-  tri           -         batch_hard_triplet        1
-  idc           11        cross_entropy             gamma, idc_weight
-  ida           table 1   cross_entropy             ida_weight; the row "+Aux" alone
-  ia            12        alignment_loss            theta, ia_weight
-  ma            13-16     prototype_loss            sigma, ma_weight
+    term          equation  function                  weight in the total (eq. 17)
+    id_visible    10        cross_entropy             1
+    id_infrared   10        cross_entropy             1
+    tri           -         batch_hard_triplet        1
+    idc           11        cross_entropy             gamma, idc_weight
+    ida           table 1   cross_entropy             ida_weight; the row "+Aux" alone
+    ia            12        alignment_loss            theta, ia_weight
+    ma            13-16     prototype_loss            sigma, ma_weight
 
 No code was released. docs/fidelity.md says how the paper is read where it leaves something open.
 

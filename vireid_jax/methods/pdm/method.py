@@ -4,14 +4,14 @@ DEEN's network with more attention: each image becomes 1 + G feature maps before
 (MFGM), and learned prototypes pool parts of each map (PLM), which with the global feature F_g are
 the full feature F.
 
-  term       equation  function                             weight in the total (eqs. 11 and 12)
-  id_full    -         losses.identity, of F                1
-  id_global  -         losses.identity, of F_g; code alone  id_global_weight
-  tri        -         losses.triplet, of F_g               1
-  cpm        3-5       losses.pairmining, over branches     cpm_weight
-  ch         9         methods.pdm.losses                   ch_weight
-  dcs        10        methods.pdm.losses, of F             dcs_weight
-  ort        -         losses.pairmining; code alone        ort_weight
+    term       equation  function                             weight in the total (eqs. 11 and 12)
+    id_full    -         losses.identity, of F                1
+    id_global  -         losses.identity, of F_g; code alone  id_global_weight
+    tri        -         losses.triplet, of F_g               1
+    cpm        3-5       losses.pairmining, over branches     cpm_weight
+    ch         9         methods.pdm.losses                   ch_weight
+    dcs        10        methods.pdm.losses, of F             dcs_weight
+    ort        -         losses.pairmining; code alone        ort_weight
 
 Paper and released code (mmunhappy/ICASSP2025-PDM at b668901, train_pdm_os.py) differ: see
 docs/fidelity.md. The defaults of `build` are the code, with which the printed numbers were

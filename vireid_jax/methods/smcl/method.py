@@ -6,21 +6,21 @@ loss that is made harder for infrared (CEHL) and, from a late epoch on (incremen
 training, IT), with distances between the identity centers of the modalities (ADSL). At
 test time an image of either modality passes the backbone alone.
 
-  term             equation  function              weight in the total (eq. 9)
-  id_visible       2         cross_entropy         1
-  id_infrared      3         cross_entropy         1, margin m on the true logit
-  id_syncretic     2         cross_entropy         1
-  tri_center       6         tri_center_loss       lambda, from epoch Q on
-  global_center    7         global_center_loss    lambda, from epoch Q on
+    term             equation  function              weight in the total (eq. 9)
+    id_visible       2         cross_entropy         1
+    id_infrared      3         cross_entropy         1, margin m on the true logit
+    id_syncretic     2         cross_entropy         1
+    tri_center       6         tri_center_loss       lambda, from epoch Q on
+    global_center    7         global_center_loss    lambda, from epoch Q on
 
 What the paper compares these with are options. `auxiliary` (table 2) takes another third
 modality: id_syncretic is then id_x, id_gray, ..., and eq. 6 has its centers. `metric`
 (table 4) puts another loss of visible and infrared features in the place of eqs. 6 and 7:
 
-  bh_tri           table 4   batch_hard_triplet      lambda, from epoch Q on
-  bdtr             table 4   bdtr                    lambda, from epoch Q on
-  bicenter         table 4   bi_center               lambda, from epoch Q on
-  hc_tri           table 4   hetero_center_triplet   lambda, from epoch Q on
+    bh_tri           table 4   batch_hard_triplet      lambda, from epoch Q on
+    bdtr             table 4   bdtr                    lambda, from epoch Q on
+    bicenter         table 4   bi_center               lambda, from epoch Q on
+    hc_tri           table 4   hetero_center_triplet   lambda, from epoch Q on
 
 No code was released. docs/fidelity.md says how the paper is read where it leaves something open.
 
