@@ -275,7 +275,7 @@ def _labels(s: dict[str, Any], pairs: int) -> np.ndarray:
 
 def _heads(s: dict[str, Any], pairs: int, shapes: Any, count: int, last: tuple[int, ...]) -> Part:
     """Necks, classifiers and all losses, from features and similarities [B, 2 (1 + G), ...]."""
-    with mock.patch.object(pdm, "MultiFeatureNet", _Given):
+    with mock.patch.object(multifeature, "MultiFeatureNet", _Given):
         method = _build(s, pairs)
     rows, places, width = last[0] // pairs, last[1] * last[2], last[3]
     features = [(width,), ((count + 1) * width,), (count, places), (count, places)]

@@ -15,6 +15,8 @@ from vireid_jax.runtime import devices
 
 PAIRS = 4
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):

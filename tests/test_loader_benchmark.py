@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 from benchmarks import loader, loader_data, loader_parts, loader_torch  # noqa: E402
 from vireid_jax.data.augment import standardize  # noqa: E402

@@ -324,6 +324,7 @@ def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
 FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"  # a ResNet-10
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     c = small("smcl", "synthetic", tmp_path)
     c.method.width = 2

@@ -151,6 +151,7 @@ def channel_outcome(before, after):
     return np.array(outcome)
 
 
+@pytest.mark.slow
 @each(
     "operator, luma, expected",
     [

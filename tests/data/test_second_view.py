@@ -33,6 +33,7 @@ CAJ = dict(
 )
 
 
+@pytest.mark.slow
 @each(("operator", "paired"), [("exchange", False), ("adapt_gray", True)])
 def test_a_second_view_changes_nothing_else(operator, paired):
     batch = noise(16)

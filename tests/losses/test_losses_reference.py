@@ -4,10 +4,9 @@ from functools import partial
 
 import pytest
 
-from tests.support.parity import loss_outputs, reference, sources
+from tests.support.parity import loss_outputs, loss_tests
 from tests.support.reference import store
-from tests.support.reference.inputs import CASES, cases
-from tests.support.rows import each
+from tests.support.reference.inputs import CASES
 from vireid_jax.losses.center import row_centers
 from vireid_jax.losses.distance import pairwise_distance
 from vireid_jax.losses.identity import cross_entropy
@@ -27,14 +26,7 @@ FUNCTIONS = {
 }
 
 
-@sources
-@each("dtype, rtol", [("float32", 1e-5), ("float64", 1e-12)])
-@each("name", cases(*FUNCTIONS))
-def test_value_and_gradient(name, dtype, rtol, source):
-    function, arguments = FUNCTIONS[CASES[name].kind]
-    actual = loss_outputs(name, partial(function, **CASES[name].options), arguments, dtype)
-    assert {str(x.dtype) for x in actual.values()} == {dtype}
-    store.compare(actual, reference(name, source), rtol=rtol)
+test_value_and_gradient, _ = loss_tests(FUNCTIONS, rtol64=1e-12)
 
 
 def test_every_case_has_stored_outputs_and_none_is_left_over():

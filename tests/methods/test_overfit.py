@@ -129,6 +129,7 @@ def _smcl(**options):
     return build("smcl", dict(id_margin=1.0, smgm_width=4, **options), facts=FACTS)
 
 
+@pytest.mark.slow
 def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
     rows, without = train_on_people(_smcl(metric_from_epoch=0.5, normalize_centers=True))
     last = [rows[n] for n in range(STEPS - 4, STEPS + 1)]
@@ -142,6 +143,7 @@ def test_smcl_overfits_eight_people_and_every_parameter_takes_part():
     assert not without
 
 
+@pytest.mark.slow
 def test_every_parameter_of_smcl_without_auxiliary_gets_a_gradient():
     method = _smcl(auxiliary="none", metric_from_epoch=0.0)
     variables = method.init(jax.random.key(0))

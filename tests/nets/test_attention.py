@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.parity import image_names, module_outputs, reference, sources
+from tests.support.parity import image_names, module_outputs, reference, source_and_dtypes
 from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
@@ -339,14 +339,18 @@ def _block(name, dtype):
     return module_outputs(name, init, apply, image_names(name), dtype)
 
 
+RTOL = {"float32": 1e-5, "float64": 1e-11}
+
+
 def _without_shifts(arrays):
     return {k: v for k, v in arrays.items() if not k.endswith("w/bias")}
 
 
-@sources
-def test_blocks_against_pytorch(source):
+@source_and_dtypes
+def test_blocks_against_pytorch(source, dtypes):
     for name in cases("nonlocal", "cnl", "pnl", "mfa"):
-        for dtype, rtol in (("float32", 1e-5), ("float64", 1e-11)):
+        for dtype in dtypes:
+            rtol = RTOL[dtype]
             actual, expected = _block(name, dtype), reference(name, source)
             if CASES[name].options.get("train", True):
                 # A shift in front of a batch normalization: its gradient is what rounding leaves.

@@ -131,6 +131,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 @each("count", [2, 8])
 def test_without_normalization_it_is_the_gradient_of_the_batch(count):
     whole, variables = problem(False, 1)
@@ -171,6 +172,7 @@ def shapes_in(jaxpr):
                     yield from shapes_in(inner)
 
 
+@pytest.mark.slow
 @each(("count", "per_chunk"), [(1, 8), (2, 4), (4, 2)])
 def test_no_map_of_the_whole_batch_is_made_or_kept(count, per_chunk):
     loss, variables = problem(True, count)
@@ -180,6 +182,7 @@ def test_no_map_of_the_whole_batch_is_made_or_kept(count, per_chunk):
     assert {s[:-3] for s in maps if np.prod(s[:-3]) > 1} == {(per_chunk,)}
 
 
+@pytest.mark.slow
 def test_a_sharded_batch_stays_on_its_devices():
     loss, variables = problem(True, 2)
     mesh = Mesh(jax.devices()[:4], ("data",), axis_types=(AxisType.Auto,))

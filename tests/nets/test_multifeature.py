@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.parity import module_outputs, reference, sources
+from tests.support.parity import module_outputs, reference, source_and_dtypes
 from tests.support.reference import store
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
@@ -541,10 +541,13 @@ def _simam(name, dtype):
     return module_outputs(name, lambda x: {}, lambda _, x: (simam(x), {}), "maps", dtype)
 
 
-@sources
-def test_modules_against_pytorch(source):
+@source_and_dtypes
+def test_modules_against_pytorch(source, dtypes):
+    rtol = {"float32": 1e-5, "float64": 1e-11}
     for kind, found in (("expansion", _expansion), ("plm", _prototypes), ("simam", _simam)):
         for name in cases(kind):
-            for dtype, rtol in (("float32", 1e-5), ("float64", 1e-11)):
+            for dtype in dtypes:
                 expected = reference(name, source)
-                store.compare(found(name, dtype), expected, rtol=rtol, row=f"{name}, {dtype}")
+                store.compare(
+                    found(name, dtype), expected, rtol=rtol[dtype], row=f"{name}, {dtype}"
+                )

@@ -7,7 +7,14 @@ float64 by a percent, whichever is right.
 import jax
 import pytest
 
-from tests.support.parity import image_names, loss_outputs, module_outputs, reference, sources
+from tests.support.parity import (
+    first_fast,
+    image_names,
+    loss_outputs,
+    module_outputs,
+    reference,
+    sources,
+)
 from tests.support.reference import store
 from tests.support.reference.inputs import CASES, cases
 from tests.support.rows import each
@@ -16,7 +23,9 @@ from vireid_jax.nets.pooling import gap, gem
 from vireid_jax.nets.resnet import ResNet
 
 KEY = jax.random.key(0)
-DTYPES = each("dtype, rtol", [("float32", 2e-5), ("float64", 1e-11)])
+DTYPES = pytest.mark.parametrize(
+    "dtype, rtol", [pytest.param("float32", 2e-5, marks=pytest.mark.slow), ("float64", 1e-11)]
+)
 
 
 def _without(options, *names):
@@ -65,7 +74,7 @@ def _resnet(name, dtype):
 
 
 @sources
-@each("name", cases("resnet"))
+@pytest.mark.parametrize("name", first_fast(cases("resnet")))
 def test_resnet(name, source, resnet_outputs):
     store.compare(resnet_outputs(name), reference(name, source), rtol=1e-10)
 

@@ -34,6 +34,7 @@ def normalized(norm, variables, x):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 @each("shape", [(6, 5, 3, 4), (12, 4)])
 @each("groups", [1, 2, 3])
 def test_groups_are_the_replicas_of_torch(shape, groups):
@@ -193,11 +194,13 @@ def collectives(text):
     return found
 
 
+@pytest.mark.slow
 def test_as_many_groups_as_devices_need_no_communication(texts):
     assert collectives(texts[1, "maps"])  # global statistics are all-reduced
     assert not collectives(texts[4, "maps"])
 
 
+@pytest.mark.slow
 def test_running_statistics_are_all_that_is_told_of_the_first_group(texts):
     """A mean and a variance of each normalization, as wide as its channels, and no map."""
     found = collectives(texts[4, "all"])

@@ -21,6 +21,7 @@ from tests.support.parity import (
     module_outputs,
     precision,
     reference,
+    source_and_dtypes,
     sources,
     to_jax,
     to_numpy,
@@ -116,12 +117,14 @@ def _module(name, dtype):
     return module_outputs(name, lambda x: head.init(KEY, x, train=True), classify, "x", dtype)
 
 
-@sources
-def test_parts_of_the_network(source):
+@source_and_dtypes
+def test_parts_of_the_network(source, dtypes):
+    rtols = {"float32": 1e-5, "float64": 1e-12}
     names = cases("idkl_purifier", "idkl_modality", "idkl_gem", "idkl_reverse")
     assert len(names) == 5
     for name in names:
-        for dtype, rtol in (("float32", 1e-5), ("float64", 1e-12)):
+        for dtype in dtypes:
+            rtol = rtols[dtype]
             actual, expected = _module(name, dtype), reference(name, source)
             for shift in (k for k in actual if k.endswith(SHIFTS) and k.startswith("grad/")):
                 assert np.abs(actual[shift]).max() < 10 * rtol, (name, shift)

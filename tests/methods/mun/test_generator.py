@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.parity import image_names, module_outputs, reference, relative_error, sources
+from tests.support.parity import (
+    image_names,
+    module_outputs,
+    reference,
+    relative_error,
+    source_and_dtypes,
+)
 from tests.support.reference import store
 from tests.support.reference.convert import flatten
 from tests.support.reference.inputs import CASES, cases
@@ -62,34 +68,40 @@ def _compare(name, actual, expected, rtol):
     store.compare(actual, expected, rtol=rtol)
 
 
-@sources
+@source_and_dtypes
 @pytest.mark.parametrize("name", cases("aux_intra"))
-def test_intra_modality_learner(name, source):
+def test_intra_modality_learner(name, source, dtypes):
     for kernels, dtype, rtol in (
         ("cpu", "float32", 1e-5),
         ("cpu", "float64", 1e-12),
         ("xla", "float64", 1e-12),
     ):
+        if dtype not in dtypes:
+            continue
         actual = _outputs(name, IntraModality, dtype, kernels=kernels)
         _compare(name, actual, reference(name, source), rtol)
 
 
-@sources
+@source_and_dtypes
 @pytest.mark.parametrize("name", cases("aux_cross"))
-def test_cross_modality_learner(name, source):
+def test_cross_modality_learner(name, source, dtypes):
     for form, dtype, rtol in (
         ("folded", "float32", 1e-5),
         ("folded", "float64", 1e-12),
         ("direct", "float64", 1e-12),
     ):
+        if dtype not in dtypes:
+            continue
         actual = _outputs(name, CrossModality, dtype, form=form)
         store.compare(actual, reference(name, source), rtol=rtol)
 
 
-@sources
+@source_and_dtypes
 @pytest.mark.parametrize("name", cases("aux_generator"))
-def test_generator(name, source):
+def test_generator(name, source, dtypes):
     for dtype, rtol, remat in (("float32", 1e-5, True), ("float64", 1e-12, False)):
+        if dtype not in dtypes:
+            continue
         actual = _outputs(name, _Joined, dtype, kernels="cpu", remat=remat)
         _compare(name, actual, reference(name, source), rtol)
 

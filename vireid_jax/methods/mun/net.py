@@ -48,10 +48,8 @@ class MUNNet(nn.Module):
         again = options["remat"] and not self.is_initializing()
         own = dict(self.auxiliary_options)
         if self.auxiliary_kind == "mun":
-            remat = again or own.pop("remat")
-            self.auxiliary: Any = ModalityUnifying(
-                **own, remat=remat, groups=options["groups"], **common
-            )
+            own["remat"] = own["remat"] or again
+            self.auxiliary: Any = ModalityUnifying(**own, groups=options["groups"], **common)
         elif self.auxiliary_kind != "none":
             self.auxiliary = auxiliary.make(self.auxiliary_kind, **own, remat=again, **common)
         self.backbone = ResNet(**options)
