@@ -151,6 +151,7 @@ def scored_again(trained, tmp_path, **changes):
     return saved(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_flip_and_reranking_are_rows_of_their_own(trained, tmp_path, capsys):
     plain = {r["feature"]: r for r in scored(trained, tmp_path / "a")}
     rows = scored(trained, tmp_path / "b", eval__flip=True, eval__rerank="all")
@@ -374,6 +375,7 @@ def begun(tmp_path_factory):
     return tmp_path / "run", c
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_although_its_file_of_weights_is_gone(begun, tmp_path, capsys):
     workdir, c = begun
     shutil.copytree(workdir, tmp_path / "run")

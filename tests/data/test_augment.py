@@ -254,6 +254,7 @@ def test_switching_an_operator_moves_no_other_draw():
     np.testing.assert_array_equal(gray["visible"] == 50, erased["visible"] == 50)
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_pixels_of_one_without_talking():
     batch = noise(16)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))

@@ -75,6 +75,7 @@ def test_a_view_is_a_window_of_the_same_row_with_one_channel_in_all():
     assert sum(first == second for first, second, _ in found) < 5
 
 
+@pytest.mark.slow
 @each(
     ("operator", "expected"),
     [
@@ -151,6 +152,7 @@ def test_only_the_first_view_is_grayed():
     assert (pixels == pixels[..., :1]).all()
 
 
+@pytest.mark.slow
 def test_switching_an_operator_moves_no_other_draw():
     batch, value = noise(32), (50.0, 50.0, 50.0)
     plain = run(batch, pad=3, second_view="adapt")["visible_second"]

@@ -102,6 +102,7 @@ def test_the_specific_branch_has_parameters_of_its_own():
         np.testing.assert_array_equal(x, flatten(STARTED)[name])
 
 
+@pytest.mark.slow
 def test_a_loss_of_one_branch_trains_no_other():
     """The common stages learn from both."""
 

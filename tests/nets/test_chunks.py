@@ -143,6 +143,7 @@ def test_without_normalization_it_is_the_gradient_of_the_batch(count):
     assert abs(of_chunks - graded(whole)(params, x)[0][0]) > 0.01
 
 
+@pytest.mark.slow
 def test_chunks_are_normalized_one_after_the_other():
     """By a loop that applies the network to rows 0, 2, ... and then to 1, 3, ..."""
     loss, variables = problem(True, 2)

@@ -127,6 +127,7 @@ class Net(nn.Module):
         return BatchNorm(groups=self.groups, name="bn")(x * x, train=True)
 
 
+@pytest.mark.slow
 def test_every_normalization_of_a_network_is_of_groups():
     """The runs are what each gives alone; the statistics are those after the first."""
     x = jnp.asarray(R.normal(size=(6, 4)), jnp.float32)

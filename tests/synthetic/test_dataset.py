@@ -140,6 +140,7 @@ def test_infrared_reflectance_does_not_follow_the_dye():
         assert infrared.min() >= 0 and infrared.std() > 0.15
 
 
+@pytest.mark.slow
 def test_an_aligned_pair_shows_the_same_silhouette():
     # The same shot in both modalities: edges fall on the same pixels, unlike another shot's.
     size = (96, 48)

@@ -115,6 +115,7 @@ def test_embedding_needs_the_shared_branch_alone():
     np.testing.assert_allclose(jax.jit(plain)(parts, images), whole["pool"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_inside_the_network():
     for preset in recipe.PRESETS:
         method = build(preset, dtype="bfloat16")

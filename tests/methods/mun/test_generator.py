@@ -228,6 +228,7 @@ def _cross(visible, infrared, variables=None, **options):
     return run(variables, visible, infrared), variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["direct", "folded"])
 def test_the_auxiliary_map_depends_on_both_inputs(form):
     v, r = _array(2, 6, 6, 4), _array(2, 6, 6, 4)
@@ -264,6 +265,7 @@ def test_constant_maps_are_finite_in_value_and_gradient(form, value):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(variables["params"], x)))
 
 
+@pytest.mark.slow
 def test_half_precision_is_near_single():
     v, r = _array(2, 6, 6, 8), _array(2, 6, 6, 8)
     for form in ("direct", "folded"):

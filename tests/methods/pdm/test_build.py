@@ -254,6 +254,7 @@ def test_dropout_is_the_key_s():
     assert totals[1] == pytest.approx(totals[0], rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", first_fast([*PRESETS, "deen"]))
 def test_half_precision_stays_inside_the_network(preset):
     method = build(preset, dtype="bfloat16")
