@@ -374,7 +374,7 @@ def test_a_row_is_trained_and_scored_by_the_real_command(tmp_path, monkeypatch):
         "3",
         "",
     )
-    (folder,) = tmp_path.glob("cells/smcl-synthetic-*/seed3")
+    (folder,) = tmp_path.glob("cells/smcl_synthetic-*/seed3")
     assert json.loads((folder / "config.json").read_text())["seed"] == 3
     saved = [json.loads(path.read_text()) for path in folder.glob("eval/2/*.json")]
     assert {r.get("corrupt") for r in saved if r["feature"] == "bn"} == {None, "visible"}
