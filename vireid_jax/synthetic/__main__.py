@@ -24,11 +24,11 @@ def contact_sheet(
     image_size: tuple[int, int] = (192, 96),
     seed: int = 0,
 ) -> None:
-    """Renders `shots` images of the first `ids` people of a split before every camera.
+    """Renders the first people of a split, a row each, before every camera.
 
     Args:
       path: the picture to write; its ending picks the format, such as .png.
-      ids: rows.
+      ids: how many people.
       shots: images side by side for each camera.
       split: "train", "val" or "test".
       image_size: (height, width) of each image in pixels.

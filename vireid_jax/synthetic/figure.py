@@ -58,15 +58,11 @@ def _limb(start: np.ndarray, length: np.ndarray, swing: np.ndarray, side: Value)
     return start + length[:, None] * _point(np.sin(side), down, np.sin(swing) * np.cos(side))
 
 
-def joints(who: People, gait: Gait) -> dict[str, np.ndarray]:
-    """Joint positions in body axes, name -> [N, 3].
-
-    Names are crown, head, neck, chest, waist, pelvis and, with suffix _l and _r, shoulder, elbow,
-    wrist, hand, hip, knee, ankle, toe.
-    """
+def joints(who: People, gait: Gait) -> Joints:
+    """Joint positions in body axes; names with suffix _l and _r but for head, chest, pelvis."""
     leg = who["leg"] - ANKLE
     stride = who["stride"] * gait.effort
-    out: dict[str, np.ndarray] = {}
+    out: Joints = {}
     ankles = []
     for side, suffix, shift in ((1.0, "_l", 0.0), (-1.0, "_r", np.pi)):
         phase = gait.phase + shift
@@ -88,15 +84,11 @@ def joints(who: People, gait: Gait) -> dict[str, np.ndarray]:
 
     lean = gait.lean + who["stoop"]
     spine = 1.0 - who["leg"] - who["head"] - 0.035
+    out["pelvis"] = _point(0, rise, 0)
     up = _point(0, np.cos(lean), np.sin(lean))
-    pelvis = _point(0, rise, 0)
-    out["pelvis"] = pelvis
-    out["waist"] = pelvis + 0.36 * spine[:, None] * up
-    out["chest"] = pelvis + (0.94 * spine)[:, None] * up
-    out["neck"] = pelvis + (1.04 * spine)[:, None] * up
+    out["chest"] = out["pelvis"] + (0.94 * spine)[:, None] * up
     nod = _point(0, 1, 0.25 + np.sin(lean))
     out["head"] = out["chest"] + (0.035 + 0.06 * spine + 0.5 * who["head"])[:, None] * nod * 0.97
-    out["crown"] = out["head"] + _point(0, 0.5 * who["head"], 0)
 
     arm = 0.165 + 0.06 * (1.0 - who["leg"])
     for side, suffix, shift in ((1.0, "_l", np.pi), (-1.0, "_r", 0.0)):
@@ -108,9 +100,9 @@ def joints(who: People, gait: Gait) -> dict[str, np.ndarray]:
         shoulder = out["chest"] + _point(side * (who["shoulder"] - 0.014), -0.026, 0)
         elbow = _limb(shoulder, arm, swing, side * gait.spread)
         wrist = _limb(elbow, arm * 0.86, swing + flex, side * gait.spread * 0.3)
-        out["shoulder" + suffix], out["elbow" + suffix] = shoulder, elbow
-        out["wrist" + suffix] = wrist
-        out["hand" + suffix] = wrist + 0.22 * (wrist - elbow)
+        hand = wrist + 0.22 * (wrist - elbow)
+        limb = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist, "hand": hand}
+        out |= {name + suffix: place for name, place in limb.items()}
     return out
 
 
@@ -343,11 +335,10 @@ def _bags(b: Builder, who: People, at: Joints) -> None:
     pack, cross, hand = (who["bag"] == BAGS.index(x) for x in ("backpack", "crossbody", "handbag"))
     bulk = who["bulk"]
     behind = who["belly"] + bulk + 0.045
-    grip = np.where((side > 0)[:, None], at["hand_l"], at["hand_r"])
+    grip = _pick(side > 0, at["hand_l"], at["hand_r"])
     hip = at["pelvis"] + _point(side * (who["hip"] + bulk + 0.02), 0.02, 0)
-    center = at["chest"] + _point(0, -0.13, -behind)
-    center = np.where(cross[:, None], hip, center)
-    center = np.where(hand[:, None], grip - np.array([0, 0.055, 0]), center)
+    center = _pick(cross, hip, at["chest"] + _point(0, -0.13, -behind))
+    center = _pick(hand, grip - np.array([0, 0.055, 0]), center)
     tall = np.where(pack, 0.105, np.where(cross, 0.055, 0.05)) * size
     wide = np.where(pack, 0.082, np.where(cross, 0.035, 0.03)) * size
     deep = np.where(pack, 0.05, 0.075) * size
@@ -367,9 +358,8 @@ def _bags(b: Builder, who: People, at: Joints) -> None:
         low = np.where(pack, -0.17, -0.27)
         start = at["chest"] + _point(over, 0.01, z * 0.75)
         end = at["chest"] + _point(under, low, z)
-        handle = (grip - np.array([0, 0.01, 0])), center
-        start = np.where(hand[:, None], handle[0], start)
-        end = np.where(hand[:, None], handle[1], end)
+        start = _pick(hand, grip - np.array([0, 0.01, 0]), start)
+        end = _pick(hand, center, end)
         thin = np.where(hand, 0.012, np.where(pack, 0.014, 0.01))
         b.add(
             start, end, [thin] * 4, [thin] * 4, who["strap_color"],

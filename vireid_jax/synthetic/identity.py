@@ -139,7 +139,6 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["hat_color"] = _cloth(rng)
 
     top = TOPS[_choice(rng, (0.08, 0.24, 0.25, 0.13, 0.16, 0.14))]
-    who["top"] = TOPS.index(top)
     who["top_color"] = _cloth(rng)
     who["top_second"] = _contrast(rng, who["top_color"])
     kind = PRINTS[_choice(rng, (0.12, 0.18, 0.07, 0.09, 0.13, 0.13, 0.1, 0.11, 0.07))]

@@ -4,12 +4,10 @@ The trees stand in for the released data sets, which nobody may hand on: same fo
 names and lists, smaller, with rendered people inside.
 """
 
-import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +17,11 @@ from vireid_jax.synthetic.dataset import FIRST_PERSON, check_image_size, render_
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 REGDB_TRIALS = 10
-LLCM_VISIBLE = tuple(range(1, 10))
-LLCM_INFRARED = (1, 2, 4, 5, 6, 7, 8, 9)  # the data set has no near-infrared camera 3
+# LLCM's cameras, and ours that stand in for them: it has no near-infrared camera 3.
+_LLCM = {
+    "vis": (tuple(range(1, 10)), VISIBLE_CAMERAS),
+    "nir": ((1, 2, 4, 5, 6, 7, 8, 9), INFRARED_CAMERAS),
+}
 _TREE = 4  # stream tag of the random draws, see identity._PERSON
 
 
@@ -34,30 +35,12 @@ class _Sizes(NamedTuple):
     image_size: tuple[int, int]
     seed: int
 
-    def render(self, person: np.ndarray, camera: np.ndarray | int, index: np.ndarray,
-               infrared: bool | None = None) -> np.ndarray:  # fmt: skip
-        return render_images(
-            self.seed, *np.broadcast_arrays(person, camera, index), image_size=self.image_size,
-            infrared=infrared,
-        )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _new_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary sibling that becomes `root` only when the block ends well."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(
-            f"{root} exists and is not an empty folder; give the name of a new folder, or remove it"
-        )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        part.chmod(0o755)
-        yield part
-        os.replace(part, root)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    def render(
+        self, person: np.ndarray | int, camera: np.ndarray | int, index: np.ndarray,
+        infrared: bool | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        rows = np.broadcast_arrays(person, camera, index)
+        return render_images(self.seed, *rows, image_size=self.image_size, infrared=infrared)
 
 
 def _save(path: pathlib.Path, image: np.ndarray) -> None:
@@ -119,19 +102,19 @@ def _regdb(root: pathlib.Path, sizes: _Sizes) -> None:
 def _llcm(root: pathlib.Path, sizes: _Sizes) -> None:
     rng = np.random.default_rng([sizes.seed, _TREE, 2])
     numbers = rng.permutation(np.arange(1, sizes.train_ids + sizes.test_ids + 1))
-    halves = {"train": np.sort(numbers[: sizes.train_ids]),
-              "test": np.sort(numbers[sizes.train_ids :])}  # fmt: skip
-    for suffix, cameras, allowed in (("vis", VISIBLE_CAMERAS, LLCM_VISIBLE),
-                                     ("nir", INFRARED_CAMERAS, LLCM_INFRARED)):  # fmt: skip
+    cut = sizes.train_ids
+    halves = {"train": np.sort(numbers[:cut]), "test": np.sort(numbers[cut:])}
+    for suffix, (theirs, ours) in _LLCM.items():
         for part, chosen in halves.items():
             lines = []
             for label, number in enumerate(chosen):
-                seen = np.sort(rng.choice(allowed, 4, replace=False))  # nobody passes every camera
+                seen = np.sort(rng.choice(theirs, 4, replace=False))  # nobody passes every camera
                 camera = np.repeat(seen, sizes.images)
                 index = np.tile(np.arange(1, sizes.images + 1), len(seen))
-                ours = np.array(cameras)[camera % len(cameras)]
-                person = np.array(FIRST_PERSON[part] + label)
-                pixels = sizes.render(person, ours, index + 100 * camera)
+                pixels = sizes.render(
+                    FIRST_PERSON[part] + label, np.array(ours)[camera % len(ours)],
+                    index + 100 * camera,
+                )  # fmt: skip
                 for c, i, image in zip(camera, index, pixels, strict=True):
                     frame = f"{number:04d}_c{c:02d}_s{200000 + 97 * c}_f{4000 + i}_{suffix}.jpg"
                     folder = suffix if part == "train" else f"test_{suffix}/cam{c}"
@@ -142,11 +125,7 @@ def _llcm(root: pathlib.Path, sizes: _Sizes) -> None:
     _write_lines(root / "idx" / "test_id.txt", _id_line(halves["test"]))
 
 
-LAYOUTS: dict[str, Callable[..., None]] = {
-    "sysu": _sysu,
-    "regdb": _regdb,
-    "llcm": _llcm,
-}
+LAYOUTS = {"sysu": _sysu, "regdb": _regdb, "llcm": _llcm}
 
 
 def write_tree(
@@ -201,6 +180,19 @@ def write_tree(
             "one set of people; give the same number for both"
         )
     target = pathlib.Path(root).absolute()
-    with _new_folder(target) as part:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not an empty folder; give the name of a new folder, or remove "
+            "it"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A temporary sibling becomes the folder only when all is written.
+    part = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        part.chmod(0o755)
         LAYOUTS[layout](part, _Sizes(train_ids, val_ids, test_ids, images, image_size, seed))
+        os.replace(part, target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     return target

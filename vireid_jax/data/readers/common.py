@@ -70,12 +70,7 @@ class Image(NamedTuple):
 
 
 def open_tree(root: str | os.PathLike[str], name: str) -> str:
-    """The absolute path of a folder that is laid out like the data set `name`.
-
-    Raises:
-      FileNotFoundError: it does not exist, or lies in a bucket.
-      TreeError: it is laid out otherwise.
-    """
+    """The absolute path of a folder; TreeError unless it is laid out like the data set `name`."""
     reader = _readers()[name]
     path = open_root(root, reader.TITLE)
     if not os.path.isdir(path) or not reader.looks_like(path, entries(path)[0]):
@@ -208,12 +203,7 @@ def named(items: Sequence[object], first: int = _FIRST) -> str:
 
 
 def read_ids(root: str, name: str, title: str) -> list[int]:
-    """The integers of an id file: one line, separated by commas.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      TreeError: it holds something else.
-    """
+    """The integers of an id file: one line, separated by commas, else a TreeError."""
     lines = _read_lines(root, name, title)
     if len(lines) != 1:
         raise TreeError(
@@ -230,12 +220,7 @@ def read_ids(root: str, name: str, title: str) -> list[int]:
 
 
 def read_pairs(root: str, name: str, title: str) -> list[tuple[str, int]]:
-    """The rows "path label" of a list; paths come with "/" whatever they were written with.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      TreeError: a line is something else.
-    """
+    """The rows "path label" of a list, else a TreeError; paths come with "/"."""
     pairs = []
     for number, line in enumerate(_read_lines(root, name, title), start=1):
         path, _, label = line.strip().rpartition(" ")
@@ -249,7 +234,7 @@ def read_pairs(root: str, name: str, title: str) -> list[tuple[str, int]]:
 
 
 def _read_lines(root: str, name: str, title: str) -> list[str]:
-    """The lines of a text file that are not blank."""
+    """The lines of a text file that are not blank; FileNotFoundError without the file."""
     path = os.path.join(root, *name.split("/"))
     if not os.path.isfile(path):
         folder = os.path.dirname(path)
@@ -327,9 +312,9 @@ def finish(
       strict: refuse if a required check fails.
       cure: in words, where the whole data set is obtained; "" for the reader's agreement.
       title: what messages call a set on which nobody publishes results; "" for a released one.
-      checks: against the release.
+      checks: of the listing, as `problems` and `persons`.
       problems: a line each.
-      persons: the name of each person number, where people have names.
+      persons: the name of each person number.
 
     Raises:
       TreeError: strict, and a required check fails; or there is no image at all.
@@ -473,10 +458,8 @@ def spread(persons: np.ndarray, count: int) -> np.ndarray:
 def hold_out(records: Records, train: np.ndarray, count: int) -> np.ndarray:
     """Bool [N], the rows of `count` training persons to validate on, see `spread`.
 
-    Only persons with both modalities are chosen: others cannot be found.
-
-    Raises:
-      ValueError: there are too few of them to leave two for training.
+    Only persons with both modalities are chosen: others cannot be found. ValueError if fewer than
+    two of them are left for training.
     """
     if count == 0:
         return np.zeros(len(records), bool)
@@ -499,19 +482,24 @@ def retrieval(records: Records, rows: np.ndarray) -> Retrieval:
 
 def divide(
     listing: Listing,
-    name: str,
     *,
     train: np.ndarray,
-    val: np.ndarray,
     test: np.ndarray,
+    val: np.ndarray | int = 0,
     notes: tuple[str, ...] = (),
 ) -> Split:
     """The split for three sets of rows, each bool [N]; an empty `val` is None.
 
-    A listing that is not as released may have persons in two of them: nobody who is tested or
-    validated on is trained on, and nobody who is tested on is validated on.
+    A number as `val` holds out as many training persons, see `hold_out`. A listing that is not as
+    released may have persons in two sets: nobody who is tested or validated on is trained on, and
+    nobody who is tested on is validated on.
     """
     records = listing.records
+    if isinstance(val, int):
+        if val:
+            notes += (f"trains without {val} persons, held out for validation",)
+        val = hold_out(records, train, val)
+        train = train & ~val
     tested = np.isin(records.person, records.person[test])
     val = val & ~tested
     taken = train & (tested | np.isin(records.person, records.person[val]))
@@ -522,7 +510,7 @@ def divide(
             f"{named(persons)}",
         )
     return Split(
-        name,
+        listing.name,
         records.take(train & ~taken),
         retrieval(records, test),
         retrieval(records, val) if val.any() else None,

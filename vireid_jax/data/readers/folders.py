@@ -404,7 +404,7 @@ def split(listing: Listing, *, test_share: float = 0.25, seed: int = 0, val_ids:
             raise ValueError(
                 f"val_ids is {val_ids}, but the people of the validation are given: 0 or {official}"
             )
-    return common.divide(listing, "folders", train=train, val=val, test=test, notes=notes)
+    return common.divide(listing, train=train, val=val, test=test, notes=notes)
 
 
 def _draw(

@@ -167,6 +167,4 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
     check_options(val_ids=val_ids)
     common.check_listing(listing, "llcm")
     train, test = listing.part == "train", listing.part == "test"
-    val = common.hold_out(listing.records, train, val_ids)
-    notes = (f"trains without {val_ids} persons, held out for validation",) if val_ids else ()
-    return common.divide(listing, "llcm", train=train & ~val, val=val, test=test, notes=notes)
+    return common.divide(listing, train=train, test=test, val=val_ids)

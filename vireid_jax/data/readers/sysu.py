@@ -154,13 +154,12 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
             "validated on"
         )
     if not val_ids:
-        nobody = np.zeros(len(val), bool)
-        return common.divide(listing, "sysu", train=train | val, val=nobody, test=test)
+        return common.divide(listing, train=train | val, test=test)
     note = (
         f"trains without the {official} persons of the validation list; papers train on them too "
         "(data.val_ids=0)"
     )
-    return common.divide(listing, "sysu", train=train, val=val, test=test, notes=(note,))
+    return common.divide(listing, train=train, val=val, test=test, notes=(note,))
 
 
 def permutations(listing: Listing, path: str) -> list[Check]:
