@@ -148,8 +148,9 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
 
-    image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
-    label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
+    shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
+    image = shape((count, *image_size, 3), np.uint8)
+    label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None

@@ -156,7 +156,6 @@ def test_inactive_writer_touches_nothing(tmp_path):
     writer.write(1, {"loss": 1.0})
     writer.progress(1, 2, {"loss": 1.0})
     writer.say("hello")
-    writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists() and console.getvalue() == ""
 

@@ -137,7 +137,7 @@ def check_resume(
 
 def _shown(config: Mapping[str, Any]) -> dict[str, str]:
     """The values of a nested config as JSON, by their dotted keys."""
-    return {key: json.dumps(value) for key, value in _flat(config).items()}
+    return {key: json.dumps(value) for key, value in flat(config).items()}
 
 
 def check_known(
@@ -309,9 +309,8 @@ def check_classes(
 
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the processes of a run must have in common before they compute: code and config."""
-    flat = _flat(_plain(config))
-    own = {key: value for key, value in flat.items() if key not in _OF_A_HOST}
-    return {**_versions(), **own}
+    values = flat(_plain(config))
+    return {**_versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
 
 
 def data_facts(split: Split) -> dict[str, Any]:
@@ -368,15 +367,15 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
