@@ -53,6 +53,8 @@ class Step:
         host = {k: v[own] for k, v in host_batch().items()}
         self.batch = devices.to_global(host, self.mesh)
         self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
+        # Connections are made at the first collective, and not waited for long.
+        processes.check_equal("compiled", {})
         self.state, scalars = compiled(state, self.batch)
         self.scalars = {k: float(v) for k, v in scalars.items()}
 
