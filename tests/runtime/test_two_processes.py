@@ -163,22 +163,24 @@ def test_who_is_missing_is_named(recipe, tmp_path):
     assert not (run.workdir / "config.json").exists()
 
 
-@pytest.mark.parametrize("what", ["config", "folder"])
-def test_processes_that_are_not_equal_are_refused(recipe, tmp_path, what):
+UNEQUAL = {
+    "--config.seed=7": (
+        "the processes differ in the package and the config, expected the same",
+        "seed: 0 on process 0, 7 on process 1",
+    ),
+    "--workdir=other": ("process(es) 1 do not see the folder", "NFS, Lustre, Filestore"),
+}
+
+
+@pytest.mark.parametrize("own", UNEQUAL)
+def test_processes_that_are_not_equal_are_refused(recipe, tmp_path, own):
     run = Run(recipe, tmp_path / "run", 4, COMMAND)
-    command = {
-        "config": [f"--config={recipe}", f"--workdir={run.workdir}", "--config.seed=7"],
-        "folder": [f"--config={recipe}", f"--workdir={tmp_path / 'other'}"],
-    }[what]
+    own_folder = own.replace("other", str(tmp_path / "other"))
+    command = [f"--config={recipe}", f"--workdir={run.workdir}", own_folder]
     pod = run.begin(own={1: command}).wait(timeout=120)
     assert pod.codes == [1, 1], pod.text()
     for process in pod.processes:
-        if what == "config":
-            assert "the processes differ in the package and the config" in process.out()
-            assert "seed: 0 on process 0, 7 on process 1" in process.out()
-        else:
-            assert "process(es) 1 do not see the folder" in process.out()
-            assert "NFS, Lustre, Filestore" in process.out()
+        assert all(text in process.out() for text in UNEQUAL[own]), process.out()
     assert not (run.workdir / "config.json").exists()
 
 
