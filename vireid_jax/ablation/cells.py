@@ -123,11 +123,8 @@ class Cell:
     def metrics(self, score: Score) -> dict[str, float] | None:
         """{"R1": ..., "mAP": ...} as fractions; None if not trained or not scored like this.
 
-        A result counts only if it was measured as the cell's eval section says: another number
-        of draws or repeats, another gallery, or work at test time make other results.
-
-        Raises:
-          ValueError: it was scored on two sets of test images, or a file cannot be read.
+        A result counts only if it was measured as the cell's eval section says. A ValueError says
+        that it was scored on two sets of test images, or that a file cannot be read.
         """
         folder = self.folder / "eval" / str(self.trained_at())
         found = [_read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
@@ -206,18 +203,10 @@ def resolve_tables(
     feature: str | None = None,
     rows: Sequence[str] | None = None,
 ) -> list[Table]:
-    """Resolves the rows of the named tables with every seed.
+    """Resolves the rows of the named `tables` with every seed, as the command's options say.
 
-    Args:
-      names: keys of `tables`.
-      tables: from `load_tables`.
-      dataset: of the recipes.
-      seeds: one cell each.
-      folder: cells are in folder/cells.
-      changes: --config.key=value, for all rows; on the embedded data `EMBEDDED` comes before.
-      protocol: what the tables show; None for each table's own.
-      feature: of the model; None for the headline of each row's method.
-      rows: those that must take the changes, the others are left out if they do not; None for all.
+    Cells are in `folder`/cells. `rows` are those that must take the changes, None for all; others
+    are left out if they do not.
 
     Raises:
       ValueError: a change that is this command's own, or that the recipes refuse; a training

@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 
 from vireid_jax.runtime import files, indented
@@ -94,8 +95,6 @@ class Checkpoints:
     ) -> bool:
         """Saves `state` as `step` in the background; the state may be donated on return.
 
-        A step that is there already is not written again: only its metrics are noted.
-
         Args:
           step: optimizer steps done.
           state: pytree of arrays with a top-level entry (key or field) "variables".
@@ -103,7 +102,7 @@ class Checkpoints:
           wait: return only when the step is on disk.
 
         Returns:
-          Whether arrays were written.
+          Whether arrays were written: of a step that is there only the metrics are noted.
 
         Raises:
           ValueError: no "variables" in the state, or a step older than the newest one.
@@ -130,15 +129,13 @@ class Checkpoints:
         return written
 
     def restore(self, target: Any) -> tuple[Any, int] | None:
-        """Restores the newest readable state, bit for bit as it was saved, onto any devices.
+        """(state, step) of the newest readable step, bit for bit as saved, or None if none is.
 
         Steps that cannot be read are moved into `<directory>/damaged/` with a warning.
 
         Args:
-          target: pytree of jax.ShapeDtypeStruct with shardings, as the state that was saved.
-
-        Returns:
-          (state, step), or None where there is no checkpoint.
+          target: pytree of jax.ShapeDtypeStruct with shardings, as the state that was saved; the
+            devices may be others.
 
         Raises:
           ValueError: the arrays differ from the target's; names and shapes are listed, and the
@@ -182,16 +179,13 @@ class Checkpoints:
 def restore_variables(
     directory: str | pathlib.Path, target: Any, step: int | str = "last"
 ) -> tuple[Any, int]:
-    """Restores the variables alone, for evaluation; nothing in the folder changes.
+    """(variables, step): what evaluation needs; nothing in the folder changes.
 
     Args:
       directory: the folder of a `Checkpoints`; a run may be writing to it.
       target: pytree of jax.ShapeDtypeStruct, as the state's "variables". Leaves without a
         sharding are placed on the first local device.
       step: see `find_step`.
-
-    Returns:
-      (variables, step).
 
     Raises:
       FileNotFoundError: no such checkpoint; the message lists what the folder holds.
@@ -295,19 +289,15 @@ def _item(name: str) -> str:
 
 def _items(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """{"a/b": x} of a state -> {item: {"a": {"b": x}}}; an item without arrays is left out."""
-    items: dict[str, Any] = {}
+    items: dict[str, dict[str, Any]] = {}
     for name, leaf in arrays.items():
-        node = items.setdefault(_item(name), {})
-        *parents, last = name.split("/")
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
+        items.setdefault(_item(name), {})[name] = leaf
     if "variables" not in items:
         raise ValueError(
             "the state has no top-level 'variables'; its top-level entries are "
             f"{sorted({name.partition('/')[0] for name in arrays})}"
         )
-    return items
+    return {item: unflatten_dict(named, sep="/") for item, named in items.items()}
 
 
 def _checksum(leaf: Any) -> int | None:
@@ -381,12 +371,7 @@ def _check_arrays(folder: pathlib.Path, want: Mapping[str, Any], have: Mapping[s
 
 
 def _read(folder: pathlib.Path, target: Any, *, variables_only: bool = False) -> Any:
-    """The arrays of `target` from a step's folder; the checksums are checked.
-
-    Args:
-      folder: of the step.
-      target: as the state that was saved.
-      variables_only: the target has nothing but the state's "variables".
+    """The arrays of `target` from a step's folder; `variables_only`: it has no others.
 
     Raises:
       DamageError: unreadable, or not the bits that were saved. On every process, if on one.

@@ -124,7 +124,7 @@ def check_equal(topic: str, facts: Mapping[str, Any]) -> None:
       facts: name -> what JSON can hold.
 
     Raises:
-      SetupError: on every process, if one differs from process 0; says in what.
+      SetupError: on every process, if one differs from process 0.
     """
     if count() == 1:
         return
@@ -213,14 +213,9 @@ def finish(code: int, message: str = "") -> int:
 
 
 def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
-    """What to end with after an error that has no better explanation, and what to say.
+    """The exit code for an error that has no better explanation, and what to say.
 
-    Args:
-      error: what was raised.
-      patience_s: how long to look for a process that is gone.
-
-    Returns:
-      `EXIT_PEER_LOST` and who is gone, where somebody is; else 1, an error of this process's own.
+    `EXIT_PEER_LOST` where a process is gone, for which it looks `patience_s`; else 1.
     """
     found, until = watch.current(), time.monotonic() + patience_s
     while found is not None:

@@ -93,7 +93,7 @@ def check_resume(
     Args:
       workdir: the run folder; without a config.json in it every config is fine.
       config_dict: the resolved config, nested.
-      allow: return the differences instead of raising.
+      allow: do not raise for differences.
 
     Returns:
       The differences that matter, as lines "key: old -> new".
@@ -157,7 +157,7 @@ def check_known(
       needed: section -> keys that this version cannot do without.
 
     Raises:
-      ValueError: keys that are not known, or lacking; says which, who made them, what to do.
+      ValueError: says which keys, who made them, what to do.
     """
 
     def keys(section: str) -> set[str]:
@@ -193,10 +193,10 @@ def _versions_differ(workdir: str | pathlib.Path) -> str:
 def save_run_info(
     workdir: str | pathlib.Path, config: Mapping[str, Any], argv: Sequence[str]
 ) -> None:
-    """Writes config.json, env.json and COMMAND; a start adds to what is there.
+    """Writes config.json, env.json and COMMAND, by process 0; a start adds to them.
 
-    Only the first process writes. An existing config.json is replaced only by one that trains
-    differently (so call `check_resume` first); the old one is kept as config.1.json, ...
+    A config.json is replaced only by one that trains differently (so call `check_resume` first);
+    the old one is kept as config.1.json, ...
 
     Args:
       workdir: the run folder; made if missing.
@@ -233,7 +233,7 @@ def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray)
             "dataset": split.name,
             "images": len(split.train),
             "names_sha256": _digest(split.train.name),
-            "persons": [int(p) for p in persons],
+            "persons": persons.tolist(),
         }
         _write_json(pathlib.Path(workdir) / CLASSES, facts)
 
@@ -281,11 +281,8 @@ def check_classes(
     Args:
       workdir: the run folder; without a classes.json in it everything is fine.
       split: the data set as it is now.
-      persons: int32 [C], the person behind each class.
+      persons: int32 [C], the person behind each class now.
       allow: other images of the same people are fine.
-
-    Raises:
-      ValueError: classes.json names other people, or other images (and not `allow`).
     """
     if not (pathlib.Path(workdir) / CLASSES).exists():
         return
