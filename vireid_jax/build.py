@@ -148,8 +148,9 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
 
-    image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
-    label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
+    shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
+    image = shape((count, *image_size, 3), np.uint8)
+    label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None
@@ -157,12 +158,12 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
 
 
-def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None) -> Parts:
+def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray) -> Parts:
     """Builds what scoring a trained model needs; its data set may be another, without training.
 
     Args:
       config: the recipe; its init section is not used, since the run's checkpoint is.
-      persons: int [C], the people that the model was trained on; None takes the data set's.
+      persons: int [C], the people that the model was trained on.
     """
     options, permutations = _eval_options(config)
     get_build(config.method.name)
@@ -173,8 +174,6 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray | None
 
     split = datasets.load(**config.data, check=check, should_stop=_asked_to_stop)
     _stop_if_asked()
-    if persons is None:
-        persons = train_labels(split.train)[1]
     # The length of an epoch does not matter to embedding.
     method, _ = make_method(config, len(persons), steps_per_epoch=1)
     mesh = devices.make_mesh()
@@ -205,8 +204,6 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
 
 
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
-# Options that say who is trained on.
-DIVIDING = ("name", "trial", "test_share", "seed", "val_ids", "train_ids")
 
 
 def config_to_score(
@@ -248,25 +245,6 @@ def config_to_score(
             f"--config.data.trial={own.data.trial}, or score a run of trial {given.data.trial}"
         )
     return mixed.lock()
-
-
-def check_classes_known(
-    config: ml_collections.ConfigDict,
-    own: ml_collections.ConfigDict,
-    classes: np.ndarray | None,
-    workdir: pathlib.Path,
-) -> None:
-    """Refuses another data set for a run that did not write down whom it was trained on.
-
-    `own` is the config of the run in `workdir`, `config` what `config_to_score` made of it, and
-    `classes` are from `runfolder.load_classes`.
-    """
-    if classes is None and any(own.data.get(k) != config.data.get(k) for k in DIVIDING):
-        raise ValueError(
-            f"{workdir} holds no {runfolder.CLASSES}, which tells how many people its model knows, "
-            f"so it can be scored on its own data set ({own.data.name}) alone; repeat its training "
-            "command, which writes that file and ends where it ended"
-        )
 
 
 def check_unseen(

@@ -378,7 +378,6 @@ def score_run(
     checkpoint.find_step(workdir / "checkpoints", chosen)
     build.check_known(config, workdir)
     own, classes = runfolder.load_config(workdir), runfolder.load_classes(workdir)
-    build.check_classes_known(config, own, classes, workdir)
     parts = build.build_to_score(config, classes)
     build.check_unseen(config, own, parts.split.test, parts.persons, workdir)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
