@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
+from tests.support.plain import plainly
 from vireid_jax import build
 from vireid_jax.methods import METHODS
 from vireid_jax.methods import common as common_options
@@ -366,6 +367,7 @@ def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_page_on_python_run(tmp_path, monkeypatch):
+def test_the_blocks_of_the_page_on_python_run(tmp_path, monkeypatch, one_device):
     monkeypatch.chdir(tmp_path)
-    assert run_blocks(ROOT / "docs" / "python.md") == 4
+    with plainly():
+        assert run_blocks(ROOT / "docs" / "python.md") == 4
