@@ -14,6 +14,7 @@ import pytest
 
 from configs import common, idkl
 from tests.support.recipes import RECIPES, recipe_of
+from tests.support.rows import each as rows
 from vireid_jax import build, evaluate, optim, train
 from vireid_jax.data import augment, datasets, sampler
 from vireid_jax.methods import get_build
@@ -111,6 +112,8 @@ CHAINS = {
 
 def test_augment():
     for (label, c), (chain, changes) in itertools.product(list(each()), CHAINS.items()):
+        if changes and c.method.name != "smcl":
+            continue  # the chains are the same whatever the recipe
         options = c.augment.to_dict() | changes
         rows = c.sampler.num_ids * c.sampler.num_instances
         image = jax.ShapeDtypeStruct((rows, *c.data.image_size, 3), jnp.uint8)
@@ -190,14 +193,14 @@ def test_a_section_that_cannot_be_carried_out_is_refused():
         build._loader(**c.loader)
 
 
-@pytest.mark.parametrize("also", [{"flip": True}, {"rerank": "queries"}], ids=str)
-def test_corruption_is_not_combined_with_work_at_test_time(also):
-    c = recipe_of("smcl", "sysu")
-    c.eval.corrupt = "visible"
-    evaluate.Options(**c.eval).check()
-    c.eval.update(also)
-    with pytest.raises(ValueError, match=r"eval.corrupt is 'visible' with .*by another command"):
+def test_corruption_is_not_combined_with_work_at_test_time():
+    for also in ({"flip": True}, {"rerank": "queries"}):
+        c = recipe_of("smcl", "sysu")
+        c.eval.corrupt = "visible"
         evaluate.Options(**c.eval).check()
+        c.eval.update(also)
+        with pytest.raises(ValueError, match="eval.corrupt is 'visible' with .*by another command"):
+            evaluate.Options(**c.eval).check()
 
 
 def test_free_keys_are_keys():
@@ -217,14 +220,15 @@ def test_a_recipe_survives_its_config_json(tmp_path):
         build.check_known(runfolder.load_config(folder), folder)
 
 
-@pytest.mark.parametrize("section", ["init", "devices", "eval", "method", "data"])
-def test_a_run_of_another_version_is_refused_with_a_reason(section, tmp_path):
+def test_a_run_of_another_version_is_refused_with_a_reason(tmp_path):
     """Its config.json has a key that is gone, or lacks one that is new."""
-    c = recipe_of("smcl", "sysu")
-    c[section]["gone"] = 3
-    with pytest.raises(ValueError, match=rf"{section}\.gone: unknown"):
-        build.check_known(c, tmp_path)
-    if section in ("init", "devices", "eval"):
+    for section in ("init", "devices", "eval", "method", "data"):
+        c = recipe_of("smcl", "sysu")
+        c[section]["gone"] = 3
+        with pytest.raises(ValueError, match=rf"{section}\.gone: unknown"):
+            build.check_known(c, tmp_path)
+        if section in ("method", "data"):
+            continue
         c = recipe_of("smcl", "sysu")
         key = next(iter(c[section]))
         del c[section][key]
@@ -235,15 +239,12 @@ def test_a_run_of_another_version_is_refused_with_a_reason(section, tmp_path):
 # What a wrong key or data set does -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_misspelt_key_is_refused_by_a_locked_recipe(section):
+def test_a_misspelt_key_is_refused():
     config = recipe_of("smcl").lock()
-    key = next(iter(config[section]))
-    with pytest.raises(AttributeError, match=f"Did you mean .*{key}"):
-        setattr(config[section], key + "x", 1)
-
-
-def test_a_misspelt_key_of_the_data_section_is_refused():
+    for section in SECTIONS:
+        key = next(iter(config[section]))
+        with pytest.raises(AttributeError, match=f"Did you mean .*{key}"):
+            setattr(config[section], key + "x", 1)
     for key, value in recipe_of("smcl", "regdb").data.items():
         with pytest.raises(ValueError, match=f"{key}x would have no effect"):
             datasets.load(name="regdb", **{key + "x": value})
@@ -279,8 +280,8 @@ def test_an_unknown_data_set_is_refused():
 # What the papers say ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dataset", "epochs", "q", "m", "images", "steps"),
+@rows(
+    "dataset, epochs, q, m, images, steps",
     [
         # Images: visible and infrared ones of the training identities, as released.
         ("sysu", 300, 220, 4.0, (22258, 11909), 417_600),
@@ -310,7 +311,7 @@ def test_smcl_is_the_papers(dataset, epochs, q, m, images, steps):
     assert f"{steps:,}" in importlib.import_module("configs.smcl").__doc__
 
 
-@pytest.mark.parametrize("dataset", ["sysu", "regdb", "llcm"])
+@rows("dataset", ["sysu", "regdb", "llcm"])
 def test_mun_is_the_papers(dataset):
     """Yu et al., ICCV 2023, section 4.2; one recipe for all data sets."""
     c = recipe_of("mun", dataset)
@@ -332,6 +333,8 @@ def test_mun_is_the_papers(dataset):
     values = [float(rate(s)) for s in (0, 75, 150, 299, 300, 599, 600, 899)]
     expected = [1e-8, 1e-3, *[2e-3] * 2, *[2e-4] * 2, *[2e-5] * 2]
     np.testing.assert_allclose(values, expected, rtol=1e-4)
+    if dataset != "sysu":
+        return  # the same parameters
     method = build.make_method(c, 5, 10)[0]
     params = jax.eval_shape(method.init, jax.random.key(0))["params"]
     paths = [optim.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
