@@ -199,7 +199,7 @@ def test_corruption_is_not_combined_with_work_at_test_time():
         c.eval.corrupt = "visible"
         evaluate.Options(**c.eval).check()
         c.eval.update(also)
-        with pytest.raises(ValueError, match="eval.corrupt is 'visible' with .*by another command"):
+        with pytest.raises(ValueError, match=r"eval.corrupt is 'visible'.*by another command"):
             evaluate.Options(**c.eval).check()
 
 
