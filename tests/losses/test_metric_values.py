@@ -151,11 +151,12 @@ def test_bdtr_sees_directions_alone():
 def test_weighted_triplet_still_pushes_at_large_distances():
     """Unshifted weights vanish there: the negatives of AGW's code cease to matter."""
     x = np.array([[[0.0, 0.0]], [[50.0, 0.0]], [[0.0, 40.0]]], np.float32)
-    value, gradient = jax.value_and_grad(weighted_regularized_triplet)(x, np.array([0, 0, 1]))
+    slopes = jax.jit(jax.value_and_grad(agw.weighted_regularized_triplet))
+    value, gradient = slopes(x, np.array([0, 0, 1]))
     # Anchors 0, 1, 2 see their positive at 50, 50, 0 and their negative at 40, 64, 40.
-    slopes = [1 / (1 + math.exp(-gap)) for gap in (50 - 40, 50 - math.hypot(50, 40), -40)]
+    weights = [1 / (1 + math.exp(-gap)) for gap in (50 - 40, 50 - math.hypot(50, 40), -40)]
     assert float(value) == pytest.approx(10 / 3, rel=1e-4)
-    away = -(slopes[0] + slopes[1] * 40 / math.hypot(50, 40) + slopes[2]) / 3
+    away = -(weights[0] + weights[1] * 40 / math.hypot(50, 40) + weights[2]) / 3
     assert np.asarray(gradient)[2, 0, 1] == pytest.approx(away, rel=1e-4)
 
 
@@ -169,7 +170,8 @@ def test_weighted_triplet_goes_towards_batch_hard_as_distances_grow():
 def test_equally_far_positives_share_the_gradient():
     """Rows at 0, 1, -1 of one identity and at 1.5 of another: 1 and -1 are as far from 0."""
     x = jnp.array([[[0.0]], [[1.0]], [[-1.0]], [[1.5]]])
-    gradient = jax.grad(lambda x: batch_hard_triplet(x, np.array([0, 0, 0, 1]), margin=1.0))(x)
+    slope = jax.jit(jax.grad(triplet.batch_hard_triplet))
+    gradient = slope(x, np.array([0, 0, 0, 1]), margin=1.0)
     # By anchor, with all three hinges open; the row at 1.5 has no positive and is no anchor.
     of_0 = np.array([0 + 1, 0.5, -0.5, -1])  # half a pull from either side cancels
     of_1 = np.array([0, 1 + 1, -1, -1])

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.support.rows import each
+from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.resnet import ResNet
 
@@ -131,7 +132,7 @@ class Net(nn.Module):
 def test_every_normalization_of_a_network_is_of_groups():
     """The runs are what each gives alone; the statistics are those after the first."""
     x = jnp.asarray(R.normal(size=(6, 4)), jnp.float32)
-    variables = Net().lazy_init(KEY, x)
+    variables = Net().init(KEY, x)
     y, new = Net(3).apply(variables, x, mutable=["batch_stats"])
     runs = [Net().apply(variables, run, mutable=["batch_stats"]) for run in jnp.split(x, 3)]
     np.testing.assert_allclose(y, jnp.concatenate([run for run, _ in runs]), rtol=1e-4, atol=1e-4)
@@ -143,7 +144,7 @@ def test_every_normalization_of_a_network_is_of_groups():
 
 def test_a_network_starts_from_rows_that_the_groups_do_not_divide():
     two = jnp.ones((2, 4))
-    fresh, grouped = (net.init(KEY, two) for net in (Net(), Net(3)))
+    fresh, grouped = (jax.eval_shape(net.init, KEY, two) for net in (Net(), Net(3)))
     assert jax.tree.structure(fresh) == jax.tree.structure(grouped)
 
 
@@ -163,7 +164,7 @@ def texts():
     def net(groups):
         return ResNet(depth=10, width=4, groups=groups)
 
-    variables = net(1).lazy_init(KEY, images, train=True)
+    variables = init.start(partial(net(1).init, train=True), KEY, images)
 
     def compiled(groups, what):
         def f(variables, images):

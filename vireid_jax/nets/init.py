@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,16 +20,16 @@ Initializer = Callable[..., jax.Array]
 _draw_p = core.Primitive("draw_on_host")
 
 
-def start(net: nn.Module, key: jax.Array, *images: jax.ShapeDtypeStruct) -> Any:
+def start(initialize: Callable[..., Any], key: jax.Array, *images: Any) -> Any:
     """The variables that a network starts from; nothing but them is computed.
 
     Args:
-      net: a linen module.
+      initialize: `init` of a linen module.
       key: random key.
-      images: what it is called with, [N, H, W, 3].
+      images: shapes of what it is called with, [N, H, W, 3].
     """
     with jax.disable_jit():  # or each of jnp's functions would be compiled for each shape
-        traced, shapes = jax.make_jaxpr(net.init, return_shape=True)(key, *images)
+        traced, shapes = jax.make_jaxpr(initialize, return_shape=True)(key, *images)
         needed, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
         if any(used[1:]):
             raise ValueError("a variable starts from the images, expected their shapes alone")
