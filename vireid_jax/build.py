@@ -398,23 +398,18 @@ def make_method(
 
 def _loader(*, name: str, prefetch: int) -> Callable[..., Iterator[Batch]]:
     """The function that makes batches; see `arrays.batches` and `tfdata.batches`."""
-    if name not in LOADERS:
-        raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
-    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+    if name == "arrays":
+        return partial(arrays.batches, prefetch=prefetch)
+    if name != "tfdata":
+        raise ValueError(f"no loader {name!r}; expected one of ['arrays', 'tfdata']")
+    if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
             "use loader.name=arrays, whose batches are the same to the last bit"
         )
-    return partial(LOADERS[name], prefetch=prefetch)
-
-
-def _tfdata(*args: Any, **options: Any) -> Iterator[Batch]:
     from vireid_jax.data import tfdata  # seconds of TensorFlow
 
-    return tfdata.batches(*args, **options)
-
-
-LOADERS = {"arrays": arrays.batches, "tfdata": _tfdata}
+    return partial(tfdata.batches, prefetch=prefetch)
 
 
 def summary(

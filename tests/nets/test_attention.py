@@ -122,12 +122,6 @@ def test_fold_is_a_view_of_memory(shape):
     np.testing.assert_array_equal(unfold_halves(folded, shape[1:]), x)
 
 
-def test_folding_joins_a_place_with_the_one_half_a_map_below():
-    folded = np.asarray(fold_halves(jnp.asarray(HIGH))).reshape(3, 2, 3, 8, 2)
-    np.testing.assert_array_equal(folded[..., 0], HIGH[:, :2])
-    np.testing.assert_array_equal(folded[..., 1], HIGH[:, 2:])
-
-
 def test_an_odd_number_of_places_cannot_be_halved():
     with pytest.raises(ValueError, match="3 x 5 has an odd number of places"):
         fold_halves(jnp.zeros((2, 3, 5, 4)))
@@ -204,17 +198,6 @@ def test_by_loops_image_by_image(name):
         expected = LOOPS[make](*image, wide["params"], wide["batch_stats"])
         np.testing.assert_allclose(actual[n], expected, rtol=1e-10, atol=1e-10)
     assert np.abs(actual - maps[0]).max() > 0.1
-
-
-@each("name", ["cnl, stride", "mfa, stride"])
-def test_a_stride_reads_every_second_place(name):
-    """Of a map at twice the resolution channel attention sees a quarter; PNL sees it all."""
-    make, (high, low) = BLOCKS[name]
-    variables = filled(make(), (high, low))
-    moved = low + 1
-    moved[:, ::2, ::2] -= 1
-    one, two = (applied(name)(variables, high, x) for x in (moved, low))
-    assert np.allclose(one, two, atol=1e-6) == (make is ChannelAttention)
 
 
 @every

@@ -11,7 +11,7 @@ from tests.support.plain import plainly
 from tests.support.reference.convert import flatten
 from tests.support.rows import each
 from vireid_jax.nets import init
-from vireid_jax.nets.resnet import DEPTHS, ResNet, block_names, feature_width, map_size
+from vireid_jax.nets.resnet import ResNet, block_names, feature_width, map_size
 from vireid_jax.types import INFRARED, VISIBLE
 
 R = np.random.default_rng(53)
@@ -33,8 +33,8 @@ def abstract(net, images=IMAGES, **options):
     return jax.eval_shape(run)
 
 
-def pictures(size, modalities=2, count=2):
-    return [jnp.zeros((count, *size, 3))] * modalities
+def pictures(size):
+    return [jnp.zeros((2, *size, 3))] * 2
 
 
 class Seen:
@@ -47,20 +47,6 @@ class Seen:
         self.names.append(name)
         self.shapes[name] = x.shape
         return x
-
-
-def all_names(depth, stages=4):
-    return ["stem", *(n for s in range(1, stages + 1) for n in block_names(depth, s))]
-
-
-@each("depth, stages, specific", [(10, 3, 0), (10, 4, 1), (18, 4, 0), (18, 3, 1)])
-def test_the_hook_sees_every_part_once_in_order(depth, stages, specific):
-    seen = Seen()
-    net = ResNet(depth=depth, width=4, stages=stages, specific=specific)
-    out, _ = abstract(net, then=seen)
-    assert seen.names == all_names(depth, stages)
-    assert seen.shapes[seen.names[-1]] == out.shape
-    assert {s[0] for s in seen.shapes.values()} == {4}  # both modalities joined
 
 
 def test_block_names():
@@ -141,14 +127,6 @@ def test_a_hook_goes_with_nothing_else(net, options, message):
 # --- Three stages -------------------------------------------------------------------------
 
 
-def test_three_stages_have_no_layer4_and_no_other_parameters_than_four():
-    _, three = abstract(ResNet(depth=18, width=4, stages=3, specific=1))
-    _, four = abstract(ResNet(depth=18, width=4, specific=1))
-    three, four = ({k: v.shape for k, v in flatten(x).items()} for x in (three, four))
-    assert three == {k: v for k, v in four.items() if "/layer4" not in k}
-    assert len(three) < len(four)
-
-
 def test_three_stages_are_the_first_three_of_four():
     def run(v):
         maps = {}
@@ -164,29 +142,33 @@ def test_three_stages_are_the_first_three_of_four():
     np.testing.assert_array_equal(three, expected)
 
 
-@each("depth, last_stride, size", [(10, 1, (64, 32)), (14, 2, (72, 40)), (18, 1, (33, 18))])
-def test_sizes_of_maps(depth, last_stride, size):
-    """`feature_width` and `map_size` tell what comes, also where a side does not divide."""
+@each(
+    "depth, stages, specific, last_stride, size",
+    [
+        (10, 4, 1, 1, (64, 32)),
+        (14, 4, 0, 2, (72, 40)),  # sides that do not divide
+        (18, 4, 1, 1, (33, 18)),
+        (10, 3, 0, 1, (48, 32)),
+        (18, 3, 1, 1, (48, 32)),
+        (34, 3, 0, 1, (48, 32)),
+        (50, 3, 0, 1, (48, 32)),
+    ],
+)
+def test_the_hook_sees_every_part_once_in_order(depth, stages, specific, last_stride, size):
+    """`feature_width` and `map_size` tell what comes; three stages are without layer4 alone."""
     seen = Seen()
-    net = ResNet(depth=depth, width=4, last_stride=last_stride)
-    abstract(net, pictures(size, 1), then=seen)
-    assert seen.shapes["stem"][1:] == (*map_size(size, 0), feature_width(depth, 4, 0))
-    for stage in range(1, 5):
-        expected = (*map_size(size, stage, last_stride), feature_width(depth, 4, stage))
-        for name in block_names(depth, stage):
-            assert seen.shapes[name][1:] == expected, (name, expected)
-
-
-@each("depth", DEPTHS)
-def test_three_stages_of_every_depth(depth):
-    seen = Seen()
-    out, variables = abstract(
-        ResNet(depth=depth, width=4, stages=3), pictures((48, 32), 1), then=seen
-    )
-    assert seen.names == all_names(depth, 3)
-    assert out.shape == (2, *map_size((48, 32), 3), feature_width(depth, 4, 3))
-    blocks = {k for k in variables["params"] if k != "stem"}
-    assert blocks == set(all_names(depth, 3)[1:])
+    options = dict(depth=depth, width=4, specific=specific, last_stride=last_stride)
+    net = ResNet(stages=stages, **options)
+    out, variables = abstract(net, pictures(size), then=seen)
+    names = ["stem", *(n for s in range(1, stages + 1) for n in block_names(depth, s))]
+    assert seen.names == names and seen.shapes[names[-1]] == out.shape
+    for name, shape in seen.shapes.items():
+        stage = 0 if name == "stem" else int(name[5])
+        places = map_size(size, stage, last_stride)
+        assert shape == (4, *places, feature_width(depth, 4, stage)), name  # modalities joined
+    _, four = abstract(ResNet(**options), pictures(size))
+    three, four = ({k: v.shape for k, v in flatten(x).items()} for x in (variables, four))
+    assert three == {k: v for k, v in four.items() if stages == 4 or "/layer4" not in k}
 
 
 @each("stages", [0, 2, 5])
