@@ -145,8 +145,9 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
 
-    image = jax.ShapeDtypeStruct((count, *image_size, 3), np.uint8)
-    label_shape, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
+    shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
+    image = shape((count, *image_size, 3), np.uint8)
+    label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
     batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None
@@ -164,16 +165,8 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """
     check_known(config, workdir)
     own, persons = runfolder.load_config(workdir), runfolder.load_classes(workdir)
-    if persons is None and any(own.data.get(k) != config.data.get(k) for k in DIVIDING):
-        raise ValueError(
-            f"{workdir} holds no {runfolder.CLASSES}, which tells how many people its model knows, "
-            f"so it can be scored on its own data set ({own.data.name}) alone; repeat its training "
-            "command, which writes that file and ends where it ended"
-        )
     options, permutations = _eval_options(config)
     split = _load(config, options, permutations)
-    if persons is None:
-        persons = train_labels(split.train)[1]
     _check_unseen(config.data, own.data, split.test, persons, workdir)
     # The length of an epoch does not matter to embedding.
     method, _ = make_method(config, len(persons), steps_per_epoch=1)
@@ -228,8 +221,6 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
 
 
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
-# Options that say who is trained on.
-DIVIDING = ("name", "trial", "test_share", "seed", "val_ids", "train_ids")
 
 
 def config_to_score(

@@ -114,9 +114,10 @@ def fit(
     step_fn = make_train_step(
         method, feed.augment, transform, learning_rate, mesh=mesh, seed=config.seed
     )
-    # Tracing finds what is wrong with any option before the folder says that a run has begun.
+    # Tracing finds what is wrong with any option before the folder says that a run has begun. With
+    # the run's shardings the first step finds it done.
     shapes = abstract_state(method, transform)
-    jax.eval_shape(step_fn, shapes, feed.batch)
+    jax.eval_shape(step_fn, devices.abstract(shapes, mesh), feed.batch)
     runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
     runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
     runfolder.save_classes(workdir, parts.split, parts.persons)

@@ -24,12 +24,8 @@ def folders(table):
 
 def test_rows_that_are_one_training_are_one_cell():
     mun1, mun2, mun3, mun5, smcl2 = planned(["mun/1", "mun/2", "mun/3", "mun/5", "smcl/2"])
-    whole = {
-        folders(mun1)["all"],
-        folders(mun2)["mun"],
-        folders(mun3)["both"],
-        folders(mun5)["ma"],
-    }
+    whole = {folders(mun1)["all"], folders(mun2)["mun"]}
+    whole |= {folders(mun3)["both"], folders(mun5)["ma"]}
     assert len(whole) == 1
     for corrupted, clean in {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia"}.items():
         assert folders(mun5)[corrupted] == folders(mun1)[clean]

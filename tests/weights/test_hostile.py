@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.weights import build
 from tests.weights.watch import read, watched
-from vireid_jax.weights import files
+from vireid_jax.weights import files, pickles
 
 ONE = np.arange(4, dtype=np.float32)
 # What the standard library's unpickler refuses with.
@@ -130,8 +130,8 @@ def test_the_unpickler_alone_executes_nothing():
     try:
         for opcodes, _ in [*OPCODES, (b"\x82\xf0)R", "EXT1 of a known code")]:
             with watched(), contextlib.suppress(*REFUSALS):
-                value = files._Unpickler(b"\x80\x04" + opcodes + b".").load()
-                plain = (type(None), int, set, frozenset, bytes, bytearray, files._OrderedDict)
+                value = pickles.Unpickler(b"\x80\x04" + opcodes + b".").load()
+                plain = (type(None), int, set, frozenset, bytes, bytearray, pickles.OrderedDict)
                 assert type(value) in plain, opcodes
     finally:
         copyreg.remove_extension("os", "getcwd", 240)
@@ -215,7 +215,7 @@ def test_nests_of_shared_parts(tmp_path):
         b"Nq\x00" + (size + again) * 2 + b"}h\x00Ns",
         nest(b"t", 15) + b"}" + b"h\x00Ns" * 1000,  # cheap once
     ):  # fmt: skip
-        quickly(tmp_path, build.archive(b"\x80\x02" + value + b"."), "more than 1000000 steps")
+        quickly(tmp_path, build.archive(b"\x80\x02" + value + b"."), "more than 200000 steps")
     few = b"\x80\x02" + nest(b"t", 3)
     quickly(tmp_path, build.archive(few + b"."), "holds a tuple")
     quickly(tmp_path, build.archive(few + b"Q."), "refers to a tuple")
@@ -264,7 +264,7 @@ def test_names_without_an_end(tmp_path):
 
 
 def test_too_many_opcodes(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_STEPS", 1000)
+    monkeypatch.setattr(pickles, "MAX_STEPS", 1000)
     refuse(tmp_path, build.archive(b"\x80\x02](" + b"N" * 2000 + b"e."), "more than 1000 steps")
     # A list of n pairs, made into a dict n times, has n * n entries.
     pairs = build.op([["a", 1]] * 30)
@@ -498,4 +498,4 @@ REAL = (
 def test_random_opcodes(chunks):
     """Programs of random bytes and of real opcodes in random order end in a ValueError."""
     with watched(), contextlib.suppress(ValueError):
-        files._unpickle(b"\x80\x02" + b"".join(chunks) + b".")
+        pickles.unpickle(b"\x80\x02" + b"".join(chunks) + b".")

@@ -50,33 +50,23 @@ _BUILDABLE = (10, 14, 18, 34, 50)
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a model's arrays come from; `str` is a line or two for the user.
+    """Where a model's arrays come from; `str` is a line or two for the user."""
 
-    Attributes:
-      source: the file.
-      module: the part of the model that was filled.
-      matched: array of the model -> array of the file, for every array of `module`.
-      unused: arrays of the file that have no place in the model, such as its classifier.
-      untouched: arrays of the model outside `module`, which keep what they were.
-    """
-
-    source: str
-    module: str
-    matched: Mapping[str, str]
-    unused: tuple[str, ...]
-    untouched: tuple[str, ...]
+    source: str  # the file
+    module: str  # the part of the model that was filled
+    matched: Mapping[str, str]  # array of the model -> array of the file, of all `module`
+    unused: tuple[str, ...]  # arrays of the file without a place, such as its classifier
+    untouched: tuple[str, ...]  # arrays of the model outside `module`, which stay
 
     def __str__(self) -> str:
         count = len(self.matched)
         text = f"{count}/{count} arrays of the {self.module} from {self.source}"
         named = [name for name in self.unused if not name.endswith(_COUNTER)]
-        counters = len(self.unused) - len(named)
-        if counters:
+        if counters := len(self.unused) - len(named):
             named.append(f"{counters} num_batches_tracked")
         if named:
             text += f"; unused in the file: {_some(named)}"
-        parts = list(dict.fromkeys(path.split("/")[1] for path in self.untouched))
-        if parts:
+        if parts := list(dict.fromkeys(path.split("/")[1] for path in self.untouched)):
             text += f"; not from the file: {_some(parts)}"
         return text
 
@@ -148,13 +138,9 @@ def fill(
     filled = {p: _convert(arrays[theirs[p]], p, theirs[p], leaves[p], source) for p in leaves}
     matched = {"/".join((p[0], module, *p[1:])): theirs[p] for p in leaves}
     used = set(theirs.values())
-    report = Report(
-        source=source,
-        module=module,
-        matched=matched,
-        unused=tuple(name for name in arrays if name not in used),
-        untouched=tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched),
-    )
+    unused = tuple(name for name in arrays if name not in used)
+    untouched = tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched)
+    report = Report(source, module, matched, unused, untouched)
     ours = unflatten_dict(filled)
     return {
         c: {**parts, module: ours[c]} if c in ours else parts for c, parts in variables.items()
