@@ -140,29 +140,16 @@ def test_the_shared_branch_alone_needs_no_other_parameters():
         jax.eval_shape(partial(embed, branches=BOTH), alone)
 
 
-@each("fork, twice", [(1, "1234"), (2, "234"), (4, "4")])
-def test_the_fork_may_be_elsewhere(fork, twice):
-    shapes = jax.eval_shape(
-        lambda x: NET.init(KEY, [x], train=False, branches=BOTH, fork=fork), VISIBLE[:1]
-    )
-    copies = {name for name in shapes["params"] if name.endswith(SPECIFIC)}
-    assert copies == {f"layer{n}_0_{SPECIFIC}" for n in twice}
-
-
-@each(
-    "options, match",
-    [
-        ({"fork": 0}, "fork is 0 with specific 0, expected 1 to 4"),
-        ({"fork": 5}, "fork is 5 with specific 0, expected 1 to 4"),
-        ({"generate": lambda maps: maps}, "fork is 3 .*no generate"),
-        ({"specific": 3, "fork": 2}, "fork is 2 with specific 3, expected 3 to 4"),
-    ],
-)
-def test_a_bad_fork_is_refused(options, match):
-    options = {"stems": (0,), "branches": BOTH, **options}
-    net = NET.clone(specific=options.pop("specific", 0))
-    with pytest.raises(ValueError, match=match):
-        jax.eval_shape(lambda x: net.init(KEY, [x], train=False, **options), VISIBLE)
+def test_branches_go_with_no_other_hook_and_no_specific_layer3():
+    for specific, options, match in (
+        (0, {"generate": lambda maps: maps}, "one of generate, branches and then"),
+        (0, {"then": lambda name, x: x}, "one of generate, branches and then"),
+        (4, {}, "branches with specific 4, expected at most 3"),
+    ):
+        net = NET.clone(specific=specific)
+        start = partial(net.init, stems=(0,), train=False, branches=BOTH, **options)
+        with pytest.raises(ValueError, match=match):
+            jax.eval_shape(start, KEY, [IMAGE])
 
 
 # --- ImageNet weights -------------------------------------------------------------------

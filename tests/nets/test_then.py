@@ -111,19 +111,6 @@ def test_the_next_part_takes_what_the_hook_returns():
         assert np.abs(runs[:, 2] - plain).max() > 0.01, at
 
 
-@each(
-    "net, options, message",
-    [
-        (ResNet(depth=10, width=4, specific=2), {}, "then with specific 2, expected at most 1"),
-        (NET, {"generate": lambda maps: maps}, "neither generate"),
-        (NET, {"branches": ("", "x")}, "neither generate"),
-    ],
-)
-def test_a_hook_goes_with_nothing_else(net, options, message):
-    with pytest.raises(ValueError, match=message):
-        abstract(net, then=Seen(), **options)
-
-
 # --- Three stages -------------------------------------------------------------------------
 
 

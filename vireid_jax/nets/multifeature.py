@@ -44,43 +44,43 @@ class MultiFeatureNet(nn.Module):
     Attributes:
       num_classes: C.
       backbone_options: of `ResNet`, with specific 1; remat is for MFA and expansion too.
-      expansion_options: of `Expansion`; None: no expansion, one row an image.
-      prototype_options: of `Prototypes`; None: no parts.
-      classified: of "global", "full": the features with a classifier.
-      aggregates: whether the MFA blocks are there.
-      gates: whether `simam` follows the stems.
       dropout: of all entries of the expanded maps, the image's own too.
+      branches, fuse, attention: of `Expansion`; without branches there is none.
+      aggregates, gate: whether there are MFA blocks, and SimAM after the stems.
+      num_prototypes: m of `Prototypes`; 0: none.
+      classified: of "global", "full": the features with a classifier.
     """
 
     num_classes: int
     backbone_options: Mapping[str, Any]
-    expansion_options: Mapping[str, Any] | None
-    prototype_options: Mapping[str, Any] | None
-    classified: tuple[str, ...]
-    aggregates: bool
-    gates: bool
     dropout: float
+    branches: int
+    fuse: str = "mean"
+    attention: str = "none"
+    aggregates: bool = True
+    gate: bool = False
+    num_prototypes: int = 0
+    classified: tuple[str, ...] = ("global",)
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         options = self.backbone_options
         self.backbone = ResNet(**options)
-        stages = options.get("stages", 4)
-        remat = options.get("remat", False)
+        remat, dtype = options.get("remat", False), options.get("dtype")
+        groups = options.get("groups", 1)
         if self.aggregates:  # mfa1 and mfa2, mfa3 where layer4 follows
             block = rematerialized(Aggregation, self, remat, static=(3,))
-            self.mfa = [
-                block(options.get("dtype"), options.get("groups", 1)) for _ in range(stages - 1)
-            ]
-        if self.expansion_options is not None:
-            self.expansion = rematerialized(Expansion, self, remat)(**self.expansion_options)
+            self.mfa = [block(dtype, groups) for _ in range(options.get("stages", 4) - 1)]
+        if self.branches:
+            expansion = rematerialized(Expansion, self, remat)
+            self.expansion = expansion(self.branches, self.fuse, self.attention, dtype=dtype)
         self.drop = nn.Dropout(self.dropout)
         names = ["global"]
-        if self.prototype_options is not None:
-            self.prototypes = Prototypes(**self.prototype_options)
+        if self.num_prototypes:
+            self.prototypes = Prototypes(self.num_prototypes)
             names.append("full")
         start = init.normal(0.01, mean=1.0)  # AGW's code and its descendants
-        neck = partial(BatchNorm, use_bias=False, scale_init=start, groups=options.get("groups", 1))
+        neck = partial(BatchNorm, use_bias=False, scale_init=start, groups=groups)
         self.neck = {name: neck() for name in names}
         self.classifier = {
             name: nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
@@ -128,13 +128,13 @@ class MultiFeatureNet(nn.Module):
         def then(name: str, x: jax.Array) -> jax.Array:
             nonlocal low
             if name == "stem":
-                low = simam(x) if self.gates else x
+                low = simam(x) if self.gate else x
                 return low
             if name not in ends:
                 return x
             if self.aggregates:
                 x = low = self.mfa[ends[name] - 1](x, low, train)
-            if ends[name] < stages - 1 or self.expansion_options is None:
+            if ends[name] < stages - 1 or not self.branches:
                 return x
             x = self.expansion(x)
             x = x.reshape(-1, *x.shape[2:])
@@ -142,7 +142,7 @@ class MultiFeatureNet(nn.Module):
 
         maps = self.backbone(images, stems=stems, train=train, then=then)
         features, parts = {"global": gap(maps)}, None
-        if self.prototype_options is not None:
+        if self.num_prototypes:
             parts = self.prototypes(maps)
             flat = parts.features.reshape(len(maps), -1)
             features["full"] = jnp.concatenate([flat, features["global"]], 1)
@@ -151,39 +151,32 @@ class MultiFeatureNet(nn.Module):
 
 def make(
     *,
-    num_classes: int,
     image_size: tuple[int, int],
     backbone_options: Mapping[str, Any],
     stages: int,
-    dropout: float,
-    branches: int,
-    fuse: str = "mean",
-    attention: str = "none",
     mfa: bool = True,
-    gate: bool = False,
-    num_prototypes: int = 0,
-    classified: tuple[str, ...] = ("global",),
+    **options: Any,
 ) -> MultiFeatureNet:
     """The network of some options; refuses what cannot be built, before anything is traced.
 
     Args:
-      num_classes, dropout, classified: see `MultiFeatureNet`.
-      image_size: (height, width); with `mfa` the maps must have an even number of places.
+      image_size: (height, width); with MFA the maps must have an even number of places.
       backbone_options: of `ResNet`.
       stages: 4, or 3 to end with layer3.
-      branches, fuse, attention: of `Expansion`; without branches there is none.
-      mfa, gate: whether there are aggregation blocks, and SimAM.
-      num_prototypes: of `Prototypes`; 0: none.
+      mfa: whether there are aggregation blocks.
+      options: of `MultiFeatureNet`.
 
     Raises:
       ValueError: naming the option, what it is and what it may be.
     """
+    backbone = {**backbone_options, "stages": stages, "specific": 1}
+    net = MultiFeatureNet(backbone_options=backbone, aggregates=mfa, **options)
     if stages not in (3, 4):
         raise ValueError(f"method.stages is {stages}, expected 4, or 3 to end with layer3")
-    if branches < 0:
-        raise ValueError(f"method.branches is {branches}, expected 0 or more")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"method.dropout is {dropout}, expected 0 to below 1")
+    if net.branches < 0:
+        raise ValueError(f"method.branches is {net.branches}, expected 0 or more")
+    if not 0 <= net.dropout < 1:
+        raise ValueError(f"method.dropout is {net.dropout}, expected 0 to below 1")
     for stage in range(stages if mfa else 0):
         height, wide = map_size(image_size, stage, backbone_options.get("last_stride", 1))
         if height * wide % 2:
@@ -192,18 +185,7 @@ def make(
                 "the position attention of method.mfa cannot halve; choose a height or width that "
                 "is a multiple of 32, or method.mfa=False"
             )
-    expansion = dict(branches=branches, fuse=fuse, attention=attention)
-    expansion["dtype"] = backbone_options.get("dtype")
-    return MultiFeatureNet(
-        num_classes=num_classes,
-        backbone_options={**backbone_options, "stages": stages, "specific": 1},
-        expansion_options=expansion if branches else None,
-        prototype_options=dict(count=num_prototypes) if num_prototypes else None,
-        classified=classified,
-        aggregates=mfa,
-        gates=gate,
-        dropout=dropout,
-    )
+    return net
 
 
 # --- Expansion: DEE, MFGM ----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import STEMS
 
 KERNELS = ("xla", "cpu")
+FORK = 3  # the first stage that has branches
 
 # depth -> (bottleneck blocks, blocks per stage). 10 and 14 are one block a stage: for
 # laptops and tests, not from the paper.
@@ -99,9 +100,7 @@ class ResNet(nn.Module):
         stems: Sequence[int] | None = None,
         train: bool,
         generate: Callable[[list[jax.Array]], list[jax.Array]] | None = None,
-        after: int = 2,
         branches: Sequence[str] = (),
-        fork: int = 3,
         then: Callable[[str, jax.Array], jax.Array] | None = None,
     ) -> Any:
         """Embeds M images per slot.
@@ -111,12 +110,10 @@ class ResNet(nn.Module):
           stems: for each array whose specific stages it passes (VISIBLE, INFRARED or
             AUXILIARY); not needed when `specific` is 0.
           train: normalize by batch statistics and update the running ones.
-          generate: turns the M maps [B, h, w, F] after some stages into the maps that pass the
-            others, such as the same and a generated one.
-          after: how many stages come before `generate`: 1 the stem, 2 the stem and layer1.
-          branches: copies of the stages from `fork` on that the maps pass, each for itself:
-            "" the stages as they are always called, another name a copy with that suffix.
-          fork: how many stages the branches have in common: 3 is the stem, layer1 and layer2.
+          generate: turns the M maps [B, h, w, F] after the specific stages into the maps that pass
+            the others, such as the same and a generated one.
+          branches: copies of layer3 and layer4 that the maps pass, each for itself: "" the stages
+            as they are always called, another name a copy with that suffix.
           then: (name of a shared part: "stem", "layer1_0", ...; its map) -> the map that goes on,
             whose rows may multiply, each into a run of rows.
 
@@ -131,11 +128,10 @@ class ResNet(nn.Module):
             raise ValueError(f"stages is {self.stages}, expected 4, or 3 to end with layer3")
         if not 0 <= self.specific <= 5:
             raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
-        if generate is not None and not max(self.specific, 1) <= after <= 5:
-            raise ValueError(
-                f"after is {after} with specific {self.specific}, expected "
-                f"{max(self.specific, 1)} to 5: maps are generated from the specific stages' output"
-            )
+        if branches and self.specific > 3:
+            raise ValueError(f"branches with specific {self.specific}, expected at most 3")
+        if (generate is not None) + bool(branches) + (then is not None) > 1:
+            raise ValueError("expected one of generate, branches and then, got several")
         if not self.specific:
             stems = (0,) * len(images)
         elif stems is None or len(stems) != len(images):
@@ -143,26 +139,15 @@ class ResNet(nn.Module):
                 f"{len(images)} modalities with stems {stems}: name the stem of each "
                 "(VISIBLE, INFRARED or AUXILIARY) when specific > 0"
             )
-        if then is not None and (generate is not None or branches or self.specific > 1):
-            raise ValueError(
-                f"then with specific {self.specific}, expected at most 1, and neither generate "
-                "nor branches"
-            )
-        if branches and (generate is not None or not max(self.specific, 1) <= fork <= 4):
-            raise ValueError(
-                f"fork is {fork} with specific {self.specific}, expected "
-                f"{max(self.specific, 1)} to 4, and no generate"
-            )
-        x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
+        x, done = self._specific(images, stems, train), max(self.specific, 1)
         if branches:
-            x = self._stages(x, range(done, fork), train)[-1]
-            rest = range(fork, self.stages + 1)
+            x = self._stages(x, range(done, FORK), train)[-1]
+            rest = range(FORK, self.stages + 1)
             suffixes = [f"_{name}" if name else "" for name in branches]
             return [self._stages(x, rest, train, suffix)[1:] for suffix in suffixes]
         if generate is not None:
-            x = deinterleave(self._stages(x, range(done, after), train)[-1], count)
-            maps = generate([x[:, m] for m in range(count)])
-            x, done = interleave(maps), after
+            x = deinterleave(x, len(images))
+            x = interleave(generate([x[:, m] for m in range(len(images))]))
         if then is not None:
             x = then("stem", x)
         return self._stages(x, range(done, self.stages + 1), train, then=then)[-1]
