@@ -363,19 +363,18 @@ def train(
     if should_stop():  # asked while the data was loaded; compiling may take minutes
         raise Preempted(step)
     watch.phase("compile")
-    begun = mark = shown = clock()
-    mark_step = step
+    begun = shown = clock()
+    shown_step = step
     for batch in batches(step, max(step, end)):
         if step == start:
             writer.say("compiling the training step")
-            mark = clock()
+            shown = clock()
         state, scalars = step_fn(state, devices.to_global(batch, mesh))  # type: ignore[arg-type]
         step += 1
         if step == start + 1:
             jax.block_until_ready(scalars)
-            writer.say(f"compiled, first step done in {duration(clock() - mark)}")
-            mark = shown = clock()
-            mark_step = step
+            writer.say(f"compiled, first step done in {duration(clock() - shown)}")
+            shown, shown_step = clock(), step
         watch.phase("train")
         pending.append((step, scalars))
         log, validation, saving = (
@@ -390,22 +389,21 @@ def train(
         if log or last or clock() - shown >= SAY_EVERY_S:
             if not (log or last):
                 newest = {k: float(v) for k, v in jax.device_get(scalars).items()}
-            shown = clock()
-            if step > mark_step:  # a first step says nothing of the speed
-                rate = (step - mark_step) * 2 * batch["label"].shape[0] * jax.process_count()
-                newest["images_per_second"] = rate / max(shown - mark, 1e-9)
+            now = clock()
+            if step > shown_step:  # a first step says nothing of the speed
+                images = (step - shown_step) * 2 * batch["label"].shape[0] * jax.process_count()
+                newest["images_per_second"] = images / max(now - shown, 1e-9)
             if log:
                 writer.write(step, newest)
             writer.progress(step, total, newest)
-            mark, mark_step = shown, step
+            shown, shown_step = now, step
         if validation or saving or last:
             save(wait=stop)
         if stop:
             raise Preempted(step)
         if validation:
             validate()
-            mark = shown = clock()
-            mark_step = step
+            shown, shown_step = clock(), step
     if checkpoints is not None:
         checkpoints.wait()
     if step > start:
