@@ -26,24 +26,22 @@ def four(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_a_wrong_root(four, tmp_path, name):
     reader = get_reader(name)
-    with pytest.raises(FileNotFoundError, match=r"at all does not exist.*does exist and holds"):
-        reader.scan(four[name] / "nowhere" / "at all")
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(TreeError, match=r"(?s)is not .*it holds a.txt"):
-        reader.scan(tmp_path)
-    with pytest.raises(TreeError, match="is a file, expected the folder"):
-        reader.scan(tmp_path / "a.txt")
-    with pytest.raises(FileNotFoundError, match=r"gs://bucket/tree is an address"):
-        reader.scan("gs://bucket/tree")
-    # The folder above, or one below.
-    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
-        reader.scan(four[name].parent)
     below = next(p for p in sorted(four[name].iterdir()) if p.is_dir())
-    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
-        reader.scan(below)
+    for root, error, message in (
+        (four[name] / "nowhere" / "at all", FileNotFoundError,
+         r"at all does not exist.*does exist and holds"),
+        ("gs://bucket/tree", FileNotFoundError, r"gs://bucket/tree is an address"),
+        (tmp_path, TreeError, r"(?s)is not .*it holds a.txt"),
+        (tmp_path / "a.txt", TreeError, "is a file, expected the folder"),
+        (four[name].parent, TreeError, rf"{four[name]} looks like"),
+        (below, TreeError, rf"{four[name]} looks like"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            reader.scan(root)
 
 
 @each("name", READERS)
