@@ -445,6 +445,7 @@ def test_a_staircase_of_epochs():
         epoch = step // 7
         expected = 0.1 * min((epoch + 1) / 10, 1) * (0.01 if epoch >= 12 else 1)  # given twice
         assert float(rate(step)) == pytest.approx(expected, rel=1e-6), step
+    optim.make(steps_per_epoch=10, epochs=4, warmup_by="epoch", warmup_epochs=0.0)  # none
 
 
 def test_nesterov_is_torchs():

@@ -101,7 +101,8 @@ def test_both_sides_take_the_same_steps(method, monkeypatch):
     theirs, _ = candidates.torch_step(s, "channels_last")
     want = [theirs() for _ in range(4)]
     ours, figures = candidates.jax_step(s, "")
-    np.testing.assert_allclose([ours() for _ in range(4)], want, rtol=2e-3)
+    rtol = 1e-3 if method == "pdm" else 2e-3
+    np.testing.assert_allclose([ours() for _ in range(4)], want, rtol=rtol)
     assert figures["xla_temp_mb"] > 0 and figures["xla_argument_mb"] > 0
     assert want[3] < want[0] * (1 if method == "idkl" else 0.99)
 
