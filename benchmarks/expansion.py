@@ -498,9 +498,7 @@ def main() -> None:
     print(f"\n{flags.pairs} pairs of images, {jax.device_count()} devices\n")
     print(time_table(report["rows"], 2 * flags.pairs))
     print("\n" + form_table(report["rows"]))
-    flags.json.parent.mkdir(parents=True, exist_ok=True)
-    flags.json.write_text(json.dumps(report, indent=1))
-    print(f"\nwritten to {flags.json}")
+    step.save(report, flags.json)
 
 
 if __name__ == "__main__":

@@ -346,9 +346,7 @@ def main() -> None:
         report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
     print(f"\n{flags.memory_pairs} pairs, {jax.device_count()} devices\n")
     print(memory_table(report["memory"]))
-    flags.json.parent.mkdir(parents=True, exist_ok=True)
-    flags.json.write_text(json.dumps(report, indent=1))
-    print(f"\nwritten to {flags.json}")
+    step.save(report, flags.json)
 
 
 if __name__ == "__main__":

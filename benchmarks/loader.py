@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.step import machine
+from benchmarks.step import machine, save
 from vireid_jax.data import arrays, decoding, sampler
 from vireid_jax.types import INFRARED, VISIBLE, Records, train_labels
 
@@ -297,9 +297,7 @@ def main() -> None:
         check_identical(rows)
         report["parts"] = run("parts", folder, seconds)
     print_report(report)
-    flags.json.parent.mkdir(parents=True, exist_ok=True)
-    flags.json.write_text(json.dumps(report, indent=1))
-    print(f"\nwritten to {flags.json}")
+    save(report, flags.json)
 
 
 def print_report(report: dict[str, Any]) -> None:
