@@ -1,15 +1,16 @@
 """The batches of `arrays.batches`, with decoded images gathered and kept ready by tf.data.
 
 The only file that imports TensorFlow at module level; it is imported only where this loader
-is asked for. Only the pixels go through TensorFlow; which rows, labels and cameras make up
-a batch is decided by the same NumPy code as in the array loader.
+is asked for. Only the pixels go through TensorFlow.
 
 No Python runs inside the tf.data pipeline (no from_generator, no numpy_function): a process
 that ends while such a pipeline lives may hang, waiting for an interpreter that is gone.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -36,51 +37,26 @@ def batches(
     """The same batches in the same order as `arrays.batches`, to the last bit.
 
     Decoded images in a memory-mapped .npy file, as the pixel cache has them, are used where they
-    are: tf.data walks the plan, gathers the rows of each batch in its own threads and keeps
-    batches ready, and only those rows are read. TensorFlow uses memory as it is only if it
-    starts on a multiple of 64 bytes, which arrays in memory mostly do not; those are gathered by
-    `arrays.batches`, because TensorFlow would need a second copy of them all.
+    are. TensorFlow uses memory as it is only if it starts on a multiple of 64 bytes, which arrays
+    in memory mostly do not; those are gathered by `arrays.batches`, because TensorFlow would need
+    a second copy of them all.
 
     Encoded images and paths are decoded by `arrays.batches` too: TensorFlow's JPEG decoder is no
     faster, its Lanczos filter takes twice the time of Pillow's and rounds otherwise (up to 2 gray
     levels), and it cannot read records on demand.
 
-    Args:
-      records: decoded images, encoded ones or paths.
-      label: int32 [N], the class of each image.
-      plan: the rows of every batch of an epoch.
-      start: first step.
-      stop: one past the last step.
-      rows: this process's contiguous rows of the B rows of a batch.
-      image_size: height, width in pixels; needed for encoded images.
-      filter: "lanczos" or "bilinear", both antialiased.
-      prefetch: batches kept ready.
-
-    Returns:
-      An iterator of `Batch`; it may be dropped at any time. Images may be read-only.
-
-    Raises:
-      ValueError: as `arrays.batches`.
-      FileNotFoundError: as `arrays.batches`.
+    Arguments and errors are those of `arrays.batches`. Images may be read-only.
     """
     arrays.check_options(records.images, image_size, filter, prefetch)
+    part: dict[str, Any] = dict(start=start, stop=stop, rows=rows)
     if is_decoded(records.images):
         array, at = arrays.array_of(records.images)
         if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
-            steps = arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
+            steps = arrays.plan_steps(records, label, plan, **part)
             loaded = _gathered(array, at, steps, prefetch)
             return (arrays.host_batch(pixels, records, label, index) for index, pixels in loaded)
-    return arrays.batches(
-        records,
-        label,
-        plan,
-        start=start,
-        stop=stop,
-        rows=rows,
-        image_size=image_size,
-        filter=filter,
-        prefetch=prefetch,
-    )
+    how: dict[str, Any] = dict(image_size=image_size, filter=filter, prefetch=prefetch)
+    return arrays.batches(records, label, plan, **part, **how)
 
 
 def _gathered(
@@ -88,10 +64,8 @@ def _gathered(
 ) -> arrays.Loaded:
     # TensorFlow would take the memory of the accelerator that JAX trains on.
     for kind in ("GPU", "TPU"):
-        try:
+        with contextlib.suppress(RuntimeError):  # it has started already, by whoever asked for it
             tf.config.set_visible_devices([], kind)
-        except RuntimeError:
-            pass  # it has started already, by whoever asked for it
     images, threads = _shared(array), min(prefetch, arrays.cores())
     options = tf.data.Options()
     # The rewriting of pipelines, and an early start, copy what the pipeline refers to: all
