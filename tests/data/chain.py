@@ -45,12 +45,17 @@ def coordinates(rows=MANY, size=(6, 8)):
 
 
 def places_of(images, pad):
-    """(dy, dx, flipped) of augmented coordinate images, from the pixels about their center."""
+    """(dy, dx, flipped) of augmented coordinate images, from the pixels about their center.
+
+    The first channel says what a pixel was, whichever channel was copied there.
+    """
+    table = exact(np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)).ravel()
+    order = np.argsort(table)
     height, width = images.shape[1:3]
-    pixels = unstandardize(images)[..., 0].astype(int) - 1
     cy, cx = height // 2, width // 2
-    y, x = np.divmod(pixels[:, cy, cx], width)
-    flipped = pixels[:, cy, cx + 1] < pixels[:, cy, cx]
+    pixels = order[np.searchsorted(table[order], images[:, cy, cx : cx + 2, 0])] // 3 - 1  # [B, 2]
+    y, x = np.divmod(pixels[:, 0], width)
+    flipped = pixels[:, 1] < pixels[:, 0]
     return np.stack([y - cy + pad, x - np.where(flipped, width - 1 - cx, cx) + pad, flipped], 1)
 
 

@@ -8,6 +8,7 @@ Preparing needs tensorflow_datasets, reading neither that nor TensorFlow.
 """
 
 import io
+import itertools
 import json
 import logging
 import os
@@ -290,7 +291,9 @@ def prepare(
         if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
             return ready
         with ThreadPoolExecutor(decoding.cores()) as pool:
-            size = sum(pool.map(_size, listing.records.images))
+            there = pool.map(os.path.exists, listing.records.images)  # the others are named below
+            found = itertools.compress(listing.records.images, there)
+            size = sum(pool.map(os.path.getsize, found))
         files.check_space(folder, size, what=what, hint=hint)
         stage = folder / files.temporary_name(VERSION)
         (stage / "new").mkdir(parents=True)
@@ -350,14 +353,10 @@ def _write(
     """Writes the data set to an empty folder; `size` is the bytes of all images."""
     tfds, reader, total = _tfds(), get_reader(listing.name), len(listing.records)
     text = tfds.features.Text()
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "name": text,
-        "person": np.int32,
-        "camera": np.int32,
-        "modality": np.int8,
-        "part": text,
-    }
+    features: dict[str, Any] = dict(
+        person=np.int32, camera=np.int32, modality=np.int8, name=text, part=text
+    )
+    features["image"] = tfds.features.Image(shape=(None, None, 3))
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
             name=listing.name,
@@ -381,11 +380,13 @@ def _write(
             left_out += [(first + n, line) for n, line in bad]
             if not (left_out and unreadable == "refuse"):  # else only to name all that are wrong
                 good = chunk.take(np.delete(np.arange(len(images)), [n for n, _ in bad]))
-                stored = pool.map(_as_stored, good.records.images)
-                writer.add_examples({SPLIT: [_example(good, n, x) for n, x in enumerate(stored)]})
+                rows: dict[str, Any] = {"image": pool.map(_as_stored, good.records.images)}
+                rows |= _columns(good)
+                table = zip(*rows.values(), strict=True)
+                writer.add_examples({SPLIT: [dict(zip(rows, row, strict=True)) for row in table]})
             if progress is not None:
                 progress(first + len(images), total)
-    kept = cache.without(listing, left_out, unreadable)
+    kept = cache.without(listing, left_out, unreadable)  # or it raises
     info.metadata.update(
         fingerprint=digest,
         checks=[list(check) for check in listing.checks],
@@ -394,38 +395,21 @@ def _write(
         persons=list(listing.persons),
     )
     writer.close_all()
-    records = kept.records
-    np.savez_compressed(
-        folder / COLUMNS,
-        name=np.array(list(records.name), np.str_),
-        person=np.asarray(records.person, np.int32),
-        camera=np.asarray(records.camera, np.int32),
-        modality=np.asarray(records.modality, np.int8),
-        part=np.asarray(kept.part, np.str_),
-    )
+    np.savez_compressed(folder / COLUMNS, **_columns(kept))
     for path in folder.iterdir():
         files.sync(path)
 
 
-def _example(listing: Listing, row: int, image: bytes) -> dict[str, Any]:
-    """One record."""
+def _columns(listing: Listing) -> dict[str, np.ndarray]:
+    """What is stored of images beside their bytes."""
     records = listing.records
     return {
-        "image": image,
-        "name": records.name[row],
-        "person": int(records.person[row]),
-        "camera": int(records.camera[row]),
-        "modality": int(records.modality[row]),
-        "part": str(listing.part[row]),
+        "name": np.array(list(records.name), np.str_),
+        "person": np.asarray(records.person, np.int32),
+        "camera": np.asarray(records.camera, np.int32),
+        "modality": np.asarray(records.modality, np.int8),
+        "part": np.asarray(listing.part, np.str_),
     }
-
-
-def _size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a file; 0 for one that is not there, which is named among the unreadable ones."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _as_stored(path: str | os.PathLike[str]) -> bytes:
