@@ -107,21 +107,6 @@ def test_rows_that_are_not_usable_change_nothing_but_their_place(rule):
     np.testing.assert_array_equal(plan - 9, make(label, modality, rule))
 
 
-@each("rule", sampler.RULES)
-@each("processes", [1, 2, 4])
-def test_a_process_has_whole_identities_and_all_rows_of_them(rule, processes):
-    label, modality = rows_of([(6, 5)] * 9)
-    plan = make(label, modality, rule, num_ids=8, num_instances=3)
-    rows = plan.shape[-1] // processes
-    parts = [plan[..., h * rows : (h + 1) * rows] for h in range(processes)]
-    for part in parts:
-        ids = label[part].reshape(len(plan), 2, 8 // processes, 3)
-        assert (ids == ids[:, :1, :, :1]).all()
-    # No identity is on two processes.
-    owners = [{(s, c) for s, row in enumerate(label[part[:, 0]]) for c in row} for part in parts]
-    assert sum(map(len, owners)) == len(set().union(*owners)) == len(plan) * 8
-
-
 @each("rule", ["agw", "exhaust", "permute"])
 def test_an_epoch_of_sysu_size_is_planned_in_less_than_a_third_of_a_second(rule):
     times = []

@@ -16,6 +16,9 @@ Plan = Callable[[int], np.ndarray]  # epoch -> int32 [steps, 2, B], the same ste
 
 Loaded = Iterator[tuple[np.ndarray, np.ndarray]]  # a step's rows [2, b], images [2, b, H, W, 3]
 
+# Decoded images, the steps' rows, batches kept ready.
+Gather = Callable[[np.ndarray | Pixels, Iterator[np.ndarray], int], Loaded]
+
 # Hands the images of a step to the pool; the function that it returns waits for them.
 _Begin = Callable[[ThreadPoolExecutor, np.ndarray], Callable[[], np.ndarray]]
 
@@ -31,6 +34,7 @@ def batches(
     image_size: tuple[int, int] | None = None,
     filter: str = "lanczos",
     prefetch: int = 2,
+    gather: Gather | None = None,
 ) -> Iterator[Batch]:
     """The host batches of steps start .. stop-1, loaded ahead of time in threads.
 
@@ -51,6 +55,7 @@ def batches(
       image_size: height, width in pixels; needed for encoded images.
       filter: "lanczos" or "bilinear", both antialiased.
       prefetch: batches kept ready.
+      gather: of decoded images; None for `gathered`.
 
     Returns:
       An iterator of `Batch`, which may be dropped at any time; bad arguments raise here, before
@@ -61,22 +66,19 @@ def batches(
         iterating, naming the image that cannot be read or decoded.
       FileNotFoundError: while iterating, naming the file.
     """
-    check_options(records.images, image_size, filter, prefetch)
-    steps = plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
+    _check_options(records.images, image_size, filter, prefetch)
+    steps = _steps(records, label, plan, start, stop, rows)
     if is_decoded(records.images):
-        # The memory is the limit, not the cores; one thread for each batch that is kept ready
-        # lets the reads of a file that is not in memory yet overlap.
-        loaded = _ahead(steps, _gathering(records.images), min(prefetch, cores()), prefetch)
+        loaded = (gather or gathered)(records.images, steps, prefetch)
     else:
         begin = _decoding(records, tuple(image_size or ()), filter)
         loaded = _ahead(steps, begin, cores(), prefetch)
     return (host_batch(pixels, records, label, index) for index, pixels in loaded)
 
 
-def check_options(
+def _check_options(
     images: Any, image_size: tuple[int, int] | None, filter: str, prefetch: int
 ) -> None:
-    """Raises ValueError unless a loader's options are in range and fit the images."""
     check_filter(filter)
     if prefetch < 1:
         raise ValueError(f"prefetch is {prefetch}, expected at least 1 batch")
@@ -114,7 +116,8 @@ def array_of(images: np.ndarray | Pixels) -> tuple[np.ndarray, np.ndarray | None
     return np.asarray(images.array), rows
 
 
-def _gathering(images: np.ndarray | Pixels) -> _Begin:
+def gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch: int) -> Loaded:
+    """The images of each step, gathered by threads before they are asked for."""
     array, at = array_of(images)
 
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
@@ -124,7 +127,9 @@ def _gathering(images: np.ndarray | Pixels) -> _Begin:
         # The rows are in range, and "raise" would gather into a buffer first.
         return pool.submit(array.take, rows, axis=0, out=pixels, mode="clip").result
 
-    return begin
+    # The memory is the limit, not the cores; one thread for each batch that is kept ready
+    # lets the reads of a file that is not in memory yet overlap.
+    return _ahead(steps, begin, min(prefetch, cores()), prefetch)
 
 
 def _decoding(records: Records, size: tuple[int, ...], filter: str) -> _Begin:
@@ -170,19 +175,10 @@ def _ahead(steps: Iterator[np.ndarray], begin: _Begin, threads: int, prefetch: i
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def plan_steps(
-    records: Records,
-    label: np.ndarray,
-    plan: Plan,
-    *,
-    start: int,
-    stop: int,
-    rows: slice = slice(None),
+def _steps(
+    records: Records, label: np.ndarray, plan: Plan, start: int, stop: int, rows: slice
 ) -> Iterator[np.ndarray]:
-    """The part of the plan that steps start .. stop-1 need, int32 [2, b] for each step.
-
-    Arguments and errors are those of `batches`.
-    """
+    """The part of the plan that steps start .. stop-1 need, int32 [2, b] for each step."""
     if label.shape != records.person.shape:
         raise ValueError(
             f"label has shape {label.shape} but there are {len(records)} records, expected "
@@ -190,8 +186,7 @@ def plan_steps(
         )
     if not 0 <= start <= stop:
         raise ValueError(f"steps are {start} .. {stop}, expected 0 <= start <= stop")
-    shape = _checked_plan(plan(0), 0).shape
-    steps, _, size = shape
+    steps, _, size = shape = _checked_plan(plan(0), 0).shape
     first, last, stride = rows.indices(size)
     if stride != 1 or first >= last:
         raise ValueError(f"rows is {rows}, expected a contiguous run of the {size} rows of a batch")

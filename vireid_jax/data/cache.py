@@ -64,15 +64,11 @@ def decode_once(
 ) -> Listing:
     """Decodes and resizes all images into a file, unless it is there already.
 
-    The pixels are those of `decoding.decode`. The file is known by the data set's name, the names,
-    sizes and times of change of the images (or the fingerprint of the prepared set), the image
-    size, the filter, and the versions of the decoder and of Pillow. An interrupted call leaves
-    nothing that is taken for a cache, and the next one clears it away. Processes of one machine
-    wait for each other. Several machines on one file system each write their own; all are equal,
-    and the last one stays.
-
-    Opening a cache checks its size, its shape and the checksums of up to 64 blocks of 16 images,
-    spread over the file.
+    The pixels are those of `decoding.decode`. The file is known by all that they depend on, see
+    `_stem`. An interrupted call leaves nothing that is taken for a cache, and the next one clears
+    it away. Processes of one machine wait for each other. Several machines on one file system each
+    write their own; all are equal, and the last one stays. Opening a cache checks its size, its
+    shape and the checksums of up to 64 blocks of 16 images, spread over the file.
 
     Args:
       listing: of paths, or from `prepared`.
@@ -212,7 +208,7 @@ def _decoded(
 
 
 def _stem(listing: Listing, size: tuple[int, int], filter: str) -> str:
-    """The file's name, a function of all that its pixels depend on."""
+    """The file's name: names, labels, sizes and times of the images; how they are decoded."""
     import PIL
 
     source = fingerprint(listing, times=True)

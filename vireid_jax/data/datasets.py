@@ -118,10 +118,8 @@ def _from_disk(
     """Loads a data set of `readers.READERS`; see `load`.
 
     Args:
-      name: of the data set.
+      name, check, should_stop: as `load` takes them.
       own: options of the reader's `split`.
-      check: as `load` takes it.
-      should_stop: as `load` takes it.
       root: the tree as released (or the CSV file of "folders"); None takes what is prepared.
       image_size: height, width in pixels.
       images: "cached" decodes once into a memory-mapped file, "memory" reads that file into

@@ -58,11 +58,7 @@ def folder_of(name: str, out: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | None:
-    """The prepared set of a data set, or None if there is none; needs no root of the original.
-
-    Args:
-      name: a key of `readers.READERS`.
-      out: as for `prepare`.
+    """The prepared set of a key of `readers.READERS` in `out` (as for `prepare`), or None.
 
     Raises:
       ValueError: for a name that does not exist, or a prepared set that is damaged.
@@ -73,10 +69,7 @@ def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | N
 
 
 def open(folder: str | os.PathLike[str]) -> Listing:
-    """The prepared set in `folder`, which is .../NAME/VERSION; reads no image.
-
-    Returns:
-      A Listing whose images are `Stored`.
+    """The prepared set in `folder`, which is .../NAME/VERSION; its images are `Stored`.
 
     Raises:
       FileNotFoundError: there is no prepared set in folder.
@@ -247,16 +240,14 @@ def prepare(
 ) -> Listing:
     """Writes a data set in prepared form, unless it is there already.
 
-    Every image is decoded once to see that it can be. JPEG and PNG files are stored byte for
-    byte, other formats as PNG with the same pixels. A set that was prepared from other names,
-    sizes or labels is replaced once the new one is complete. A folder has one set of a name: give
-    trees of your own that share a name an `out` each. An interrupted call leaves nothing that is
-    taken for a data set, and the next call removes it. Processes of one machine wait for each
-    other.
+    Every image is decoded once to see that it can be. Files that are no JPEG or PNG are stored as
+    PNG with the same pixels. A set that was prepared from other names, sizes or labels is replaced
+    once the new one is complete. An interrupted call leaves nothing that is taken for a data set,
+    and the next call removes it. Processes of one machine wait for each other.
 
     Args:
       listing: of paths; its name is a key of `readers.READERS`.
-      out: the folder of prepared sets; default $VIREID_DATA, else the user's cache folder.
+      out: the folder of prepared sets, one of a name; see `default_folder`.
       unreadable: "refuse" raises if any image cannot be decoded, "skip" leaves those out and
         names each in the listing's `problems`.
       progress: called with (images done, images in all).

@@ -10,12 +10,9 @@ A batch is P identities, each with K visible and K infrared images. Which ones i
   "agw_legacy"  AGW, the released code's random numbers   as "agw"
 
 K counts the images of one modality; the configurations of MPANet and IDKL count both, so their
-16 x 8 is 16 identities and 4 images here. Rows are in the same order under every rule, where
-MPANet's batches alternate infrared and visible images: a permutation that no loss here sees.
-
-The authors' code draws from NumPy's global generator. Here, but for "agw_legacy", draws are a
-function of (seed, epoch, position): a plan needs no earlier one, every process computes the same,
-and resuming in the middle of an epoch needs no state.
+16 x 8 is 16 identities and 4 images here. But for "agw_legacy", draws are a function of (seed,
+epoch, position) and not of a global generator: a plan needs no earlier one, every process computes
+the same, and resuming in the middle of an epoch needs no state.
 """
 
 import functools
@@ -73,14 +70,10 @@ class Draw(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A sampling rule.
+    """A sampling rule."""
 
-    steps: (index, P, K) -> steps in an epoch.
-    rows: (index, draw) -> int64 [S, 2, P * K], rows as in `sampler.plan`.
-    """
-
-    steps: Callable[[Index, int, int], int]
-    rows: Callable[[Index, Draw], np.ndarray]
+    steps: Callable[[Index, int, int], int]  # (index, P, K) -> steps in an epoch
+    rows: Callable[[Index, Draw], np.ndarray]  # int64 [S, 2, P * K], as in `sampler.plan`
 
 
 def steps_per_epoch(
@@ -299,15 +292,10 @@ def _chunks(index: Index, num_instances: int) -> np.ndarray:
 
 
 def _deal(chunks: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which classes a pass's steps show, and how often each was shown before in the pass.
+    """Which classes a pass's steps show, and how often each was shown before: int64 [S, P] both.
 
-    Args:
-      chunks: int64 [C], how many chunks a class has.
-      uniform: float64 [S, P] in [0, 1), P <= C.
-
-    Returns:
-      slot, visit: int64 [S, P]; the classes of a step are distinct. Those with chunks left
-      (visit < chunks) come first.
+    From `chunks` int64 [C] and `uniform` float64 [S, P] in [0, 1), P <= C. The classes of a step
+    are distinct; those with chunks left (visit < chunks) come first.
     """
     steps, num_ids = uniform.shape
     pool = list(range(len(chunks)))  # pool[:live] have chunks left
@@ -344,16 +332,9 @@ def _distinct_images(
 def _distinct(uniform: np.ndarray, n: np.ndarray, size: int) -> np.ndarray:
     """Draws `size` of the numbers 0 .. n-1, distinct, or as evenly as can be where n < size.
 
-    Floyd's algorithm, one draw after the other over all batches at once: it costs size^2 and no
-    memory of n. Its sets are uniform but their order is not, hence the shuffle.
-
-    Args:
-      uniform: float64 [S, P, 2 * size] in [0, 1).
-      n: int [S, P], or with axes of length 1.
-      size: numbers to draw.
-
-    Returns:
-      int64 [S, P, size].
+    Floyd's algorithm over all batches at once: it costs size^2 and no memory of n. Its sets are
+    uniform but their order is not, hence the shuffle. From `uniform` float64 [S, P, 2 * size] in
+    [0, 1) and n int [S, P] (or with axes of length 1) to int64 [S, P, size].
     """
     taken = np.minimum(n, size)[..., None]  # how many can be distinct
     drawn = np.full((*uniform.shape[:2], size), -1, np.int64)

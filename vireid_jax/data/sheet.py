@@ -34,11 +34,7 @@ class Sheet:
     ) -> None:
         """Writes up to two lines above each column and before each row.
 
-        Args:
-          heads: lines for each column.
-          captions: lines for each row.
-          size: (height, width) of a place in pixels.
-          shots: places side by side.
+        `size` is the (height, width) of a place in pixels.
         """
         from PIL import Image, ImageDraw  # only users of pictures need Pillow
 
@@ -103,15 +99,9 @@ def picture_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_picture(picture: Any, target: pathlib.Path, *, optimize: bool = False) -> None:
-    """Saves a Pillow picture, whole or not at all.
+    """Saves a Pillow picture to a `picture_path`, whole or not at all.
 
-    Args:
-      picture: a Pillow picture.
-      target: from `picture_path`.
-      optimize: take longer for a smaller file.
-
-    Raises:
-      OSError: it cannot be written; nothing is left behind.
+    With `optimize` it takes longer for a smaller file.
     """
     from PIL import Image
 
