@@ -125,11 +125,6 @@ def test_arrays_to_the_mesh_and_back():
     assert jax.tree.leaves(again) == jax.tree.leaves(shapes)
 
 
-def test_rows_that_do_not_divide_cannot_be_placed():
-    with pytest.raises(ValueError):
-        devices.to_global({"x": np.zeros((6, 2))}, devices.make_mesh())
-
-
 # --- Devices of a CPU -----------------------------------------------------------------------
 
 

@@ -78,6 +78,7 @@ def test_killed_at_any_moment(recipe, whole, tmp_path):
         code, out, _ = job.stop_when(moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, (moment.__name__, out)
     job.finish()
+    assert not [p for p in checkpoints.iterdir() if "tmp" in p.name], "leftovers are cleared"
     assert len((job.workdir / "COMMAND").read_text().splitlines()) == len(moments) + 1
     assert job.result() == whole(4).result()
 

@@ -19,10 +19,7 @@ from vireid_jax.runtime.watch import HOSTS
 pytestmark = pytest.mark.slow
 
 # A process that is gone is told from one that is slow after this long.
-TIMES = {
-    "VIREID_START_TIMEOUT": "120",
-    "VIREID_HEARTBEAT_TIMEOUT": "20",
-}
+TIMES = {"VIREID_START_TIMEOUT": "120", "VIREID_HEARTBEAT_TIMEOUT": "20"}
 
 
 @pytest.fixture(scope="module")

@@ -42,17 +42,16 @@ LINEAR_COMMAND = "tests.support.linear_command"
 LINEAR = "c.method = ConfigDict(dict(name='linear', from_step=8))"
 
 
-def write_recipe(folder, method="smcl", changes="", cache=None):
+def write_recipe(folder, method="smcl", changes=""):
     """A small recipe of a method on rendered images; returns its path.
 
     Args:
-      folder: where it is kept.
+      folder: where it and the images are kept.
       method: name of a recipe in configs/.
       changes: statements on its config `c`.
-      cache: where the images are kept; `folder` by default.
     """
     path = folder / "tiny.py"
-    cache = str(cache or folder / "cache")
+    cache = str(folder / "cache")
     path.write_text(_RECIPE.format(method=method, changes=changes, cache=cache))
     return path
 

@@ -303,7 +303,7 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
         "config", None, flag_values=own, lock_config=True, sys_argv=argv
     )
     try:
-        rest = own(argv)
+        own(argv)
         config: Any = own["config"].value
         found = flat(config.to_dict())  # a recipe is read at its first use
     except flags.Error as error:
@@ -318,8 +318,6 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
         keys = [g for g in given if key.strip("'\"") in g.split(".")]
         what = f"its recipe has no key {', '.join(keys)}" if keys else key
         raise ValueError(f"{_row(source)}: {what}. {' '.join(hint.split())}".strip()) from error
-    if rest[1:]:
-        raise ValueError(f"unexpected arguments {rest[1:]}")
     return found
 
 

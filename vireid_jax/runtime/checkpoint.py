@@ -183,8 +183,7 @@ def restore_variables(
 
     Args:
       directory: the folder of a `Checkpoints`; a run may be writing to it.
-      target: pytree of jax.ShapeDtypeStruct, as the state's "variables". Leaves without a
-        sharding are placed on the first local device.
+      target: pytree of jax.ShapeDtypeStruct with shardings, as the state's "variables".
       step: see `find_step`.
 
     Raises:
@@ -192,10 +191,6 @@ def restore_variables(
       ValueError: the checkpoint is damaged, or its arrays differ from the target's.
     """
     chosen = find_step(directory, step)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), target
-    )
     folder = pathlib.Path(directory).absolute() / str(chosen)
     return _read(folder, {"variables": target}, variables_only=True)["variables"], chosen
 
