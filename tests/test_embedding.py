@@ -185,21 +185,13 @@ def parts():
     return fused.make_parts()
 
 
-def sides(queries=11, images=17):
-    return Retrieval(fused.records(queries, 1, 0), fused.records(images, 0, 1))
-
-
-def options(mesh, **changes):
-    return dict(mesh=mesh, image_size=fused.SIZE, batch_size=8) | changes
-
-
 @each("memory_bytes", [1, 300, 1 << 30])  # one row, some, all
 @each("shape", [(11, 17), (17, 11), (5, 5)])
 def test_accumulated_sums_are_those_of_loops(parts, shape, memory_bytes):
     embed, variables, mesh = parts
-    retrieval = sides(*shape)
+    retrieval = fused.sides(*shape)
     found = embedding.accumulate(
-        embed, variables, retrieval, FUSIONS, memory_bytes=memory_bytes, **options(mesh)
+        embed, variables, retrieval, FUSIONS, memory_bytes=memory_bytes, **fused.options(mesh)
     )
     query, gallery = map(naive, retrieval)
     assert list(found.similarity) == list(FUSIONS), "the headline comes first"
@@ -217,7 +209,7 @@ def test_both_sides_may_hold_both_modalities(parts):
     mixed = fused.records(9, 0, 2)
     mixed.modality[[1, 4, 5]] = INFRARED
     retrieval = Retrieval(mixed, fused.records(12, 1, 3))
-    found = embedding.accumulate(embed, variables, retrieval, FUSIONS, **options(mesh))
+    found = embedding.accumulate(embed, variables, retrieval, FUSIONS, **fused.options(mesh))
     query, gallery = map(naive, retrieval)
     expected = query["a"] @ gallery["a"].T + query["b"] @ gallery["b"].T
     np.testing.assert_allclose(found.similarity["sum"], expected, atol=2e-6)
@@ -225,8 +217,10 @@ def test_both_sides_may_hold_both_modalities(parts):
 
 def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
     embed, variables, mesh = parts
-    retrieval = sides()
-    found = embedding.accumulate(embed, variables, retrieval, FUSIONS, flip=True, **options(mesh))
+    retrieval = fused.sides()
+    found = embedding.accumulate(
+        embed, variables, retrieval, FUSIONS, flip=True, **fused.options(mesh)
+    )
     both = [
         {
             n: (x + m) / 2
@@ -242,9 +236,9 @@ def test_with_mirror_images_vectors_are_added_and_not_scaled_again(parts):
 
 
 def test_stored_vectors_have_the_sums_as_inner_products():
-    found = [embedding.join(naive(side), FUSIONS) for side in sides()]
+    found = [embedding.join(naive(side), FUSIONS) for side in fused.sides()]
     assert list(found[0]) == ["sum", "weighted", "plain"]
-    query, gallery = map(naive, sides())
+    query, gallery = map(naive, fused.sides())
     for row, weights in FUSIONS.items():
         expected = sum(w * query[p] @ gallery[p].T for p, w in weights.items())
         np.testing.assert_allclose(found[0][row] @ found[1][row].T, expected, atol=1e-6)

@@ -9,27 +9,24 @@ import jax
 import numpy as np
 import pytest
 
-from tests import test_fused as few
+from tests.support import fused
 from tests.support.pods import pod
 from vireid_jax import embedding
-from vireid_jax.runtime import devices, processes
-from vireid_jax.types import Method
+from vireid_jax.runtime import processes
 
 
 def main(out):
     """Stores features and sums of similarities of random images in OUT.<process>.npz."""
     processes.start(out + ".run")
-    mesh = devices.make_mesh()
-    method = Method(lambda key: few.VARIABLES, None, few.embed_images, fusions=few.FUSIONS)
-    embed, variables = embedding.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
-    options = few.options(mesh)
-    query, _ = few.sides()  # 11 and 17: neither divides over the devices
+    embed, variables, mesh = fused.make_parts()
+    options = fused.options(mesh)
+    query, _ = fused.sides()  # 11 and 17: neither divides over the devices
     stored = {
         f"query {k}": v
         for k, v in embedding.embed_records(embed, variables, query, **options).items()
     }
     found = embedding.accumulate(
-        embed, variables, few.sides(), few.FUSIONS, flip=True, memory_bytes=300, **options
+        embed, variables, fused.sides(), fused.FUSIONS, flip=True, memory_bytes=300, **options
     )
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
     np.savez(f"{out}.{jax.process_index()}.npz", **stored)

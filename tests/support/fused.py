@@ -5,7 +5,7 @@ import numpy as np
 from vireid_jax import embedding
 from vireid_jax.data.augment import MEAN, STD
 from vireid_jax.runtime import devices
-from vireid_jax.types import INFRARED, Method, Records
+from vireid_jax.types import INFRARED, Method, Records, Retrieval
 
 SIZE = (16, 16)  # the least that can be corrupted
 PIXELS = SIZE[0] * SIZE[1] * 3
@@ -44,6 +44,14 @@ def records(count, modality, seed):
         np.full(count, modality, np.int8),
         [f"cam{modality}/{n % 5:04d}/{n:04d}" for n in range(count)],
     )
+
+
+def sides(queries=11, images=17):
+    return Retrieval(records(queries, 1, 0), records(images, 0, 1))
+
+
+def options(mesh):
+    return dict(mesh=mesh, image_size=SIZE, batch_size=8)
 
 
 def make_parts():
