@@ -446,7 +446,7 @@ def paired(records: Records, rows: np.ndarray, least: int = 1) -> np.ndarray:
         mine = records.person[rows & (records.modality == modality)]
         persons, counts = np.unique(mine, return_counts=True)
         enough.append(persons[counts >= least])
-    return np.intersect1d(*enough)
+    return np.intersect1d(enough[0], enough[1])
 
 
 def spread(persons: np.ndarray, count: int) -> np.ndarray:
