@@ -1,11 +1,11 @@
-"""IDKL (Ren and Zhang, CVPR 2024) in PyTorch: network, terms, one training step.
+"""IDKL (Ren and Zhang, CVPR 2024) in PyTorch: network and terms.
 
 Written from the paper's equations, and for what it calls "official" from what the released code
 (1KK077/IDKL at 8676b62) computes. The network always sees a batch in that code's order, infrared
 and visible images in turn, infrared first; see `idkl_losses`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -133,21 +133,17 @@ class IDKL(nn.Module):
         out["confuser"] = self.confuser_neck(x)
         return out
 
-    @torch.no_grad()
-    def embed(self, images: torch.Tensor) -> Tensors:
-        """Test features: of the shared branch, after its neck ("bn") and before."""
-        training = self.training
-        self.eval()
+    def embed(self, images: torch.Tensor, modality: int) -> Tensors:
+        """Features of the shared branch, after its neck ("bn") and before."""
         f = gem(self.backbone(images)[0][-1])
-        z = self.head("sh", f)[0]
-        self.train(training)
-        return {"bn": z, "pool": f}
+        return {"bn": self.head("sh", f)[0], "pool": f}
 
     # --- Objective -----------------------------------------------------------------------
 
-    def terms(self, images: Sequence[torch.Tensor], labels: torch.Tensor) -> Tensors:
+    def terms(self, batch: Tensors, step: int) -> Tensors:
         """The unweighted terms whose weight is not 0; images visible and infrared [N, 3, H, W]."""
-        out = self(losses.released_order(torch.stack(list(images), 1)))
+        images, labels = [batch["visible"], batch["infrared"]], batch["label"]
+        out = self(losses.released_order(torch.stack(images, 1)))
         person, t = labels.repeat_interleave(2), losses.released_labels(len(labels))
         found = (released_terms if self.official else paper_terms)(self, out, person, t)
         return {k: v for k, v in found.items() if self.weight(k)}
@@ -172,7 +168,7 @@ class IDKL(nn.Module):
             weight = o[f"{term}_weight"]
         return weight
 
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """Eq. (21)."""
         return torch.stack([self.weight(k) * v for k, v in terms.items()]).sum()
 
@@ -244,21 +240,3 @@ def released_terms(
         + losses.bg_kl(block(z[i]), block(z_p[i])),
         "mdr_csa_block": losses.bg_kl(block(z[v]), block(z[i])),
     }
-
-
-# --- Training ----------------------------------------------------------------------------
-
-
-def train_step(
-    model: IDKL,
-    optimizer: torch.optim.Optimizer,
-    images: Sequence[torch.Tensor],
-    labels: torch.Tensor,
-) -> Tensors:
-    """One step on eq. (21); returns terms and total."""
-    optimizer.zero_grad()
-    terms = model.terms(images, labels)
-    total = model.total(terms)
-    total.backward()
-    optimizer.step()
-    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}
