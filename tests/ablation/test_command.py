@@ -20,6 +20,7 @@ from vireid_jax.runtime import EXIT_PREEMPTED
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE, SEEDS = "smcl/1", ("--seeds", "0", "1")
+ONE = (TABLE, "--seeds", "0", "--rows", "b")
 PATIENCE = 60  # seconds that a stand-in may take to start on a busy machine
 
 
@@ -71,12 +72,6 @@ def test_a_table_is_trained_once(ablation, tmp_path, starts, capsys):
     assert list(starts().values()) == [["train"]] * 12, "the third seed is"
 
 
-def test_changed_settings_are_other_cells(ablation, tmp_path, starts):
-    assert ablation(TABLE, "--seeds", "0") == 0
-    assert ablation(TABLE, "--seeds", "0", "--config.train.epochs=3") == 0
-    assert list(starts().values()) == [["train"]] * 8
-
-
 def test_corrupted_images_are_scored_on_the_same_training(ablation, tmp_path, starts):
     assert ablation("mun/5", "--seeds", "0", "--rows", "b", "smcl") == 0
     assert list(starts().values()) == [["train", "eval"]] * 2
@@ -90,10 +85,12 @@ def test_corrupted_images_are_scored_on_the_same_training(ablation, tmp_path, st
     assert float(read(tmp_path, "mun-1")["b", "mAP"]["mean"]) == pytest.approx(expected)
 
 
-def test_another_number_of_draws_is_scored_and_not_trained(ablation, tmp_path, starts):
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "--config.eval.trials=2") == 0
+def test_other_settings_are_other_cells_or_other_scores(ablation, starts):
+    assert ablation(*ONE) == 0
+    assert ablation(*ONE, "--config.eval.trials=2") == 0
     assert list(starts().values()) == [["train", "eval"]]
+    assert ablation(*ONE, "--config.train.epochs=3") == 0
+    assert sorted(starts().values()) == [["train"], ["train", "eval"]]
 
 
 def test_a_failing_cell_does_not_keep_others(ablation, tmp_path, starts, monkeypatch, capsys):
@@ -111,10 +108,14 @@ def test_a_failing_cell_does_not_keep_others(ablation, tmp_path, starts, monkeyp
     assert log.read_text().count("it starts") == 2
 
 
-def test_a_process_that_leaves_no_result_has_failed(ablation, monkeypatch, capsys):
-    ask(monkeypatch, nothing=["/b:"])
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 1
-    assert "holds no results although" in capsys.readouterr().err
+def test_a_cell_without_an_end_or_a_result_has_failed(ablation, monkeypatch, capsys):
+    for how, message in (
+        ({"nothing": ["/b:"]}, "holds no results although"),
+        ({"killed": ["/b:"]}, "failed: smcl/1/b, seed 0: killed by signal 9; the end of"),
+    ):
+        ask(monkeypatch, **how)
+        assert ablation(*ONE) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypatch, capsys):
@@ -128,6 +129,23 @@ def test_a_preempted_cell_stops_the_command(ablation, tmp_path, starts, monkeypa
     assert read(tmp_path)["b", "mAP"]["n"] == "2"
 
 
+def send_when(folder, moments, signum):
+    """A thread that sends the signal each time that so many cells have left such a file."""
+
+    def send():
+        limit = time.monotonic() + PATIENCE
+        for name, count in moments:
+            while len(list(folder.glob(f"cells/*/*/{name}"))) < count:
+                if time.monotonic() > limit:
+                    break
+                time.sleep(0.02)
+            os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130), (signal.SIGHUP, 42)]
 )
@@ -137,46 +155,26 @@ def test_a_signal_is_passed_on_and_the_command_can_be_repeated(
     ask(monkeypatch, wait=["/b:", "/it:"])
     heard(signum)
     before = signal.getsignal(signum)
-
-    def send():
-        limit = time.monotonic() + PATIENCE
-        while len(list(tmp_path.glob("cells/*/*/waits"))) < 2 and time.monotonic() < limit:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signum)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "it", "--jobs", "2") == code
+    sender = send_when(tmp_path, [("waits", 2)], signum)
+    assert ablation(*ONE, "it", "--jobs", "2") == code
     sender.join()
     assert len(list(tmp_path.glob("cells/*/*/saved"))) == 2, "both have saved"
     assert signal.getsignal(signum) == before
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "it", "--jobs", "2") == 0
+    assert ablation(*ONE, "it", "--jobs", "2") == 0
     assert list(starts().values()) == [["train"] * 2] * 2
 
 
 def test_ctrl_c_again_ends_at_once(ablation, tmp_path, monkeypatch, heard):
     ask(monkeypatch, stubborn=["/b:"])
     heard(signal.SIGINT)
-
-    def wait_for(name):
-        limit = time.monotonic() + PATIENCE
-        while not list(tmp_path.glob(f"cells/*/*/{name}")) and time.monotonic() < limit:
-            time.sleep(0.02)
-
-    def send():
-        for name in ("waits", "saved"):
-            wait_for(name)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 130
+    sender = send_when(tmp_path, [("waits", 1), ("saved", 1)], signal.SIGINT)
+    assert ablation(*ONE) == 130
     sender.join()
 
 
 def test_a_cell_of_another_command_is_left_alone(ablation, tmp_path, starts, monkeypatch, capsys):
     """A process outlives a command that is killed, and holds its cell."""
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    assert ablation(*ONE) == 0
     (folder,) = starts()
     (folder / "trained.json").unlink()
     code = (
@@ -188,7 +186,7 @@ def test_a_cell_of_another_command_is_left_alone(ablation, tmp_path, starts, mon
     )
     try:
         assert holder.stdout.readline() == b"held\n"
-        assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh") == 1
+        assert ablation(*ONE, "ceh") == 1
     finally:
         holder.terminate()
         holder.wait()
@@ -197,18 +195,17 @@ def test_a_cell_of_another_command_is_left_alone(ablation, tmp_path, starts, mon
     assert sorted(starts().values()) == [["train"]] * 2, "the other row was trained"
 
 
-def test_show_trains_nothing(ablation, tmp_path, starts):
-    assert ablation(TABLE, "--show") == 0
-    assert starts() == {} and read(tmp_path)["b", "mAP"]["n"] == "0"
-
-
-def test_a_page_is_filled(ablation, tmp_path, capsys):
+def test_show_trains_nothing_and_fills_a_page(ablation, tmp_path, starts, capsys):
+    """Tables say by which command they were made, without how and where it is shown."""
     path = tmp_path / "page.md"
     path.write_text("# Tables\n<!-- table: smcl-1 -->\n<!-- end -->\n")
-    arguments = ("--seeds", "0", "--rows", "b", "--page", str(path))
-    assert ablation(TABLE, "smcl/2", *arguments) == 0
+    shown = ("--jobs", "1", "--show", "--page", str(path), "--jobs=2", f"--page={path}")
+    assert ablation(TABLE, "smcl/2", *shown, "--seeds", "0") == 0
+    assert starts() == {} and read(tmp_path)["b", "mAP"]["n"] == "0"
     assert "| B + CEHL | - |" in path.read_text()
     assert "has no place <!-- table: smcl-2 -->" in capsys.readouterr().err
+    made = f"Made by `python -m vireid_jax.ablation smcl/1 smcl/2 --seeds 0 --folder {tmp_path}`."
+    assert made in (tmp_path / "smcl-1.md").read_text() and made in path.read_text()
 
 
 WRONG = [
@@ -247,21 +244,6 @@ def test_tables_may_be_on_both_sides_of_an_option(capsys):
     assert "smcl/1  components" in out and "mun/1  components" in out
 
 
-def test_made_by_is_the_command_without_how_and_where_it_is_shown(ablation, tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("<!-- table: smcl-1 -->\n<!-- end -->\n")
-    shown = ("--jobs", "1", "--show", "--page", str(path), "--jobs=2", f"--page={path}")
-    assert ablation(TABLE, *shown, "--seeds", "0") == 0
-    made = f"Made by `python -m vireid_jax.ablation smcl/1 --seeds 0 --folder {tmp_path}`."
-    assert made in (tmp_path / "smcl-1.md").read_text() and made in path.read_text()
-
-
-def test_a_killed_cell_has_failed(ablation, monkeypatch, capsys):
-    ask(monkeypatch, killed=["/b:"])
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh") == 1
-    assert "failed: smcl/1/b, seed 0: killed by signal 9; the end of" in capsys.readouterr().err
-
-
 def test_tables_that_cannot_be_written_do_not_end_cells(
     ablation, tmp_path, starts, monkeypatch, capsys
 ):
@@ -274,7 +256,7 @@ def test_tables_that_cannot_be_written_do_not_end_cells(
         real(*args)
 
     monkeypatch.setattr(page, "write", write)
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b", "ceh", "--jobs", "1") == 0
+    assert ablation(*ONE, "ceh", "--jobs", "1") == 0
     assert "tables are not written for now: " in capsys.readouterr().err
     assert list(starts().values()) == [["train"]] * 2
     assert read(tmp_path)["ceh", "mAP"]["n"] == "1"
@@ -292,14 +274,14 @@ def test_a_folder_that_cannot_be_made_is_told(stand_in, tmp_path, capsys):
 
 
 def test_what_is_not_json_is_named(ablation, starts, capsys):
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    assert ablation(*ONE) == 0
     (folder,) = starts()
     (path,) = folder.glob("eval/50/*.json")
     path.write_text("{")
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 1
+    assert ablation(*ONE) == 1
     assert f"{path} cannot be read: Expecting" in capsys.readouterr().err
     path.unlink()
-    assert ablation(TABLE, "--seeds", "0", "--rows", "b") == 0
+    assert ablation(*ONE) == 0
     assert list(starts().values()) == [["train", "eval"]]
 
 
@@ -345,9 +327,6 @@ def test_the_environment_of_the_processes(monkeypatch):
         assert (words <= set(env["XLA_FLAGS"].split())) is flags, (backend, jobs)
         assert float(env.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0)) == fraction, (backend, jobs)
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
-
-
-def test_a_tpu_runs_one_process_at_a_time():
     with pytest.raises(ValueError, match="--jobs is 2; a TPU"):
         command.environment("tpu", 2)
 
@@ -369,11 +348,8 @@ def test_a_row_is_trained_and_scored_by_the_real_command(tmp_path, monkeypatch):
     argv = ["mun/5", "--rows", "smcl", "--seeds", "3", "--folder", str(tmp_path), *words]
     assert command.main(argv) == 0
     line = read(tmp_path, "mun-5")["smcl", "mAP"]
-    assert 0 < float(line["mean"]) <= 1 and (line["n"], line["seeds"], line["std"]) == (
-        "1",
-        "3",
-        "",
-    )
+    assert 0 < float(line["mean"]) <= 1
+    assert (line["n"], line["seeds"], line["std"]) == ("1", "3", "")
     (folder,) = tmp_path.glob("cells/smcl_synthetic-*/seed3")
     assert json.loads((folder / "config.json").read_text())["seed"] == 3
     saved = [json.loads(path.read_text()) for path in folder.glob("eval/2/*.json")]

@@ -9,36 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import common, idkl, pdm, tables
+from configs import common, tables
 from vireid_jax.ablation import cells
 from vireid_jax.methods import get_build
 from vireid_jax.methods.common import with_backbone
 
-SWEEP = ["0", "0.1", "0.2", "0.4", "0.6", "0.8", "1"]
 FACTS = dict(
     num_classes=7, steps_per_epoch=10, num_steps=100, num_ids=4, num_instances=2, second_view=False
 )
-
-
-def test_the_tables_have_the_rows_of_the_papers():
-    assert {name: list(table.rows) for name, table in tables.TABLES.items()} == {
-        "smcl/1": ["b", "ceh", "ceh_adsl", "it"],
-        "smcl/2": ["none", "x", "gray", "syncretic"],
-        "smcl/4": ["bh_tri", "bdtr", "bicenter", "hc_tri", "adsl"],
-        "mun/1": ["b", "aux", "idc", "idc_ia", "idc_ma", "all"],
-        "mun/2": ["x", "mixed", "syncretic", "mun"],
-        "mun/3": ["neither", "prototype", "bridge", "both"],
-        "mun/5": ["smcl", "b", "aux", "idc", "ia", "ma"],
-        "idkl/4": ["b", "tgsa", "ip_tgsa", "ip_csa", "ip_mdr", "all"],
-        "idkl/5a": SWEEP,
-        "idkl/5b": SWEEP,
-        "idkl/5c": SWEEP,
-        "idkl/presets": ["paper", "official"],
-        "pdm/2": ["b", "plm", "plm_mfgm", "plm_mfgm_ch", "plm_mfgm_dcs", "mfgm", "all"],
-        "pdm/3": ["6", "8", "10", "12"],
-        "pdm/presets": ["code", "paper"],
-        "methods/1": ["agw", "caj", "deen", "smcl", "mun", "idkl", "pdm"],
-    }
 
 
 @pytest.mark.parametrize("table", tables.TABLES)
@@ -75,75 +53,44 @@ def test_the_method_of_a_row_can_be_built(table):
             raise AssertionError(f"{table}/{row}:{dataset}") from error
 
 
-def values(arg, *keys):
-    method = tables.get_config(arg).method
-    return tuple(method[key] for key in keys)
-
-
-def test_smcl_rows_are_what_the_paper_says():
-    """Table 1: margin, metric losses, from which epoch."""
-    keys = ("auxiliary", "id_margin", "metric_weight", "metric_from_epoch")
-    assert values("smcl/1/b:sysu", *keys)[:3] == ("syncretic", 0.0, 0.0)
-    assert values("smcl/1/ceh:sysu", *keys)[:3] == ("syncretic", 4.0, 0.0)
-    assert values("smcl/1/ceh_adsl:sysu", *keys) == ("syncretic", 4.0, 0.5, 0.0)
-    assert values("smcl/1/it:sysu", *keys) == ("syncretic", 4.0, 0.5, 220.0)
-    assert values("smcl/1/it:regdb", *keys) == ("syncretic", 1.0, 0.5, 120.0)
-    auxiliaries = [values(f"smcl/2/{r}", "auxiliary")[0] for r in tables.TABLES["smcl/2"].rows]
-    assert auxiliaries == ["none", "x", "gray", "syncretic"]
-    for metric in tables.TABLES["smcl/4"].rows:
-        assert values(f"smcl/4/{metric}:sysu", "metric", *keys[2:]) == (metric, 0.5, 220.0)
-
-
-def test_mun_rows_are_what_the_paper_says():
-    keys = ("auxiliary", "ida_weight", "idc_weight", "ia_weight", "ma_weight")
-    rows = {row: values(f"mun/1/{row}:sysu", *keys) for row in tables.TABLES["mun/1"].rows}
-    assert rows == {
+# Of a table: options of the method, then what each of its rows has of them on SYSU-MM01.
+SETTINGS = {
+    ("smcl/1", "auxiliary id_margin metric_weight"): {
+        "b": ("syncretic", 0.0, 0.0),
+        "ceh": ("syncretic", 4.0, 0.0),
+        "ceh_adsl": ("syncretic", 4.0, 0.5),
+        "it": ("syncretic", 4.0, 0.5),
+    },
+    ("smcl/2", "auxiliary"): {k: (k,) for k in ("none", "x", "gray", "syncretic")},
+    ("smcl/4", "metric metric_weight metric_from_epoch"): {
+        k: (k, 0.5, 220.0) for k in ("bh_tri", "bdtr", "bicenter", "hc_tri", "adsl")
+    },
+    ("mun/1", "auxiliary ida_weight idc_weight ia_weight ma_weight"): {
         "b": ("none", 0, 0, 0, 0),
         "aux": ("mun", 1, 0, 0, 0),
         "idc": ("mun", 0, 0.25, 0, 0),
         "idc_ia": ("mun", 0, 0.25, 0.5, 0),
         "idc_ma": ("mun", 0, 0.25, 0, 0.008),
         "all": ("mun", 0, 0.25, 0.5, 0.008),
-    }
-    same = {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia", "ma": "all"}
-    for corrupted, clean in same.items():
-        assert values(f"mun/5/{corrupted}:sysu", *keys) == rows[clean]
-    kinds = [values(f"mun/2/{row}", "auxiliary")[0] for row in tables.TABLES["mun/2"].rows]
-    assert kinds == ["x", "mixed", "syncretic", "mun"]
-    scheme = ("prototypes", "bridge")
-    assert values("mun/3/neither", *scheme) == (False, False)
-    assert values("mun/3/prototype", *scheme) == (True, False)
-    assert values("mun/3/bridge", *scheme) == (False, True)
-    assert values("mun/3/both", *scheme) == (True, True)
-
-
-def test_idkl_rows_are_what_the_paper_says():
-    """Table 4: what each row has of L_ip, L_tgsa, L_csa and the two parts of L_mdr."""
-    keys = ("purifier", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
-    rows = {row: values(f"idkl/4/{row}:sysu", *keys) for row in tables.TABLES["idkl/4"].rows}
-    assert rows == {
+    },
+    ("mun/2", "auxiliary"): {k: (k,) for k in ("x", "mixed", "syncretic", "mun")},
+    ("mun/3", "prototypes bridge"): {
+        "neither": (False, False),
+        "prototype": (True, False),
+        "bridge": (False, True),
+        "both": (True, True),
+    },
+    # Table 4: what each row has of L_ip, L_tgsa, L_csa and the two parts of L_mdr.
+    ("idkl/4", "purifier tgsa_weight csa_weight mdr_tgsa_weight mdr_csa_weight"): {
         "b": (False, 0, 0, 0, 0),
         "tgsa": (False, 0.6, 0, 0, 0),
         "ip_tgsa": (True, 0.6, 0, 0, 0),
         "ip_csa": (True, 0, 0.8, 0, 0),
         "ip_mdr": (True, 0, 0, 1, 1),
         "all": (True, 0.6, 0.8, 1, 1),
-    }
-    # Figure 5: one weight runs, the others stay at their best.
-    weights = ("ip_weight", "tgsa_weight", "csa_weight")
-    for place, (table, best) in enumerate({"idkl/5a": 0.1, "idkl/5b": 0.6, "idkl/5c": 0.8}.items()):
-        for row, spec in tables.TABLES[table].rows.items():
-            expected = [0.1, 0.6, 0.8]
-            expected[place] = float(row)
-            assert values(f"{table}/{row}:sysu", *weights) == tuple(expected)
-            assert bool(spec.paper) == (float(row) == best)
-
-
-def test_pdm_rows_are_what_the_paper_says():
-    """Table II: PLM, MFGM, L_ch and L_dcs; table III: the number of prototypes."""
-    keys = ("num_prototypes", "branches", "ch_weight", "dcs_weight")
-    rows = {row: values(f"pdm/2/{row}:sysu", *keys) for row in tables.TABLES["pdm/2"].rows}
-    assert rows == {
+    },
+    # Table II: PLM, MFGM, L_ch and L_dcs; table III: the number of prototypes.
+    ("pdm/2", "num_prototypes branches ch_weight dcs_weight"): {
         "b": (0, 0, 0, 0),
         "plm": (10, 0, 0, 0),
         "plm_mfgm": (10, 2, 0, 0),
@@ -151,21 +98,44 @@ def test_pdm_rows_are_what_the_paper_says():
         "plm_mfgm_dcs": (10, 2, 0, 1),
         "mfgm": (0, 2, 0, 0),
         "all": (10, 2, 0.25, 1),
-    }
-    for row in tables.TABLES["pdm/3"].rows:
-        assert values(f"pdm/3/{row}:sysu", *keys) == (int(row), 2, 0.25, 1)
+    },
+    ("pdm/3", "num_prototypes branches ch_weight dcs_weight"): {
+        n: (int(n), 2, 0.25, 1) for n in ("6", "8", "10", "12")
+    },
+}
 
 
-def test_the_presets_are_the_recipes_on_every_data_set():
-    for method, dataset in itertools.product((idkl, pdm), common.DATASETS):
-        name = method.__name__.split(".")[-1]
-        for preset in method.PRESETS:
-            found = tables.get_config(f"{name}/presets/{preset}:{dataset}").to_dict()
-            recipe = method.get_config(f"{dataset},{preset}").to_dict()
-            assert found | {"run_name": recipe["run_name"]} == recipe, (name, preset, dataset)
+def values(arg, keys):
+    method = tables.get_config(arg).method
+    return tuple(method[key] for key in keys.split())
 
 
-# As printed: rank-1 and mAP on SYSU-MM01, then on RegDB.
+def test_rows_are_what_the_papers_say():
+    for (table, keys), rows in SETTINGS.items():
+        found = {row: values(f"{table}/{row}:sysu", keys) for row in tables.TABLES[table].rows}
+        assert found == rows, (table, keys)
+    starts = {"smcl/1/ceh_adsl:sysu": 0.0, "smcl/1/it:sysu": 220.0, "smcl/1/it:regdb": 120.0}
+    assert {row: values(row, "metric_from_epoch")[0] for row in starts} == starts
+    assert values("smcl/1/it:regdb", "id_margin") == (1.0,)
+    # Table 5 of MUN has rows of table 1.
+    ((_, keys),) = [key for key in SETTINGS if key[0] == "mun/1"]
+    same = {"b": "b", "aux": "aux", "idc": "idc", "ia": "idc_ia", "ma": "all"}
+    for row, clean in same.items():
+        assert values(f"mun/5/{row}:sysu", keys) == SETTINGS["mun/1", keys][clean]
+
+
+def test_the_sweeps_of_figure_5():
+    """One weight runs, the others stay at their best."""
+    for place, (table, best) in enumerate({"idkl/5a": 0.1, "idkl/5b": 0.6, "idkl/5c": 0.8}.items()):
+        for row, spec in tables.TABLES[table].rows.items():
+            expected = [0.1, 0.6, 0.8]
+            expected[place] = float(row)
+            found = values(f"{table}/{row}:sysu", "ip_weight tgsa_weight csa_weight")
+            assert found == tuple(expected)
+            assert bool(spec.paper) == (float(row) == best)
+
+
+# As printed: rank-1 and mAP on SYSU-MM01, then on RegDB; of sweeps the best value's alone.
 PRINTED = {
     "smcl/1": """
         b 57.00 55.49 75.77 70.52, ceh 59.97 56.01 77.52 73.40,
@@ -200,33 +170,33 @@ PRINTED = {
         b 67.60 66.47, tgsa 68.38 67.30, ip_tgsa 76.40 74.83, ip_csa 76.28 74.34,
         ip_mdr 77.04 75.66, all 81.42 79.85
     """,
-    "idkl/5a": "0.1 81.42 79.85",
-    "idkl/5b": "0.6 81.42 79.85",
-    "idkl/5c": "0.8 81.42 79.85",
+    "idkl/5a": "0, 0.1 81.42 79.85, 0.2, 0.4, 0.6, 0.8, 1",
+    "idkl/5b": "0, 0.1, 0.2, 0.4, 0.6 81.42 79.85, 0.8, 1",
+    "idkl/5c": "0, 0.1, 0.2, 0.4, 0.6, 0.8 81.42 79.85, 1",
+    "idkl/presets": "paper, official",
     "pdm/2": """
         b 64.7 62.0, plm 71.6 66.9, plm_mfgm 73.0 70.2, plm_mfgm_ch 75.7 72.2,
         plm_mfgm_dcs 75.6 71.4, mfgm 74.2 70.9, all 79.3 76.3
     """,
     "pdm/3": "6 78.4 75.2, 8 78.6 75.6, 10 79.3 76.3, 12 78.1 75.8",
+    "pdm/presets": "code, paper",
     "methods/1": """
         agw 47.50 47.65 70.05 66.37, caj 69.88 66.89 85.03 79.14, deen 74.7 71.8 91.1 85.1,
         smcl 67.39 61.78 83.93 79.83, mun 76.24 73.81 95.19 87.15, idkl 81.42 79.85 94.72 90.19,
         pdm 79.3 76.3
     """,
 }
-# Sweeps have the best values' alone, and presets none.
-UNPRINTED = ("idkl/5a", "idkl/5b", "idkl/5c", "idkl/presets", "pdm/presets")
 
 
-def test_the_papers_numbers():
+def test_the_tables_have_the_rows_and_numbers_of_the_papers():
     found = {
-        f"{name} {row}": [n for data in ("sysu", "regdb") for n in spec.paper.get(data, ())]
+        (name, row): [n for data in ("sysu", "regdb") for n in spec.paper.get(data, ())]
         for name, table in tables.TABLES.items()
         for row, spec in table.rows.items()
-        if spec.paper or name not in UNPRINTED
     }
     rows = [(table, row.split()) for table, text in PRINTED.items() for row in text.split(",")]
-    assert found == {f"{table} {row}": [*map(float, n)] for table, (row, *n) in rows}
+    expected = {(table, row): [*map(float, numbers)] for table, (row, *numbers) in rows}
+    assert found == expected and list(found) == list(expected), "in the papers' order"
 
 
 def test_the_share_of_the_epochs_follows_their_number():
@@ -278,7 +248,7 @@ RAW, IP, MDR = (
 MFGM = {"cpm", "ort"}
 _SYNCRETIC = {"id_syncretic"}
 TERMS = {
-    # Of weight 0: see test_smcl_rows_are_what_the_paper_says.
+    # Of weight 0: see SETTINGS.
     "smcl/1": dict.fromkeys(("b", "ceh", "ceh_adsl", "it"), _SYNCRETIC | ADSL),
     "smcl/2": {
         "none": {"global_center"},

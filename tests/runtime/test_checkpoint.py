@@ -5,10 +5,8 @@ import logging
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import zlib
 from typing import NamedTuple
 
@@ -31,10 +29,7 @@ class State(NamedTuple):
     optimizer: tuple
 
 
-REPLICATED = P()
-
-
-def sharding(devices=4, spec=REPLICATED):
+def sharding(devices=4, spec=P()):  # noqa: B008
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
     return jax.sharding.NamedSharding(mesh, spec)
 
@@ -88,13 +83,19 @@ def make(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
-    """A folder with steps 1 and 2, for tests that break copies of it."""
+    """A folder with steps 1 and 2."""
     folder = tmp_path_factory.mktemp("two") / "ckpt"
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, make_state(1), metrics={"mAP": 0.5})
     checkpoints.save(2, make_state(2), metrics={"mAP": 0.4})
     checkpoints.close()
     return folder
+
+
+@pytest.fixture
+def folder(two_steps, tmp_path):
+    """A copy of it, to break."""
+    return shutil.copytree(two_steps, tmp_path / "ckpt")
 
 
 def test_a_save_compiles_nothing(tmp_path):
@@ -134,18 +135,17 @@ def test_round_trip_is_exact_and_survives_donation(make):
     assert all(x.sharding == sharding() for x in jax.tree.leaves(restored))
 
 
-@pytest.mark.parametrize(
-    ("save_on", "restore_on"),
-    [((4, P()), (1, P())), ((1, P()), (4, P("data"))), ((4, P("data")), (2, P()))],
-)
-def test_restores_on_other_devices(make, save_on, restore_on):
+def test_restores_on_other_devices(make, tmp_path):
     tree = {"variables": {"params": {"w": np.arange(64, dtype=np.float32).reshape(8, 8)}}}
-    state = jax.device_put(tree, sharding(*save_on))
-    make().save(1, state, wait=True)
-    where = sharding(*restore_on)
-    restored, _ = make().restore(abstract(state, where))
-    assert same_bits(restored, tree)
-    assert jax.tree.leaves(restored)[0].sharding == where
+    places = ((4, P()), (1, P())), ((1, P()), (4, P("data"))), ((4, P("data")), (2, P()))
+    for n, (save_on, restore_on) in enumerate(places):
+        state = jax.device_put(tree, sharding(*save_on))
+        checkpoints = make(tmp_path / str(n))
+        checkpoints.save(1, state, wait=True)
+        where = sharding(*restore_on)
+        restored, _ = checkpoints.restore(abstract(state, where))
+        assert same_bits(restored, tree), n
+        assert jax.tree.leaves(restored)[0].sharding == where, n
 
 
 def test_keeps_the_newest_and_the_best(make):
@@ -231,17 +231,16 @@ DAMAGE = {
 }
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("delete", "empty", "zeros")]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in DAMAGE if kind != "flip one bit"]
 
 
-@pytest.mark.parametrize("kind", ["truncate", "flip one bit", *SLOW])
+@pytest.mark.parametrize("kind", ["flip one bit", *SLOW])
 def test_damage_to_any_file_is_harmless_or_found(two_steps, tmp_path, kind, caplog):
-    files = [p.relative_to(two_steps) for p in sorted((two_steps / "2").rglob("*")) if p.is_file()]
-    assert len(files) > 15
+    names = [p.relative_to(two_steps) for p in sorted((two_steps / "2").rglob("*")) if p.is_file()]
+    assert len(names) > 15
     set_aside = []
-    for n, name in enumerate(files):
-        folder = tmp_path / str(n)
-        shutil.copytree(two_steps, folder)
+    for n, name in enumerate(names):
+        folder = shutil.copytree(two_steps, tmp_path / str(n))
         DAMAGE[kind](folder / name)
         damaged = snapshot(folder / "2")
         caplog.clear()
@@ -254,26 +253,23 @@ def test_damage_to_any_file_is_harmless_or_found(two_steps, tmp_path, kind, capl
         assert step == 1 and checkpoints.steps() == [1] and checkpoints.best() == 1
         assert "checkpoint 2 is damaged" in caplog.text and "trying step 1" in caplog.text
         assert snapshot(folder / "damaged" / "2") == damaged, "moved, not changed"
-        # Training comes by step 2 again.
-        checkpoints.save(2, make_state(2), wait=True)
-        assert same_bits(checkpoints.restore(abstract(make_state()))[0], make_state(2))
-        checkpoints.close()
     assert len(set_aside) >= 5, "arrays, their index and the manifest are all needed"
+    # Training comes by step 2 again.
+    checkpoints = Checkpoints(tmp_path / str(names.index(set_aside[-1])))
+    checkpoints.save(2, make_state(2), wait=True)
+    assert same_bits(checkpoints.restore(abstract(make_state()))[0], make_state(2))
 
 
-def test_wrong_numbers_in_sound_files_are_found(two_steps, tmp_path, caplog):
+def test_wrong_numbers_in_sound_files_are_found(folder, caplog):
     # Orbax has no objection to a step that holds another step's arrays.
-    shutil.copytree(two_steps, tmp_path / "ckpt")
-    shutil.rmtree(tmp_path / "ckpt/2/variables")
-    shutil.copytree(tmp_path / "ckpt/1/variables", tmp_path / "ckpt/2/variables")
-    restored, step = Checkpoints(tmp_path / "ckpt").restore(abstract(make_state()))
+    shutil.rmtree(folder / "2/variables")
+    shutil.copytree(folder / "1/variables", folder / "2/variables")
+    restored, step = Checkpoints(folder).restore(abstract(make_state()))
     assert step == 1 and same_bits(restored, make_state(1))
     assert "checksum" in caplog.text
 
 
-def test_all_steps_damaged(two_steps, tmp_path, make, caplog):
-    folder = tmp_path / "ckpt"
-    shutil.copytree(two_steps, folder)
+def test_all_steps_damaged(folder, make, caplog):
     for step in "12":
         DAMAGE["truncate"](folder / step / "manifest/metadata")
     with pytest.raises(ValueError, match="manifest/metadata"):
@@ -288,28 +284,23 @@ def test_all_steps_damaged(two_steps, tmp_path, make, caplog):
     assert sorted(p.name for p in (folder / "damaged").iterdir()) == ["1", "2", "2-2"]
 
 
-def test_damaged_scores_lose_only_the_best(two_steps, tmp_path, make, caplog):
-    shutil.copytree(two_steps, tmp_path / "ckpt")
-    (tmp_path / "ckpt/scores.json").write_text('{"1": {"mAP"')
+def test_damaged_scores_lose_only_the_best(folder, make, caplog):
+    (folder / "scores.json").write_text('{"1": {"mAP"')
     checkpoints = make()
     assert "earlier scores are not known" in caplog.text
     assert checkpoints.best() is None and checkpoints.steps() == [1, 2]
     assert checkpoints.restore(abstract(make_state()))[1] == 2
 
 
-def test_variables_alone(two_steps, tmp_path):
-    folder = tmp_path / "ckpt"
-    shutil.copytree(two_steps, folder)
+def test_variables_alone(folder):
     for step in "12":
         shutil.rmtree(folder / step / "training")  # evaluation needs none of it
     before = snapshot(folder)
-    want = make_state(2).variables
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), want)
+    target = abstract(make_state(2).variables)
     for step, found in {"last": 2, "best": 1, 1: 1, 2: 2}.items():
         variables, at = restore_variables(folder, target, step)
         assert at == found and same_bits(variables, make_state(found).variables)
-    variables, _ = restore_variables(folder, abstract(want))
-    assert all(x.sharding == sharding() for x in jax.tree.leaves(variables))
+        assert all(x.sharding == sharding() for x in jax.tree.leaves(variables))
     with pytest.raises(FileNotFoundError, match=r"step 9 in .*steps there: \[1, 2\]"):
         restore_variables(folder, target, 9)
     with pytest.raises(ValueError, match="expected 'last', 'best' or a number"):
@@ -317,65 +308,24 @@ def test_variables_alone(two_steps, tmp_path):
     with pytest.raises(ValueError, match="classifier/kernel"):
         restore_variables(folder, abstract(make_state(classes=3).variables))
     assert snapshot(folder) == before
+    (folder / "scores.json").write_text('{"1": {"R1": 0.5}}')
+    with pytest.raises(FileNotFoundError, match=r"'mAP' \(steps \[1, 2\], scored \[1\]"):
+        restore_variables(folder, target, "best")
     flip(folder / "2/manifest/metadata")
     with pytest.raises(ValueError, match="checksum"):
         restore_variables(folder, target)
     assert (folder / "2").exists()
 
 
-def test_the_best_where_none_has_the_score_that_it_is_chosen_by(tmp_path, make):
-    make().save(1, make_state(1), metrics={"R1": 0.5}, wait=True)
-    with pytest.raises(FileNotFoundError, match=r"score 'mAP' \(steps \[1\], scored \[1\]"):
-        restore_variables(tmp_path / "ckpt", abstract(make_state().variables), "best")
-
-
 def test_variables_where_there_are_none(tmp_path):
     target = abstract(make_state().variables)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").touch()
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*run holds metrics\.jsonl"):
-        restore_variables(tmp_path / "run/checkpoints", target)
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        restore_variables(tmp_path / "run/checkpoints", target, "best")
-    with pytest.raises(FileNotFoundError, match="step 3"):
-        restore_variables(tmp_path / "run/checkpoints", target, 3)
+    rows = {"last": r"no checkpoint in .*run holds metrics\.jsonl", "best": "no che", 3: "step 3"}
+    for step, match in rows.items():
+        with pytest.raises(FileNotFoundError, match=match):
+            restore_variables(tmp_path / "run/checkpoints", target, step)
     assert not (tmp_path / "run/checkpoints").exists()
-
-
-SAVER = """
-import sys, jax, numpy as np
-from vireid_jax.runtime.checkpoint import Checkpoints
-c = Checkpoints(sys.argv[1], keep=2)
-for step in range((c.latest() or 0) + 1, 100000):
-    c.save(step, {"variables": {"params": {"w": np.full((400, 400), step, np.float32)}}},
-           metrics={"mAP": step % 7})
-    print(step, flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(tmp_path, make):
-    """SIGKILL during saves, commits and deletions: what is listed can be restored."""
-    target = {"variables": {"params": {"w": np.zeros((400, 400), np.float32)}}}
-    last = 0
-    for delay in (0.05, 0.113, 0.131):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, tmp_path / "ckpt"], stdout=subprocess.PIPE, cwd=REPO
-        )
-        for _ in range(3):
-            assert process.stdout.readline(), "the saver died"
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        folder = tmp_path / f"copy{last}"
-        shutil.copytree(tmp_path / "ckpt", folder)
-        checkpoints = make(folder)
-        restored, step = checkpoints.restore(abstract(target))
-        assert step > last and np.all(restored["variables"]["params"]["w"] == step)
-        last = step
-        # Leftovers are cleared in the background, at the latest by the next save.
-        assert checkpoints.save(step + 1, restored, wait=True)
-        assert not [p for p in folder.iterdir() if "tmp" in p.name]
 
 
 FULL_DISK = """

@@ -125,41 +125,35 @@ def test_arrays_to_the_mesh_and_back():
     assert jax.tree.leaves(again) == jax.tree.leaves(shapes)
 
 
-def test_rows_that_do_not_divide_cannot_be_placed():
-    with pytest.raises(ValueError):
-        devices.to_global({"x": np.zeros((6, 2))}, devices.make_mesh())
-
-
 # --- Devices of a CPU -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", ["--xla_force_host_platform_device_count=4", ""])
-def test_devices_that_are_chosen_or_started_stay(monkeypatch, flags):
+def test_devices_that_are_chosen_or_started_stay(monkeypatch):
     """By a flag, or because jax has started (this process has)."""
-    monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setenv("NPROC", "5")
     before = jax.config.jax_num_cpu_devices
     jax.devices()
-    devices.use_cpu_cores(6)
-    assert jax.config.jax_num_cpu_devices == before and jax.device_count() == 4
-    assert os.environ["NPROC"] == "5"
-    assert flags in os.environ["XLA_FLAGS"]
+    for flags in ("--xla_force_host_platform_device_count=4", ""):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        devices.use_cpu_cores(6)
+        assert jax.config.jax_num_cpu_devices == before and jax.device_count() == 4
+        assert os.environ["NPROC"] == "5" and flags in os.environ["XLA_FLAGS"]
 
 
 CHOOSE = """
-import sys
+import os
+os.sched_getaffinity = lambda pid: range(4)
 from vireid_jax.runtime import devices
-devices.use_cpu_cores(int(sys.argv[1]))
-import jax, os
+devices.use_cpu_cores(6)
+import jax
 print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"])
 """
 
 
-@pytest.mark.parametrize("rows", [6, 7])
-def test_every_core_becomes_a_device_as_far_as_they_divide_the_batch(rows):
+def test_every_core_becomes_a_device_as_far_as_they_divide_the_batch():
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     run = subprocess.run(
-        [sys.executable, "-c", CHOOSE, str(rows)],
+        [sys.executable, "-c", CHOOSE],
         capture_output=True,
         text=True,
         cwd=REPO,
@@ -167,8 +161,6 @@ def test_every_core_becomes_a_device_as_far_as_they_divide_the_batch(rows):
         env=environment | {"JAX_PLATFORMS": "cpu"},
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    devices, threads, flags = run.stdout.split(maxsplit=2)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    possible = [d for d in (1, 2, 3, 6, 7) if d <= min(cores, 8) and rows % d == 0]
-    assert int(devices) == max(possible)
+    count, threads, flags = run.stdout.split(maxsplit=2)
+    assert count == "3", "of four cores and a batch of six"
     assert int(threads) > 8 and "multi_thread_eigen=false" in flags

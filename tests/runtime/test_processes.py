@@ -77,17 +77,14 @@ def test_slurm():
     assert detect(SLURM | {"JAX_LOCAL_DEVICE_IDS": "3"}).devices == (3,)
     assert detect(SLURM | {"JAX_COORDINATOR_PORT": "8476"}).coordinator == "gpu03:8476"
     assert detect(SLURM | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:9"}).coordinator == "10.0.0.1:9"
-
-
-def test_first_host_of_a_slurm_list():
-    hosts = {
+    for nodes, first in {
         "node7": "node7",
         "node7,node9": "node7",
         "gpu[003-007,9],x": "gpu003",
         "gpu[12,15]": "gpu12",
         "rack1-n[2-4]-ib": "rack1-n2-ib",
-    }
-    assert {nodes: processes._first_host(nodes) for nodes in hosts} == hosts
+    }.items():
+        assert detect(SLURM | {"SLURM_STEP_NODELIST": nodes}).coordinator == f"{first}:{port}"
 
 
 def test_tpu():
@@ -108,6 +105,9 @@ def test_start_of_one_process(tmp_path, monkeypatch):
     processes.start(tmp_path, "off")  # whatever the environment says
     with pytest.raises(SetupError, match="--dist is 'maybe', expected one of auto, off, on"):
         processes.start(tmp_path, "maybe")
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    with pytest.raises(SetupError, match="--dist=on, but nothing here says that the run has sev"):
+        processes.start(tmp_path, "on")
 
 
 def test_an_error_of_communication_without_a_suspect():

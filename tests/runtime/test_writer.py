@@ -24,6 +24,14 @@ def untimed(folder):
     return [{k: v for k, v in row.items() if k != "time"} for row in lines(folder)]
 
 
+def records(folder, rows, **options):
+    """Writes (step, scalars[, split]) with a writer of their own."""
+    writer = Writer(folder, tensorboard=False, **options)
+    for step, scalars, *split in rows:
+        writer.write(step, scalars, split=(split or ["train"])[0])
+    writer.close()
+
+
 def test_one_json_line_per_write(tmp_path):
     writer = Writer(tmp_path / "new" / "run", tensorboard=False)
     writer.write(1, {"loss": np.float32(0.5), "lr": 1e-3})
@@ -38,9 +46,7 @@ def test_one_json_line_per_write(tmp_path):
 
 
 def test_values_that_json_has_no_number_for(tmp_path):
-    writer = Writer(tmp_path, tensorboard=False)
-    writer.write(1, {"a": float("nan"), "b": np.inf, "c": -np.inf, "d": 1e-30})
-    writer.close()
+    records(tmp_path, [(1, {"a": float("nan"), "b": np.inf, "c": -np.inf, "d": 1e-30})])
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
@@ -55,12 +61,11 @@ def test_values_that_json_has_no_number_for(tmp_path):
 
 def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
     def run(folder, first, last, resume_step):
-        writer = Writer(folder, tensorboard=False, resume_step=resume_step)
+        rows = []
         for step in range(first, last):
-            writer.write(step, {"loss": 1 / step})
-            if step % 4 == 0:
-                writer.write(step, {"mAP": step / 100}, split="val")
-        writer.close()
+            rows.append((step, {"loss": 1 / step}))
+            rows += [(step, {"mAP": step / 100}, "val")] * (step % 4 == 0)
+        records(folder, rows, resume_step=resume_step)
 
     run(tmp_path / "whole", 1, 13, 0)
     run(tmp_path / "cut", 1, 8, 0)
@@ -75,29 +80,17 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
 
 
 def test_what_is_computed_again_for_the_resumed_step_is_written_once(tmp_path):
-    writer = Writer(tmp_path, tensorboard=False, resume_step=0)
-    writer.write(4, {"loss": 1.0})
-    writer.write(4, {"mAP": 0.5}, split="val")
-    writer.close()
-    writer = Writer(tmp_path, tensorboard=False, resume_step=4)
-    writer.write(4, {"mAP": 0.5}, split="val")
-    writer.write(5, {"loss": 0.9})
-    writer.close()
-    assert [(r["step"], r["split"]) for r in lines(tmp_path)] == [
-        (4, "train"),
-        (4, "val"),
-        (5, "train"),
-    ]
+    val = (4, {"mAP": 0.5}, "val")
+    records(tmp_path, [(4, {"loss": 1.0}), val], resume_step=0)
+    records(tmp_path, [val, (5, {"loss": 0.9})], resume_step=4)
+    found = [(r["step"], r["split"]) for r in lines(tmp_path)]
+    assert found == [(4, "train"), (4, "val"), (5, "train")]
 
 
 def test_an_evaluation_adds_to_the_file(tmp_path):
-    writer = Writer(tmp_path, tensorboard=False, resume_step=0)
-    writer.write(9, {"loss": 1.0})
-    writer.close()
+    records(tmp_path, [(9, {"loss": 1.0})], resume_step=0)
     for _ in range(2):
-        writer = Writer(tmp_path, tensorboard=False)
-        writer.write(9, {"mAP": 0.5}, split="test")
-        writer.close()
+        records(tmp_path, [(9, {"mAP": 0.5}, "test")])
     assert [r["split"] for r in lines(tmp_path)] == ["train", "test", "test"]
 
 
@@ -156,7 +149,6 @@ def test_inactive_writer_touches_nothing(tmp_path):
     writer.write(1, {"loss": 1.0})
     writer.progress(1, 2, {"loss": 1.0})
     writer.say("hello")
-    writer.flush()
     writer.close()
     assert not (tmp_path / "run").exists() and console.getvalue() == ""
 
@@ -228,10 +220,5 @@ def test_long_work_says_how_far_it_is():
 
 
 def test_durations():
-    assert [duration(s) for s in (0, 59.4, 60, 3599, 3723)] == [
-        "0 s",
-        "59 s",
-        "1:00",
-        "59:59",
-        "1:02:03",
-    ]
+    shown = ["0 s", "59 s", "1:00", "59:59", "1:02:03"]
+    assert [duration(s) for s in (0, 59.4, 60, 3599, 3723)] == shown

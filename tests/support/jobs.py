@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +31,7 @@ def get_config(arg=None):
     c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 4
     c.train.epochs, c.train.log_every = 6.0, 1
     c.train.eval_every, c.train.checkpoint_every = 2.0, 1.0
+    c.train.tensorboard = False  # it would import torch, where that is installed
     c.eval.protocols, c.eval.trials = ("sysu/all/single",), 2
     c.eval.baselines, c.eval.batch_size = False, 16
     {changes}
@@ -45,7 +48,7 @@ def write_recipe(folder, method="smcl", changes=""):
     Args:
       folder: where it and the images are kept.
       method: name of a recipe in configs/.
-      changes: a statement on its config `c`.
+      changes: statements on its config `c`.
     """
     path = folder / "tiny.py"
     cache = str(folder / "cache")
@@ -97,6 +100,23 @@ class Job:
             process.kill()
         return process.returncode, out, time.monotonic() - began
 
+    def copied_at(self, moment, workdir):
+        """Runs to the end; returns the run with the folder as a kill at `moment()` leaves it."""
+        process = self.start()
+        try:
+            while not moment():
+                assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
+                time.sleep(0.001)
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            shutil.copytree(self.workdir, workdir)
+            process.send_signal(signal.SIGCONT)
+            out, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == 0, out
+        return dataclasses.replace(self, workdir=workdir)
+
     def steps_written(self, split="train"):
         path = self.workdir / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
@@ -111,9 +131,9 @@ class Job:
         """Every array of a checkpoint by its shape, dtype and checksum."""
         return checkpoint.read_manifest(self.workdir / "checkpoints" / str(step))
 
-    def result(self):
-        """The arrays of the last checkpoint, and the record without times."""
+    def result(self, step=STEPS):
+        """The arrays of a checkpoint, and the record without times."""
         timed = ("time", "images_per_second")
         text = (self.workdir / "metrics.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
-        return self.arrays(), [{k: v for k, v in row.items() if k not in timed} for row in rows]
+        return self.arrays(step), [{k: v for k, v in row.items() if k not in timed} for row in rows]

@@ -1,14 +1,14 @@
 """One training step of every method, on any devices: what the tests of shardings compare.
 
-`python -m tests.support.steps OUT.npz DEVICES METHOD ...` computes the steps in a process of its
-own and stores what they return; as one of several processes it takes part in theirs.
+`python -m tests.support.steps OUT.npz DEVICES METHOD` computes one in a process of its own and
+stores what it returns; as one of several processes it takes part in theirs.
 """
 
+import functools
 import sys
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tests.support.tiny import ROWS, build, host_batch, of_methods
@@ -31,37 +31,44 @@ METHODS = {
 }
 
 
+# Without momentum the optimizer's trace is the gradient; Adam's first step is a sign, which
+# rounding turns over.
+TRANSFORM, RATE = optim.make(
+    steps_per_epoch=4, epochs=2, name="sgd", momentum=0.0, lr=0.1, schedule="constant"
+)
+
+
 class Step:
     """A compiled step of a method on some devices, and what it returns for one batch."""
 
-    def __init__(self, count, kernels, method, fsdp=1):
+    def __init__(self, count, method, kernels="cpu", fsdp=1):
         self.method = build(*METHODS[method], kernels=kernels)
-        # Without momentum the optimizer's trace is the gradient; Adam's first step is a sign,
-        # which rounding turns over.
-        transform, rate = optim.make(
-            steps_per_epoch=4, epochs=2, name="sgd", momentum=0.0, lr=0.1, schedule="constant"
-        )
         self.mesh = mesh_of(count, fsdp)
         light = partial(augment.augment, grayscale=0.3, erase=0.5, visible_channel="adapt_gray")
         if method == "agw":
             light = partial(light, second_view="exchange")
-        step_fn = train.make_train_step(self.method, light, transform, rate, mesh=self.mesh, seed=0)
-        # Drawn once, on the host: the same start everywhere.
-        state = train.init_state(self.method, transform, 0)
-        state.variables["params"] = _with_scales(state.variables["params"])
-        # In the middle of training, with prototypes of a step before.
-        state = state._replace(step=jnp.int32(2))
-        if "memory" in state.variables:
-            memory = state.variables["memory"]["prototype"]
-            drawn = np.random.default_rng(1).standard_normal(memory.shape).astype(np.float32)
-            state.variables["memory"] = {"prototype": jnp.asarray(drawn)}
-        state = devices.place(state, self.mesh)
+        step_fn = train.make_train_step(self.method, light, TRANSFORM, RATE, mesh=self.mesh, seed=0)
+        state = devices.place(_start(method), self.mesh)
         own = devices.process_rows(ROWS)
         host = {k: v[own] for k, v in host_batch().items()}
         self.batch = devices.to_global(host, self.mesh)
         self.text = (compiled := step_fn.lower(state, self.batch).compile()).as_text()
+        # Connections are made at the first collective, and not waited for long.
+        processes.check_equal("compiled", {})
         self.state, scalars = compiled(state, self.batch)
         self.scalars = {k: float(v) for k, v in scalars.items()}
+
+
+@functools.cache
+def _start(method):
+    """The state of a method in the middle of training, with prototypes of a step before."""
+    state = train.init_state(build(*METHODS[method], kernels="cpu"), TRANSFORM, 0)
+    state.variables["params"] = _with_scales(state.variables["params"])
+    if "memory" in state.variables:
+        shape = state.variables["memory"]["prototype"].shape
+        drawn = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        state.variables["memory"] = {"prototype": drawn}
+    return jax.tree.map(np.asarray, state._replace(step=np.int32(2)))
 
 
 def _with_scales(params):
@@ -71,7 +78,7 @@ def _with_scales(params):
     def drawn(path, x):
         if path[-1].key != "scale" or np.any(x):
             return x
-        return jnp.asarray(rng.uniform(0.5, 1, x.shape).astype(np.float32))
+        return rng.uniform(0.5, 1, x.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(drawn, params)
 
@@ -105,15 +112,12 @@ def compare(found, expected):
         np.testing.assert_allclose(found[name], array, rtol=3e-4, atol=3e-4 * scale, err_msg=name)
 
 
-def main(out, count, *methods):
+def main(out, count, method):
     processes.start(out + ".run")
     assert jax.device_count() == int(count)
-    stored = {}
-    for method in methods:
-        for name, value in gathered(Step(int(count), "cpu", method)).items():
-            stored[f"{method}|{name}"] = value
+    found = gathered(Step(int(count), method))
     if jax.process_index() == 0:
-        np.savez(out, **stored)
+        np.savez(out, **found)
     processes.finish(0)
 
 

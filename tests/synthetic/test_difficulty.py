@@ -10,8 +10,11 @@ import tempfile
 import numpy as np
 import pytest
 
+from tests.support.rows import each
 from vireid_jax import synthetic
-from vireid_jax.synthetic import dataset
+from vireid_jax.metrics import chance_map, cosine_distance, rank_metrics
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,124 +27,60 @@ def test_split():
     ).test
 
 
-def unit(rows):
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def pixels(images):
+    rows = images.reshape(len(images), -1).astype(np.float32)
+    return rows - rows.mean(1, keepdims=True)
 
 
-def pixels(records, center):
-    rows = records.images.reshape(len(records), -1).astype(np.float32)
-    return unit(rows - rows.mean(1, keepdims=True) if center else rows)
+def grey(images):
+    return pixels(images.astype(np.float32).mean(-1))
 
 
-def grey(records):
-    rows = records.images.astype(np.float32).mean(-1).reshape(len(records), -1)
-    return unit(rows - rows.mean(1, keepdims=True))
+def border(images):
+    """The outer columns hold the place, not the person."""
+    return pixels(np.concatenate([images[:, :40, :3], images[:, :40, -3:]], axis=2))
 
 
-def histogram(records, channels, bins=16):
-    images = records.images.astype(np.float32)
-    images = images if channels == 3 else images.mean(-1, keepdims=True)
-    level = np.minimum((images / 256 * bins).astype(int), bins - 1)
-    rows = [
-        np.concatenate([np.bincount(level[n, ..., c].ravel(), minlength=bins)
-                        for c in range(channels)]) for n in range(len(images))
-    ]  # fmt: skip
-    return unit(np.sqrt(np.array(rows, np.float32)))
+def histogram(images):
+    images = images.astype(np.float32)
+    level = np.minimum((images / 256 * 16).astype(int), 15)
+    rows = [[np.bincount(image[..., c].ravel(), minlength=16) for c in range(image.shape[-1])]
+            for image in level]  # fmt: skip
+    return np.sqrt(np.array(rows, np.float32).reshape(len(rows), -1))
 
 
-def mean_ap(query, query_person, gallery, gallery_person, drop=None):
-    """Mean average precision of cosine rankings; `drop` bool [Q, G] takes pairs out."""
-    score = query @ gallery.T
-    if drop is not None:
-        score = np.where(drop, -np.inf, score)
-    order = np.argsort(-score, axis=1, kind="stable")
-    true = gallery_person[order] == query_person[:, None]
-    if drop is not None:
-        true &= ~np.take_along_axis(drop, order, axis=1)
-    precision = np.cumsum(true, 1) / np.arange(1, true.shape[1] + 1)
-    return float(np.mean((precision * true).sum(1) / true.sum(1)))
+def times_chance(query, gallery, feature, excluded=None):
+    distance = cosine_distance(feature(query.images), feature(gallery.images))
+    found = rank_metrics(distance, query.person, gallery.person, excluded=excluded)
+    return found.mAP / chance_map(found.rows.num_true, found.rows.num_kept).mAP
 
 
-def chance_ap(positives, total):
-    """Expected average precision of a random order: (p - 1)/(n - 1) + (n - p)/(n (n - 1)) H_n."""
-    harmonic = np.sum(1.0 / np.arange(1, total + 1))
-    p, n = positives, total
-    return (p - 1) / (n - 1) + (n - p) / (n * (n - 1)) * harmonic
-
-
-def test_chance_formula_against_simulation():
-    rng = np.random.default_rng(0)
-    person = np.repeat(np.arange(6), 5)
-    query = rng.normal(size=(4000, 8))
-    simulated = mean_ap(query, np.zeros(4000, int), rng.normal(size=(30, 8)), person)
-    draws = [
-        mean_ap(rng.normal(size=(50, 8)), np.zeros(50, int), rng.normal(size=(30, 8)), person)
-        for _ in range(100)
-    ]
-    assert abs(np.mean(draws) - chance_ap(5, 30)) < 0.01
-    assert 0 < simulated < 1
-
-
-@pytest.mark.slow
-def test_across_modalities_pixels_and_histograms_are_near_chance(test_split):
-    gallery = test_split.gallery
+@each(
+    "feature",
+    [
+        pixels,
+        lambda images: images.reshape(len(images), -1).astype(np.float32),  # not centered
+        grey,
+        histogram,
+        lambda images: histogram(images.mean(-1, keepdims=True)),  # of intensity
+    ],
+)
+def test_across_modalities_pixels_and_histograms_are_near_chance(test_split, feature):
     query = test_split.query.take(np.arange(0, len(test_split.query), 2))
-    chance = chance_ap(4 * 10, len(gallery))
-    assert chance == pytest.approx(1 / 96, rel=0.3)
-    for name, feature in {
-        "pixels": lambda r: pixels(r, center=True),
-        "pixels, not centered": lambda r: pixels(r, center=False),
-        "grey pixels": grey,
-        "color histogram": lambda r: histogram(r, 3),
-        "intensity histogram": lambda r: histogram(r, 1),
-    }.items():
-        score = mean_ap(feature(query), query.person, feature(gallery), gallery.person)
-        assert score < 2 * chance, f"{name}: mAP {score:.4f}, chance {chance:.4f}"
+    assert times_chance(query, test_split.gallery, feature) < 2
 
 
-@pytest.mark.slow
-def test_within_the_visible_identity_shows_in_raw_pixels(test_split):
+@each(("feature", "low", "high"), [(pixels, 3, np.inf), (border, 0, 1.6)])
+def test_across_visible_cameras_the_person_is_found_and_not_by_the_place(
+    test_split, feature, low, high
+):
     gallery = test_split.gallery
-    rows = np.arange(0, len(gallery), 5)
-    query = gallery.take(rows)
+    query = gallery.take(np.arange(0, len(gallery), 5))
     same = (query.person[:, None] == gallery.person) & (query.camera[:, None] == gallery.camera)
-    features = pixels(gallery, center=True)
-    score = mean_ap(features[rows], query.person, features, gallery.person, drop=same)
-    chance = chance_ap(3 * 10, len(gallery) - 10)
-    assert score > 3 * chance, f"mAP {score:.4f}, chance {chance:.4f}"
+    assert low < times_chance(query, gallery, feature, same) < high
 
 
-@pytest.mark.slow
 def test_within_a_camera_colors_tell_people_apart(test_split):
     gallery = test_split.gallery.take(test_split.gallery.camera == 4)
-    self_pair = np.eye(len(gallery), dtype=bool)
-    features = histogram(gallery, 3)
-    score = mean_ap(features, gallery.person, features, gallery.person, drop=self_pair)
-    chance = chance_ap(9, len(gallery) - 1)
-    assert score > 4 * chance, f"mAP {score:.4f}, chance {chance:.4f}"
-
-
-@pytest.mark.slow
-def test_background_and_place_do_not_give_a_person_away(test_split):
-    # The outer columns hold the place, not the person: across cameras they must be useless.
-    gallery = test_split.gallery
-    rows = np.arange(0, len(gallery), 5)
-    border = np.concatenate([gallery.images[:, :40, :3], gallery.images[:, :40, -3:]], axis=2)
-    features = border.reshape(len(gallery), -1).astype(np.float32)
-    features = unit(features - features.mean(1, keepdims=True))
-    query = gallery.take(rows)
-    same = (query.person[:, None] == gallery.person) & (query.camera[:, None] == gallery.camera)
-    score = mean_ap(features[rows], query.person, features, gallery.person, drop=same)
-    assert score < 1.6 * chance_ap(30, len(gallery) - 10)
-
-
-def test_default_sizes_serve_the_protocol():
-    plan = {
-        name: value
-        for name, value in synthetic.load.__kwdefaults__.items()
-        if name.startswith(("train", "val", "test"))
-    }
-    # Multi-shot draws ten images per person and camera; a class needs both modalities.
-    assert plan["test_visible"] >= 10 and plan["test_ids"] >= 48
-    assert plan["train_ids"] >= 64 and plan["val_ids"] >= 8
-    assert dataset.FIRST_PERSON["val"] - dataset.FIRST_PERSON["train"] >= plan["train_ids"]
+    itself = np.eye(len(gallery), dtype=bool)
+    assert times_chance(gallery, gallery, histogram, itself) > 4

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.rows import each
 from vireid_jax.synthetic import layouts
 from vireid_jax.synthetic.__main__ import contact_sheet, main
 from vireid_jax.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
+ONE = {"train_ids": 1, "test_ids": 1, "images": 1, "image_size": SIZE}
 
 
 def files(root):
@@ -26,9 +28,8 @@ def numbers(path):
 
 
 def listed(path):
-    rows = [line.split(" ") for line in path.read_text().splitlines()]
-    assert all(len(row) == 2 for row in rows)
-    return [row[0] for row in rows], [int(row[1]) for row in rows]
+    paths, labels = zip(*(line.split(" ") for line in path.read_text().splitlines()), strict=True)
+    return list(paths), [int(label) for label in labels]
 
 
 def test_sysu(tmp_path):
@@ -54,8 +55,7 @@ def test_regdb(tmp_path):
     root = write_tree(
         tmp_path / "RegDB", "regdb", train_ids=3, test_ids=3, images=2, image_size=SIZE
     )
-    names = files(root)
-    assert len([n for n in names if n.startswith("idx/")]) == 40
+    assert len(list((root / "idx").iterdir())) == 40
     for folder in ("Visible", "Thermal"):
         assert sorted(p.name for p in (root / folder).iterdir()) == list("123456")
         assert all(len(list(p.glob("*.bmp"))) == 2 for p in (root / folder).iterdir())
@@ -104,37 +104,25 @@ def test_llcm(tmp_path):
     assert "cam3" not in cameras and cameras <= {f"cam{c}" for c in range(1, 10)}
 
 
-def test_same_seed_same_bytes(tmp_path):
+def test_same_seed_same_bytes_in_a_new_or_empty_folder(tmp_path):
+    (tmp_path / "b" / "data").mkdir(parents=True)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        write_tree(tmp_path / name, "llcm", train_ids=1, test_ids=1, images=1, image_size=SIZE,
-                   seed=seed)  # fmt: skip
-    a, b = (tmp_path / n for n in "ab")
+        target = tmp_path / name / "data"  # parents are made
+        assert write_tree(target, "llcm", **ONE, seed=seed) == target
+    a, b, c = (tmp_path / n / "data" for n in "abc")
     assert files(a) == files(b)
     assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files(a))
-    shared = set(files(a)) & set(files(tmp_path / "c"))
-    assert any((a / f).read_bytes() != (tmp_path / "c" / f).read_bytes() for f in shared)
+    assert any((a / f).read_bytes() != (c / f).read_bytes() for f in set(files(a)) & set(files(c)))
+    assert (b.stat().st_mode & 0o777) == 0o755
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    target = tmp_path / "data"
-    target.mkdir()
-    (target / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="not an empty folder"):
-        write_tree(target, "sysu")
-    assert files(tmp_path) == ["data/mine.txt"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match="not an empty folder"):
-        write_tree(tmp_path / "file", "sysu")
-
-
-def test_an_empty_folder_will_do_and_parents_are_made(tmp_path):
-    target = tmp_path / "deep" / "data"
-    target.mkdir(parents=True)
-    options = {"train_ids": 1, "test_ids": 1, "images": 1, "image_size": SIZE}
-    assert write_tree(target, "regdb", **options) == target
-    write_tree(tmp_path / "new" / "er" / "data", "regdb", **options)
-    assert files(tmp_path / "new" / "er" / "data") == files(target)
-    assert (target.stat().st_mode & 0o777) == 0o755
+    for name in ("data/mine.txt", "file"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("keep")
+        with pytest.raises(FileExistsError, match="not an empty folder"):
+            write_tree(tmp_path / name.split("/")[0], "sysu")
+    assert files(tmp_path) == ["data/mine.txt", "file"]
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
@@ -154,13 +142,13 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
     assert len(saved) == 3 and os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "layout, options, match",
+@each(
+    ("layout", "options", "match"),
     [
         ("market", {}, "'market' is unknown, expected one of"),
         ("regdb", {"train_ids": 3, "test_ids": 4}, "same number for both"),
         ("regdb", {"val_ids": 2}, "no validation list"),
-        ("llcm", {"images": 100}, "images is 100, expected 1 to 99"),
+        ("llcm", {"images": 100}, "images is 100, expected a whole number, 1 to 99"),
         ("sysu", {"train_ids": 0}, "train_ids is 0"),
         ("sysu", {"image_size": (4, 4)}, "image_size"),
         ("sysu", {"seed": -1}, "seed is -1"),
@@ -175,18 +163,8 @@ def test_bad_options(tmp_path, layout, options, match):
 # --- the contact sheet and the command line ---
 
 
-def test_contact_sheet(tmp_path):
-    contact_sheet(tmp_path / "sheet.png", ids=2, shots=1, image_size=SIZE)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    height, width = SIZE
-    assert sheet.shape[0] > 2 * height and sheet.shape[1] > 6 * width
-    dark = sheet[-height:, -2 * width - 3 :].astype(int)  # the infrared cameras come last
-    assert np.ptp(dark, axis=-1).max() == 0 and dark.std() > 5
-    assert os.listdir(tmp_path) == ["sheet.png"]
-
-
-@pytest.mark.parametrize(
-    "name, options, error, match",
+@each(
+    ("name", "options", "error", "match"),
     [
         ("sheet.xyz", {}, ValueError, "does not end like a picture"),
         ("sheet.png", {"ids": 0}, ValueError, "ids is 0"),
@@ -204,15 +182,21 @@ def test_command_line_writes_sheet_and_tree(tmp_path, capsys):
     sheet, tree = tmp_path / "s.png", tmp_path / "tree"
     common = ["--ids", "1", "--images", "1", "--image-size", "48x24", "--seed", "2"]
     assert main(["--sheet", str(sheet), "--out", str(tree), "--layout", "regdb", *common]) == 0
-    assert sheet.is_file() and (tree / "idx" / "test_thermal_10.txt").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["s.png", "tree"]
+    assert (tree / "idx" / "test_thermal_10.txt").is_file()
     assert str(sheet) in capsys.readouterr().out
+    height, width = SIZE
+    pixels = np.asarray(Image.open(sheet))
+    assert pixels.shape[0] > height and pixels.shape[1] > 6 * width
+    dark = pixels[-height:, -2 * width - 3 :].astype(int)  # the infrared cameras come last
+    assert np.ptp(dark, axis=-1).max() == 0 and dark.std() > 5
     assert main(["--out", str(tree), "--layout", "regdb", *common]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and "not an empty folder" in captured.err
 
 
-@pytest.mark.parametrize(
-    "argv, match",
+@each(
+    ("argv", "match"),
     [
         ([], "nothing to do"),
         (["--out", "x"], "--out and --layout go together"),
@@ -228,12 +212,11 @@ def test_command_line_refuses(argv, match, capsys):
     assert exit_info.value.code == 2 and match in capsys.readouterr().err
 
 
-def test_command_line_reports_bad_values_without_a_traceback(tmp_path, capsys):
-    assert main(["--sheet", str(tmp_path / "s.png"), "--ids", "0"]) == 1
-    assert main(["--sheet", str(tmp_path / "s.png"), "--image-size", "4x4"]) == 1
-    assert main(["--sheet", str(tmp_path / "no" / "s.png"), "--ids", "1"]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+@each("argv", [("s.png", "--ids", "0"), ("s.png", "--image-size", "4x4"), ("no/s.png",)])
+def test_command_line_reports_bad_values_without_a_traceback(tmp_path, capsys, argv):
+    assert main(["--sheet", str(tmp_path / argv[0]), *argv[1:]]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", ["vireid_jax.synthetic", "vireid_jax.data.synthetic"])

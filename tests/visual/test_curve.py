@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.support.rows import each
 from vireid_jax.runtime.writer import METRICS
 from vireid_jax.visual import curve
 
@@ -56,20 +57,14 @@ def curves(axes):
     return {c.get_label(): list(zip(*map(list, c.get_data()), strict=True)) for c in named}
 
 
-def test_draws_a_picture(tmp_path):
-    run = run_folder(tmp_path / "run", TRAIN + VAL)
-    curve.draw([run], tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.format == "PNG" and picture.size == (1350, 480)  # 9 x 3.2 inches at 150
-        assert len(picture.convert("RGB").getcolors(2**24)) > 20  # not blank
-    assert 5_000 < (tmp_path / "curve.png").stat().st_size < 500_000
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.png", "run"]
-
-
 def test_shows_the_losses_of_the_first_run_and_the_scores_of_all(tmp_path, figures):
     other = [line(10, id_visible=1.0), line(10, "val", mAP=0.2, chance_mAP=0.5)]
     runs = [run_folder(tmp_path / "a", TRAIN + VAL), run_folder(tmp_path / "b", other)]
     curve.draw(runs, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG" and picture.size == (1350, 480)  # 9 x 3.2 inches at 150
+        assert len(picture.convert("RGB").getcolors(2**24)) > 20  # not blank
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "curve.png"]
     ((left, right),) = [figure.axes for figure in figures]
     losses = curves(left)
     assert set(losses) == {"id_visible", "id_infrared"}  # and not the total
@@ -82,9 +77,11 @@ def test_shows_the_losses_of_the_first_run_and_the_scores_of_all(tmp_path, figur
     assert right.get_ylim()[0] == 0
 
 
-def test_a_run_without_validation_is_drawn(tmp_path, figures):
+def test_no_validation_and_a_loss_that_is_not_finite(tmp_path, figures):
     """Not a warning about an empty legend either: warnings are errors here."""
-    curve.draw([run_folder(tmp_path / "run", TRAIN)], tmp_path / "curve.png")
+    lines = [*TRAIN, line(40, loss="nan", id_visible="nan", id_infrared=2.0)]
+    curve.draw([run_folder(tmp_path / "run", lines)], tmp_path / "curve.png")
+    assert curves(figures[0].axes[0])["id_infrared"][-1][0] == 40
     assert curves(figures[0].axes[1]) == {}
 
 
@@ -94,36 +91,23 @@ def test_more_runs_than_colors_are_all_drawn(tmp_path, figures):
     assert {run.name for run in runs} <= set(curves(figures[0].axes[1]))
 
 
-def test_a_loss_that_is_not_finite_leaves_a_gap(tmp_path, figures):
-    lines = [*TRAIN, line(40, loss="nan", id_visible="nan", id_infrared=2.0)]
-    curve.draw([run_folder(tmp_path / "run", lines)], tmp_path / "curve.png")
-    assert curves(figures[0].axes[0])["id_infrared"][-1][0] == 40
-
-
 def test_smoothing_is_a_running_mean_that_shrinks_at_the_ends():
     values = [float(x * x % 7) for x in range(20)]
-    expected = []
-    for i in range(20):
-        near = [values[j] for j in range(20) if abs(i - j) <= 2]
-        expected.append(sum(near) / len(near))
+    near = [[values[j] for j in range(20) if abs(i - j) <= 2] for i in range(20)]
+    expected = [sum(window) / len(window) for window in near]
     assert curve._smooth(values, half=2) == pytest.approx(expected)
     assert curve._smooth([5.0]) == [5.0] and curve._smooth([]) == []
 
 
-def test_a_folder_that_is_not_a_runs_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none/metrics.jsonl not found: .*none is not the"):
-        curve.draw([tmp_path / "none"], tmp_path / "curve.png")
+def test_folders_without_metrics_or_training_are_refused(tmp_path):
     good = run_folder(tmp_path / "run", TRAIN)
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(FileNotFoundError, match=r"none/metrics.jsonl not found: .*none is not the"):
         curve.draw([good, tmp_path / "none"], tmp_path / "curve.png")
+    for name, lines in (("empty", []), ("no training", VAL)):
+        run = run_folder(tmp_path / name, lines)
+        with pytest.raises(ValueError, match=r"metrics.jsonl has no training record yet"):
+            curve.draw([run], tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
-
-
-@pytest.mark.parametrize("lines", [[], VAL], ids=["empty", "no training"])
-def test_metrics_without_training_are_refused(tmp_path, lines):
-    run = run_folder(tmp_path / "run", lines)
-    with pytest.raises(ValueError, match=r"metrics.jsonl has no training record yet"):
-        curve.draw([run], tmp_path / "curve.png")
 
 
 # The command line -------------------------------------------------------------------------
@@ -139,26 +123,26 @@ def test_the_command_writes_and_says_so(tmp_path, monkeypatch, capsys):
     assert main(monkeypatch, run, run, "--out", tmp_path / "c.svg") == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'c.svg'}\n"
     assert "<svg" in (tmp_path / "c.svg").read_text()
-
-
-@pytest.mark.parametrize("out", ["c.xyz", "missing/c.png"])
-def test_a_picture_that_cannot_be_written_exits_with_1(tmp_path, monkeypatch, capsys, out):
-    run = run_folder(tmp_path / "run", TRAIN + VAL)
-    assert main(monkeypatch, run, "--out", tmp_path / out) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_a_wrong_folder_exits_with_1(tmp_path, monkeypatch, capsys):
-    assert main(monkeypatch, tmp_path) == 1
-    streams = capsys.readouterr()
-    assert streams.out == "" and streams.err.count("\n") == 1
-    assert streams.err.startswith("error: ") and "is not the folder of a run" in streams.err
-
-
-def test_no_folder_is_a_wrong_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main(monkeypatch)
     assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+@each(
+    ("run", "out", "message"),
+    [
+        ("run", "c.xyz", "xyz"),
+        ("run", "missing/c.png", "missing"),
+        ("none", "c.png", "is not the folder of a run"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_1(tmp_path, monkeypatch, capsys, run, out, message):
+    if not (tmp_path / "run").exists():
+        run_folder(tmp_path / "run", TRAIN + VAL)
+    assert main(monkeypatch, tmp_path / run, "--out", tmp_path / out) == 1
+    streams = capsys.readouterr()
+    assert streams.out == "" and streams.err.count("\n") == 1
+    assert streams.err.startswith("error: ") and message in streams.err
 
 
 def test_without_matplotlib_the_command_says_what_to_install(tmp_path):
@@ -169,11 +153,8 @@ def test_without_matplotlib_the_command_says_what_to_install(tmp_path):
         "sys.exit(curve.main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, run],
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code, run], capture_output=True, text=True, timeout=60,
         cwd=pathlib.Path(__file__).parents[2],
-        timeout=60,
-    )
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "pip install 'vireid_jax[viz]'" in done.stderr

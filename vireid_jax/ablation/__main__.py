@@ -41,13 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = [a for a in argv if a.startswith("--config.")]
     try:
         for change in changes:
-            cells_.split_change(change)
+            cells_.split_change(change)  # without a "=" its value would be a table or a seed
         tables = cells_.load_tables()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    options = _parser().parse_intermixed_args([a for a in argv if not a.startswith("--config.")])
-    try:
+        rest = [a for a in argv if not a.startswith("--config.")]
+        options = _parser().parse_intermixed_args(rest)
         names = cells_.choose(options.tables or (list(tables) if options.list else []), tables)
         if options.list:
             print(_listing(names, tables, options.dataset))
@@ -89,10 +86,9 @@ def _run(
         if waiting and not options.show:
             backend = find_backend()
             jobs = options.jobs or (len(os.sched_getaffinity(0)) if backend == "cpu" else 1)
-            print(
+            _say(
                 f"{len(cells)} cells in {options.folder / 'cells'}, {len(cells) - len(waiting)} "
-                f"done before; {min(jobs, len(waiting))} at a time on {backend}",
-                flush=True,
+                f"done before; {min(jobs, len(waiting))} at a time on {backend}"
             )
             with _Pool(jobs, environment(backend, jobs)) as pool:
                 for cell, why in pool.run(waiting):
@@ -131,13 +127,10 @@ def _done(cell: Cell) -> bool:
 
 
 class _Pool:
-    """Threads that each wait for one process, and the signals that all processes get.
-
-    `stopped` is the exit code of a request to stop, 0 for none.
-    """
+    """Threads that each wait for one process, and the signals that all processes get."""
 
     def __init__(self, jobs: int, env: Mapping[str, str]) -> None:
-        self.stopped = 0
+        self.stopped = 0  # the exit code of a request to stop
         self._executor = ThreadPoolExecutor(jobs)
         self._env = dict(env)
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -174,11 +167,7 @@ class _Pool:
                 yield cell, str(error)
 
     def _complete(self, cell: Cell) -> bool:
-        """Runs what the cell needs; whether it has come to its end.
-
-        Raises:
-          ValueError: another command works on it, its process failed, or its results are damaged.
-        """
+        """Runs what the cell needs; whether it has come to its end. A ValueError says why not."""
         if self.stopped:
             return False
         cell.folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +185,7 @@ class _Pool:
     def _process(self, cell: Cell, score: Score | None, lock: int) -> bool:
         """Trains, or scores; False if it was stopped."""
         command, log = cell.command(score), cell.folder / LOG
-        what = "" if score is None else f"{score.protocol}"
+        what = score.protocol if score else ""
         what += f", {score.corrupt} images corrupted" if score and score.corrupt else ""
         with self._lock, log.open("ab") as file:
             if self.stopped:
@@ -261,15 +250,8 @@ class _Pool:
 def environment(backend: str, jobs: int) -> dict[str, str]:
     """The environment of the processes.
 
-    On CPU each has one device of one core, whatever `jobs` is: the same numbers, side by side or
-    one after the other. On a GPU the memory is divided.
-
-    Args:
-      backend: "cpu", "gpu" or "tpu".
-      jobs: processes at a time.
-
-    Raises:
-      ValueError: several on a TPU, which one process holds.
+    On CPU each has one device of one core, however many `jobs` there are: the same numbers, side
+    by side or one after the other. On a GPU the memory is divided. A TPU has one process.
     """
     env = dict(os.environ)
     if backend == "cpu":
@@ -286,11 +268,7 @@ def environment(backend: str, jobs: int) -> dict[str, str]:
 
 
 def find_backend() -> str:
-    """What jax computes on here; asked in another process, which gives the device back.
-
-    Raises:
-      ValueError: jax does not start.
-    """
+    """What jax computes on here; asked in another process, which gives the device back."""
     code = "import jax; print(jax.default_backend())"
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if asked.returncode:

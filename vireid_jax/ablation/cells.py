@@ -1,8 +1,7 @@
 """Cells of ablation tables: where each lives, what trains and scores it, and what it has saved.
 
-A cell is one training: a configuration and a seed. Rows that are the same training, such as the
-whole method in each of its tables, are one cell. The folder of a cell is named after a checksum
-of every value that changes its parameters, so that other settings make other cells.
+A cell is one training: a configuration and a seed. Rows that are the same training are one cell:
+its folder is named after a checksum of every value that changes its parameters.
 """
 
 import dataclasses
@@ -76,6 +75,16 @@ class Cell:
         """As the command reports it."""
         return f"{self.row}, seed {self.seed}"
 
+    def of_seed(self, seed: int) -> "Cell":
+        """The same training with a seed, in a folder of its own."""
+        return dataclasses.replace(
+            self,
+            seed=seed,
+            folder=self.folder / f"seed{seed}",
+            config={**self.config, "seed": seed},
+            values=(*self.values, f"--config.seed={seed}"),
+        )
+
     def command(self, score: Score | None) -> list[str]:
         """Scores the trained cell once more; None: trains or resumes it, and scores the end."""
         protocols = self.protocols if score is None else (score.protocol,)
@@ -92,21 +101,15 @@ class Cell:
         return command
 
     def trained_at(self) -> int | None:
-        """The last step of the training; None while it has not come to its end.
-
-        Raises:
-          ValueError: the file that says so cannot be read.
-        """
+        """The last step of the training; None while it has not come to its end."""
         path = self.folder / TRAINED
         return int(_load(path)["step"]) if path.exists() else None
 
     def mark_trained(self) -> None:
         """Writes down that the training has ended, and at which step.
 
-        A folder with results is not enough: any checkpoint can be scored.
-
-        Raises:
-          ValueError: no result of a last state is there, or one cannot be read.
+        Results are not enough: any checkpoint can be scored. A ValueError says that there is none
+        of a last state.
         """
         steps = [
             int(path.parent.name)
@@ -120,11 +123,8 @@ class Cell:
     def metrics(self, score: Score) -> dict[str, float] | None:
         """{"R1": ..., "mAP": ...} as fractions; None if not trained or not scored like this.
 
-        A result counts only if it was measured as the cell's eval section says: another number
-        of draws or repeats, another gallery, or work at test time make other results.
-
-        Raises:
-          ValueError: it was scored on two sets of test images, or a file cannot be read.
+        A result counts only if it was measured as the cell's eval section says. A ValueError says
+        that it was scored on two sets of test images, or that a file cannot be read.
         """
         folder = self.folder / "eval" / str(self.trained_at())
         found = [_read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
@@ -172,11 +172,7 @@ class Table:
 
 
 def load_tables() -> dict[str, Any]:
-    """The TABLES of configs/tables.py.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-    """
+    """The TABLES of configs/tables.py."""
     if RECIPES is None:
         raise FileNotFoundError("no configs/tables.py here, in the clone or in the package")
     command.add_recipes_to_path()
@@ -207,18 +203,10 @@ def resolve_tables(
     feature: str | None = None,
     rows: Sequence[str] | None = None,
 ) -> list[Table]:
-    """Resolves the rows of the named tables with every seed.
+    """Resolves the rows of the named `tables` with every seed, as the command's options say.
 
-    Args:
-      names: keys of `tables`.
-      tables: from `load_tables`.
-      dataset: of the recipes.
-      seeds: one cell each.
-      folder: cells are in folder/cells.
-      changes: --config.key=value, for all rows; on the embedded data `EMBEDDED` comes before.
-      protocol: what the tables show; None for each table's own.
-      feature: of the model; None for the headline of each row's method.
-      rows: those that must take the changes, the others are left out if they do not; None for all.
+    Cells are in `folder`/cells. `rows` are those that must take the changes, None for all; others
+    are left out if they do not.
 
     Raises:
       ValueError: a change that is this command's own, or that the recipes refuse; a training
@@ -229,7 +217,6 @@ def resolve_tables(
     found = []
     for name in names:
         table, resolved, left_out, headlines = tables[name], {}, [], set()
-        own, shown, trial = "", "", None
         differ = {key for row in table.rows.values() for key in {**row.changes, **row.embedded}}
         for change in changes:
             if (key := split_change(change)[0]) in differ:
@@ -249,55 +236,42 @@ def resolve_tables(
                 continue
             headlines.add(headline)
             score = Score(shown, table.corrupt, feature or headline)
-            cells = []
-            for seed in seeds:
-                full = {**config, "seed": seed}
-                named = f"{config['method.name']}_{dataset}-{_checksum(full)}"
-                cells.append(
-                    Cell(
-                        row=f"{name}/{row}",
-                        seed=seed,
-                        folder=folder / "cells" / named / f"seed{seed}",
-                        config=full,
-                        values=(*values, f"--config.seed={seed}"),
-                        source=source,
-                        protocols=(shown,) if dataset == "synthetic" else (),
-                        scores=(score,),
-                    )
-                )
-            resolved[row] = Row(spec.label, spec.paper, score, tuple(cells))
-            trial = config.get("data.trial")
-        if not resolved:
-            continue
-        # A feature that is the headline of all rows is the table's own.
-        other = [shown] * (shown != own)
-        other += [feature] if feature and headlines != {feature} else []
-        found.append(
-            Table(
-                name=name,
-                title=table.title,
-                dataset=dataset,
-                corrupt=table.corrupt,
-                protocol=shown,
-                rows=resolved,
-                feature=feature,
-                other=tuple(other),
-                trial=trial,
-                left_out=tuple(left_out),
+            cell = Cell(
+                row=f"{name}/{row}",
+                seed=0,
+                folder=folder / "cells" / f"{config['method.name']}_{dataset}-{_checksum(config)}",
+                config=config,
+                values=values,
+                source=source,
+                protocols=(shown,) if dataset == "synthetic" else (),
+                scores=(score,),
             )
-        )
+            resolved[row] = Row(spec.label, spec.paper, score, tuple(map(cell.of_seed, seeds)))
+        if resolved:
+            # A feature that is the headline of all rows is the table's own.
+            other = [shown] * (shown != own)
+            other += [feature] if feature and headlines != {feature} else []
+            found.append(
+                Table(
+                    name=name,
+                    title=table.title,
+                    dataset=dataset,
+                    corrupt=table.corrupt,
+                    protocol=shown,
+                    rows=resolved,
+                    feature=feature,
+                    other=tuple(other),
+                    trial=config.get("data.trial"),
+                    left_out=tuple(left_out),
+                )
+            )
     return found
 
 
 def cells_of(tables: Sequence[Table], rows: Sequence[str] | None = None) -> list[Cell]:
     """Every cell once, with all scores that are wanted of it; seed by seed, all rows of each.
 
-    Args:
-      tables: from `resolve_tables`.
-      rows: leave other rows out; None for all.
-
-    Raises:
-      ValueError: a row that no table has.
+    `rows` leaves other rows out; a ValueError names one that no table has.
     """
     known = {row for table in tables for row in table.rows}
     if unknown := sorted(set(rows or ()) - known):
@@ -321,15 +295,17 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
     Raises:
       ValueError: as that command would refuse them.
     """
+    from vireid_jax.runtime.runfolder import flat
+
     own = flags.FlagValues()
     argv = ["ablation", f"--config={source}", *values]
     config_flags.DEFINE_config_file(
         "config", None, flag_values=own, lock_config=True, sys_argv=argv
     )
     try:
-        rest = own(argv)
+        own(argv)
         config: Any = own["config"].value
-        flat = _flat(config.to_dict())  # a recipe is read at its first use
+        found = flat(config.to_dict())  # a recipe is read at its first use
     except flags.Error as error:
         # A recipe that raises arrives with its traceback; its last line is the message.
         text = str(error).strip().splitlines()[-1]
@@ -342,17 +318,11 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
         keys = [g for g in given if key.strip("'\"") in g.split(".")]
         what = f"its recipe has no key {', '.join(keys)}" if keys else key
         raise ValueError(f"{_row(source)}: {what}. {' '.join(hint.split())}".strip()) from error
-    if rest[1:]:
-        raise ValueError(f"unexpected arguments {rest[1:]}")
-    return flat
+    return found
 
 
 def split_change(change: str) -> tuple[str, str]:
-    """("optim.lr", VALUE) of --config.optim.lr=VALUE.
-
-    Raises:
-      ValueError: without its "=" the value would be taken for a table or a seed.
-    """
+    """("optim.lr", VALUE) of --config.optim.lr=VALUE; without its "=" a ValueError."""
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"{change} has no value; expected {key}=VALUE, with the =, not a space")
@@ -373,7 +343,7 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
 def _checksum(config: Mapping[str, Any]) -> str:
     """Ten hexadecimal digits of every value of a flat config that changes what is trained.
 
-    The seed is left out: seeds of one configuration are together.
+    Not of the seed: seeds of one configuration are together.
     """
     from vireid_jax.runtime.runfolder import changes_training
 
@@ -439,15 +409,6 @@ def _row(source: str) -> str:
     return source.partition(".py:")[2]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return flat
-
-
 # --- Saved results ----------------------------------------------------------------------
 
 
@@ -460,27 +421,20 @@ def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict):
+        if isinstance(found := json.loads(path.read_text()), dict):
             return found
         raise ValueError(f"it holds a {type(found).__name__}, expected an object")
     except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read: {error}; delete it to have it made again"
-        ) from error
+        fix = "delete it to have it made again"
+        raise ValueError(f"{path} cannot be read: {error}; {fix}") from error
 
 
 def _fits(result: Mapping[str, Any], score: Score, config: Mapping[str, Any]) -> bool:
     from vireid_jax.metrics import get_protocol
 
     protocol = get_protocol(score.protocol)
-    wanted: dict[str, Any] = {
-        "checkpoint": "last",
-        "protocol": score.protocol,
-        "feature": score.feature,
-        "corrupt": score.corrupt,
-        "gallery": config["eval.gallery"] if protocol.drawn else "all",
-    }
+    gallery = config["eval.gallery"] if protocol.drawn else "all"
+    wanted = {**score._asdict(), "checkpoint": "last", "gallery": gallery}
     if any(result.get(key) != value for key, value in wanted.items()):
         return False
     if result.get("flip") or result.get("rerank"):

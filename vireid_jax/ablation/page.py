@@ -21,8 +21,6 @@ MISSING = "-"
 
 def summarize(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (over their number less one; None of a single value)."""
-    if not values:
-        raise ValueError("no values to summarize, expected at least one")
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
@@ -53,7 +51,9 @@ def to_markdown(table: Table) -> str:
         texts = []
         for name in COLUMNS:
             values = [metrics[name] for metrics in found.values() if name in metrics]
-            texts.append(_percent(*summarize(values)) if values else MISSING)
+            mean, std = summarize(values) if values else (None, None)
+            spread = "" if std is None else f" ± {100 * std:.1f}"
+            texts.append(MISSING if mean is None else f"{100 * mean:.1f}{spread}")
         asked = {cell.seed for cell in row.cells}
         which = f" of {len(asked)}: {_list(found)}" if 0 < len(found) < len(asked) else ""
         seeds = f"{len(found)}{which}"
@@ -107,25 +107,18 @@ def file_name(table: Table) -> str:
 
 
 def write(tables: Sequence[Table], folder: pathlib.Path, command: str) -> None:
-    """Writes FOLDER/<table>.md and .csv of every table.
-
-    Args:
-      tables: from `cells.resolve_tables`.
-      folder: made if missing.
-      command: what the tables were made by, as it is typed.
-    """
+    """Writes FOLDER/<table>.md and .csv of every table; `command` is how they were made."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         name = file_name(table)
-        write_whole(folder / f"{name}.md", f"{to_markdown(table)}\n\nMade by `{command}`.\n")
+        write_whole(folder / f"{name}.md", _body(table, command))
         write_whole(folder / f"{name}.csv", to_csv(table))
 
 
 def fill(page: pathlib.Path, tables: Sequence[Table], command: str) -> list[str]:
     """Puts tables into a page, each between `<!-- table: NAME -->` and `<!-- end -->`.
 
-    Returns:
-      The names of the tables that the page has no place for.
+    Returns the names of the tables that the page has no place for.
     """
     text, homeless = page.read_text(), []
     for table in tables:
@@ -133,17 +126,15 @@ def fill(page: pathlib.Path, tables: Sequence[Table], command: str) -> list[str]
         before, found, after = text.partition(start)
         _, closed, rest = after.partition(end)
         if found and closed:
-            body = f"{to_markdown(table)}\n\nMade by `{command}`.\n"
-            text = f"{before}{start}{body}{end}{rest}"
+            text = f"{before}{start}{_body(table, command)}{end}{rest}"
         else:
             homeless.append(file_name(table))
     write_whole(page, text)
     return homeless
 
 
-def _percent(mean: float, std: float | None) -> str:
-    spread = "" if std is None else f" ± {100 * std:.1f}"
-    return f"{100 * mean:.1f}{spread}"
+def _body(table: Table, command: str) -> str:
+    return f"{to_markdown(table)}\n\nMade by `{command}`.\n"
 
 
 def _list(seeds: Iterable[int]) -> str:

@@ -127,7 +127,7 @@ def initialize(net: nn.Module, image_size: tuple[int, int]) -> Callable[[Any], V
 
     def start(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
+        return init.start(net.init, key, image, image)
 
     return start
 

@@ -5,6 +5,7 @@ them 0 is done, 1 an error that the user can cure, 2 a wrong command line.
 """
 
 import os
+from collections.abc import Sequence
 
 EXIT_PREEMPTED = 42  # SIGTERM: everything is saved, run the same command again
 EXIT_PEER_LOST = 43  # another process of the run is gone: run the same command again on all hosts
@@ -15,3 +16,9 @@ ENDED_WELL = (0, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 def say(text: str) -> None:
     """Writes a line to standard error at once, whatever this thread or signal has interrupted."""
     os.write(2, f"\n{text}\n".encode())
+
+
+def indented(lines: Sequence[str], limit: int) -> str:
+    """The first lines of many, for a message."""
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join(f"  {line}" for line in [*lines[:limit], *more])

@@ -1,9 +1,9 @@
 """Mesh, shardings, and the way from host arrays to global ones.
 
 One mesh axis, "data": the batch is sharded over its rows, parameters are replicated, and
-`jax.jit` with these shardings (what pjit became) does the rest. A second axis, "fsdp", is
-optional: the batch is sharded over both, and the devices along it share one copy of what a
-training state holds, instead of holding one each (ZeRO, Rajbhandari et al. 2020; FSDP).
+`jax.jit` with these shardings does the rest. A second axis, "fsdp", is optional: the batch is
+sharded over both, and the devices along it share one copy of the training state, instead of
+holding one each (ZeRO, Rajbhandari et al. 2020; FSDP).
 """
 
 import math
@@ -22,10 +22,9 @@ SHARDED_FROM = 4096  # numbers; cutting less saves nothing and costs a message
 def use_cpu_cores(rows: int) -> None:
     """Makes every core of this machine a device, for runs without an accelerator.
 
-    XLA computes the small convolutions of a laptop-sized network on one core; sharding the
-    batch over one device a core takes 0.7 of the time on two. Call before jax computes
-    anything. Does nothing where the devices are chosen already (XLA_FLAGS, or a backend
-    that has started), and nothing to accelerators.
+    XLA computes the small convolutions of a laptop-sized network on one core; on two cores,
+    sharding the batch over two devices takes 0.7 of the time. Call before jax computes anything.
+    Devices that are chosen already (XLA_FLAGS, a backend that has started) and accelerators stay.
 
     Args:
       rows: of a batch, at least 1; the number of devices divides it.
@@ -150,7 +149,7 @@ def place(tree: Any, mesh: Mesh) -> Any:
     """Host arrays, equal in every process -> global arrays, placed as `of_state` says."""
     host = jax.tree.map(np.asarray, tree)
     return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
+        lambda x, s: jax.make_array_from_callback(x.shape, s, x.__getitem__),
         host,
         of_state(host, mesh),
     )

@@ -23,10 +23,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_whole(
     path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]
 ) -> None:
-    """Writes a file so that nobody ever sees half of it: a sibling, which then takes its name.
+    """Writes or replaces a file so that nobody ever sees half of it, through a sibling.
 
     Args:
-      path: of the file; one that is there is replaced.
+      path: of the file.
       data: its content, text as UTF-8; or a function that writes it to an open file.
 
     Raises:
@@ -69,11 +69,7 @@ def user_folder(variable: str, part: str = "") -> str:
 
 
 def make_folder(folder: pathlib.Path, *, what: str, hint: str) -> None:
-    """Makes a folder with its parents, unless it is there, and sees that it can be written to.
-
-    Raises:
-      OSError: (PermissionError, FileExistsError, ...) saying for what, and what to do.
-    """
+    """Makes a folder that can be written to; an OSError says for what it is, and what to do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -122,6 +118,10 @@ def temporary_name(prefix: str) -> str:
     return f"{prefix}.{_host()}.{os.getpid()}.{os.urandom(4).hex()}.part"
 
 
+def _host() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+
+
 def clear_temporaries(folder: pathlib.Path, prefix: str) -> None:
     """Removes what interrupted work has left in `folder`.
 
@@ -141,10 +141,6 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -167,9 +163,9 @@ def size_text(count: float) -> str:
 
 def check_space(folder: pathlib.Path, needed: int, *, what: str, hint: str) -> None:
     """Raises OSError (ENOSPC) if `folder` has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise full_disk(folder, what, f"needs {needed:,} bytes ({size_text(needed)})", hint, free)
+    if shutil.disk_usage(folder).free < needed:
+        need = f"needs {needed:,} bytes ({size_text(needed)})"
+        raise _full_disk(folder, what, need, hint)
 
 
 @contextlib.contextmanager
@@ -180,17 +176,15 @@ def explain_full_disk(folder: pathlib.Path, *, what: str, hint: str) -> Iterator
     except Exception as error:
         if not _is_full(error):
             raise
-        raise full_disk(
-            folder, what, f"did not fit ({error})", hint, shutil.disk_usage(folder).free
-        ) from error
+        raise _full_disk(folder, what, f"did not fit ({error})", hint) from error
 
 
-def full_disk(folder: pathlib.Path, what: str, need: str, hint: str, free: int) -> OSError:
-    """The error that says what did not fit where, and what to do."""
+def _full_disk(folder: pathlib.Path, what: str, need: str, hint: str) -> OSError:
+    free = size_text(shutil.disk_usage(folder).free)
     return OSError(
         errno.ENOSPC,
-        f"{what} {need} in {folder}, where {size_text(free)} are free; nothing half-written is "
-        f"left. Make room, or {hint}",
+        f"{what} {need} in {folder}, where {free} are free; nothing half-written is left. Make "
+        f"room, or {hint}",
     )
 
 

@@ -1,17 +1,10 @@
 """Stopping a run on SIGTERM or ctrl-C: a flag that the loop polls, set by the signal.
 
-One process catches the signals itself. The alternative, JAX's preemption service, would need a
-coordinator with a port of its own, answers only at its next poll over the network, and takes
-SIGTERM away from whoever embeds the package (a notebook, a test); a flag has none of that.
-
-Several processes must stop after the same step, so there the service decides: it is started by
-`jax.distributed.initialize`, catches SIGTERM in whichever process it reaches, and agrees with the
-others on a poll to stop at. Polls are numbered by a counter of their own, one per train step and
-evaluation batch, because the numbers must rise and be equal on all processes. Ctrl-C becomes a
-SIGTERM there, since one process cannot stop alone; a second one leaves at once.
-
-A signal that arrives while XLA compiles is acted on right after: Python runs signal handlers
-between two bytecodes, and compilation is a single call.
+One process catches the signals itself; JAX's preemption service would need a port, answer only at
+its next poll, and take SIGTERM away from whoever embeds the package. Several processes must stop
+after the same step, so there the service decides: `jax.distributed.initialize` starts it, it
+catches SIGTERM in whichever process it reaches, and the processes agree on a poll to stop at.
+Ctrl-C becomes a SIGTERM there. A signal that arrives while XLA compiles is acted on right after.
 """
 
 import os
@@ -30,7 +23,7 @@ class _State:
     """The process's flag: signals are a matter of the whole process."""
 
     signum: int | None = None
-    polls: int = 0
+    polls: int = 0  # they must rise and be equal on all processes
     interrupted: bool = False  # by ctrl-C, in a run of several processes
 
 
@@ -44,15 +37,14 @@ def install() -> None:
     keeps SIGTERM.
     """
     _state.signum, _state.polls, _state.interrupted = None, 0, False
+    several = _several_processes()
     if threading.current_thread() is not threading.main_thread():
-        if not _several_processes():
+        if not several:
             logging.warning("SIGTERM is not caught: signals can be caught in the main thread only")
         return
-    if _several_processes():
-        signal.signal(signal.SIGINT, _pass_on)
-        return
-    signal.signal(signal.SIGTERM, _handle)
-    signal.signal(signal.SIGINT, _handle)
+    signal.signal(signal.SIGINT, _pass_on if several else _handle)
+    if not several:
+        signal.signal(signal.SIGTERM, _handle)
 
 
 def requested() -> bool:

@@ -1,24 +1,14 @@
 """Process set-up: one function, called before any other use of jax.
 
-How many processes a run has, and where they meet, is read from the environment:
-
-  explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID
-  Slurm      a step of several tasks (srun)
-  TPU        a machine with TPU chips: a pod slice on Google Cloud, by its own metadata, or on
-             Kubernetes; jax knows both, and finds the rest itself
-  otherwise  one process, as on a laptop
-
-JAX's own detection is left to TPUs, for three reasons. Under Slurm it gives every task one GPU, by
-its number on the node, so that a task which has a node to itself leaves all other GPUs idle; it
-counts the tasks of the job, not of the step, so that a plain command in an allocation waits for
-processes that nobody has started; and what it finds is known only after all have connected,
-whereas the watch has to name who is missing until then.
+The environment says how many processes a run has, and where they meet: see `detect`. JAX's own
+detection is left to TPUs. Under Slurm it gives every task one GPU, even one that has a node to
+itself; it counts the tasks of the job, not of the step; and what it finds is known only after all
+have connected, whereas the watch has to name who is missing until then.
 
 Before they compute anything, the processes compare what must be equal (versions, config,
 devices), over the connection alone: a collective between unequal processes would hang.
 """
 
-import dataclasses
 import glob
 import importlib.util
 import json
@@ -29,12 +19,12 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
-from vireid_jax.runtime import ENDED_WELL, EXIT_PEER_LOST, watch
+from vireid_jax.runtime import ENDED_WELL, EXIT_PEER_LOST, indented, watch
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MODES = ("auto", "off", "on")
@@ -52,8 +42,7 @@ SHOWN = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """How a run of several processes is set up."""
 
     kind: str  # "explicit", "slurm" or "tpu"
@@ -91,10 +80,10 @@ def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
                 f"{', '.join(EXPLICIT)}, a Slurm step of several tasks, or TPU chips"
             )
         return
-    waits = {name: _seconds(env, name) for name in DEFAULT_S}
+    waits = {name: _seconds(name) for name in DEFAULT_S}
     if found.process is not None and found.processes is not None:
         _watch(workdir, found.process, found.processes, waits)
-    logging.info("several processes (%s): %s", found.kind, _shown(env))
+    logging.info("several processes (%s): %s", found.kind, _shown())
     _connect(found, waits)
     if count() > 1:
         if watch.current() is None:
@@ -104,27 +93,21 @@ def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
 
 
 def _connect(found: Found, waits: Mapping[str, int]) -> None:
-    # The watch can name who is missing, so it gives up before jax aborts the process.
-    later = WATCH_FIRST_S
     try:
+        # The watch can name who is missing, so it gives up before jax aborts the process.
         jax.distributed.initialize(
-            found.coordinator,
-            found.processes,
-            found.process,
-            found.devices,
+            *found[1:],
             cluster_detection_method=None if found.kind == "tpu" else "deactivate",
-            initialization_timeout=waits[START_TIMEOUT] + later,
-            heartbeat_timeout_seconds=waits[HEARTBEAT_TIMEOUT] + later,
+            initialization_timeout=waits[START_TIMEOUT] + WATCH_FIRST_S,
+            heartbeat_timeout_seconds=waits[HEARTBEAT_TIMEOUT] + WATCH_FIRST_S,
         )
     except (RuntimeError, ValueError) as error:
-        hint = (
-            "on a single machine with TPUs and no metadata server, add --dist=off."
-            if found.kind == "tpu"
-            else "is the port free, and open between the hosts?"
-        )
+        hint = "is the port free, and open between the hosts?"
+        if found.kind == "tpu":
+            hint = "on a single machine with TPUs and no metadata server, add --dist=off."
         raise SetupError(
             f"the processes cannot be connected ({found.kind}): {_first_line(error)}; {hint} "
-            f"The environment says: {_shown(os.environ)}"
+            f"The environment says: {_shown()}"
         ) from error
 
 
@@ -141,28 +124,21 @@ def check_equal(topic: str, facts: Mapping[str, Any]) -> None:
       facts: name -> what JSON can hold.
 
     Raises:
-      SetupError: on every process, if one differs from process 0; says in what.
+      SetupError: on every process, if one differs from process 0.
     """
     if count() == 1:
         return
-    own = json.dumps(facts, sort_keys=True)
-    texts = _exchange(topic, own)
-    first = json.loads(texts[0])
-    lines = []
-    for number, text in enumerate(texts):
-        other = json.loads(text)
-        for name in sorted(first.keys() | other.keys()):
-            if first.get(name) != other.get(name):
-                lines.append(
-                    f"  {name}: {_short(first.get(name))} on process 0, {_short(other.get(name))} "
-                    f"on process {number}"
-                )
+    first, *others = map(json.loads, _exchange(topic, json.dumps(facts, sort_keys=True)))
+    lines = [
+        f"{name}: {_short(first.get(name))} on process 0, {_short(other.get(name))} on process "
+        f"{number}"
+        for number, other in enumerate(others, 1)
+        for name in sorted(first.keys() | other.keys())
+        if first.get(name) != other.get(name)
+    ]
     if lines:
-        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise SetupError(
-            f"the processes differ in {topic}, expected the same everywhere:\n"
-            + "\n".join(lines[:12])
-            + more
+            f"the processes differ in {topic}, expected the same everywhere:\n{indented(lines, 12)}"
         )
 
 
@@ -170,7 +146,7 @@ def _exchange(topic: str, text: str) -> list[str]:
     """The texts of all processes, by their numbers."""
     client = _state().client
     client.key_value_set(f"vireid_jax/{topic}/{process()}", text)
-    wait_ms = 1000 * _seconds(os.environ, START_TIMEOUT)
+    wait_ms = 1000 * _seconds(START_TIMEOUT)
     return [
         client.blocking_key_value_get(f"vireid_jax/{topic}/{other}", wait_ms)
         for other in range(count())
@@ -227,25 +203,19 @@ def finish(code: int, message: str = "") -> int:
     # so it gives the others the time to read why.
     failed_first = several and code not in ENDED_WELL and process() == 0
     watch.end(code, message, linger_s=2 * watch.GRACE_S if failed_first else 0)
-    if not several:
-        return code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code in ENDED_WELL:
+    if several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code not in ENDED_WELL:
+            os._exit(code)
         jax.distributed.shutdown()
-        return code
-    os._exit(code)
+    return code
 
 
 def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
-    """What to end with after an error that has no better explanation, and what to say.
+    """The exit code for an error that has no better explanation, and what to say.
 
-    Args:
-      error: what was raised.
-      patience_s: how long to look for a process that is gone.
-
-    Returns:
-      `EXIT_PEER_LOST` and who is gone, where somebody is; else 1, an error of this process's own.
+    `EXIT_PEER_LOST` where a process is gone, for which it looks `patience_s`; else 1.
     """
     found, until = watch.current(), time.monotonic() + patience_s
     while found is not None:
@@ -261,12 +231,13 @@ def _has_chips() -> bool:
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-def _seconds(env: Mapping[str, str], name: str) -> int:
-    return _number(name, env[name]) if env.get(name) else DEFAULT_S[name]
+def _seconds(name: str) -> int:
+    return _number(name, text) if (text := os.environ.get(name)) else DEFAULT_S[name]
 
 
-def _shown(env: Mapping[str, str]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in sorted(env.items()) if v and k.startswith(SHOWN))
+def _shown() -> str:
+    env = sorted(os.environ.items())
+    return ", ".join(f"{k}={v}" for k, v in env if v and k.startswith(SHOWN))
 
 
 def _short(value: Any) -> str:
@@ -284,6 +255,12 @@ def _first_line(error: BaseException) -> str:
 def detect(env: Mapping[str, str], *, chips: bool = False, libtpu: bool = False) -> Found | None:
     """What the environment says of a run of several processes; None for one.
 
+      explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID
+      slurm      a step of several tasks (srun)
+      tpu        a machine with TPU chips: a pod slice on Google Cloud, by its own metadata, or on
+                 Kubernetes; jax knows both, and finds the rest itself
+      otherwise  one process, as on a laptop
+
     Args:
       env: as os.environ.
       chips: whether this machine has TPU chips.
@@ -293,30 +270,14 @@ def detect(env: Mapping[str, str], *, chips: bool = False, libtpu: bool = False)
       SetupError: half of an explicit set-up, or numbers that are none.
     """
     devices = None
-    if env.get("JAX_LOCAL_DEVICE_IDS"):
-        devices = tuple(
-            _number("JAX_LOCAL_DEVICE_IDS", n) for n in env["JAX_LOCAL_DEVICE_IDS"].split(",")
-        )
+    if text := env.get("JAX_LOCAL_DEVICE_IDS"):
+        devices = tuple(_number("JAX_LOCAL_DEVICE_IDS", n) for n in text.split(","))
     given = [name for name in EXPLICIT if env.get(name)]
     if len(given) == len(EXPLICIT):
-        count = _number("JAX_NUM_PROCESSES", env["JAX_NUM_PROCESSES"])
-        own = _number("JAX_PROCESS_ID", env["JAX_PROCESS_ID"])
-        if not re.fullmatch(r".+:\d+", env["JAX_COORDINATOR_ADDRESS"]):
-            raise SetupError(
-                f"JAX_COORDINATOR_ADDRESS is {env['JAX_COORDINATOR_ADDRESS']!r}, expected "
-                "host:port of process 0, with a port that is free there, such as node1:8476"
-            )
-        if not 0 <= own < count:
-            raise SetupError(
-                f"JAX_PROCESS_ID is {own} with JAX_NUM_PROCESSES={count}, expected 0 to "
-                f"{count - 1}, another for every process"
-            )
-        if count == 1:
-            return None
-        return Found("explicit", env["JAX_COORDINATOR_ADDRESS"], count, own, devices)
+        return _explicit(env, devices)
     tasks = _number("SLURM_STEP_NUM_TASKS", env.get("SLURM_STEP_NUM_TASKS") or "1")
     if tasks > 1 and "SLURM_PROCID" in env:
-        return _slurm(env, devices)
+        return _slurm(env, tasks, devices)
     if chips and libtpu and env.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return Found("tpu", env.get("JAX_COORDINATOR_ADDRESS"), devices=devices)
     if given:
@@ -328,33 +289,44 @@ def detect(env: Mapping[str, str], *, chips: bool = False, libtpu: bool = False)
     return None
 
 
-def _slurm(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Found:
+def _explicit(env: Mapping[str, str], devices: tuple[int, ...] | None) -> Found | None:
+    address, *texts = (env[name] for name in EXPLICIT)
+    count, own = map(_number, EXPLICIT[1:], texts)
+    if not re.fullmatch(r".+:\d+", address):
+        raise SetupError(
+            f"JAX_COORDINATOR_ADDRESS is {address!r}, expected host:port of process 0, with a port "
+            "that is free there, such as node1:8476"
+        )
+    if own >= count:
+        raise SetupError(
+            f"JAX_PROCESS_ID is {own} with JAX_NUM_PROCESSES={count}, expected 0 to {count - 1}, "
+            "another for every process"
+        )
+    return None if count == 1 else Found("explicit", address, count, own, devices)
+
+
+def _slurm(env: Mapping[str, str], count: int, devices: tuple[int, ...] | None) -> Found:
     """A Slurm step: process 0 is on its first node."""
     job = _number("SLURM_JOB_ID", env.get("SLURM_JOB_ID", ""))
     # Ports that nobody registers; jobs that share a node get different ones.
     port = env.get("JAX_COORDINATOR_PORT") or str(61440 + job % 4096)
-    tasks = _tasks_here(env)
     bound = len([d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]) == 1
-    if devices is None and tasks > 1 and not bound:
+    if devices is None and _tasks_here(env) > 1 and not bound:
         devices = (_number("SLURM_LOCALID", env.get("SLURM_LOCALID", "")),)  # a GPU for each task
     host = _first_host(env.get("SLURM_STEP_NODELIST", ""))
-    return Found(
-        "slurm",
-        env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}",
-        int(env["SLURM_STEP_NUM_TASKS"]),
-        _number("SLURM_PROCID", env["SLURM_PROCID"]),
-        devices,
-    )
+    address = env.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
+    return Found("slurm", address, count, _number("SLURM_PROCID", env["SLURM_PROCID"]), devices)
 
 
 def _tasks_here(env: Mapping[str, str]) -> int:
     """Tasks of the step on this node, of a list such as "4(x2),3"."""
     counts: list[int] = []
-    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+    text = env.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    for part in text.split(","):
         if not (match := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)):
             raise SetupError(
-                f"SLURM_STEP_TASKS_PER_NODE is {env['SLURM_STEP_TASKS_PER_NODE']!r}, expected such "
-                "as '4(x2),3'; start the job with srun"
+                f"SLURM_STEP_TASKS_PER_NODE is {text!r}, expected such as '4(x2),3'; start the job "
+                "with srun"
             )
         counts += [int(match[1])] * int(match[2] or 1)
     return counts[min(int(env.get("SLURM_NODEID") or 0), len(counts) - 1)]

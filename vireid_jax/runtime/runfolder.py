@@ -11,6 +11,7 @@ import datetime
 import fnmatch
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import platform
@@ -49,12 +50,10 @@ FREE_KEYS = (
     "train.tensorboard",
 )
 
+# Keys that may differ between the hosts of a run: where things are.
+_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
-_ABSENT = object()
-_ABSENT_KEYS = (
-    "A key that is (absent) belongs to another recipe or to another version; in the latter case "
-    "resume the run with the version that made it."
-)
+_ABSENT = "(absent)"
 
 
 def changes_training(key: str) -> bool:
@@ -94,7 +93,7 @@ def check_resume(
     Args:
       workdir: the run folder; without a config.json in it every config is fine.
       config_dict: the resolved config, nested.
-      allow: return the differences instead of raising.
+      allow: do not raise for differences.
 
     Returns:
       The differences that matter, as lines "key: old -> new".
@@ -106,29 +105,39 @@ def check_resume(
     if not path.exists():
         return []
     try:
-        old = _flat(json.loads(path.read_text()))
+        old = _shown(json.loads(path.read_text()))
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a config ({error}); the run cannot be compared with its first start. "
             "Restore the file, or name another --workdir"
         ) from error
-    new = _flat(_plain(config_dict))
+    new = _shown(_plain(config_dict))
     lines = [
-        f"{key}: {_show(old.get(key, _ABSENT))} -> {_show(new.get(key, _ABSENT))}"
+        f"{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, _ABSENT) != new.get(key, _ABSENT) and changes_training(key)
+        if old.get(key) != new.get(key) and changes_training(key)
     ]
     if lines and not allow:
-        absent = any("(absent)" in line for line in lines)
+        absent = ""
+        if any(_ABSENT in line for line in lines):
+            absent = (
+                f"\n{_versions_differ(workdir)} A key that is {_ABSENT} belongs to another recipe "
+                "or to another version; in the latter case resume the run with the version that "
+                "made it."
+            )
         raise ValueError(
             f"the run in {workdir} was started with another config (old -> new):\n  "
             + "\n  ".join(lines)
-            + (f"\n{_versions_differ(workdir)} {_ABSENT_KEYS}" if absent else "")
-            + "\nTo go on with the new one, add --config.allow_changes=True; to train from the "
-            "start, name another --workdir; to resume, repeat the first command (see "
+            + f"{absent}\nTo go on with the new one, add --config.allow_changes=True; to train "
+            "from the start, name another --workdir; to resume, repeat the first command (see "
             f"{pathlib.Path(workdir) / COMMAND})"
         )
     return lines
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a nested config as JSON, by their dotted keys."""
+    return {key: json.dumps(value) for key, value in flat(config).items()}
 
 
 def check_known(
@@ -148,21 +157,18 @@ def check_known(
       needed: section -> keys that this version cannot do without.
 
     Raises:
-      ValueError: keys that are not known, or lacking; says which, who made them, what to do.
+      ValueError: says which keys, who made them, what to do.
     """
 
     def keys(section: str) -> set[str]:
         found = config.get(section) if section else config
         return set(found) if isinstance(found, Mapping) else set()
 
-    unknown = {(s, key) for s, names in known.items() for key in keys(s) - set(names)}
-    lacking = {(s, key) for s, names in (needed or {}).items() for key in set(names) - keys(s)}
-    lines = [
-        f"\n  {section}{'.' * bool(section)}{key}: "
-        + ("unknown" if (section, key) in unknown else "absent, but needed")
-        for section, key in sorted(unknown | lacking)
-    ]
-    if lines:
+    wrong = {(s, key): "unknown" for s, names in known.items() for key in keys(s) - set(names)}
+    for section, names in (needed or {}).items():
+        wrong |= {(section, key): "absent, but needed" for key in set(names) - keys(section)}
+    if wrong:
+        lines = (f"\n  {'.'.join(filter(None, key))}: {wrong[key]}" for key in sorted(wrong))
         raise ValueError(
             f"the run in {workdir} was made by another version of the package:{''.join(lines)}\n"
             f"{_versions_differ(workdir)} Score or resume it with that version, or train it again "
@@ -181,16 +187,16 @@ def _versions_differ(workdir: str | pathlib.Path) -> str:
         made = name(json.loads((pathlib.Path(workdir) / ENV).read_text())[-1])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         made = "a version that its env.json does not name"
-    return f"It was last started by {made}; this is {name({**_versions(), 'commit': _commit()})}."
+    return f"It was last started by {made}; this is {name(_versions())}."
 
 
 def save_run_info(
     workdir: str | pathlib.Path, config: Mapping[str, Any], argv: Sequence[str]
 ) -> None:
-    """Writes config.json, env.json and COMMAND; a start adds to what is there.
+    """Writes config.json, env.json and COMMAND, by process 0; a start adds to them.
 
-    Only the first process writes. An existing config.json is replaced only by one that trains
-    differently (so call `check_resume` first); the old one is kept as config.1.json, ...
+    A config.json is replaced only by one that trains differently (so call `check_resume` first);
+    the old one is kept as config.1.json, ...
 
     Args:
       workdir: the run folder; made if missing.
@@ -205,14 +211,11 @@ def save_run_info(
     if not path.exists():
         _write_json(path, _plain(config))
     elif check_resume(workdir, config, allow=True):
-        n = 1
-        while (kept := workdir / f"config.{n}.json").exists():
-            n += 1
+        numbers = itertools.count(1)
+        kept = next(p for n in numbers if not (p := workdir / f"config.{n}.json").exists())
         kept.write_bytes(path.read_bytes())
         _write_json(path, _plain(config))
-    starts = []
-    if (workdir / ENV).exists():
-        starts = json.loads((workdir / ENV).read_text())
+    starts = json.loads((workdir / ENV).read_text()) if (workdir / ENV).exists() else []
     env = environment()
     if not starts or starts[-1] != env:
         _write_json(workdir / ENV, [*starts, env])
@@ -226,7 +229,13 @@ def save_run_info(
 def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
     """Writes classes.json, by the first process."""
     if jax.process_index() == 0:
-        _write_json(pathlib.Path(workdir) / CLASSES, _classes(split, persons))
+        facts = {
+            "dataset": split.name,
+            "images": len(split.train),
+            "names_sha256": _digest(split.train.name),
+            "persons": persons.tolist(),
+        }
+        _write_json(pathlib.Path(workdir) / CLASSES, facts)
 
 
 def name_test_set(split: Split) -> str:
@@ -238,26 +247,29 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _classes(split: Split, persons: np.ndarray) -> dict[str, Any]:
-    return {
-        "dataset": split.name,
-        "images": len(split.train),
-        "names_sha256": _digest(split.train.name),
-        "persons": [int(p) for p in persons],
-    }
+def load_classes(workdir: str | pathlib.Path) -> np.ndarray:
+    """Int32 [C], the person behind each class of the run.
+
+    Raises:
+      ValueError: it was not written down, or cannot be read.
+    """
+    return _read_classes(workdir)[1]
 
 
-def load_classes(workdir: str | pathlib.Path) -> np.ndarray | None:
-    """Int32 [C], the person behind each class of the run; None if it did not write that down."""
+def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarray]:
     path = pathlib.Path(workdir) / CLASSES
-    if not path.exists():
-        return None
     try:
-        return np.array(json.loads(path.read_text())["persons"], np.int32)
+        content = json.loads(path.read_text())
+        return content, np.array(content["persons"], np.int32)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{workdir} holds no {CLASSES}, which tells how many people its model knows; repeat "
+            "its training command, which writes that file and ends where it ended"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}); delete it if the data set is the one that the run "
-            "was trained on, and its classes will be taken from there"
+            f"{path} cannot be read ({error}); if the data set is the one that the run was trained "
+            "on, delete it and repeat the training command, which writes it"
         ) from error
 
 
@@ -269,15 +281,12 @@ def check_classes(
     Args:
       workdir: the run folder; without a classes.json in it everything is fine.
       split: the data set as it is now.
-      persons: int32 [C], the person behind each class.
+      persons: int32 [C], the person behind each class now.
       allow: other images of the same people are fine.
-
-    Raises:
-      ValueError: classes.json names other people, or other images (and not `allow`).
     """
-    known = load_classes(workdir)
-    if known is None:
+    if not (pathlib.Path(workdir) / CLASSES).exists():
         return
+    old, known = _read_classes(workdir)
     if not np.array_equal(known, persons):
         gone, new = np.setdiff1d(known, persons), np.setdiff1d(persons, known)
         raise ValueError(
@@ -286,25 +295,19 @@ def check_classes(
             f"{len(new)} are new {new[:5].tolist()}; restore the data set, or name another "
             "--workdir"
         )
-    old, new_ = json.loads((pathlib.Path(workdir) / CLASSES).read_text()), _classes(split, persons)
-    if not allow and old.get("names_sha256") != new_["names_sha256"]:
+    if not allow and old.get("names_sha256") != _digest(split.train.name):
         raise ValueError(
             f"the run in {workdir} was trained on {old.get('images')} images of "
-            f"{old.get('dataset')!r}, the data set {split.name!r} now has {new_['images']}, or "
+            f"{old.get('dataset')!r}, the data set {split.name!r} now has {len(split.train)}, or "
             "others by name; restore the data set, name another --workdir, or go on with "
             "--config.allow_changes=True"
         )
 
 
-# Keys that may differ between the hosts of a run: where things are.
-_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
-
-
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the processes of a run must have in common before they compute: code and config."""
-    flat = _flat(_plain(config))
-    own = {key: value for key, value in flat.items() if key not in _OF_A_HOST}
-    return {"python": platform.python_version(), **_versions(), "commit": _commit(), **own}
+    values = flat(_plain(config))
+    return {**_versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
 
 
 def data_facts(split: Split) -> dict[str, Any]:
@@ -317,22 +320,20 @@ def data_facts(split: Split) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
             versions[name] = None
-    return versions
+    return versions | {"commit": _commit()}
 
 
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of this process."""
     return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
         **_versions(),
-        "commit": _commit(),
+        "platform": platform.platform(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
@@ -344,23 +345,18 @@ def _commit() -> str | None:
     root = pathlib.Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.check_output(
+            command, text=True, timeout=10, stderr=subprocess.DEVNULL
+        ).strip()
+
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
-        )
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + "+" * bool(changes)
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + "+" * bool(changes)
 
 
 def _plain(value: Any) -> Any:
@@ -368,19 +364,15 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _show(value: Any) -> str:
-    return "(absent)" if value is _ABSENT else json.dumps(value)
+            found[prefix + key] = value
+    return found
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

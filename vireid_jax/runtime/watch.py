@@ -1,16 +1,11 @@
 """Who is there and what each does: a status file for every process of a run, and a watchdog.
 
 JAX's own service notices that a process is missing or dead, but not which one, and then aborts.
-Here every process of a run of several writes `<workdir>/hosts/<process>.json` every few seconds:
-where it runs, its phase, how it ended. All hosts share the folder (checkpoints need that anyway),
-so the files can be read before a connection exists and after it is lost. A thread in each process
-
-  says who is waited for, once a minute, while a process cannot go on;
-  ends the process with `EXIT_PEER_LOST` and a message that names the other, when another one
-  ended with an error, fell silent, or did not come in time.
-
-A process is silent when a counter in its file no longer changes. Clocks say nothing, because they
-differ between hosts. A single process has no such files and no such thread.
+Here every process of a run of several writes `<workdir>/hosts/<process>.json` every few seconds,
+into the folder that all hosts share. A thread in each says who is waited for, once a minute, and
+ends its process with `EXIT_PEER_LOST` when another one ended with an error, fell silent, or did not
+come in time. A process is silent when a counter in its file no longer changes: clocks differ
+between hosts.
 """
 
 import dataclasses
@@ -68,8 +63,7 @@ class Watch:
 
     Args:
       folder: of the run; its subfolder `HOSTS` is made.
-      process: number of this process.
-      processes: how many there are.
+      process: number of this process, of `processes`.
       start_timeout: seconds to wait in the phase `CONNECT`.
       silence_timeout: seconds without a sign of life after which a process is lost.
       say: takes messages.
@@ -103,15 +97,11 @@ class Watch:
         self._stop = threading.Event()
         self.write()
 
-    def run(self) -> None:
-        """Starts the thread."""
-        threading.Thread(target=self._loop, name="watch", daemon=True).start()
-
     def phase(self, name: str) -> None:
         """Notes what this process does now."""
         if name != self.status.phase:
-            self.status.phase, self._phase_since = name, self._clock()
-            self._said = self._phase_since
+            self.status.phase = name
+            self._phase_since = self._said = self._clock()
             self.write()
 
     def end(self, code: int, message: str = "") -> None:
@@ -148,18 +138,17 @@ class Watch:
             moved = status is not None and status != seen.status
             if late or moved:
                 self._seen[process] = _Seen(status or seen.status, now, seen.fresh or moved)
-        connecting = self.status.phase == CONNECT
         lost = {p: reason for p in self._seen if (reason := self._why_lost(p, now))}
-        if connecting and now - self._phase_since > self.start_timeout:
+        if self.status.phase == CONNECT and now - self._phase_since > self.start_timeout:
             lost |= {p: self.describe(p) for p in self._seen if not self._alive(p, now)}
-        if lost:
-            self._lost_since = now if self._lost_since is None else self._lost_since
-            if now - self._lost_since >= GRACE_S:
-                self._say(self.lost_message(lost))
-                self._leave(EXIT_PEER_LOST)
-                return
-        else:
+        if not lost:
             self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        elif now - self._lost_since >= GRACE_S:
+            self._say(self.lost_message(lost))
+            self._leave(EXIT_PEER_LOST)
+            return
         if now - self._said >= SAY_EVERY_S:
             self._said = now
             if text := self._waiting(now):
@@ -177,16 +166,17 @@ class Watch:
     def describe(self, process: int) -> str:
         """Where another process is and what it did when it was last seen."""
         seen = self._seen[process]
-        if seen.status is None:
-            return "has not started; was the command given to all workers?"
         s = seen.status
+        if s is None:
+            return "has not started; was the command given to all workers?"
         where = f"{s.host} (pid {s.pid})"
+        ended = f"ended with code {s.code}"
         error = f": {s.message}" if s.message else ""
         if not seen.fresh:
-            ended = "" if s.code is None else f", ended with code {s.code}{error}"
-            return f"has not started again on {where}; its last run was in phase '{s.phase}'{ended}"
+            how = "" if s.code is None else f", {ended}{error}"
+            return f"has not started again on {where}; its last run was in phase '{s.phase}'{how}"
         if s.code is not None:
-            return f"{where} ended with code {s.code} in phase '{s.phase}'{error}"
+            return f"{where} {ended} in phase '{s.phase}'{error}"
         silent = self._clock() - seen.changed
         return f"{where} is in phase '{s.phase}', last heard of {silent:.0f} s ago"
 
@@ -216,23 +206,20 @@ class Watch:
 
     def _waiting(self, now: float) -> str:
         """Who is waited for; nothing where all do the same."""
-        seconds = f"{now - self._phase_since:.0f} s"
-        if self.status.phase == CONNECT:
+        phase = self.status.phase
+        if phase == CONNECT:
             behind = [p for p in self._seen if not self._alive(p, now)]
+        elif self.status.process:  # one report is enough
+            return ""
         else:
-            if self.status.process:  # one report is enough
-                return ""
-            behind = [
-                p
-                for p in self._seen
-                if (s := self._seen[p].status) is None or s.phase != self.status.phase
-            ]
+            phases = {p: seen.status and seen.status.phase for p, seen in self._seen.items()}
+            behind = [p for p in phases if phases[p] != phase]
         if not behind:
             return ""
         lines = "\n  ".join(f"process {p}: {self.describe(p)}" for p in behind)
         return (
-            f"process {self.status.process} on {self.status.host} is in phase "
-            f"'{self.status.phase}' for {seconds}; not there with it:\n  {lines}"
+            f"process {self.status.process} on {self.status.host} is in phase '{phase}' for "
+            f"{now - self._phase_since:.0f} s; not there with it:\n  {lines}"
         )
 
     def _path(self, process: int) -> pathlib.Path:
@@ -244,7 +231,8 @@ class Watch:
         except (OSError, ValueError, TypeError):  # not there, or of another version
             return None
 
-    def _loop(self) -> None:
+    def loop(self) -> None:
+        """Writes and looks until the process has ended; for a thread."""
         while not self._stop.wait(BEAT_S):
             try:
                 self.write()
@@ -260,7 +248,7 @@ def start(watch: Watch) -> None:
     """Makes `watch` the one of this process, and starts its thread."""
     global _current
     _current = watch
-    watch.run()
+    threading.Thread(target=watch.loop, name="watch", daemon=True).start()
 
 
 def current() -> Watch | None:

@@ -28,7 +28,17 @@ _RESERVED = ("step", "split", "time")
 
 
 class Writer:
-    """Writes scalars as they come; every line is on disk when `write` returns."""
+    """Writes scalars as they come; every line is on disk when `write` returns.
+
+    Args:
+      workdir: the run folder; made if missing.
+      tensorboard: also write event files.
+      resume_step: drop what was written for later steps; 0 where training starts from nothing.
+        None keeps every line, for what only adds to a run (an evaluation).
+      console: where progress goes; standard error by default.
+      active: False on all processes but the first: every method does nothing.
+      clock: seconds, for the estimate of the time left.
+    """
 
     def __init__(
         self,
@@ -40,17 +50,6 @@ class Writer:
         active: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Opens the files of a run.
-
-        Args:
-          workdir: the run folder; made if missing.
-          tensorboard: also write event files.
-          resume_step: drop what was written for later steps; 0 where training starts anew. None
-            keeps every line, for what only adds to a run (an evaluation).
-          console: where progress goes; standard error by default.
-          active: False on all processes but the first: every method does nothing.
-          clock: seconds, for the estimate of the time left.
-        """
         self._active = active
         self._console = sys.stderr if console is None else console
         self._clock = clock
@@ -62,12 +61,10 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS
+        rows = _drop_after(path, resume_step) if path.exists() else []
         # What stands there for the very step that the run goes on from (its validation, say)
         # may be computed once more; the record keeps one line.
-        self._known: set[tuple[int, str]] = set()
-        if path.exists():
-            rows = _drop_after(path, resume_step)
-            self._known = {(r["step"], r["split"]) for r in rows if r["step"] == resume_step}
+        self._known = {(r["step"], r["split"]) for r in rows if r["step"] == resume_step}
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter  # a run without it does not wait for it
@@ -96,9 +93,7 @@ class Writer:
         """
         if clash := [k for k in _RESERVED if k in scalars]:
             raise ValueError(f"scalars {clash} have names that every line of {METRICS} uses")
-        if not self._active:
-            return
-        if (step, split) in self._known:
+        if not self._active or (step, split) in self._known:
             return
         values = {k: float(v) for k, v in scalars.items()}
         now = time.time()
@@ -134,9 +129,9 @@ class Writer:
         if steps > 0 and step < total:
             end += f"  ETA {duration(seconds / steps * (total - step))}"
         for name, value in scalars.items():
+            part = f"  {name} {float(value):.4g}"
             if name == "images_per_second":
                 continue
-            part = f"  {name} {float(value):.4g}"
             if len(text) + len(part) + len(end) >= _columns(self._console):
                 break
             text += part
@@ -152,15 +147,7 @@ class Writer:
         """Prints a line without tearing the progress line, see `say`."""
         if self._active:
             self._end_line()
-            self._console.flush()
             say(text)
-
-    def flush(self) -> None:
-        """Brings everything to disk."""
-        if self._active:
-            self._file.flush()
-            if self._events is not None:
-                self._events.flush()
 
     def close(self) -> None:
         """Ends the progress line and closes the files."""
@@ -174,6 +161,7 @@ class Writer:
     def _end_line(self) -> None:
         if self._width:
             self._console.write("\n")
+            self._console.flush()
             self._width = 0
 
 
@@ -183,19 +171,48 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       ValueError: another line is not JSON; the message has its number.
     """
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     rows = []
-    for n, line in enumerate(lines):
+    for n, line in enumerate(lines := _lines(pathlib.Path(path)), 1):
         try:
             row = json.loads(line)
         except ValueError as error:
-            if n == len(lines) - 1:
+            if n == len(lines):
                 break
-            raise ValueError(f"{path}, line {n + 1} is not JSON: {error}") from error
-        if n == len(lines) - 1 and not line.endswith("\n"):
-            break  # whole by luck; writing on would glue the next line to it
-        rows.append({k: v if k in _RESERVED else float(v) for k, v in row.items()})
+            raise ValueError(f"{path}, line {n} is not JSON: {error}") from error
+        # Without its end the last line is whole by luck: writing on would drop it.
+        if line.endswith("\n"):
+            rows.append({k: v if k in _RESERVED else float(v) for k, v in row.items()})
     return rows
+
+
+def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
+    """Drops lines after `step` (None: no step) and lines cut off; returns what is kept."""
+    kept, rows = [], []
+    for line in _lines(path):
+        if not line.endswith("\n"):
+            continue
+        try:
+            row = json.loads(line)
+            at, _ = int(row["step"]), str(row["split"])
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s: dropped a line that cannot be read: %r", path, line[:80])
+            continue
+        if step is None or at <= step:
+            kept.append(line)
+            rows.append(row)
+    files.write_whole(path, "".join(kept))
+    return rows
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def _columns(console: TextIO) -> int:
+    try:
+        return os.get_terminal_size(console.fileno()).columns
+    except (OSError, ValueError):
+        return 120
 
 
 def say(text: str) -> None:
@@ -211,6 +228,12 @@ class Progress:
 
     with Progress(say, "images embedded", 5000) as progress:
         progress.add(256)
+
+    Args:
+      say: takes the lines.
+      what: is counted, with what happens to it.
+      total: how many there are.
+      clock: seconds.
     """
 
     def __init__(
@@ -220,14 +243,6 @@ class Progress:
         total: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts the clock.
-
-        Args:
-          say: takes the lines.
-          what: is counted, with what happens to it: "images embedded".
-          total: how many there are.
-          clock: seconds.
-        """
         self._say, self._what, self._total, self._clock = say, what, total, clock
         self._count, self._start = 0, clock()
         self._said = self._start
@@ -252,35 +267,8 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Reads like 1:02:03 (hours), 2:03 (minutes) or 3 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, s = divmod(whole, 60)
+    minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
-
-
-def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
-    """Drops lines after `step` (None: no step) and lines cut off; returns what is kept."""
-    kept, rows = [], []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue
-        try:
-            row = json.loads(line)
-            at, _ = int(row["step"]), str(row["split"])
-        except (ValueError, KeyError, TypeError):
-            logging.warning("%s: dropped a line that cannot be read: %r", path, line[:80])
-            continue
-        if step is None or at <= step:
-            kept.append(line)
-            rows.append(row)
-    files.write_whole(path, "".join(kept))
-    return rows
-
-
-def _columns(console: TextIO) -> int:
-    try:
-        return os.get_terminal_size(console.fileno()).columns
-    except (OSError, ValueError):
-        return 120
+    if hours:
+        return f"{hours}:{m:02d}:{s:02d}"
+    return f"{m}:{s:02d}" if m else f"{s} s"

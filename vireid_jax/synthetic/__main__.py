@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vireid_jax import __version__
+from vireid_jax.data.readers.common import check_number
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
-from vireid_jax.synthetic.dataset import FIRST_PERSON, check_count, check_image_size, render_images
+from vireid_jax.synthetic.dataset import FIRST_PERSON, check_image_size, render_images
 from vireid_jax.synthetic.scene import CAMERAS
 from vireid_jax.types import MODALITIES
 
@@ -23,11 +24,11 @@ def contact_sheet(
     image_size: tuple[int, int] = (192, 96),
     seed: int = 0,
 ) -> None:
-    """Renders `shots` images of the first `ids` people of a split before every camera.
+    """Renders the first people of a split, a row each, before every camera.
 
     Args:
       path: the picture to write; its ending picks the format, such as .png.
-      ids: rows.
+      ids: how many people.
       shots: images side by side for each camera.
       split: "train", "val" or "test".
       image_size: (height, width) of each image in pixels.
@@ -37,25 +38,21 @@ def contact_sheet(
       ValueError: an option is out of range, or the ending is not that of a picture format.
       OSError: the file cannot be written.
     """
-    check_count("ids", ids, 1, 200)
-    check_count("shots", shots, 1, 20)
+    check_number("ids", ids, 1, 200)
+    check_number("shots", shots, 1, 20)
     if split not in FIRST_PERSON:
         raise ValueError(f"split {split!r} is unknown, expected one of {sorted(FIRST_PERSON)}")
     target = picture_path(path)
-    order = [c for m in (0, 1) for c in CAMERAS if c.modality == m]
-    person, column, shot = (
-        x.ravel()
-        for x in np.meshgrid(np.arange(ids), np.arange(len(order)), np.arange(shots), indexing="ij")
-    )
-    numbers = np.array([c.number for c in order])
-    images = render_images(
-        seed, FIRST_PERSON[split] + person, numbers[column], shot + 1, image_size=image_size
-    )
+    order = sorted(CAMERAS, key=lambda camera: camera.modality)
     heads = [(f"camera {c.number}: {c.place}", MODALITIES[c.modality]) for c in order]
-    captions = [[f"{FIRST_PERSON[split] + row:04d}"] for row in range(ids)]
-    sheet = Sheet(heads, captions, image_size, shots=shots)
-    for p, c, s, image in zip(person, column, shot, images, strict=True):
-        sheet.paste(image, int(p), int(c), int(s))
+    people = FIRST_PERSON[split] + np.arange(ids)
+    sheet = Sheet(heads, [[f"{person:04d}"] for person in people], image_size, shots=shots)
+    places = list(np.ndindex(ids, len(order), shots))
+    row, column, shot = np.array(places).T
+    number = np.array([c.number for c in order])[column]
+    images = render_images(seed, people[row], number, shot + 1, image_size=image_size)
+    for place, image in zip(places, images, strict=True):
+        sheet.paste(image, *place)
     write_picture(sheet.picture, target)
 
 
@@ -72,24 +69,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Render people of the embedded data set: as a contact sheet (--sheet), or as "
         "a folder tree laid out like a released data set (--out and --layout).",
     )
-    parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
-    parser.add_argument("--sheet", metavar="PICTURE", help="write a contact sheet, e.g. sheet.png")
-    parser.add_argument("--out", metavar="FOLDER", help="write a data set into this new folder")
-    parser.add_argument(
-        "--layout", choices=("sysu", "regdb", "llcm"), help="whose folders and lists --out follows"
+    add = parser.add_argument
+    add("--version", action="version", version=f"vireid_jax {__version__}")
+    add("--sheet", metavar="PICTURE", help="write a contact sheet, e.g. sheet.png")
+    add("--out", metavar="FOLDER", help="write a data set into this new folder")
+    add("--layout", choices=("sysu", "regdb", "llcm"), help="whose folders and lists --out follows")
+    add("--seed", type=int, default=0, help="of people and images (default 0)")
+    add(
+        "--ids",
+        type=int,
+        default=12,
+        help="people: rows of the sheet, or of each of train and test in --out (default 12)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of people and images (default 0)")
-    parser.add_argument(
-        "--ids", type=int, help="people: rows of the sheet, or of each of train and test in --out "
-        "(default 12)",
-    )  # fmt: skip
-    parser.add_argument("--val-ids", type=int, help="people of the validation list (--layout sysu)")
-    parser.add_argument(
-        "--images", type=int, help="images per person and camera (default 2 on a sheet, else 10)"
-    )
-    parser.add_argument(
-        "--image-size", type=_size, metavar="HxW", help="default 192x96 on a sheet, else 128x64"
-    )
+    add("--val-ids", type=int, help="people of the validation list (--layout sysu)")
+    add("--images", type=int, help="images per person and camera (default 2 on a sheet, else 10)")
+    add("--image-size", type=_size, metavar="HxW", help="default 192x96 on a sheet, else 128x64")
     return parser
 
 
@@ -103,12 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--out and --layout go together")
     if args.val_ids is not None and args.layout != "sysu":
         parser.error("--val-ids goes with --layout sysu only")
-    ids = 12 if args.ids is None else args.ids
     try:
         if args.sheet:
             contact_sheet(
                 args.sheet,
-                ids=ids,
+                ids=args.ids,
                 shots=2 if args.images is None else args.images,
                 image_size=check_image_size(args.image_size or (192, 96)),
                 seed=args.seed,
@@ -120,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             root = write_tree(
                 args.out,
                 args.layout,
-                train_ids=ids,
+                train_ids=args.ids,
                 val_ids=args.val_ids,
-                test_ids=ids,
+                test_ids=args.ids,
                 images=10 if args.images is None else args.images,
                 image_size=args.image_size or (128, 64),
                 seed=args.seed,

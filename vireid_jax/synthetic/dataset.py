@@ -1,6 +1,5 @@
 """The embedded data set as a `Split`: which images there are, rendering them, the cache."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -12,42 +11,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vireid_jax.data.readers.common import check_number, retrieval
 from vireid_jax.runtime import files
 from vireid_jax.synthetic import figure, scene
 from vireid_jax.synthetic.identity import draw_people
-from vireid_jax.types import INFRARED, VISIBLE, Records, Retrieval, Split
+from vireid_jax.types import INFRARED, VISIBLE, Records, Split
 
 # Raise it whenever a pixel of any image changes: it is part of the cache's key.
 RENDER_VERSION = 10
 
-# First person of each split: more identities in one never renumber those of another.
+# First and last person of each split: more identities in one never renumber those of another.
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
 _LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
 _BLOCK = 2048  # images whose parameters are held at once
+_MODALITY = np.array([camera.modality for camera in scene.CAMERAS], np.int8)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which images a split has: counts of identities, and of images per identity and camera."""
-
-    split: str
-    ids: int
-    visible: int
-    infrared: int
-
-    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """person, camera and 1-based index of every image, by camera, person, index."""
-        persons = FIRST_PERSON[self.split] + np.arange(self.ids)
-        parts = []
-        for camera in scene.CAMERAS:
-            count = self.visible if camera.modality == VISIBLE else self.infrared
-            index = np.arange(1, count + 1)
-            person, image = np.meshgrid(persons, index, indexing="ij")
-            parts.append([person.ravel(), np.full(person.size, camera.number), image.ravel()])
-        person, number, image = np.concatenate(parts, axis=1).astype(np.int32)
-        return person, number, image
 
 
 def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -63,14 +42,6 @@ def check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
             "of pixels, height 16 to 2048 and width 8 to 2048, such as (96, 48)"
         )
     return height, width
-
-
-def check_count(name: str, value: int, low: int, high: int) -> None:
-    """Raises ValueError unless `value` is a whole number between low and high."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{name} is {value!r}, expected a whole number {low} to {high}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}, expected {low} to {high}")
 
 
 def render_images(
@@ -100,7 +71,7 @@ def render_images(
 
     person, camera, index = (np.asarray(x) for x in (person, camera, index))
     out = np.empty((len(person), *image_size, 3), np.uint8)
-    dark = np.array([c.modality == INFRARED for c in scene.CAMERAS])[camera - 1]
+    dark = _MODALITY[camera - 1] == INFRARED
     if infrared is not None:
         dark[:] = infrared
     for lamp in (False, True):
@@ -110,22 +81,23 @@ def render_images(
             persons, at = np.unique(person[rows], return_inverse=True)
             who = {k: v[at] for k, v in draw_people(seed, persons).items()}
             shot = scene.shots(seed, person[rows], camera[rows], index[rows])
-            tubes = figure.build(who, scene.gaits(shot, who))
-            projected, frame = scene.project(tubes, shot, lamp)
+            projected, frame = scene.project(figure.build(who, scene.gaits(shot, who)), shot, lamp)
             settings, rects = scene.build(shot, frame, lamp)
-            others = scene.passersby(shot, frame, lamp)
-            out[rows] = render.render(
-                scene.arrange(projected, others, shot), settings, rects, shot.key,
-                image_size=image_size,
-            )  # fmt: skip
+            tubes = scene.arrange(projected, shot, frame, lamp)
+            out[rows] = render.render(tubes, settings, rects, shot.key, image_size=image_size)
     return out
 
 
-def _records(plan: Plan, images: np.ndarray) -> Records:
-    person, camera, index = plan.rows()
-    modality = np.array([c.modality for c in scene.CAMERAS], np.int8)[camera - 1]
-    names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
-    return Records(images, person, camera, modality, names)
+def _rows(name: str, ids: int, visible: int, infrared: int) -> tuple[np.ndarray, ...]:
+    """Int32 [N] each: person, camera, 1-based index of a split's images, sorted by camera first."""
+    persons = FIRST_PERSON[name] + np.arange(ids)
+    parts = []
+    for camera in scene.CAMERAS:
+        count = visible if camera.modality == VISIBLE else infrared
+        grid = np.meshgrid(camera.number, persons, np.arange(1, count + 1), indexing="ij")
+        parts.append([x.ravel() for x in grid])
+    camera, person, index = np.concatenate(parts, axis=1).astype(np.int32)
+    return person, camera, index
 
 
 def cache_folder() -> pathlib.Path:
@@ -143,13 +115,12 @@ def _read(
         # Opened here: np.load leaves the file open when the archive is broken.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             images = {name: stored[name] for name in shapes}  # a zip member: its CRC is checked
+        for name, shape in shapes.items():
+            if images[name].shape != shape or images[name].dtype != np.uint8:
+                raise ValueError(f"its {name!r} is not uint8 of shape {shape}")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"cannot read {path} ({error}); rendering it anew", stacklevel=3)
+        warnings.warn(f"cannot use {path} ({error}); the images are rendered again", stacklevel=3)
         return None
-    for name, shape in shapes.items():
-        if images[name].shape != shape or images[name].dtype != np.uint8:
-            warnings.warn(f"{path} does not hold what it should; rendering anew", stacklevel=3)
-            return None
     return images
 
 
@@ -207,30 +178,28 @@ def load(
       ValueError: an option is out of range; nothing has been rendered then.
     """
     height, width = check_image_size(image_size)
-    check_count("seed", seed, 0, 2**63 - 1)
+    check_number("seed", seed, 0, 2**63 - 1)
     plans = {
-        "train": Plan(split="train", ids=train_ids, visible=train_visible, infrared=train_infrared),
-        "val": Plan(split="val", ids=val_ids, visible=val_visible, infrared=val_infrared),
-        "test": Plan(split="test", ids=test_ids, visible=test_visible, infrared=test_infrared),
+        "train": (train_ids, train_visible, train_infrared),
+        "val": (val_ids, val_visible, val_infrared),
+        "test": (test_ids, test_visible, test_infrared),
     }
-    for name, plan in plans.items():
+    for name, (ids, visible, infrared) in plans.items():
         most = _LAST_PERSON[name] - FIRST_PERSON[name] + 1
-        check_count(f"{name}_ids", plan.ids, 0 if name == "val" else 1, most)
-        check_count(f"{name}_visible", plan.visible, 1, 9999)
-        check_count(f"{name}_infrared", plan.infrared, 1, 9999)
+        check_number(f"{name}_ids", ids, 0 if name == "val" else 1, most)
+        check_number(f"{name}_visible", visible, 1, 9999)
+        check_number(f"{name}_infrared", infrared, 1, 9999)
     if not isinstance(cache, bool | str | os.PathLike):
         raise ValueError(f"cache is {cache!r}, expected True, False or a folder")
     if not val_ids:
         del plans["val"]
 
-    shapes = {
-        name: (p.ids * (4 * p.visible + 2 * p.infrared), height, width, 3)
-        for name, p in plans.items()
-    }
+    rows = {name: _rows(name, *plan) for name, plan in plans.items()}
+    shapes = {name: (len(person), height, width, 3) for name, (person, _, _) in rows.items()}
     path = None
     if cache is not False:
         folder = cache_folder() if cache is True else pathlib.Path(cache)
-        sizes = [[n, int(p.ids), int(p.visible), int(p.infrared)] for n, p in plans.items()]
+        sizes = [[name, *map(int, plan)] for name, plan in plans.items()]
         key = json.dumps([RENDER_VERSION, height, width, int(seed), sizes])
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     images = _read(path, shapes) if path else None
@@ -238,22 +207,15 @@ def load(
         count = sum(shape[0] for shape in shapes.values())
         _log.info("rendering %d images of %d x %d pixels", count, height, width)
         images = {
-            name: render_images(int(seed), *plan.rows(), image_size=(height, width))
-            for name, plan in plans.items()
+            name: render_images(int(seed), *of_split, image_size=(height, width))
+            for name, of_split in rows.items()
         }
         if path:
             _write(path, images)
 
-    def retrieval(name: str) -> Retrieval:
-        records = _records(plans[name], images[name])
-        return Retrieval(
-            query=records.take(records.modality == INFRARED),
-            gallery=records.take(records.modality == VISIBLE),
-        )
-
-    return Split(
-        name="synthetic",
-        train=_records(plans["train"], images["train"]),
-        test=retrieval("test"),
-        val=retrieval("val") if "val" in plans else None,
-    )
+    parts = {}
+    for name, (person, camera, index) in rows.items():
+        names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
+        parts[name] = Records(images[name], person, camera, _MODALITY[camera - 1], names)
+    of_test = {name: retrieval(part, np.ones(len(part), bool)) for name, part in parts.items()}
+    return Split("synthetic", parts["train"], of_test["test"], of_test.get("val"))

@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.synthetic.identity import BAGS, BOTTOMS, HAIRS, HATS
+from vireid_jax.synthetic.identity import BAGS, BOTTOMS, HAIRS, HATS, NO_PATCH, OFF
+
+People = dict[str, np.ndarray]  # rows of `identity.draw_people`, [N] or [N, k]
+Joints = dict[str, np.ndarray]  # [N, 3]
+Value = np.ndarray | float  # broadcast to [N]
 
 # --- Skeleton -------------------------------------------------------------------------------
 
@@ -43,61 +47,48 @@ def turn(points: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     return np.stack([x * cos + z * sin, y, z * cos - x * sin], axis=1)
 
 
-def _point(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    return np.stack(np.broadcast_arrays(x, y, z), axis=1)
+def _point(*columns: Value) -> np.ndarray:
+    """[N, 3], or as many columns as there are."""
+    return np.stack(np.broadcast_arrays(*columns), axis=1)
 
 
-def _limb(start: np.ndarray, length: np.ndarray, swing: np.ndarray, side: np.ndarray) -> np.ndarray:
+def _limb(start: np.ndarray, length: np.ndarray, swing: np.ndarray, side: Value) -> np.ndarray:
     """End of a limb [N, 3] hanging from `start`, swung forward and out to the side."""
     down = -np.cos(swing) * np.cos(side)
     return start + length[:, None] * _point(np.sin(side), down, np.sin(swing) * np.cos(side))
 
 
-def joints(who: dict[str, np.ndarray], gait: Gait) -> dict[str, np.ndarray]:
-    """Joint positions in body axes.
-
-    Args:
-      who: rows of `identity.draw_people`, float [N] or [N, k].
-      gait: float [N] each.
-
-    Returns:
-      name -> [N, 3]: crown, head, neck, chest, waist, pelvis and, with suffix _l and _r,
-      shoulder, elbow, wrist, hand, hip, knee, ankle, toe.
-    """
-    zero = np.zeros_like(gait.yaw)
+def joints(who: People, gait: Gait) -> Joints:
+    """Joint positions in body axes; names with suffix _l and _r but for head, chest, pelvis."""
     leg = who["leg"] - ANKLE
     stride = who["stride"] * gait.effort
-    out: dict[str, np.ndarray] = {}
+    out: Joints = {}
     ankles = []
     for side, suffix, shift in ((1.0, "_l", 0.0), (-1.0, "_r", np.pi)):
         phase = gait.phase + shift
         swing = stride * np.sin(phase) + 0.05
         # The knee bends while the leg swings forward (cos > 0) and is nearly straight else.
         bend = 0.06 + gait.effort * 0.85 * np.maximum(np.cos(phase - 0.3), 0.0) ** 2
-        hip = _point(side * who["hip"] * 0.5, zero, zero)
-        knee = _limb(hip, leg * 0.5, swing, side * 0.02 + zero)
-        ankle = _limb(knee, leg * 0.5, swing - bend, side * 0.01 + zero)
+        hip = _point(side * who["hip"] * 0.5, 0, 0)
+        knee = _limb(hip, leg * 0.5, swing, side * 0.02)
+        ankle = _limb(knee, leg * 0.5, swing - bend, side * 0.01)
         tilt = 0.35 * (swing - bend)
-        toe = ankle + 0.1 * _point(0.18 * side + zero, -0.22 + tilt, 1.0 + zero)
-        out.update({"hip" + suffix: hip, "knee" + suffix: knee})
-        out.update({"ankle" + suffix: ankle, "toe" + suffix: toe})
+        toe = ankle + 0.1 * _point(0.18 * side, -0.22 + tilt, 1.0)
+        limb = {"hip": hip, "knee": knee, "ankle": ankle, "toe": toe}
+        out |= {name + suffix: place for name, place in limb.items()}
         ankles.append(ankle[:, 1])
     # The lower foot stands on the ground.
     rise = ANKLE - np.minimum(*ankles)
     for name in out:
-        out[name] = out[name] + _point(zero, rise, zero)
+        out[name] = out[name] + _point(0, rise, 0)
 
     lean = gait.lean + who["stoop"]
     spine = 1.0 - who["leg"] - who["head"] - 0.035
-    up = _point(zero, np.cos(lean), np.sin(lean))
-    pelvis = _point(zero, rise, zero)
-    out["pelvis"] = pelvis
-    out["waist"] = pelvis + 0.36 * spine[:, None] * up
-    out["chest"] = pelvis + (0.94 * spine)[:, None] * up
-    out["neck"] = pelvis + (1.04 * spine)[:, None] * up
-    nod = _point(zero, np.ones_like(zero), 0.25 + np.sin(lean))
+    out["pelvis"] = _point(0, rise, 0)
+    up = _point(0, np.cos(lean), np.sin(lean))
+    out["chest"] = out["pelvis"] + (0.94 * spine)[:, None] * up
+    nod = _point(0, 1, 0.25 + np.sin(lean))
     out["head"] = out["chest"] + (0.035 + 0.06 * spine + 0.5 * who["head"])[:, None] * nod * 0.97
-    out["crown"] = out["head"] + _point(zero, 0.5 * who["head"], zero)
 
     arm = 0.165 + 0.06 * (1.0 - who["leg"])
     for side, suffix, shift in ((1.0, "_l", np.pi), (-1.0, "_r", 0.0)):
@@ -106,12 +97,12 @@ def joints(who: dict[str, np.ndarray], gait: Gait) -> dict[str, np.ndarray]:
         flex = 0.18 + gait.effort * 0.3 * (1 + np.sin(phase)) / 2
         if side > 0:
             swing, flex = swing + 0.3 * gait.lift, flex + 1.9 * gait.lift
-        shoulder = out["chest"] + _point(side * (who["shoulder"] - 0.014), -0.026 + zero, zero)
+        shoulder = out["chest"] + _point(side * (who["shoulder"] - 0.014), -0.026, 0)
         elbow = _limb(shoulder, arm, swing, side * gait.spread)
         wrist = _limb(elbow, arm * 0.86, swing + flex, side * gait.spread * 0.3)
-        out["shoulder" + suffix], out["elbow" + suffix] = shoulder, elbow
-        out["wrist" + suffix] = wrist
-        out["hand" + suffix] = wrist + 0.22 * (wrist - elbow)
+        hand = wrist + 0.22 * (wrist - elbow)
+        limb = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist, "hand": hand}
+        out |= {name + suffix: place for name, place in limb.items()}
     return out
 
 
@@ -126,84 +117,51 @@ FIELDS = (
 WIDTH = sum(n for _, n in FIELDS)
 TUBES = 21
 
-_OFF = np.array((0.0, 1.0, 99.0, 0.0))
-_NO_PATCH = np.array((0.0, 1.0, 0.0, 1.0, 0.0))
-
 
 class Builder:
     """Collects the tubes of N figures; every quantity is broadcast to [N, ...]."""
 
-    def __init__(self, count: int, yaw: np.ndarray) -> None:
-        self.count, self.yaw = count, yaw
+    def __init__(self, yaw: np.ndarray) -> None:
+        self.yaw = yaw
         self.rows: dict[str, list[np.ndarray]] = {}
 
     def add(
-        self,
-        start: np.ndarray,
-        end: np.ndarray,
-        lateral: Sequence[np.ndarray | float],
-        depth: Sequence[np.ndarray | float],
-        color: np.ndarray,
-        *,
-        cap: tuple[np.ndarray | float, np.ndarray | float] = (0.01, 0.01),
-        v: tuple[np.ndarray | float, np.ndarray | float] = (0.0, 1.0),
-        along: np.ndarray = _OFF,
-        along_color: np.ndarray | None = None,
-        around: np.ndarray = _OFF,
-        around_color: np.ndarray | None = None,
-        patch: np.ndarray = _NO_PATCH,
-        patch_color: np.ndarray | None = None,
-        alpha: np.ndarray | float = 1.0,
-        bias: np.ndarray | float = 0.0,
-        yaw: np.ndarray | None = None,
-        fold: np.ndarray | float = 0.0,
-        seam: float = 0.3,
-    ) -> None:
-        """Adds a tube from start to end [N, 3] (body axes) with 4-knot radii [N] each.
+        self, start: np.ndarray, end: np.ndarray, lateral: Sequence[Value], depth: Sequence[Value],
+        color: np.ndarray, *, cap: Sequence[Value] = (0.01, 0.01), v: Sequence[Value] = (0.0, 1.0),
+        along: Any = OFF, along_color: np.ndarray | None = None,
+        around: Any = OFF, around_color: np.ndarray | None = None,
+        patch: Any = NO_PATCH, patch_color: np.ndarray | None = None,
+        alpha: Value = 1.0, bias: Value = 0.0, yaw: Value = 0.0, fold: Value = 0.0,
+        seam: Value = 0.3,
+    ) -> None:  # fmt: skip
+        """Adds a tube from start to end [N, 3] (body axes) with 4-knot radii.
 
-        `color` and its layers are [4] or [N, 4]; `bias` moves it in the drawing order
-        (positive: nearer to the camera); `yaw` [N] turns its section against the body's.
+        `color` and its layers are [4] or [N, 4], those that are None as the layer below; `bias`
+        moves it in the drawing order (positive: nearer to the camera); `yaw` turns its section
+        against the body's.
         """
-        n = self.count
-        second = color if along_color is None else along_color
-        third = second if around_color is None else around_color
-        fourth = third if patch_color is None else patch_color
-        values = {
-            "start": start,
-            "end": end,
-            "lateral": np.stack([np.broadcast_to(x, (n,)) for x in lateral], 1),
-            "depth": np.stack([np.broadcast_to(x, (n,)) for x in depth], 1),
-            "cap": np.stack([np.broadcast_to(x, (n,)) for x in cap], 1),
-            "v": np.stack([np.broadcast_to(x, (n,)) for x in v], 1),
-            "along": np.broadcast_to(along, (n, 4)),
-            "around": np.broadcast_to(around, (n, 4)),
-            "patch": np.broadcast_to(patch, (n, 5)),
-            "color": np.stack(
-                [np.broadcast_to(c, (n, 4)) for c in (color, second, third, fourth)], 1
-            ),
-            "alpha": np.broadcast_to(alpha, (n,)),
-            "bias": np.broadcast_to(bias, (n,)),
-            "yaw": self.yaw if yaw is None else self.yaw + yaw,
-            "fold": np.broadcast_to(fold, (n,)),
-            "seam": np.broadcast_to(seam, (n,)),
-        }
+        n = len(self.yaw)
+        colors = [color]
+        for layer in (along_color, around_color, patch_color):
+            colors.append(colors[-1] if layer is None else layer)
+        values: dict[str, Any] = {"start": start, "end": end}
+        scalars = {"alpha": alpha, "bias": bias, "yaw": self.yaw + yaw, "fold": fold, "seam": seam}
+        for key, scalar in scalars.items():
+            values[key] = np.broadcast_to(scalar, (n,))
+        for key, row in (("along", along), ("around", around), ("patch", patch)):
+            values[key] = np.broadcast_to(row, (n, np.shape(row)[-1]))
+        for key, knots in (("lateral", lateral), ("depth", depth), ("cap", cap), ("v", v)):
+            values[key] = np.stack([np.broadcast_to(x, (n,)) for x in knots], 1)
+        values["color"] = np.stack([np.broadcast_to(c, (n, 4)) for c in colors], 1)
         for key, value in values.items():
             self.rows.setdefault(key, []).append(np.asarray(value, np.float64))
 
-    def stacked(self) -> dict[str, np.ndarray]:
-        """Name -> [N, tubes, ...]."""
-        return {key: np.stack(rows, axis=1) for key, rows in self.rows.items()}
 
-
-def _pick(mask: np.ndarray, yes: np.ndarray, no: np.ndarray) -> np.ndarray:
+def _pick(mask: np.ndarray, yes: Any, no: Any) -> np.ndarray:
     return np.where(mask[:, None], yes, no)
 
 
-def _layer(*columns: np.ndarray | float) -> np.ndarray:
-    return np.stack(np.broadcast_arrays(*columns), axis=1)
-
-
-def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gait: Gait) -> None:
+def _head(b: Builder, who: People, at: Joints, gait: Gait) -> None:
     head, volume = who["head"], who["hair_volume"]
     hair, hat = who["hair"], who["hat"]
     bald = hair == HAIRS.index("bald")
@@ -212,8 +170,8 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     hair_color = _pick(bald, who["skin"], who["hair_color"])
     shell = _pick(hood, who["top_color"], hair_color)
     size = head * np.where(hood, 1.18, np.where(hatted, 1.04, volume))
-    bottom = at["head"] - 0.16 * np.stack([0 * head, head, -0.3 * head], 1)
-    top = at["head"] + 0.14 * np.stack([0 * head, head, 0 * head], 1)
+    bottom = at["head"] - 0.16 * _point(0, head, -0.3 * head)
+    top = at["head"] + 0.14 * _point(0, head, 0)
     width = [0.31 * size, 0.37 * size, 0.39 * size, 0.37 * size]
     deep = [0.36 * size, 0.44 * size, 0.46 * size, 0.43 * size]
     # v: 0 chin, 1 crown. The face is a patch in front, from the chin up to the hairline.
@@ -222,11 +180,11 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     long_hair = (hair == HAIRS.index("bob")) | (hair == HAIRS.index("long"))
     wide = np.where(long_hair & ~hood, 0.85, wide)
     half = (line + 0.4) / 2
-    face = _layer(line - half, half, 0.0, wide, ~bald | hatted | hood)
+    face = _point(line - half, half, 0.0, wide, ~bald | hatted | hood)
     b.add(
         bottom, top, width, deep, shell,
         cap=(0.34 * size, 0.36 * size), v=(0.34, 0.64),
-        along=_layer(1.6, 1.6 - line, 99.0, hatted), along_color=who["hat_color"],
+        along=_point(1.6, 1.6 - line, 99.0, hatted), along_color=who["hat_color"],
         patch=face, patch_color=who["skin"], bias=0.05, yaw=gait.head_yaw,
     )  # fmt: skip
     # Loose hair, a tail or a bun behind the head: over the back, never over the chest.
@@ -235,8 +193,8 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     thick = np.where(long_hair, 0.40, np.where(tail, 0.14, 0.22)) * head * volume
     back = np.where(long_hair, 0.12, np.where(tail, 0.5, 0.45)) * head
     up = np.where(bun, 0.35, np.where(tail, 0.15, 0.1)) * head
-    root = at["head"] + np.stack([0 * up, up, -back], 1)
-    end = root - np.stack([0 * up, np.where(bun, 0.01, length + up), 0.25 * back], 1)
+    root = at["head"] + _point(0, up, -back)
+    end = root - _point(0, np.where(bun, 0.01, length + up), 0.25 * back)
     b.add(
         root, end, [thick, thick, thick * 1.05, thick * 0.8], [thick * 0.8] * 4,
         who["hair_color"], seam=0.1, cap=(thick * 0.6, thick * 0.35),
@@ -244,8 +202,8 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
         alpha=(long_hair | tail | bun) & ~hood,
     )  # fmt: skip
     # A cap's peak points forward; a brimmed hat has it all around.
-    rim = at["head"] + np.stack([0 * head, 0.12 * head, 0 * head], 1)
-    look = turn(np.stack([0 * head, 0 * head, head], 1), gait.head_yaw)
+    rim = at["head"] + _point(0, 0.12 * head, 0)
+    look = turn(_point(0, 0, head), gait.head_yaw)
     reach = np.where(brim, 0.02, 0.72)[:, None]
     b.add(
         rim, rim + reach * look, [np.where(brim, 0.72, 0.34) * head] * 4,
@@ -259,12 +217,12 @@ def _head(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray], gai
     )  # fmt: skip
 
 
-def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+def _trunk(b: Builder, who: People, at: Joints) -> None:
     bulk = who["bulk"]
     shoulder, chest, waist, hip = (who[k] + bulk for k in ("shoulder", "chest", "waist", "hip"))
     belly = who["belly"] + bulk
     opened = who["open"][:, None] > 0
-    patch = np.where(opened, _layer(0.5, 2.0, 0.0, who["open_half"], 1.0), who["top_patch"])
+    patch = np.where(opened, _point(0.5, 2.0, 0.0, who["open_half"], 1.0), who["top_patch"])
     top: dict[str, Any] = {
         "along": who["top_along"], "along_color": who["top_second"],
         "around": who["top_around"], "around_color": who["top_second"],
@@ -285,7 +243,7 @@ def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     hem = np.maximum(who["coat_hem"], who["skirt_hem"])
     drop = np.where(hem > 0, hem, 0.1) * (who["leg"] - 0.045)
     knees = 0.5 * (at["knee_l"] + at["knee_r"]) - at["pelvis"]
-    end = at["pelvis"] - np.stack([0 * drop, drop, -0.25 * knees[:, 2]], 1)
+    end = at["pelvis"] - _point(0, drop, -0.25 * knees[:, 2])
     stretch = 0.35 * hem * np.abs(at["ankle_l"][:, 2] - at["ankle_r"][:, 2])
     flare = np.where(hem > 0, np.where(coat, 1.05 + 0.25 * (who["flare"] - 1), who["flare"]), 0.96)
     wide = [hip * 0.98, hip * 1.06, hip * (1 + flare) / 2, hip * flare]
@@ -295,40 +253,34 @@ def _trunk(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
     b.add(
         at["pelvis"] + np.array([0.0, 0.03, 0.0]), end, wide, deep,
         _pick(coat, who["top_color"], who["bottom_color"]), cap=(0.01, 0.006), v=v,
-        along=_pick(tunic, who["top_along"], _pick(skirt, _OFF[None], who["leg_along"])),
+        along=_pick(tunic, who["top_along"], _pick(skirt, OFF, who["leg_along"])),
         along_color=_pick(tunic, who["top_second"], who["bottom_second"]),
-        around=_pick(tunic, who["top_around"], _pick(skirt, _OFF[None], who["leg_around"])),
+        around=_pick(tunic, who["top_around"], _pick(skirt, OFF, who["leg_around"])),
         around_color=_pick(tunic, who["top_second"], who["bottom_second"]),
-        patch=_pick(coat & opened[:, 0], patch, _NO_PATCH[None]),
+        patch=_pick(coat & opened[:, 0], patch, NO_PATCH),
         patch_color=who["inner"], bias=0.02, fold=0.15,
     )  # fmt: skip
 
 
-def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+def _limbs(b: Builder, who: People, at: Joints) -> None:
     limb, bulk = who["limb"], who["bulk"]
     sleeve = np.where(who["sleeve_second"][:, None] > 0, who["top_second"], who["top_color"])
-    stripes = who["top_along"] * np.array([1.0, 1.0, 1.0, 1.0])
-    stripes = stripes * np.stack([1 + 0 * bulk] * 3 + [1 - who["sleeve_plain"]], 1)
-    bare = _layer(who["sleeve"] + 9.0, 9.0, 0.0, 9.0, 1.0)
     arm: dict[str, Any] = {
-        "along": stripes,
-        "along_color": who["top_second"],
-        "patch": bare,
-        "fold": 0.08,
-    }
+        "along": who["top_along"] * _point(1.0, 1.0, 1.0, 1 - who["sleeve_plain"]),
+        "along_color": who["top_second"], "fold": 0.08,
+        "patch": _point(who["sleeve"] + 9.0, 9.0, 0.0, 9.0, 1.0),
+    }  # fmt: skip
     covered = np.clip(who["sleeve"] * 4, 0, 1) * bulk
     forearm = np.clip(who["sleeve"] * 2 - 1, 0, 1) * bulk * 0.8
     hem, wide = who["leg_hem"], who["wide"]
     skirted = (who["skirt_hem"] > 0)[:, None]
     stocking = np.where(who["bare_leg"][:, None] > 0, who["skin"], who["tights"])
     trouser = np.where(skirted, stocking, who["bottom_color"])
-    cut = _layer(hem + 9.0, 9.0, 0.0, 9.0, (hem < 0.9) & ~skirted[:, 0])
-    boot = _layer(who["boot"] + 9.0, 9.0, 0.0, 9.0, 1.0)
-    plain = np.broadcast_to(_OFF, who["leg_along"].shape)
+    cut = _point(hem + 9.0, 9.0, 0.0, 9.0, (hem < 0.9) & ~skirted[:, 0])
+    boot = _point(who["boot"] + 9.0, 9.0, 0.0, 9.0, 1.0)
     leg: dict[str, Any] = {
-        "along": np.where(skirted, plain, who["leg_along"]), "along_color": who["bottom_second"],
-        "around": np.where(skirted, plain, who["leg_around"]),
-        "around_color": who["bottom_second"],
+        "along": np.where(skirted, OFF, who["leg_along"]), "along_color": who["bottom_second"],
+        "around": np.where(skirted, OFF, who["leg_around"]), "around_color": who["bottom_second"],
     }  # fmt: skip
     cloth = np.where(skirted[:, 0], 0.88, wide)
     long_ = np.where((hem < 0.9) | skirted[:, 0], 0.95, wide)
@@ -378,20 +330,19 @@ def _limbs(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) ->
         )  # fmt: skip
 
 
-def _bags(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> None:
+def _bags(b: Builder, who: People, at: Joints) -> None:
     side, size = who["bag_side"], who["bag_size"]
     pack, cross, hand = (who["bag"] == BAGS.index(x) for x in ("backpack", "crossbody", "handbag"))
-    zero, bulk = 0 * side, who["bulk"]
+    bulk = who["bulk"]
     behind = who["belly"] + bulk + 0.045
-    grip = np.where((side > 0)[:, None], at["hand_l"], at["hand_r"])
-    hip = at["pelvis"] + np.stack([side * (who["hip"] + bulk + 0.02), 0.02 + zero, zero], 1)
-    center = at["chest"] + np.stack([zero, -0.13 + zero, -behind], 1)
-    center = np.where(cross[:, None], hip, center)
-    center = np.where(hand[:, None], grip - np.array([0, 0.055, 0]), center)
+    grip = _pick(side > 0, at["hand_l"], at["hand_r"])
+    hip = at["pelvis"] + _point(side * (who["hip"] + bulk + 0.02), 0.02, 0)
+    center = _pick(cross, hip, at["chest"] + _point(0, -0.13, -behind))
+    center = _pick(hand, grip - np.array([0, 0.055, 0]), center)
     tall = np.where(pack, 0.105, np.where(cross, 0.055, 0.05)) * size
     wide = np.where(pack, 0.082, np.where(cross, 0.035, 0.03)) * size
     deep = np.where(pack, 0.05, 0.075) * size
-    half = np.stack([zero, tall, zero], 1)
+    half = _point(0, tall, 0)
     b.add(
         center - half, center + half, [wide, wide * 1.03, wide * 1.03, wide * 0.9], [deep] * 4,
         who["bag_color"], cap=(0.01, np.where(pack, 0.025, 0.01)), along=who["bag_band"],
@@ -405,35 +356,26 @@ def _bags(b: Builder, who: dict[str, np.ndarray], at: dict[str, np.ndarray]) -> 
         under = np.where(pack, sign * reach * 1.15, side * (who["hip"] + bulk))
         z = np.where(pack, front, sign * front)
         low = np.where(pack, -0.17, -0.27)
-        start = at["chest"] + np.stack([over, 0.01 + zero, z * 0.75], 1)
-        end = at["chest"] + np.stack([under, low, z], 1)
-        handle = (grip - np.array([0, 0.01, 0])), center
-        start = np.where(hand[:, None], handle[0], start)
-        end = np.where(hand[:, None], handle[1], end)
+        start = at["chest"] + _point(over, 0.01, z * 0.75)
+        end = at["chest"] + _point(under, low, z)
+        start = _pick(hand, grip - np.array([0, 0.01, 0]), start)
+        end = _pick(hand, center, end)
         thin = np.where(hand, 0.012, np.where(pack, 0.014, 0.01))
         b.add(
             start, end, [thin] * 4, [thin] * 4, who["strap_color"],
-            alpha=pack | cross | hand, bias=np.where(hand, 0.03, 0.02), yaw=None,
+            alpha=pack | cross | hand, bias=np.where(hand, 0.03, 0.02),
         )  # fmt: skip
 
 
-def build(who: dict[str, np.ndarray], gait: Gait) -> dict[str, np.ndarray]:
-    """The tubes of N dressed figures in world axes.
-
-    Args:
-      who: rows of `identity.draw_people`, one for each image.
-      gait: the moment of each image.
-
-    Returns:
-      name -> [N, tubes, ...], before projection.
-    """
+def build(who: People, gait: Gait) -> dict[str, np.ndarray]:
+    """The tubes of N dressed figures in world axes, name -> [N, tubes, ...], not yet projected."""
     at = joints(who, gait)
-    b = Builder(len(gait.yaw), gait.yaw)
+    b = Builder(gait.yaw)
     _head(b, who, at, gait)
     _trunk(b, who, at)
     _limbs(b, who, at)
     _bags(b, who, at)
-    rows = b.stacked()
+    rows = {key: np.stack(tubes, axis=1) for key, tubes in b.rows.items()}
     n, tubes = rows["alpha"].shape
     spin = np.repeat(gait.yaw, tubes)
     for key in ("start", "end"):

@@ -32,7 +32,9 @@ HAIRS = ("bald", "short", "bob", "long", "ponytail", "bun")
 HATS = ("none", "cap", "beanie", "brim", "hood")
 BAGS = ("none", "backpack", "crossbody", "handbag")
 PRINTS = ("plain", "stripes", "upright", "checks", "block", "yoke", "band", "print", "sides")
-OFF = (0.0, 1.0, 99.0, 0.0)  # a texture layer that shows nothing
+# Texture layers that show nothing: bands, and a patch.
+OFF = (0.0, 1.0, 99.0, 0.0)
+NO_PATCH = (0.0, 1.0, 0.0, 1.0, 0.0)
 
 
 def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -41,30 +43,23 @@ def linear(srgb: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
-def _choice(
-    rng: np.random.Generator, names: Sequence[Any], weights: Sequence[float] | np.ndarray
-) -> int:
+def _choice(rng: np.random.Generator, weights: Sequence[float] | np.ndarray) -> int:
     # Generator.choice would do, at ten times the cost.
     total = np.cumsum(np.asarray(weights, np.float64))
-    return min(int(np.searchsorted(total, rng.random() * total[-1], "right")), len(names) - 1)
+    return min(int(np.searchsorted(total, rng.random() * total[-1], "right")), len(weights) - 1)
 
 
 def _dye(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
     """A dye's linear color; `dull` above 0 makes vivid ones rarer."""
-    row = _choice(rng, _DYES, _DYE_WEIGHTS * np.exp(-dull * _DYE_CHROMA))
-    color = np.clip(np.asarray(_DYES[row][0]) + rng.normal(0, 9, 3), 8, 248)
-    return linear(color)
-
-
-def _fabric_infrared(rng: np.random.Generator) -> float:
-    """Near-infrared reflectance of a fabric: most are bright whatever their dye."""
-    kind = _choice(rng, "abc", (0.42, 0.26, 0.32))
-    low, high = ((0.70, 0.92), (0.24, 0.42), (0.05, 0.14))[kind]
-    return float(rng.uniform(low, high))
+    row = _choice(rng, _DYE_WEIGHTS * np.exp(-dull * _DYE_CHROMA))
+    return linear(np.clip(np.asarray(_DYES[row][0]) + rng.normal(0, 9, 3), 8, 248))
 
 
 def _cloth(rng: np.random.Generator, dull: float = 0.0) -> np.ndarray:
-    return np.append(_dye(rng, dull), _fabric_infrared(rng))
+    """A dyed fabric: most are bright in the near infrared, whatever their dye."""
+    color = _dye(rng, dull)
+    ranges = ((0.70, 0.92), (0.24, 0.42), (0.05, 0.14))
+    return np.append(color, rng.uniform(*ranges[_choice(rng, (0.42, 0.26, 0.32))]))
 
 
 def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
@@ -83,13 +78,12 @@ def _contrast(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
     return np.append(color, base[3] + sign * factor * min(room, 0.6))
 
 
-def _pattern(rng: np.random.Generator, kind: str) -> dict[str, np.ndarray]:
+def _pattern(rng: np.random.Generator, kind: str) -> dict[str, tuple[float, ...]]:
     """Texture layers of a top. v is 0 at the hip and 1 at the shoulder, azimuth 0 is the front.
 
     A band layer is (center, half width, period, weight).
     """
-    along, around = OFF, OFF
-    patch = (0.0, 1.0, 0.0, 1.0, 0.0)
+    along, around, patch = OFF, OFF, NO_PATCH
     if kind == "stripes":
         period = rng.uniform(0.2, 0.5)
         along = (rng.random(), period * rng.uniform(0.2, 0.32), period, 1.0)
@@ -107,24 +101,17 @@ def _pattern(rng: np.random.Generator, kind: str) -> dict[str, np.ndarray]:
     elif kind == "band":
         along = (rng.uniform(0.35, 0.72), rng.uniform(0.08, 0.15), 99.0, 1.0)
     elif kind == "print":
-        back = rng.random() < 0.5
+        rng.random()  # drawn and not used: the draws after it must not move
         patch = (rng.uniform(0.5, 0.68), rng.uniform(0.14, 0.24), 0.0, rng.uniform(0.4, 0.75), 1.0)
-        if back:  # shown on both sides: half the azimuth period
-            around = OFF
     elif kind == "sides":
         around = (np.pi / 2, rng.uniform(0.4, 0.7), np.pi, 1.0)
-    return {
-        "top_along": np.array(along),
-        "top_around": np.array(around),
-        "top_patch": np.array(patch),
-    }
+    return {"top_along": along, "top_around": around, "top_patch": patch}
 
 
 def draw_person(seed: int, person: int) -> dict[str, Any]:
-    """All that stays the same between two images of `person`.
+    """All that stays the same between two images of `person`, by name.
 
-    Returns:
-      floats, small float arrays [k] and integer codes (rows of TOPS, HAIRS, ...), by name.
+    Values are floats, [k] of floats, and codes (rows of TOPS, HAIRS, ...).
     """
     rng = np.random.default_rng([seed, _PERSON, person])
     who: dict[str, Any] = {}
@@ -142,41 +129,35 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["stride"] = rng.uniform(0.3, 0.52)
     who["swing"] = rng.uniform(0.15, 0.5)
 
-    skin = np.append(linear(_SKINS[rng.integers(5)]), rng.uniform(0.5, 0.62))
-    who["skin"] = skin
+    who["skin"] = np.append(linear(_SKINS[rng.integers(5)]), rng.uniform(0.5, 0.62))
     who["hair_color"] = np.append(linear(_HAIRS[rng.integers(6)]), rng.uniform(0.12, 0.55))
-    hair = HAIRS[_choice(rng, HAIRS, (0.1, 0.3, 0.16, 0.22, 0.11, 0.11))]
+    hair = HAIRS[_choice(rng, (0.1, 0.3, 0.16, 0.22, 0.11, 0.11))]
     who["hair"] = HAIRS.index(hair)
     who["hair_volume"] = rng.uniform(1.0, 1.3) if hair != "bald" else 1.0
     who["hair_length"] = rng.uniform(0.10, 0.28)
-    who["hat"] = _choice(rng, HATS, (0.52, 0.14, 0.12, 0.12, 0.1))
+    who["hat"] = _choice(rng, (0.52, 0.14, 0.12, 0.12, 0.1))
     who["hat_color"] = _cloth(rng)
 
-    top = TOPS[_choice(rng, TOPS, (0.08, 0.24, 0.25, 0.13, 0.16, 0.14))]
-    who["top"] = TOPS.index(top)
+    top = TOPS[_choice(rng, (0.08, 0.24, 0.25, 0.13, 0.16, 0.14))]
     who["top_color"] = _cloth(rng)
     who["top_second"] = _contrast(rng, who["top_color"])
-    kind = PRINTS[_choice(rng, PRINTS, (0.12, 0.18, 0.07, 0.09, 0.13, 0.13, 0.1, 0.11, 0.07))]
+    kind = PRINTS[_choice(rng, (0.12, 0.18, 0.07, 0.09, 0.13, 0.13, 0.1, 0.11, 0.07))]
     who.update(_pattern(rng, kind))
     who["sleeve_plain"] = float(rng.random() < 0.6 or kind in ("block", "print", "sides"))
     who["sleeve_second"] = float(rng.random() < 0.28)  # raglan: sleeves in the other color
     # Sleeve ends at this part of the arm: 0 shoulder, 0.5 elbow, 1 wrist.
-    low, high = {"tank": (-0.2, 0.05), "tshirt": (0.28, 0.48), "shirt": (0.6, 1.1)}.get(
-        top, (1.1, 1.1)
-    )
-    who["sleeve"] = rng.uniform(low, high)
-    who["bulk"] = {"tank": 0.0, "tshirt": 0.004, "shirt": 0.006, "hoodie": 0.014}.get(
-        top, 0.018
-    ) + rng.uniform(0, 0.006)
+    sleeves = {"tank": (-0.2, 0.05), "tshirt": (0.28, 0.48), "shirt": (0.6, 1.1)}
+    who["sleeve"] = rng.uniform(*sleeves.get(top, (1.1, 1.1)))
+    bulk = {"tank": 0.0, "tshirt": 0.004, "shirt": 0.006, "hoodie": 0.014}.get(top, 0.018)
+    who["bulk"] = bulk + rng.uniform(0, 0.006)
     who["open"] = float(top in ("jacket", "coat") and rng.random() < 0.5)
     who["open_half"] = rng.uniform(0.3, 0.55)
     who["inner"] = _contrast(rng, who["top_color"])
 
-    bottom = BOTTOMS[_choice(rng, BOTTOMS, (0.34, 0.13, 0.17, 0.14, 0.12, 0.1))]
+    bottom = BOTTOMS[_choice(rng, (0.34, 0.13, 0.17, 0.14, 0.12, 0.1))]
     who["bottom"] = BOTTOMS.index(bottom)
     who["bottom_color"] = who["top_color"] if bottom == "dress" else _cloth(rng, 2.5)
-    second = _contrast(rng, who["bottom_color"])
-    who["bottom_second"] = second
+    who["bottom_second"] = _contrast(rng, who["bottom_color"])
     who["wide"] = rng.uniform(1.4, 1.8) if bottom == "wide" else rng.uniform(1.0, 1.18)
     # Hems as a part of the leg: 0 hip, 0.5 knee, 1 ankle.
     who["leg_hem"] = rng.uniform(0.32, 0.6) if bottom == "shorts" else rng.uniform(0.95, 1.1)
@@ -186,7 +167,7 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     who["coat_hem"] = rng.uniform(0.3, 0.8) if top == "coat" else 0.0
     who["bare_leg"] = float(bottom in ("skirt", "dress") and rng.random() < 0.6)
     who["tights"] = _cloth(rng, 3.0)
-    legs = _choice(rng, "pskhr", (0.36, 0.2, 0.17, 0.17, 0.1))
+    legs = _choice(rng, (0.36, 0.2, 0.17, 0.17, 0.1))
     along, around = OFF, OFF
     if legs == 1:  # side stripe
         around = (np.pi / 2, rng.uniform(0.35, 0.6), np.pi, 1.0)
@@ -197,17 +178,17 @@ def draw_person(seed: int, person: int) -> dict[str, Any]:
     elif legs == 4:  # reflective strip
         along = (rng.uniform(0.72, 0.88), 0.035, 99.0, 1.0)
         who["bottom_second"] = np.array([0.6, 0.6, 0.58, 1.6])
-    who["leg_along"], who["leg_around"] = np.array(along), np.array(around)
+    who["leg_along"], who["leg_around"] = along, around
 
     who["shoe_color"] = _cloth(rng, 2.0)
     who["boot"] = rng.uniform(0.6, 0.85) if rng.random() < 0.2 else 2.0
-    bag = BAGS[_choice(rng, BAGS, (0.28, 0.3, 0.2, 0.22))]
+    bag = BAGS[_choice(rng, (0.28, 0.3, 0.2, 0.22))]
     who["bag"] = BAGS.index(bag)
     who["bag_color"] = _cloth(rng)
     who["bag_second"] = _contrast(rng, who["bag_color"])
     who["bag_side"] = float(rng.choice([-1.0, 1.0]))
     who["bag_size"] = rng.uniform(0.85, 1.45)
-    who["bag_band"] = np.array((0.5, rng.uniform(0.1, 0.25), 99.0, float(rng.random() < 0.5)))
+    who["bag_band"] = (0.5, rng.uniform(0.1, 0.25), 99.0, float(rng.random() < 0.5))
     who["strap_color"] = _cloth(rng)
     return who
 

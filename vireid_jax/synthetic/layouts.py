@@ -4,22 +4,24 @@ The trees stand in for the released data sets, which nobody may hand on: same fo
 names and lists, smaller, with rendered people inside.
 """
 
-import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from vireid_jax.synthetic.dataset import FIRST_PERSON, check_count, check_image_size, render_images
+from vireid_jax.data.readers.common import check_number
+from vireid_jax.synthetic.dataset import FIRST_PERSON, check_image_size, render_images
 
 VISIBLE_CAMERAS, INFRARED_CAMERAS = (1, 2, 4, 5), (3, 6)
 REGDB_TRIALS = 10
-LLCM_VISIBLE = tuple(range(1, 10))
-LLCM_INFRARED = (1, 2, 4, 5, 6, 7, 8, 9)  # the data set has no near-infrared camera 3
+# LLCM's cameras, and ours that stand in for them: it has no near-infrared camera 3.
+_LLCM = {
+    "vis": (tuple(range(1, 10)), VISIBLE_CAMERAS),
+    "nir": ((1, 2, 4, 5, 6, 7, 8, 9), INFRARED_CAMERAS),
+}
 _TREE = 4  # stream tag of the random draws, see identity._PERSON
 
 
@@ -33,23 +35,12 @@ class _Sizes(NamedTuple):
     image_size: tuple[int, int]
     seed: int
 
-
-@contextlib.contextmanager
-def _new_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary sibling that becomes `root` only when the block ends well."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(
-            f"{root} exists and is not an empty folder; give the name of a new folder, or remove it"
-        )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-    try:
-        part.chmod(0o755)
-        yield part
-        os.replace(part, root)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    def render(
+        self, person: np.ndarray | int, camera: np.ndarray | int, index: np.ndarray,
+        infrared: bool | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        rows = np.broadcast_arrays(person, camera, index)
+        return render_images(self.seed, *rows, image_size=self.image_size, infrared=infrared)
 
 
 def _save(path: pathlib.Path, image: np.ndarray) -> None:
@@ -70,72 +61,59 @@ def _id_line(numbers: np.ndarray) -> list[str]:
 
 
 def _sysu(root: pathlib.Path, sizes: _Sizes) -> None:
-    train_ids, val_ids, test_ids, images, image_size, seed = sizes
-    splits = {"train": train_ids, "val": val_ids, "test": test_ids}
-    total = sum(splits.values())
+    splits = {"train": sizes.train_ids, "val": sizes.val_ids, "test": sizes.test_ids}
     # Numbers are mixed over the splits, as in the release.
-    numbers = np.random.default_rng([seed, _TREE, 0]).permutation(np.arange(1, total + 1))
-    first = 0
+    rng = np.random.default_rng([sizes.seed, _TREE, 0])
+    numbers = rng.permutation(np.arange(1, sum(splits.values()) + 1))
+    _write_lines(root / "exp" / "available_id.txt", _id_line(numbers))
     for split, count in splits.items():
-        chosen = numbers[first : first + count]
-        first += count
+        chosen, numbers = numbers[:count], numbers[count:]
         _write_lines(root / "exp" / f"{split}_id.txt", _id_line(chosen))
+        person, index = np.divmod(np.arange(count * sizes.images), sizes.images)
         for camera in sorted(VISIBLE_CAMERAS + INFRARED_CAMERAS):
-            person, index = np.divmod(np.arange(count * images), images)
-            pixels = render_images(
-                seed, FIRST_PERSON[split] + person, np.full(len(person), camera), index + 1,
-                image_size=image_size,
-            )  # fmt: skip
+            pixels = sizes.render(FIRST_PERSON[split] + person, camera, index + 1)
             for p, i, image in zip(person, index, pixels, strict=True):
                 _save(root / f"cam{camera}" / f"{chosen[p]:04d}" / f"{i + 1:04d}.jpg", image)
-    _write_lines(root / "exp" / "available_id.txt", _id_line(numbers))
 
 
 def _regdb(root: pathlib.Path, sizes: _Sizes) -> None:
-    train_ids, _, test_ids, images, image_size, seed = sizes
-    total = train_ids + test_ids
-    person, index = np.divmod(np.arange(total * images), images)
+    total = sizes.train_ids + sizes.test_ids
+    person, index = np.divmod(np.arange(total * sizes.images), sizes.images)
     names: dict[str, list[str]] = {}
     for folder, letter, infrared in (("Visible", "v", False), ("Thermal", "t", True)):
         # Pairs are aligned: the same shot of the same camera in both modalities.
-        pixels = render_images(
-            seed, FIRST_PERSON["train"] + person, np.full(len(person), 4), index + 1,
-            image_size=image_size, infrared=infrared,
-        )  # fmt: skip
+        pixels = sizes.render(FIRST_PERSON["train"] + person, 4, index + 1, infrared)
         names[folder.lower()] = paths = []
         for n, (p, image) in enumerate(zip(person, pixels, strict=True), start=1):
             paths.append(f"{folder}/{p + 1}/person_{letter}_{n:05d}_{p + 1}.bmp")
             _save(root / paths[-1], image)
-    rng = np.random.default_rng([seed, _TREE, 1])
+    rng = np.random.default_rng([sizes.seed, _TREE, 1])
     for trial in range(1, REGDB_TRIALS + 1):
         order = rng.permutation(total)
-        for part, chosen in (("train", order[:train_ids]), ("test", order[train_ids:])):
+        halves = {"train": order[: sizes.train_ids], "test": order[sizes.train_ids :]}
+        for part, chosen in halves.items():
             # Each half numbers its own people from 0: never compare the two.
-            lines = {p: label for label, p in enumerate(sorted(chosen))}
+            label = {p: n for n, p in enumerate(sorted(chosen))}
             for modality, paths in names.items():
-                _write_lines(
-                    root / "idx" / f"{part}_{modality}_{trial}.txt",
-                    [f"{paths[n]} {lines[p]}" for n, p in enumerate(person) if p in lines],
-                )
+                lines = [f"{paths[n]} {label[p]}" for n, p in enumerate(person) if p in label]
+                _write_lines(root / "idx" / f"{part}_{modality}_{trial}.txt", lines)
 
 
 def _llcm(root: pathlib.Path, sizes: _Sizes) -> None:
-    train_ids, _, test_ids, images, image_size, seed = sizes
-    rng = np.random.default_rng([seed, _TREE, 2])
-    numbers = rng.permutation(np.arange(1, train_ids + test_ids + 1))
-    train, test = np.sort(numbers[:train_ids]), np.sort(numbers[train_ids:])
-    for suffix, infrared, allowed in (("vis", False, LLCM_VISIBLE), ("nir", True, LLCM_INFRARED)):
-        ours = np.array(INFRARED_CAMERAS if infrared else VISIBLE_CAMERAS)
-        for part, chosen in (("train", train), ("test", test)):
+    rng = np.random.default_rng([sizes.seed, _TREE, 2])
+    numbers = rng.permutation(np.arange(1, sizes.train_ids + sizes.test_ids + 1))
+    cut = sizes.train_ids
+    halves = {"train": np.sort(numbers[:cut]), "test": np.sort(numbers[cut:])}
+    for suffix, (theirs, ours) in _LLCM.items():
+        for part, chosen in halves.items():
             lines = []
             for label, number in enumerate(chosen):
-                # Nobody passes every camera.
-                seen = np.sort(rng.choice(allowed, min(4, len(allowed)), replace=False))
-                camera = np.repeat(seen, images)
-                index = np.tile(np.arange(1, images + 1), len(seen))
-                pixels = render_images(
-                    seed, np.full(len(camera), FIRST_PERSON[part] + label),
-                    ours[camera % len(ours)], index + 100 * camera, image_size=image_size,
+                seen = np.sort(rng.choice(theirs, 4, replace=False))  # nobody passes every camera
+                camera = np.repeat(seen, sizes.images)
+                index = np.tile(np.arange(1, sizes.images + 1), len(seen))
+                pixels = sizes.render(
+                    FIRST_PERSON[part] + label, np.array(ours)[camera % len(ours)],
+                    index + 100 * camera,
                 )  # fmt: skip
                 for c, i, image in zip(camera, index, pixels, strict=True):
                     frame = f"{number:04d}_c{c:02d}_s{200000 + 97 * c}_f{4000 + i}_{suffix}.jpg"
@@ -144,10 +122,10 @@ def _llcm(root: pathlib.Path, sizes: _Sizes) -> None:
                     _save(root / path, image)
                     lines.append(f"{path} {label}")
             _write_lines(root / "idx" / f"{part}_{suffix}.txt", lines)
-    _write_lines(root / "idx" / "test_id.txt", _id_line(test))
+    _write_lines(root / "idx" / "test_id.txt", _id_line(halves["test"]))
 
 
-LAYOUTS: dict[str, Callable[..., None]] = {"sysu": _sysu, "regdb": _regdb, "llcm": _llcm}
+LAYOUTS = {"sysu": _sysu, "regdb": _regdb, "llcm": _llcm}
 
 
 def write_tree(
@@ -191,17 +169,30 @@ def write_tree(
         raise ValueError(f"val_ids is {val_ids}, but {layout} has no validation list; leave it out")
     val_ids = 4 if val_ids is None else val_ids
     check_image_size(image_size)
-    check_count("seed", seed, 0, 2**63 - 1)
-    check_count("train_ids", train_ids, 1, 4000)
-    check_count("val_ids", val_ids, 0, 1000)
-    check_count("test_ids", test_ids, 1, 3999)
-    check_count("images", images, 1, 99 if layout == "llcm" else 9999)
+    check_number("seed", seed, 0, 2**63 - 1)
+    check_number("train_ids", train_ids, 1, 4000)
+    check_number("val_ids", val_ids, 0, 1000)
+    check_number("test_ids", test_ids, 1, 3999)
+    check_number("images", images, 1, 99 if layout == "llcm" else 9999)
     if layout == "regdb" and train_ids != test_ids:
         raise ValueError(
             f"train_ids is {train_ids} and test_ids {test_ids}, but RegDB's trials are halves of "
             "one set of people; give the same number for both"
         )
     target = pathlib.Path(root).absolute()
-    with _new_folder(target) as part:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not an empty folder; give the name of a new folder, or remove "
+            "it"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A temporary sibling becomes the folder only when all is written.
+    part = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        part.chmod(0o755)
         LAYOUTS[layout](part, _Sizes(train_ids, val_ids, test_ids, images, image_size, seed))
+        os.replace(part, target)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     return target

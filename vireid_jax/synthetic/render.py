@@ -9,6 +9,7 @@ training may already use it.
 
 import functools
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -75,9 +76,8 @@ def lattice(x: jax.Array, y: jax.Array) -> jax.Array:
     xi, yi = xi.astype(jnp.int32).astype(jnp.uint32), yi.astype(jnp.int32).astype(jnp.uint32)
 
     def corner(dx: int, dy: int) -> jax.Array:
-        key = (xi + jnp.uint32(dx)) * jnp.uint32(0x9E3779B1) + (yi + jnp.uint32(dy)) * jnp.uint32(
-            0x85EBCA77
-        )
+        key = (xi + jnp.uint32(dx)) * jnp.uint32(0x9E3779B1)
+        key = key + (yi + jnp.uint32(dy)) * jnp.uint32(0x85EBCA77)
         return (hash_bits(key) >> 8).astype(jnp.float32) * (2.0 / (1 << 24)) - 1.0
 
     low = corner(0, 0) * (1 - fx) + corner(1, 0) * fx
@@ -85,19 +85,17 @@ def lattice(x: jax.Array, y: jax.Array) -> jax.Array:
     return low * (1 - fy) + high * fy
 
 
-Image = tuple[jax.Array, jax.Array, jax.Array]
+Image = tuple[jax.Array, ...]  # three channels
 
 
-def over(image: Image, color: list[jax.Array], weight: jax.Array) -> Image:
+def over(image: Image, color: Sequence[jax.Array], weight: jax.Array) -> Image:
     """The image with a color painted over it at this opacity."""
-    a, b, c = (old + weight * (new - old) for old, new in zip(image, color, strict=True))
-    return a, b, c
+    return tuple(old + weight * (new - old) for old, new in zip(image, color, strict=True))
 
 
 def scaled(image: Image, factor: jax.Array) -> Image:
     """The image times a factor."""
-    a, b, c = (channel * factor for channel in image)
-    return a, b, c
+    return tuple(channel * factor for channel in image)
 
 
 def background(x: jax.Array, y: jax.Array, s: dict[str, list], rects: jax.Array) -> Image:
@@ -109,8 +107,7 @@ def background(x: jax.Array, y: jax.Array, s: dict[str, list], rects: jax.Array)
     edge = s["edge"][0] + s["edge"][1] * (x - center)
     up = (edge - y) * inverse
     rise = 1.0 + 0.12 * jnp.clip(up, -0.5, 1.5)
-    r, g, b = s["wall"]
-    image: Image = (r * rise, g * rise, b * rise)
+    image = scaled(tuple(s["wall"]), rise)
 
     def fitting(state: Image, rect: jax.Array) -> tuple[Image, None]:
         mid, half, low, high, *color, weight = (rect[k] for k in range(8))
@@ -162,12 +159,10 @@ def paint_tube(
     f = jnp.clip(along / length, 0.0, 1.0)
     g = 1.0 - f
     r0, r1, r2, r3 = t["radius"]
-    width = g * g * (g * r0 + 3 * f * r1) + f * f * (3 * g * r2 + f * r3)
     cap0, cap1 = t["cap"]
-    beyond = jnp.maximum(-along / cap0, (along - length) / cap1)
-    beyond = jnp.clip(beyond, 0.0, 1.0)
+    beyond = jnp.clip(jnp.maximum(-along / cap0, (along - length) / cap1), 0.0, 1.0)
     round_ = jnp.sqrt(1.0 - beyond * beyond)
-    width = width * round_
+    width = (g * g * (g * r0 + 3 * f * r1) + f * f * (3 * g * r2 + f * r3)) * round_
     off = jnp.abs(across)
     ends = step((along + cap0) / pixel) * step((length + cap1 - along) / pixel)
     coverage = alpha * ends * step((width - off) / pixel)
@@ -193,7 +188,7 @@ def paint_tube(
     c = weight * step((pv_half - jnp.abs(v - pv)) * slope_v)
     c = c * step((pa_half - jnp.abs(turn)) * slope_a)
     color = t["color"]
-    paint: Image = (color[0], color[1], color[2])
+    paint: Image = tuple(color[:3])
     for layer, mask in enumerate((a, b, c), start=1):
         paint = over(paint, color[4 * layer : 4 * layer + 3], mask)
     # A soft dark seam on what lies behind keeps an arm apart from a trunk of its color.
@@ -203,7 +198,7 @@ def paint_tube(
 
 # --- The image ------------------------------------------------------------------------------
 
-CHUNK = 32  # images in one call
+CHUNK = 8  # images in one call: small, since a last chunk is filled up
 WINDOWS = 4  # tubes are painted in windows of 1 / WINDOWS of the rows
 
 
@@ -215,41 +210,30 @@ def _gauss(image: jax.Array, sigma: jax.Array, axis: int, reach: int) -> jax.Arr
     offsets = range(-reach, reach + 1)
     weights = [jnp.exp(-0.5 * (k / sigma) ** 2) for k in offsets]
     size = image.shape[axis]
-    total = functools.reduce(jnp.add, weights)
     parts = [
         w * jax.lax.slice_in_dim(padded, k, k + size, axis=axis) for k, w in enumerate(weights)
     ]
-    return functools.reduce(jnp.add, parts) / total
-
-
-def _window_rows(height: int) -> int:
-    return -(-height // WINDOWS)
+    return functools.reduce(jnp.add, parts) / functools.reduce(jnp.add, weights)
 
 
 def work_list(tubes: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which windows of rows to paint for which tube, in painting order.
+    """Which windows of rows to paint for which tube [N, T, F], in painting order.
 
     Most tubes are short or switched off, so this is a third of painting each everywhere.
-
-    Args:
-      tubes: float32 [N, T, figure.WIDTH].
-      height: of the images, in pixels.
 
     Returns:
       items: int32 [N, T * (WINDOWS + 1), 2], tube and first row; the used ones come first.
       count: int32 [N], how many are used.
     """
-    at = dict(
-        zip([name for name, _ in FIELDS], np.cumsum([0] + [s for _, s in FIELDS]), strict=False)
-    )
+    names, sizes = zip(*FIELDS, strict=True)
+    at = dict(zip(names, np.cumsum((0, *sizes)), strict=False))
     y0 = tubes[..., at["start"] + 1]
     y1 = y0 + tubes[..., at["axis"] + 1] * tubes[..., at["length"]]
     # A Bezier profile stays within its knots, and a cap within its length.
-    reach = np.maximum(tubes[..., at["radius"] : at["radius"] + 4].max(-1),
-                       tubes[..., at["cap"] : at["cap"] + 2].max(-1)) + SEAM  # fmt: skip
+    reach = SEAM + tubes[..., at["radius"] : at["cap"] + 2].max(-1)
     low = np.floor((np.minimum(y0, y1) - reach) * height - 1).clip(0, height).astype(np.int32)
     high = np.ceil((np.maximum(y0, y1) + reach) * height + 1).clip(0, height).astype(np.int32)
-    rows = _window_rows(height)
+    rows = -(-height // WINDOWS)
     first = low[..., None] + rows * np.arange(WINDOWS + 1, dtype=np.int32)
     used = (first < high[..., None]) & (tubes[..., at["alpha"]] > 0)[..., None]
     tube = np.broadcast_to(np.arange(tubes.shape[1], dtype=np.int32)[:, None], first.shape)
@@ -260,13 +244,7 @@ def work_list(tubes: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pixels(inputs: tuple[jax.Array, ...], height: int, width: int) -> jax.Array:
-    """One image, uint8 [H, W, 3].
-
-    Args:
-      inputs: tubes [T, F], items [I, 2], count [], scene [S], rects [R, 8] and key [].
-      height: in pixels.
-      width: in pixels.
-    """
+    """One image, uint8 [H, W, 3], of tubes [T, F], items [I, 2], count, scene, rects and key."""
     tubes, items, count, scene, rects, key = inputs
     s = fields(scene, SCENE)
     y = (jax.lax.broadcasted_iota(jnp.float32, (height, width), 0) + 0.5) / height
@@ -277,25 +255,22 @@ def _pixels(inputs: tuple[jax.Array, ...], height: int, width: int) -> jax.Array
     cx, cy, rx, ry, strength = s["shadow"]
     round_ = ((x - cx) * rx) ** 2 + ((y - cy) * ry) ** 2
     image = scaled(image, 1 - strength / (1.0 + round_ * round_))
-    rows = _window_rows(height)
+    rows = -(-height // WINDOWS)
 
     def paint(k: jax.Array, canvas: Image) -> Image:
         tube, first = items[k, 0], items[k, 1]
         part = [jax.lax.dynamic_slice_in_dim(c, first, rows) for c in canvas]
         y = jax.lax.broadcasted_iota(jnp.float32, (rows, width), 0)
         y = (y + first.astype(jnp.float32) + 0.5) / height
-        painted = paint_tube((part[0], part[1], part[2]), tubes[tube], x[:rows], y, s, 1 / height)
-        a, b, c = (
+        painted = paint_tube(tuple(part), tubes[tube], x[:rows], y, s, 1 / height)
+        return tuple(
             jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
             for old, new in zip(canvas, painted, strict=True)
         )
-        return a, b, c
 
     # A window may reach below the image: spare rows keep it from being moved up.
-    image = jax.lax.fori_loop(
-        0, count, paint, jax.tree.map(lambda c: jnp.pad(c, ((0, rows), (0, 0))), image)
-    )
-    image = jax.tree.map(lambda c: c[:height], image)
+    canvas = tuple(jnp.pad(c, ((0, rows), (0, 0))) for c in image)
+    image = tuple(c[:height] for c in jax.lax.fori_loop(0, count, paint, canvas))
     x0, x1, y0, y1, *color, weight = s["block"]
     inside = step((x - x0) * height) * step((x1 - x) * height)
     inside = inside * step((y - y0) * height) * step((y1 - y) * height)
@@ -338,14 +313,6 @@ def _batch(images: tuple[jax.Array, ...], *, height: int, width: int) -> jax.Arr
     return jax.lax.map(lambda one: _pixels(one, height, width), images)
 
 
-def _device() -> jax.Device:
-    """The host's CPU, or the default device where the CPU platform is switched off."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
-
-
 def render(
     tubes: np.ndarray,
     scene: np.ndarray,
@@ -353,9 +320,8 @@ def render(
     key: np.ndarray,
     *,
     image_size: tuple[int, int],
-    threads: int = 2,
 ) -> np.ndarray:
-    """Renders N images.
+    """Renders N images, uint8 [N, H, W, 3].
 
     Args:
       tubes: float32 [N, T, figure.WIDTH], each image's from far to near.
@@ -363,17 +329,15 @@ def render(
       rects: float32 [N, scene.RECTS, 8].
       key: uint32 [N], seeds the noise.
       image_size: (height, width) in pixels.
-      threads: calls in flight at once.
-
-    Returns:
-      uint8 [N, H, W, 3].
     """
     count = len(key)
     height, width = image_size
     out = np.empty((count, height, width, 3), np.uint8)
-    device = _device()
-    items, used = work_list(tubes, height)
-    inputs = (tubes, items, used, scene, rects, key)
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # the CPU platform is switched off
+        device = jax.local_devices()[0]
+    inputs = (tubes, *work_list(tubes, height), scene, rects, key)
 
     def work(first: int) -> None:
         # The last chunk is filled up with copies, so that one compiled program serves all.
@@ -383,7 +347,6 @@ def render(
         last = min(first + CHUNK, count)
         out[first:last] = np.asarray(images)[: last - first]
 
-    starts = range(0, count, CHUNK)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, starts))
+    with ThreadPoolExecutor(2) as pool:  # calls in flight at once
+        list(pool.map(work, range(0, count, CHUNK)))
     return out

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vireid_jax.synthetic.figure import FIELDS, TUBES, Gait
-from vireid_jax.synthetic.identity import draw_people, linear
+from vireid_jax.synthetic.figure import FIELDS, Gait
+from vireid_jax.synthetic.identity import NO_PATCH, OFF, draw_people, linear
 from vireid_jax.types import INFRARED, VISIBLE
+
+Named = dict[str, np.ndarray]
 
 # --- Cameras --------------------------------------------------------------------------------
 
@@ -86,16 +88,15 @@ def shots(seed: int, person: np.ndarray, camera: np.ndarray, index: np.ndarray) 
     return Shot(seed, np.asarray(camera) - 1, uniform, key)
 
 
-def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
+def gaits(shot: Shot, who: Named) -> Gait:
     """The pose of each image: anyone may walk in any direction."""
     yaw = shot.value(1, -np.pi, np.pi)
     # People mostly walk along a way: pull most of them towards the camera's axis.
     along = shot.value(2, 0, 1) < 0.7
     axis = np.where(np.abs(yaw) < np.pi / 2, 0.0, np.pi * np.sign(yaw))
-    yaw = np.where(along, axis + 0.45 * (yaw - axis), yaw)
     still = shot.value(3, 0, 1) < 0.2
     return Gait(
-        yaw=yaw,
+        yaw=np.where(along, axis + 0.45 * (yaw - axis), yaw),
         phase=shot.value(4, 0, 2 * np.pi),
         effort=np.where(still, shot.value(5, 0, 0.25), shot.value(5, 0.6, 1.05)),
         lean=shot.value(6, -0.02, 0.09),
@@ -105,20 +106,11 @@ def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
     )
 
 
-def project(
-    tubes: dict[str, np.ndarray], shot: Shot, infrared: bool
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Projects tubes into their crops and sorts them from far to near.
-
-    Crop coordinates: x to the right and y down, both in parts of the crop's height.
-
-    Args:
-      tubes: world tubes of `figure.build`, [N, T, ...].
-      shot: circumstances of the N images, all of one modality.
-      infrared: colors are the fourth number of each color instead of the first three.
+def project(tubes: Named, shot: Shot, infrared: bool) -> tuple[np.ndarray, Named]:
+    """Sees `figure.build`'s figures through each image's camera, and crops as a detector would.
 
     Returns:
-      rows: float32 [N, T, figure.WIDTH], fields in the order of `figure.FIELDS`.
+      rows: float32 [N, TUBES, figure.WIDTH], fields in the order of `figure.FIELDS`.
       frame: name -> [N]: `scale` (parts of the crop per stature), `feet` (y), `aspect`
         (width over height) and `center` (x of the person).
     """
@@ -132,15 +124,14 @@ def project(
         y, z = y * np.cos(pitch) - z * np.sin(pitch), y * np.sin(pitch) + z * np.cos(pitch)
         near = distance / (distance - z)
         x, y = x * near, y * near
-        return np.stack([x * np.cos(roll) - y * np.sin(roll),
-                         x * np.sin(roll) + y * np.cos(roll)], -1), z, near  # fmt: skip
+        turned = x * np.cos(roll) - y * np.sin(roll), x * np.sin(roll) + y * np.cos(roll)
+        return np.stack(turned, -1), z, near
 
     start, z0, near0 = view(tubes["start"])
     end, z1, near1 = view(tubes["end"])
-    facing = np.cos(tubes["yaw"])[..., None], np.sin(tubes["yaw"])[..., None]
-    near = 0.5 * (near0 + near1)
-    radius = np.hypot(tubes["lateral"] * facing[0], tubes["depth"] * facing[1]) * near[..., None]
-    cap = tubes["cap"] * near[..., None]
+    yaw, near = tubes["yaw"][..., None], 0.5 * (near0 + near1)[..., None]
+    radius = np.hypot(tubes["lateral"] * np.cos(yaw), tubes["depth"] * np.sin(yaw)) * near
+    cap = tubes["cap"] * near
     shown = tubes["alpha"] > 0
     reach = np.maximum(cap.max(-1), 0.012)
     high = np.where(shown, np.maximum(start[..., 1], end[..., 1]) + reach, -9).max(1)
@@ -171,26 +162,23 @@ def project(
     short = np.maximum(1 - length / np.maximum(radius.max(-1), 1e-6), 0)
     cap = np.maximum(cap, (short * radius.max(-1))[..., None] * 0.9)
 
-    color = tubes["color"]
-    color = np.repeat(color[..., 3:4], 3, -1) if infrared else color[..., :3]
-    color = np.concatenate([color, np.zeros_like(color[..., :1])], -1)
+    phase = np.broadcast_to(shot.value(19, 0, 9)[:, None], length.shape)
     values = {
-        "start": a, "axis": axis, "length": np.maximum(length, 1e-4), "radius": radius,
-        "cap": cap, "azimuth": -tubes["yaw"], "v": tubes["v"], "alpha": tubes["alpha"],
-        "seam": tubes["seam"],
-        "fold": np.stack(
-            [tubes["fold"], np.broadcast_to(shot.value(19, 0, 9)[:, None], length.shape)], -1
-        ),
-        "along": tubes["along"], "around": tubes["around"], "patch": tubes["patch"],
-        "color": color,
+        **tubes, "start": a, "axis": axis, "length": np.maximum(length, 1e-4), "radius": radius,
+        "cap": cap, "azimuth": -tubes["yaw"], "fold": np.stack([tubes["fold"], phase], -1),
+        "color": _tone(tubes["color"], infrared, spare=1),
     }  # fmt: skip
-    rows = np.concatenate(
-        [values[name].reshape(n, length.shape[1], size) for name, size in FIELDS], axis=-1
-    )
+    rows = np.concatenate([values[k].reshape(n, length.shape[1], size) for k, size in FIELDS], -1)
     order = np.argsort(0.5 * (z0 + z1) + tubes["bias"], axis=1, kind="stable")
     rows = np.take_along_axis(rows, order[..., None], axis=1).astype(np.float32)
     feet = top + part
     return rows, {"scale": scale, "feet": feet, "aspect": aspect, "center": center}
+
+
+def _tone(color: np.ndarray, infrared: bool, spare: int = 0) -> np.ndarray:
+    """What a camera sees of colors [..., 4]: [..., 3], and `spare` columns of zeros."""
+    seen = np.repeat(color[..., 3:4], 3, -1) if infrared else color[..., :3]
+    return np.concatenate([seen, np.zeros((*seen.shape[:-1], spare))], -1)
 
 
 # --- Places ---------------------------------------------------------------------------------
@@ -212,11 +200,11 @@ _STRANGERS = 61
 _PASSERBY = 1 << 30  # identities of people who walk through: never those of the data
 
 
-def _grey(rng: np.random.Generator, low: float, high: float, spread: float = 8) -> np.ndarray:
+def _grey(rng: np.random.Generator, low: float, high: float, spread: float) -> np.ndarray:
     return linear(np.clip(rng.uniform(low, high) + rng.normal(0, spread, 3), 5, 250))
 
 
-def place(seed: int, row: int) -> dict[str, np.ndarray]:
+def place(seed: int, row: int) -> Named:
     """The fixed layout of place `row`: rectangles on the wall, colors with infrared as the fourth.
 
     Rectangles are [RECTS, 9]: center, half width, bottom and top (statures, y up from the
@@ -257,7 +245,7 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
         "rects": rects,
         "wall": np.append(linear(np.clip(base[0] + jitter[0], 10, 245)), rng.uniform(0.3, 0.6)),
         "floor": np.append(linear(np.clip(base[1] + jitter[1], 10, 245)), rng.uniform(0.25, 0.5)),
-        "skirting": np.append(_grey(rng, 40, 130), rng.uniform(0.1, 0.5)),
+        "skirting": np.append(_grey(rng, 40, 130, 8), rng.uniform(0.1, 0.5)),
         "leaf": np.append(linear((58, 82, 34)), 0.85),
         "leaf_amount": np.array(leaf),
         "skirting_height": np.array(0.0 if outdoors else rng.uniform(0.04, 0.07)),
@@ -266,81 +254,60 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
     }
 
 
-def _tone(color: np.ndarray, infrared: bool) -> np.ndarray:
-    return np.repeat(color[..., 3:4], 3, -1) if infrared else color[..., :3]
-
-
-def build(
-    shot: Shot, frame: dict[str, np.ndarray], infrared: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scene rows of N images.
-
-    Args:
-      shot: circumstances, all of one modality.
-      frame: where the person stands in the crop, from `cameras.project`.
-      infrared: whether an active illuminator at the camera lights the scene.
+def build(shot: Shot, frame: Named, infrared: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scene rows of N images of one modality; `frame` is from `project`.
 
     Returns:
       scene: float32 [N, WIDTH], fields in the order of `SCENE`.
       rects: float32 [N, RECTS, 8]: center, half width, bottom, top, color, weight.
     """
-    n = len(shot.key)
+    n, value = len(shot.key), shot.value
     layouts = [place(shot.seed, row) for row in range(len(PLACES))]
     row = np.array([PLACES.index(c.place) for c in CAMERAS])[shot.camera]
     fixed = {key: np.stack([x[key] for x in layouts])[row] for key in layouts[0]}
     outdoors = np.array([c.place in _OUTDOORS for c in CAMERAS])[shot.camera]
     scale, feet, aspect, center = (frame[k] for k in ("scale", "feet", "aspect", "center"))
 
-    value = shot.value
     edge = feet - scale * value(20, 0.06, np.where(outdoors, 0.5, 0.34))
     slope = value(21, -0.25, 0.25)
     warm = 1 + 0.06 * value(22, -1, 1)
     tint = shot.of("tint") * np.stack([warm, 1 + 0 * warm, 1 / warm], 1)
     exposure = shot.between(23, "exposure")
-    if infrared:
-        tint = np.ones_like(tint)
     side = value(24, -1, 1) * 0.35
     light = shot.of("light") + np.stack([side, 0 * side, 0 * side], 1)
-    if infrared:  # also where a visible camera's shot is rendered in infrared
-        light = np.tile(HEADLIGHT, (n, 1))
     ambient = np.minimum(shot.of("ambient"), 0.22 if infrared else 1.0)
+    far = value(28, 0.25, 0.7) if infrared else value(28, 0.75, 1.1)
+    if infrared:  # also where a visible camera's shot is rendered in infrared
+        tint = np.ones_like(tint)
+        light = np.tile(HEADLIGHT, (n, 1))
+        far = np.where(outdoors, 0.55 * far, far)
     light = light / np.linalg.norm(light, axis=1, keepdims=True)
     # Active illumination: bright in the middle, weaker behind the person.
-    glow = np.stack(
-        [
-            center + 0.12 * value(25, -1, 1), value(26, 0.15, 0.6),
-            1 / value(27, 0.55, 0.9), np.full(n, 0.78 if infrared else 0.0),
-        ],
-        1,
-    )  # fmt: skip
-    far = value(28, 0.25, 0.7) if infrared else value(28, 0.75, 1.1)
-    far = np.where(outdoors & infrared, 0.55 * far, far)
+    glow = np.column_stack([
+        center + 0.12 * value(25, -1, 1), value(26, 0.15, 0.6), 1 / value(27, 0.55, 0.9),
+        np.full(n, 0.78 if infrared else 0.0),
+    ])  # fmt: skip
     cast = value(29, -0.1, 0.1)
-    shadow = np.stack(
-        [
-            center + cast * np.where(outdoors, 1.6, 0.6), feet - 0.02 * scale,
-            1 / value(30, 0.10, 0.2), 1 / value(31, 0.022, 0.04),
-            value(32, 0.2, 0.6) * (0.3 if infrared else 1.0),
-        ],
-        1,
-    )  # fmt: skip
-    block = _blocks(shot, aspect, feet, infrared)
+    shadow = np.column_stack([
+        center + cast * np.where(outdoors, 1.6, 0.6), feet - 0.02 * scale,
+        1 / value(30, 0.10, 0.2), 1 / value(31, 0.022, 0.04),
+        value(32, 0.2, 0.6) * (0.3 if infrared else 1.0),
+    ])  # fmt: skip
     blur = shot.of("blur") * value(48, 0.5, 1.9)
     drift = np.where(value(49, 0, 1) < 0.07, value(50, 1.4, 2.2), 1.0)
     noise = shot.of("noise") * value(51, 0.6, 1.5)
+    tones = {k: _tone(fixed[k], infrared) for k in ("wall", "floor", "skirting", "leaf")}
     values = {
-        "wall": _tone(fixed["wall"], infrared), "floor": _tone(fixed["floor"], infrared),
-        "skirting": _tone(fixed["skirting"], infrared), "leaf": _tone(fixed["leaf"], infrared),
-        "edge": np.stack([edge, slope], 1), "skirting_height": fixed["skirting_height"],
-        "leaf_amount": fixed["leaf_amount"] * value(52, 0.6, 1.2), "grain": fixed["grain"],
-        "offset": np.stack([value(53, 0, 50), value(54, 0, 50)], 1), "tile": fixed["tile"],
+        **fixed, **tones, "edge": np.stack([edge, slope], 1),
+        "leaf_amount": fixed["leaf_amount"] * value(52, 0.6, 1.2),
+        "offset": np.stack([value(53, 0, 50), value(54, 0, 50)], 1),
         "place": np.stack([value(55, 0, PERIOD), 1 / scale, center], 1),
         "far": np.stack([far, value(56, 0.6, 1.0) if infrared else np.ones(n)], 1),
         "light": light, "ambient": ambient, "gain": tint * exposure[:, None],
         "glow": glow, "vignette": value(57, 0.0, 0.5 if infrared else 0.2), "shadow": shadow,
-        "block": block, "blur": np.stack([blur * drift, blur], 1),
-        "noise": np.stack([noise, 0.6 * noise], 1), "aspect": aspect,
-        "haze": value(58, 0.0, 0.05) * (1.6 if infrared else 1.0),
+        "block": _blocks(shot, aspect, feet, infrared),
+        "blur": np.stack([blur * drift, blur], 1), "noise": np.stack([noise, 0.6 * noise], 1),
+        "aspect": aspect, "haze": value(58, 0.0, 0.05) * (1.6 if infrared else 1.0),
     }  # fmt: skip
     scene = np.concatenate([values[k].reshape(n, size) for k, size in SCENE], 1)
     rects = fixed["rects"]
@@ -366,57 +333,41 @@ def _blocks(shot: Shot, aspect: np.ndarray, feet: np.ndarray, infrared: bool) ->
     return np.column_stack([x0, x1, y0, ones, color, post | low])
 
 
-def passersby(shot: Shot, frame: dict[str, np.ndarray], infrared: bool) -> np.ndarray:
-    """Three tubes per image of another person at the border, behind or in front.
+def arrange(tubes: np.ndarray, shot: Shot, frame: Named, infrared: bool) -> np.ndarray:
+    """All tubes of each image from far to near: another person behind some, or in front.
 
     Returns:
-      float32 [N, 3, figure.WIDTH]; most of them are switched off.
+      float32 [N, TUBES + 6, figure.WIDTH]; most of the others are switched off.
     """
     n, value = len(shot.key), shot.value
     shown = (value(60, 0, 1) < 0.1).astype(np.float64)
-    right = np.where(value(61, 0, 1) < 0.5, 1.0, -1.0)
+    front = value(65, 0, 1) < 0.4
+    right = value(61, 0, 1) < 0.5
     aspect, scale, feet = frame["aspect"], frame["scale"], frame["feet"]
     size = scale * value(62, 0.82, 1.05)
-    x = np.where(right > 0, aspect + value(63, -0.03, 0.07), value(63, -0.07, 0.03))
+    x = np.where(right, aspect + value(63, -0.03, 0.07), value(63, -0.07, 0.03))
     ground = feet + value(64, -0.08, 0.05)
     who = draw_people(shot.seed, _PASSERBY + np.arange(_STRANGERS))
-
-    def tone(name: str) -> np.ndarray:
-        color = who[name][shot.key % _STRANGERS]
-        return np.append(_tone(color, infrared), np.zeros((n, 1)), 1)
-
-    rows = []
+    zero = np.zeros(n)
+    rows: list[list[np.ndarray]] = [[], []]
     for name, low, high, radius, cap in (
         ("bottom_color", 0.02, 0.5, (0.05, 0.06, 0.08, 0.09), 0.02),
         ("top_color", 0.45, 0.8, (0.095, 0.09, 0.11, 0.11), 0.05),
         ("hair_color", 0.88, 0.96, (0.04, 0.05, 0.052, 0.05), 0.04),
     ):
-        zero = np.zeros(n)
+        color = _tone(who[name][shot.key % _STRANGERS], infrared, spare=1)
         values = {
             "start": np.stack([x, ground - low * size], 1),
             "axis": np.stack([zero, zero - 1], 1), "length": (high - low) * size,
             "radius": np.array(radius)[None] * size[:, None],
             "cap": np.repeat(cap * size[:, None], 2, 1), "azimuth": zero,
-            "v": np.stack([zero, zero + 1], 1), "alpha": shown, "seam": zero + 0.2,
-            "fold": np.stack([zero + 0.1, zero], 1),
-            "along": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
-            "around": np.tile((0.0, 1.0, 99.0, 0.0), (n, 1)),
-            "patch": np.tile((0.0, 1.0, 0.0, 1.0, 0.0), (n, 1)),
-            "color": np.repeat(tone(name)[:, None], 4, 1),
+            "v": np.stack([zero, zero + 1], 1), "seam": zero + 0.2,
+            "fold": np.stack([zero + 0.1, zero], 1), "along": np.tile(OFF, (n, 1)),
+            "around": np.tile(OFF, (n, 1)), "patch": np.tile(NO_PATCH, (n, 1)),
+            "color": np.repeat(color[:, None], 4, 1),
         }  # fmt: skip
-        rows.append(np.concatenate([values[f].reshape(n, s) for f, s in FIELDS], 1))
-    return np.stack(rows, 1).astype(np.float32)
-
-
-def arrange(tubes: np.ndarray, others: np.ndarray, shot: Shot) -> np.ndarray:
-    """All tubes of each image from far to near: others behind the person, or in front."""
-    front = (shot.value(65, 0, 1) < 0.4)[:, None, None]
-
-    alpha = sum(s for name, s in FIELDS[: [f for f, _ in FIELDS].index("alpha")])
-    behind, before = others.copy(), others.copy()
-    behind[..., alpha] *= ~front[..., 0]
-    before[..., alpha] *= front[..., 0]
-    rows = np.concatenate([behind, tubes, before], axis=1)
-    if rows.shape[1] != TUBES + 2 * others.shape[1]:
-        raise ValueError(f"{rows.shape[1]} tubes, expected {TUBES + 2 * others.shape[1]}")
-    return rows
+        for layer, here in zip(rows, (~front, front), strict=True):
+            values["alpha"] = shown * here
+            layer.append(np.concatenate([values[f].reshape(n, s) for f, s in FIELDS], 1))
+    behind, before = (np.stack(layer, 1).astype(np.float32) for layer in rows)
+    return np.concatenate([behind, tubes, before], axis=1)

@@ -4,6 +4,6 @@ Nothing here imports torch, executes what a file says, or reaches for the networ
 """
 
 from vireid_jax.weights.files import read
-from vireid_jax.weights.resnet import Report, fill, init_from
+from vireid_jax.weights.resnet import Report, fill
 
-__all__ = ["Report", "fill", "init_from", "read"]
+__all__ = ["Report", "fill", "read"]

@@ -13,7 +13,6 @@ running variance) is ours.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid_jax.types import SPECIFIC, STEMS, Variables
-from vireid_jax.weights.files import read
 
 _SUFFIX = re.compile(f"_({'|'.join((*STEMS, SPECIFIC))})$")
 _BLOCK = re.compile(r"layer([1-4])_(\d+)$")
@@ -32,6 +30,7 @@ _LEAVES = {
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
+_PART = "backbone"
 _ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it; what precedes it is a prefix
 # Names of a trunk: arrays by such names compute features and cannot be left out.
 _TRUNK = re.compile(r"(conv|bn|norm|layer|stem|downsample)")
@@ -50,33 +49,22 @@ _BUILDABLE = (10, 14, 18, 34, 50)
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a model's arrays come from; `str` is a line or two for the user.
+    """Where a model's arrays come from; `str` is a line or two for the user."""
 
-    Attributes:
-      source: the file.
-      module: the part of the model that was filled.
-      matched: array of the model -> array of the file, for every array of `module`.
-      unused: arrays of the file that have no place in the model, such as its classifier.
-      untouched: arrays of the model outside `module`, which keep what they were.
-    """
-
-    source: str
-    module: str
-    matched: Mapping[str, str]
-    unused: tuple[str, ...]
-    untouched: tuple[str, ...]
+    source: str  # the file
+    matched: Mapping[str, str]  # array of the model -> array of the file, of all its backbone
+    unused: tuple[str, ...]  # arrays of the file without a place, such as its classifier
+    untouched: tuple[str, ...]  # the model's other arrays, which stay
 
     def __str__(self) -> str:
         count = len(self.matched)
-        text = f"{count}/{count} arrays of the {self.module} from {self.source}"
+        text = f"{count}/{count} arrays of the backbone from {self.source}"
         named = [name for name in self.unused if not name.endswith(_COUNTER)]
-        counters = len(self.unused) - len(named)
-        if counters:
+        if counters := len(self.unused) - len(named):
             named.append(f"{counters} num_batches_tracked")
         if named:
             text += f"; unused in the file: {_some(named)}"
-        parts = list(dict.fromkeys(path.split("/")[1] for path in self.untouched))
-        if parts:
+        if parts := list(dict.fromkeys(path.split("/")[1] for path in self.untouched)):
             text += f"; not from the file: {_some(parts)}"
         return text
 
@@ -89,76 +77,45 @@ class Report:
         return "\n".join(lines)
 
 
-def init_from(
-    path: str | os.PathLike[str], variables: Variables, *, module: str = "backbone"
-) -> tuple[dict[str, Any], Report]:
-    """Fills the ResNet `module` of a model with the weights of a file (see `read`, `fill`).
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it cannot be read, or does not fit.
-    """
-    return fill(read(path), variables, module=module, source=os.fspath(path))
-
-
 def fill(
-    arrays: Mapping[str, np.ndarray],
-    variables: Variables,
-    *,
-    module: str = "backbone",
-    source: str = "the arrays",
+    arrays: Mapping[str, np.ndarray], variables: Variables, *, source: str = "the arrays"
 ) -> tuple[dict[str, Any], Report]:
-    """Fills the ResNet `module` of a model with arrays by the names of torchvision and timm.
+    """Fills the backbone of a model with arrays by the names of torchvision and timm.
 
     Args:
       arrays: in torch's layout; names may share a prefix ("module.", "backbone.", ...).
       variables: the model; leaves may be arrays, traced ones or `jax.ShapeDtypeStruct`s: of
         them, only shapes and dtypes are used.
-      module: name of the ResNet in both "params" and "batch_stats".
       source: what messages call the arrays.
 
     Returns:
-      New variables, where the leaves of `module` are NumPy arrays with the values of `arrays`
+      New variables, where the leaves of the backbone are NumPy arrays with the values of `arrays`
       and the dtypes of `variables`, and the others are those of `variables`; and the report.
 
     Raises:
-      ValueError: anything of `module` is not in `arrays` or has another shape there, another
+      ValueError: anything of the backbone is not in `arrays` or has another shape there, another
         depth or width included; `arrays` hold a part of a trunk that the model lacks (a deep
         stem, squeeze-and-excitation; but layer4 may be left over); or values are not finite.
     """
     from flax.traverse_util import flatten_dict, unflatten_dict  # reading a file needs no flax
 
-    collections = [c for c in ("params", "batch_stats") if module in variables.get(c, {})]
-    tree = {c: variables[c][module] for c in collections}
-    if "params" not in tree:
-        raise ValueError(
-            f"the model has no part {module!r} to fill; it has "
-            f"{', '.join(sorted(variables.get('params', {})))}"
-        )
-    leaves = flatten_dict(tree)
+    leaves = flatten_dict({c: variables[c][_PART] for c in ("params", "batch_stats")})
     model = _model_layout(leaves)
     prefix = _prefix(arrays, source)
     names = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
     if not model.blocks[-1]:  # the model ends with layer3
         names = {k: name for k, name in names.items() if not k.startswith("layer4.")}
-    _check_layout(_source_layout(names, arrays), model, module, source)
+    _check_layout(_source_layout(names, arrays), model, source)
     wanted = {path: _torch_name(path) for path in leaves}
-    _check_names(wanted, names, module, source)
+    _check_names(wanted, names, source)
     theirs = {path: names[name] for path, name in wanted.items()}
     filled = {p: _convert(arrays[theirs[p]], p, theirs[p], leaves[p], source) for p in leaves}
-    matched = {"/".join((p[0], module, *p[1:])): theirs[p] for p in leaves}
+    matched = {"/".join((p[0], _PART, *p[1:])): theirs[p] for p in leaves}
     used = set(theirs.values())
-    report = Report(
-        source=source,
-        module=module,
-        matched=matched,
-        unused=tuple(name for name in arrays if name not in used),
-        untouched=tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched),
-    )
-    ours = unflatten_dict(filled)
-    return {
-        c: {**parts, module: ours[c]} if c in ours else parts for c, parts in variables.items()
-    }, report
+    unused = tuple(name for name in arrays if name not in used)
+    untouched = tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched)
+    ours = {c: {**variables[c], _PART: tree} for c, tree in unflatten_dict(filled).items()}
+    return {**variables, **ours}, Report(source, matched, unused, untouched)
 
 
 class _Layout(NamedTuple):
@@ -203,7 +160,7 @@ def _model_layout(leaves: Mapping[tuple[str, ...], Any]) -> _Layout:
     return _Layout(bottleneck, tuple(map(len, stages)), width)
 
 
-def _check_layout(source: _Layout, model: _Layout, module: str, name: str) -> None:
+def _check_layout(source: _Layout, model: _Layout, name: str) -> None:
     if source == model:
         return
     ways = [f"weights of a {model}"]
@@ -212,12 +169,12 @@ def _check_layout(source: _Layout, model: _Layout, module: str, name: str) -> No
         change += [f"--config.method.width={source.width}"] if source.width != model.width else []
         ways += [" ".join(change)] if change else []
     raise ValueError(
-        f"{name} holds a {source}, the model's {module} is a {model}; take {' or '.join(ways)}"
+        f"{name} holds a {source}, the model's backbone is a {model}; take {' or '.join(ways)}"
     )
 
 
 def _check_names(
-    wanted: Mapping[tuple[str, ...], str], names: Mapping[str, str], module: str, source: str
+    wanted: Mapping[tuple[str, ...], str], names: Mapping[str, str], source: str
 ) -> None:
     """Refuses a trunk that has less, or more, than the model."""
     used = set(wanted.values())
@@ -227,7 +184,7 @@ def _check_names(
     wrong += [f"it has {_some(extra)}, for which there is no place"] if extra else []
     if wrong:
         raise ValueError(
-            f"{source} does not fit the {module}: {'; '.join(wrong)}; expected a plain ResNet as "
+            f"{source} does not fit the backbone: {'; '.join(wrong)}; expected a plain ResNet as "
             "of torchvision (not a resnet50d with its deep stem, an SE-ResNet, ...)"
         )
 

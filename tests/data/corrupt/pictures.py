@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from vireid_jax.data.corrupt import CORRUPTIONS
+
 
 def picture(seed, size=(96, 48)):
     """uint8 [H, W, 3]: edges, colors, smooth shading and texture, as in a photograph."""
@@ -22,3 +24,13 @@ def psnr(a, b):
     """Peak signal-to-noise ratio of two uint8 images in dB."""
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean()
     return 10 * np.log10(255**2 / max(error, 1e-9))
+
+
+def flat(level, size=(128, 64)):
+    """float32 [H, W, 3] of one gray."""
+    return np.full((*size, 3), level, np.float32)
+
+
+def run(kind, image, severity, seed=0):
+    """A corruption as float, before it is truncated to bytes."""
+    return CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))

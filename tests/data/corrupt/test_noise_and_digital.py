@@ -9,25 +9,18 @@ import pytest
 from PIL import Image
 
 from tests.support.rows import each
-from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt, ops
+from vireid_jax.data.corrupt import SEVERITIES, corrupt, ops
 
-from .pictures import picture
+from .pictures import flat, picture, run
 
 SMALL = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 SMALL[0, :4] = [[0, 0, 0], [255, 255, 255], [90, 90, 90], [255, 0, 0]]
-
-
-def flat(level, size=(200, 200)):
-    return np.full((*size, 3), level, np.float64)
-
-
-def run(kind, image, severity, seed=0):
-    return CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))
+WIDE = (200, 200)
 
 
 @each(("severity", "sigma"), list(enumerate([0.08, 0.12, 0.18], 1)))
 def test_gaussian_noise_has_its_sigma(severity, sigma):
-    noise = run("gaussian_noise", flat(0.5), severity).astype(np.float64) - 0.5
+    noise = run("gaussian_noise", flat(0.5, WIDE), severity).astype(np.float64) - 0.5
     # 0.18 is cut at 2.8 sigma, which takes 2 % off.
     assert noise.std() == pytest.approx(sigma, rel=0.025) and abs(noise.mean()) < 3e-3
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
@@ -37,7 +30,7 @@ def test_gaussian_noise_has_its_sigma(severity, sigma):
 def test_shot_noise_varies_as_its_mean(severity, photons):
     # Dark enough that almost nothing exceeds 1.
     for level in (0.05, 0.15):
-        out = run("shot_noise", flat(level), severity).astype(np.float64)
+        out = run("shot_noise", flat(level, WIDE), severity).astype(np.float64)
         assert out.mean() == pytest.approx(level, rel=0.03)
         assert out.var() == pytest.approx(level / photons, rel=0.05)
         np.testing.assert_allclose(out * photons, np.rint(out * photons), atol=1e-4)
@@ -45,7 +38,7 @@ def test_shot_noise_varies_as_its_mean(severity, photons):
 
 @each(("severity", "share"), list(enumerate([0.03, 0.06, 0.09, 0.17, 0.27], 1)))
 def test_impulse_noise_hits_its_share(severity, share):
-    out = corrupt((flat(0.5) * 255).astype(np.uint8), "impulse_noise", severity,
+    out = corrupt((flat(0.5, WIDE) * 255).astype(np.uint8), "impulse_noise", severity,
                   rng=np.random.default_rng(1))  # fmt: skip
     assert (out == 255).mean() == pytest.approx(share / 2, rel=0.06)
     assert (out == 0).mean() == pytest.approx(share / 2, rel=0.06)
@@ -58,10 +51,10 @@ def test_impulse_noise_hits_its_share(severity, share):
 @each(("severity", "sigma"), list(enumerate([0.15, 0.2, 0.35, 0.45, 0.6], 1)))
 def test_speckle_noise_grows_with_the_image(severity, sigma):
     for level in (0.1, 0.3):
-        out = run("speckle_noise", flat(level), severity).astype(np.float64)
+        out = run("speckle_noise", flat(level, WIDE), severity).astype(np.float64)
         clipped = np.clip(1 + sigma * np.random.default_rng(9).standard_normal(400_000), 0, 1 / 0.3)
         assert out.std() == pytest.approx(level * clipped.std(), rel=0.02)
-    assert (run("speckle_noise", flat(0.0), severity) == 0).all()
+    assert (run("speckle_noise", flat(0.0, WIDE), severity) == 0).all()
 
 
 def hsv_loop(image, change):

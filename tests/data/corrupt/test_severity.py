@@ -1,5 +1,6 @@
 """What holds for all corruptions: severity rises, images keep their form, functions are pure."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -10,11 +11,6 @@ from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 
 from .pictures import picture, psnr
 
-PAPER = (
-    "gaussian_noise shot_noise impulse_noise speckle_noise gaussian_blur defocus_blur glass_blur "
-    "motion_blur zoom_blur snow frost fog rain spatter brightness contrast saturate "
-    "jpeg_compression pixelate elastic_transform"
-).split()
 # Constants of these do not order the error: see the tests that name them.
 OTHERWISE = {"glass_blur", "snow", "frost", "fog", "spatter", "saturate"}
 WITHOUT_CHANCE = {
@@ -24,6 +20,7 @@ WITHOUT_CHANCE = {
 PICTURES = [picture(n, (144, 72)) for n in range(8)]
 
 
+@functools.cache
 def results(kind, severity):
     # The same random numbers at each severity: only the constants differ.
     return [
@@ -32,29 +29,17 @@ def results(kind, severity):
     ]
 
 
+def mean(kind, compare):
+    """`compare(corrupted, clean)` averaged over the pictures, for each severity."""
+    return [np.mean(list(map(compare, results(kind, s), PICTURES))) for s in SEVERITIES]
+
+
 def mean_psnr(kind):
-    return [
-        np.mean([psnr(a, b) for a, b in zip(results(kind, s), PICTURES, strict=True)])
-        for s in SEVERITIES
-    ]
-
-
-def likeness(kind):
-    """Mean correlation of the corrupted with the clean picture, for each severity."""
-    return [
-        np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1]
-                 for a, b in zip(results(kind, s), PICTURES, strict=True)])
-        for s in SEVERITIES
-    ]  # fmt: skip
+    return mean(kind, psnr)
 
 
 def falls(values):
     return all(a > b for a, b in itertools.pairwise(values))
-
-
-def test_names_are_those_of_the_literature():
-    assert list(CORRUPTIONS) == PAPER or sorted(CORRUPTIONS) == sorted(PAPER)
-    assert len(CORRUPTIONS) == 20
 
 
 @each("kind", sorted(set(CORRUPTIONS) - OTHERWISE))
@@ -70,12 +55,10 @@ def test_saturate_pales_first_and_then_becomes_vivid():
     assert falls(values[:2]) and falls(values[2:]), values
 
     def colorfulness(severity):
-        return np.mean([np.ptp(image.astype(int), axis=2).mean() for image in images(severity)])
+        images = results("saturate", severity) if severity else PICTURES
+        return np.mean([np.ptp(image.astype(int), axis=2).mean() for image in images])
 
-    def images(severity):
-        return PICTURES if severity is None else results("saturate", severity)
-
-    assert falls([colorfulness(s) for s in (5, 4, 3, None, 1, 2)])
+    assert falls([colorfulness(s) for s in (5, 4, 3, 0, 1, 2)])
 
 
 def test_fog_thickens_by_strength():
@@ -95,17 +78,15 @@ def test_frost_hides_ever_more():
     """Ice adds light and the image's share falls, so the two partly cancel in the error."""
     values = mean_psnr("frost")
     assert values[0] > max(values[1:]), values
-    assert falls(likeness("frost")), likeness("frost")
+    likeness = mean("frost", lambda a, b: np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert falls(likeness), likeness
 
 
 def test_spatter_of_water_and_of_mud_each_spreads():
     values = mean_psnr("spatter")
     # Severity 3 has more and fainter drops than 2 (strength 0.5 after 0.6).
     assert values[0] > max(values[1:3]) and values[3] > values[4], values
-    wet = [
-        np.mean([(a != b).any(2).mean() for a, b in zip(results("spatter", s), PICTURES)])  # noqa: B905
-        for s in SEVERITIES
-    ]
+    wet = mean("spatter", lambda a, b: (a != b).any(2).mean())
     assert falls(wet[2::-1]) and falls(wet[:2:-1]), wet
 
 
@@ -148,7 +129,7 @@ def test_bytes_and_floats_are_corrupted_alike(kind):
 @each("kind", CORRUPTIONS)
 @each("size", [(16, 16), (17, 33), (61, 16)])
 def test_any_size(kind, size):
-    for severity in SEVERITIES:
+    for severity in (1, 5):
         out = corrupt(picture(3, size), kind, severity, rng=np.random.default_rng(severity))
         assert out.shape == (*size, 3) and out.dtype == np.uint8
 

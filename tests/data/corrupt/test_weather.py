@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 
 from tests.support.rows import each
-from vireid_jax.data.corrupt import CORRUPTIONS, SEVERITIES, ops
+from vireid_jax.data.corrupt import SEVERITIES, ops
 from vireid_jax.data.corrupt.weather import TEXTURES, ice
 
-from .pictures import picture
-
-
-def run(kind, image, severity, seed=0):
-    return CORRUPTIONS[kind](image, severity, np.random.default_rng(seed))
-
-
-def flat(level, size=(128, 64)):
-    return np.full((*size, 3), level, np.float32)
+from .pictures import flat, run
 
 
 def plasma_by_loop(size, decay, rng):
@@ -46,18 +38,10 @@ def plasma_by_loop(size, decay, rng):
 
 @each("decay", [1.4, 2.0])
 def test_plasma_is_diamond_square(decay):
-    out = ops.plasma(16, decay, np.random.default_rng(0))
+    out = ops.plasma((16, 16), decay, np.random.default_rng(0))
     expected = plasma_by_loop(16, decay, np.random.default_rng(0))
     np.testing.assert_allclose(out, expected, atol=1e-5)
     assert out.min() == 0 and out.max() == 1
-
-
-def test_plasma_gets_rougher_as_decay_falls():
-    def roughness(decay):
-        clouds = [ops.plasma(128, decay, np.random.default_rng(n)) for n in range(5)]
-        return np.mean([np.abs(np.diff(c, axis=0)).mean() / c.std() for c in clouds])
-
-    assert roughness(1.4) > roughness(1.7) > roughness(2.0)
 
 
 @each(("severity", "strength"), list(enumerate([1.5, 2, 2.5, 2.5, 3], 1)))
@@ -65,19 +49,10 @@ def test_fog_adds_cloud_and_dims(severity, strength):
     image = flat(0.2)
     image[:10] = 0.8
     out = run("fog", image, severity)
-    scale = 0.8 / (0.8 + strength)
-    low, high = image * scale, (image + strength) * scale
-    assert (out >= low - 1e-6).all() and (out <= np.minimum(high, 1) + 1e-6).all()
-    np.testing.assert_array_equal(out[..., 0], out[..., 2])
     decay = [2, 2, 1.7, 1.5, 1.4][severity - 1]
-    cloud = ops.plasma(128, decay, np.random.default_rng(0))[:, :64]
-    np.testing.assert_allclose(out[..., 1], low[..., 1] + strength * scale * cloud, atol=1e-5)
-    # The cloud is the same for another image as bright.
-    other = flat(0.5)
-    other[:10] = 0.8
-    np.testing.assert_allclose(
-        run("fog", other, severity) - out, (other - image) * scale, atol=1e-6
-    )
+    cloud = ops.plasma((128, 64), decay, np.random.default_rng(0))
+    expected = (image + strength * cloud[..., None]) * 0.8 / (0.8 + strength)
+    np.testing.assert_allclose(out, np.minimum(expected, 1), atol=1e-5)
 
 
 @each("severity", SEVERITIES)
@@ -151,21 +126,16 @@ def test_frost_mixes_image_and_ice(severity, share, weight):
 
 
 def test_ice_is_made_once_and_cannot_be_changed():
-    texture = ice(0, 40, 20)
-    assert texture.shape == (80, 40, 3) and texture.dtype == np.uint8
-    assert ice(0, 40, 20) is texture
+    textures = [ice(n, 40, 20) for n in range(TEXTURES)]
+    assert len({t.tobytes() for t in textures}) == TEXTURES
+    assert ice(0, 40, 20) is textures[0]
+    assert textures[0].shape == (80, 40, 3) and textures[0].dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
-        texture[0, 0] = 0
+        textures[0][0] = 0
     ice.cache_clear()
-    np.testing.assert_array_equal(ice(0, 40, 20), texture)
-    others = [ice(n, 40, 20) for n in range(TEXTURES)]
-    assert len({t.tobytes() for t in others}) == TEXTURES
-    for t in others:
-        assert t.std() > 25
-
-
-def test_ice_is_neither_dark_nor_white():
-    means = [ice(n, 144, 72).mean() / 255 for n in range(TEXTURES)]
+    np.testing.assert_array_equal(ice(0, 40, 20), textures[0])
+    assert min(t.std() for t in textures) > 25
+    means = [ice(n, 144, 72).mean() / 255 for n in range(TEXTURES)]  # neither dark nor white
     assert 0.4 < np.mean(means) < 0.6 and min(means) > 0.3 and max(means) < 0.7
 
 
@@ -239,9 +209,3 @@ def test_mud_covers_in_brown(severity):
     # A cover of 0.8 or more, nothing between that and none.
     assert out[muddy][:, 0].max() <= 0.2 + 0.8 * 63 / 255 + 1e-5
     np.testing.assert_allclose(out.min((0, 1)), np.array([63, 42, 20]) / 255, atol=0.02)
-
-
-@each("kind", ["snow", "frost", "fog", "rain", "spatter"])
-def test_weather_differs_from_image_to_image(kind):
-    image = picture(0)
-    assert len({run(kind, image, 3, seed).tobytes() for seed in range(5)}) == 5

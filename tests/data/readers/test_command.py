@@ -71,7 +71,7 @@ def test_help_needs_nothing_heavy():
 # --- check ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
+@each("name", ["sysu", "regdb", "llcm"])
 def test_check_a_small_tree(released, capsys, name):
     status, out, _ = run(capsys, "check", name, "--root", released[name], "--decode")
     assert status == 1
@@ -81,16 +81,14 @@ def test_check_a_small_tree(released, capsys, name):
     assert get_reader(name).AGREEMENT in out
 
 
-def test_check_folders(released, capsys):
-    status, out, _ = run(capsys, "check", "folders", "--root", released["folders"], "--decode")
-    assert status == 0 and "own folders in" in out and "note:" not in out
-
-
 def test_check_names_unreadable_images(released, tmp_path, capsys):
     root = shutil.copytree(released["folders"], tmp_path / "own")
     first, second, third = sorted((root / "Visible" / "1").iterdir())[:1] + sorted(
         (root / "Thermal" / "2").iterdir()
     )
+    for decode in ([], ["--decode"]):
+        status, out, _ = run(capsys, "check", "folders", "--root", root, *decode)
+        assert status == 0 and "own folders in" in out and "note:" not in out
     first.write_bytes(b"no image")
     second.write_bytes(b"")
     third.write_bytes(third.read_bytes()[:200])
@@ -98,18 +96,16 @@ def test_check_names_unreadable_images(released, tmp_path, capsys):
     assert status == 1 and "3 of 24 images cannot be decoded" in out
     for path in (first, second, third):
         assert path.name in out
-    status, _, _ = run(capsys, "check", "folders", "--root", root)
-    assert status == 0  # names alone are all right
+    assert run(capsys, "check", "folders", "--root", root)[0] == 0  # names alone are all right
 
 
 def test_check_with_another_root(released, tmp_path, capsys):
     for name, root in (("sysu", released["regdb"]), ("regdb", tmp_path / "nowhere")):
         status, out, err = run(capsys, "check", name, "--root", root)
         assert status == 1 and not out and err.startswith("error: ")
-    with pytest.raises(SystemExit):
-        command.main(["check", "market", "--root", "x"])
-    with pytest.raises(SystemExit):
-        command.main(["check", "regdb", "--root", "x", "--rand-perm", "y"])
+    for wrong in (["market", "--root", "x"], ["regdb", "--root", "x", "--rand-perm", "y"]):
+        with pytest.raises(SystemExit):
+            command.main(["check", *wrong])
 
 
 # --- modalities the wrong way round ---------------------------------------------------------
@@ -198,7 +194,7 @@ def test_prepare_refuses_another_tree(released, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_prepare_then_split(released, tmp_path, capsys, name):
     """What is prepared and decoded divides as the tree itself does."""
     status, out, err = run(
@@ -208,21 +204,19 @@ def test_prepare_then_split(released, tmp_path, capsys, name):
     assert status == 0, err
     assert "prepared " in out and str(tmp_path / "data") in out and "decoded to 24 x 12" in out
     reader = get_reader(name)
-    scanned = reader.scan(released[name], strict=False)
     ready = prepared.find(name)
     decoded = cache.decode_once(ready, image_size=(24, 12), filter="bilinear")
-    want = reader.split(scanned)
+    want = reader.split(reader.scan(released[name], strict=False))
     for listing in (ready, decoded):
-        got = reader.split(listing)
-        for a, b in ((got.train, want.train), (got.test.query, want.test.query),
-                     (got.test.gallery, want.test.gallery)):  # fmt: skip
+        split = reader.split(listing)
+        for a, b in ((split.train, want.train), (split.test.query, want.test.query),
+                     (split.test.gallery, want.test.gallery)):  # fmt: skip
             assert list(a.name) == list(b.name)
             assert (a.person == b.person).all() and (a.camera == b.camera).all()
-    split = reader.split(decoded)
     assert split.train.images.array is decoded.records.images.array
-    first = pixels(want.test.query.images[0])
-    assert split.test.query.images[np.array([0])].shape == (1, 24, 12, 3)
-    assert abs(split.test.query.images[np.array([0])].mean() - first.mean()) < 5
+    first = split.test.query.images[np.array([0])]
+    assert first.shape == (1, 24, 12, 3)
+    assert abs(first.mean() - pixels(want.test.query.images[0]).mean()) < 5
 
 
 def test_prepare_with_an_unreadable_image(released, tmp_path, capsys):
@@ -247,8 +241,8 @@ def test_preparing_without_tfds_is_one_line(released, capsys, monkeypatch):
     assert "pip install 'vireid_jax[data]'" in err
 
 
-@pytest.mark.parametrize("name", ["folders", "regdb"])
-def test_trees_are_decoded_where_training_looks(released, tmp_path, capsys, name):
+def test_trees_are_decoded_where_training_looks(released, tmp_path, capsys):
+    name = "regdb"
     arguments = ("prepare", name, "--root", released[name], "--size", "24x12", "--no-strict")
     status, out, err = run(capsys, *arguments)
     assert status == 0 and "decoded to 24 x 12" in out, err
@@ -277,7 +271,7 @@ def test_prepare_options(capsys):
 # --- show -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_show(released, tmp_path, capsys, name):
     picture = tmp_path / "sheet.png"
     status, out, err = run(
@@ -286,7 +280,7 @@ def test_show(released, tmp_path, capsys, name):
     assert status == 0, err
     assert f"wrote {picture}" in out and "identities" in out and "gallery" not in err
     assert pixels(picture).shape[0] > 3 * 144
-    assert list(tmp_path.glob("*.png")) == [picture]
+    assert list(tmp_path.glob("*.png")) == [picture]  # and nothing half-written
 
 
 def test_the_sheet_shows_who_is_where(tmp_path):
@@ -301,9 +295,7 @@ def test_the_sheet_shows_who_is_where(tmp_path):
     crossed = sheet.contact_sheet(listing, tmp_path / "s.png", image_size=(40, 20))
     assert len(crossed) == 1 and crossed[0].startswith("visible/bob/1.png cannot be opened")
     drawn = pixels(tmp_path / "s.png")
-    where = {
-        key: np.argwhere((drawn == rgb).all(-1)).mean(0) for key, rgb in color.items()
-    }  # [y, x] of each center
+    where = {k: np.argwhere((drawn == rgb).all(-1)).mean(0) for k, rgb in color.items()}  # [y, x]
     assert where["visible", "anna"][0] < where["visible", "bob"][0]
     assert where["visible", "anna"][0] == where["infrared", "anna"][0]
     assert where["visible", "anna"][1] == where["visible", "bob"][1]
@@ -323,7 +315,7 @@ def test_the_sheet_keeps_proportions(tmp_path):
     assert found.sum() == 30 * 10 + 60 * 6
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "message"),
     [
         ({"path": "sheet.txt"}, "does not end like a picture"),

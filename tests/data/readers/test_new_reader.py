@@ -22,8 +22,6 @@ TOY = '''
 
 import os
 
-import numpy as np
-
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Image, Listing
 from vireid_jax.types import INFRARED, VISIBLE, Split
@@ -62,8 +60,7 @@ def split(listing: Listing, *, evening: bool = False) -> Split:
     check_options(evening=evening)
     train, test = listing.part == "train", listing.part == "test"
     notes = ("by evening",) if evening else ()
-    nobody = np.zeros(len(train), bool)
-    return common.divide(listing, "toy", train=train, val=nobody, test=test, notes=notes)
+    return common.divide(listing, train=train, test=test, notes=notes)
 '''
 
 

@@ -50,6 +50,8 @@ def test_every_published_count(listing):
     assert set("".join(listing.part)) == {"r", "e"}
     assert listing.records.name[0] == "Visible/1/front_v_00010_1"
     assert listing.records.images[0].endswith("Reg DB/x/Visible/1/front_v_00010_1.bmp")
+    people = {frozenset(regdb.split(listing, trial=t).train.person) for t in range(1, 11)}
+    assert len(people) == 10
 
 
 @each("trial", [1, 2, 10])
@@ -70,11 +72,6 @@ def test_a_trial_is_what_its_lists_say(listing, full, trial):
     assert f"trial {trial} of 10" in split.notes[0]
 
 
-def test_trials_differ(listing):
-    people = [set(regdb.split(listing, trial=t).train.person) for t in range(1, 11)]
-    assert len({frozenset(p) for p in people}) == 10
-
-
 @each("val_ids", [1, 20, 204])
 def test_validation_persons_are_spread_and_disjoint(listing, val_ids):
     split = regdb.split(listing, trial=3, val_ids=val_ids)
@@ -82,11 +79,6 @@ def test_validation_persons_are_spread_and_disjoint(listing, val_ids):
     assert [len(h) for h in halves] == [206 - val_ids, val_ids, 206]
     assert not halves[0] & halves[1] and not (halves[0] | halves[1]) & halves[2]
     assert set(split.val.gallery.person) == halves[1]
-    every = sorted(halves[0] | halves[1])
-    at = [every.index(p) for p in sorted(halves[1])]
-    gaps = np.diff(at)
-    if val_ids > 1:
-        assert gaps.max() - gaps.min() <= 1
     assert f"without {val_ids} persons" in split.notes[-1]
 
 
@@ -120,14 +112,6 @@ def test_spread(case):
 # --- small trees that are not right ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["train_visible_1.txt", "test_thermal_10.txt"])
-def test_a_list_is_missing(small, name):
-    (small / "idx" / name).unlink()
-    for strict in (True, False):
-        with pytest.raises(FileNotFoundError, match=rf"{name} does not exist; RegDB is released"):
-            regdb.scan(small, strict=strict)
-
-
 def test_a_list_is_something_else(small):
     edit(small, "train_visible_4.txt", lambda lines: [lines[0], "Visible/1/a.bmp", *lines[2:]])
     with pytest.raises(TreeError, match=r"line 2 of idx/train_visible_4.txt .* expected a path"):
@@ -156,16 +140,12 @@ def test_images_on_no_list(small):
     assert any("1 images are on no list" in p for p in listing.problems)
 
 
-@pytest.mark.parametrize("write", [lambda p: p.replace("/", "\\"), lambda p: "./" + p])
+@each("write", ["{}", "./{}"])
 def test_paths_in_another_hand(small, write):
     want = regdb.scan(small, strict=False)
     for path in (small / "idx").iterdir():
-        path.write_bytes(write(path.read_text()).replace("\n", "\r\n").encode())
-    if write("a/b") == "./a/b":
-        for path in (small / "idx").iterdir():
-            path.write_text(
-                "\n".join("./" + x.removeprefix("./") for x in path.read_text().splitlines())
-            )
+        lines = [write.format(line).replace("/", "\\") for line in path.read_text().splitlines()]
+        path.write_bytes("\r\n".join(lines).encode())
     got = regdb.scan(small, strict=False)
     assert got.records.name == want.records.name
     assert (got.part == want.part).all()
@@ -179,27 +159,19 @@ def failing(root):
             and "images" not in c.what.split(" ")[:2]}  # fmt: skip
 
 
-def test_a_small_tree_differs_in_counts_alone(small):
+def relabel(change):
+    return lambda lines: [f"{x.rsplit(' ')[0]} {change(int(x.rsplit(' ')[1]))}" for x in lines]
+
+
+def test_labels_that_differ_between_the_sides_or_have_a_gap(small):
     assert failing(small) == {}
-
-
-def test_labels_that_differ_between_the_sides(small):
-    edit(
-        small, "train_thermal_2.txt",
-        lambda lines: [f"{x.rsplit(' ')[0]} {5 - int(x.rsplit(' ')[1])}" for x in lines],
-    )  # fmt: skip
+    edit(small, "train_thermal_2.txt", relabel(lambda label: 5 - label))
     assert failing(small) == {"halves labeled alike on both sides": "all but 1: 2/train"}
-
-
-def test_labels_with_a_gap(small):
-    def shift(lines):
-        return [f"{x.rsplit(' ')[0]} {int(x.rsplit(' ')[1]) + 1}" for x in lines]
-
-    edit(small, "test_visible_7.txt", shift)
-    edit(small, "test_thermal_7.txt", shift)
-    found = failing(small)
-    assert found.keys() == {"lists labeled 0 .. n-1, a label a person"}
-    assert "7/test_visible" in found["lists labeled 0 .. n-1, a label a person"]
+    edit(small, "train_thermal_2.txt", relabel(lambda label: 5 - label))
+    for side in ("visible", "thermal"):
+        edit(small, f"test_{side}_7.txt", relabel(lambda label: label + 1))
+    ((what, found),) = failing(small).items()
+    assert what == "lists labeled 0 .. n-1, a label a person" and "7/test_visible" in found
 
 
 def test_a_person_on_both_sides_of_a_trial(small):

@@ -26,24 +26,22 @@ def four(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 def test_a_wrong_root(four, tmp_path, name):
     reader = get_reader(name)
-    with pytest.raises(FileNotFoundError, match=r"at all does not exist.*does exist and holds"):
-        reader.scan(four[name] / "nowhere" / "at all")
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(TreeError, match=r"(?s)is not .*it holds a.txt"):
-        reader.scan(tmp_path)
-    with pytest.raises(TreeError, match="is a file, expected the folder"):
-        reader.scan(tmp_path / "a.txt")
-    with pytest.raises(FileNotFoundError, match=r"gs://bucket/tree is an address"):
-        reader.scan("gs://bucket/tree")
-    # The folder above, or one below.
-    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
-        reader.scan(four[name].parent)
     below = next(p for p in sorted(four[name].iterdir()) if p.is_dir())
-    with pytest.raises(TreeError, match=rf"{four[name]} looks like"):
-        reader.scan(below)
+    for root, error, message in (
+        (four[name] / "nowhere" / "at all", FileNotFoundError,
+         r"at all does not exist.*does exist and holds"),
+        ("gs://bucket/tree", FileNotFoundError, r"gs://bucket/tree is an address"),
+        (tmp_path, TreeError, r"(?s)is not .*it holds a.txt"),
+        (tmp_path / "a.txt", TreeError, "is a file, expected the folder"),
+        (four[name].parent, TreeError, rf"{four[name]} looks like"),
+        (below, TreeError, rf"{four[name]} looks like"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            reader.scan(root)
 
 
 @each("name", READERS)
@@ -65,6 +63,27 @@ def test_the_registry():
     for name, reader in READERS.items():
         assert get_reader(name) is reader
         assert reader.TITLE and reader.LAYOUT and reader.AGREEMENT
+
+
+@each(
+    ("name", "listed"),
+    [
+        *(("sysu", f"exp/{part}_id.txt") for part in ("train", "val", "test")),
+        *(("llcm", f"idx/{part}.txt") for part in ("train_vis", "train_nir", "test_id")),
+        *(("regdb", f"idx/{part}.txt") for part in ("train_visible_1", "test_thermal_10")),
+    ],
+)
+def test_a_list_is_missing(four, tmp_path, name, listed):
+    reader, path = get_reader(name), four[name] / listed
+    for lost, message in (
+        (path, rf"{path.name} does not exist; {reader.TITLE} is released with it. In .*: "),
+        (path.parent, "no such folder"),
+    ):
+        lost.rename(tmp_path / "lost")
+        for strict in (True, False):
+            with pytest.raises(FileNotFoundError, match=message):
+                reader.scan(four[name], strict=strict)
+        (tmp_path / "lost").rename(lost)
 
 
 def test_a_listing_of_another_data_set(four):

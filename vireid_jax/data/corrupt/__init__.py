@@ -10,7 +10,7 @@ results are named with `LABEL`. `python -m vireid_jax.data.corrupt --sheet sheet
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -21,35 +21,19 @@ from vireid_jax.data.corrupt.ops import SEVERITIES
 from vireid_jax.data.decoding import cores
 from vireid_jax.types import INFRARED, VISIBLE
 
-Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
-
 LABEL = "-C (vireid)"  # after the name of a protocol whose images were corrupted
 MIN_SIDE = 16  # pixels
 
-CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": camera.gaussian_noise,
-    "shot_noise": camera.shot_noise,
-    "impulse_noise": camera.impulse_noise,
-    "speckle_noise": camera.speckle_noise,
-    "gaussian_blur": camera.gaussian_blur,
-    "defocus_blur": camera.defocus_blur,
-    "glass_blur": camera.glass_blur,
-    "motion_blur": camera.motion_blur,
-    "zoom_blur": camera.zoom_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "rain": weather.rain,
-    "spatter": weather.spatter,
-    "brightness": camera.brightness,
-    "contrast": camera.contrast,
-    "saturate": camera.saturate,
-    "jpeg_compression": camera.jpeg_compression,
-    "pixelate": camera.pixelate,
-    "elastic_transform": camera.elastic_transform,
+# A draw picks by number: the order never changes.
+KINDS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "gaussian_blur",
+    "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog", "rain",
+    "spatter", "brightness", "contrast", "saturate", "jpeg_compression", "pixelate",
+    "elastic_transform",
+)  # fmt: skip
+CORRUPTIONS: dict[str, ops.Corruption] = {
+    kind: getattr(weather, kind, None) or getattr(camera, kind) for kind in KINDS
 }
-KINDS = tuple(CORRUPTIONS)
-
 _WHICH = {"visible": (VISIBLE,), "infrared": (INFRARED,), "both": (VISIBLE, INFRARED)}
 
 
@@ -77,7 +61,7 @@ def corrupt(image: np.ndarray, kind: str, severity: int, *, rng: np.random.Gener
       TypeError: the image is not uint8.
       ValueError: unknown kind or severity, or another shape.
     """
-    function = CORRUPTIONS[_known(kind)]
+    _check_kind(kind)
     image = np.asarray(image)
     if image.dtype != np.uint8:
         raise TypeError(f"the image is {image.dtype}, expected uint8 with values 0 to 255")
@@ -86,7 +70,7 @@ def corrupt(image: np.ndarray, kind: str, severity: int, *, rng: np.random.Gener
             f"the image has shape {image.shape}, expected (height, width, 3) with sides of "
             f"{MIN_SIDE} pixels or more"
         )
-    return ops.to_bytes(function(image, severity, rng))
+    return ops.to_bytes(CORRUPTIONS[kind](image, severity, rng))
 
 
 def draw(
@@ -94,8 +78,8 @@ def draw(
     *,
     seed: int,
     repeat: int,
-    kinds: Sequence[str] | None = None,
-    severities: Sequence[int] | None = None,
+    kinds: Sequence[str] = KINDS,
+    severities: Sequence[int] = SEVERITIES,
 ) -> tuple[str, int, np.random.Generator]:
     """Draws what happens to an image: uniform over kinds and severities, independently.
 
@@ -107,9 +91,9 @@ def draw(
     Args:
       name: of the image, such as `Records.name` gives; two equal names get the same draw.
       seed: of the corrupted set.
-      repeat: which of the repetitions.
-      kinds: keys of `CORRUPTIONS` to draw from; None for all.
-      severities: to draw from; None for 1 to 5.
+      repeat: which of the repetitions, usually 0 to 9.
+      kinds: keys of `CORRUPTIONS` to draw from.
+      severities: of 1 to 5, to draw from.
 
     Returns:
       (kind, severity, generator for the corruption).
@@ -117,24 +101,24 @@ def draw(
     Raises:
       ValueError: nothing to draw from, or an unknown kind or severity.
     """
-    among, strengths = _choices(kinds, severities)
+    if isinstance(kinds, str):
+        raise ValueError(f"kinds is the string {kinds!r}, expected a list such as [{kinds!r}]")
+    if not len(kinds) or not len(severities):
+        raise ValueError("no kinds or no severities to draw from; leave them out to draw from all")
+    for kind in kinds:
+        _check_kind(kind)
+    for severity in severities:
+        ops.at(SEVERITIES, severity)
     text = f"corruption\0{int(seed)}\0{int(repeat)}\0{name}".encode("utf-8", "surrogatepass")
     key = int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
     bits = np.random.Philox(key=key)
-    choice = int(bits.random_raw()) % (len(among) * len(strengths))
-    kind, severity = divmod(choice, len(strengths))
-    return among[kind], strengths[severity], np.random.Generator(bits)
+    choice = int(bits.random_raw()) % (len(kinds) * len(severities))
+    row, column = divmod(choice, len(severities))
+    return kinds[row], severities[column], np.random.Generator(bits)
 
 
 def corrupt_images(
-    images: Any,
-    names: Sequence[str],
-    *,
-    seed: int,
-    repeat: int,
-    kinds: Sequence[str] | None = None,
-    severities: Sequence[int] | None = None,
-    workers: int | None = None,
+    images: Any, names: Sequence[str], *, workers: int | None = None, **options: Any
 ) -> np.ndarray:
     """Corrupts images, each as `draw` says for its name.
 
@@ -144,12 +128,9 @@ def corrupt_images(
     Args:
       images: N images of one size: uint8 [N, H, W, 3], or anything that gives uint8 [H, W, 3]
         for an index from 0 to N-1.
-      names: N names, see `draw`.
-      seed: of the corrupted set.
-      repeat: which of the repetitions, usually 0 to 9.
-      kinds: keys of `CORRUPTIONS`; None for all.
-      severities: None for 1 to 5.
+      names: N names.
       workers: threads; None for one for each core that this process may use.
+      **options: of `draw`: seed, repeat, kinds, severities.
 
     Returns:
       uint8 [N, H, W, 3].
@@ -158,7 +139,6 @@ def corrupt_images(
       TypeError: images are not uint8.
       ValueError: N differs, sizes differ, workers is below 1, or see `draw` and `corrupt`.
     """
-    among, strengths = _choices(kinds, severities)
     count = len(names)
     if len(images) != count:
         raise ValueError(f"{len(images)} images and {count} names, expected as many of each")
@@ -173,19 +153,12 @@ def corrupt_images(
         image = np.asarray(images[n])
         if image.shape != shape:
             raise ValueError(f"image {n} has shape {image.shape}, the first has {shape}")
-        kind, severity, rng = draw(
-            names[n], seed=seed, repeat=repeat, kinds=among, severities=strengths
-        )
+        kind, severity, rng = draw(names[n], **options)
         out[n] = corrupt(image, kind, severity, rng=rng)
 
-    workers = workers or cores()
-    if workers == 1 or count == 1:
-        for n in range(count):
-            one(n)
-        return out
     # Threads: NumPy, SciPy and Pillow let go of the interpreter in all that takes long, and a
     # process that runs JAX must not be forked.
-    with ThreadPoolExecutor(min(workers, count)) as pool:
+    with ThreadPoolExecutor(min(workers or cores(), count)) as pool:
         for _ in pool.map(one, range(count)):
             pass
     return out
@@ -207,34 +180,19 @@ def parse(text: str) -> Spec:
             f"MODALITY:KIND:SEVERITY with a modality of {', '.join(_WHICH)}, such as "
             "visible, visible:fog or visible:fog:3"
         )
-    kinds = (_known(rest[0]),) if rest else KINDS
-    severities: tuple[int, ...] = SEVERITIES
+    spec = Spec(_WHICH[modality])
+    if rest:
+        _check_kind(rest[0])
+        spec = spec._replace(kinds=(rest[0],))
     if len(rest) == 2:
         if rest[1] not in {str(s) for s in SEVERITIES}:
             raise ValueError(
                 f"corrupt={text!r} asks for severity {rest[1]!r}, expected 1, 2, 3, 4 or 5"
             )
-        severities = (int(rest[1]),)
-    return Spec(_WHICH[modality], kinds, severities)
+        spec = spec._replace(severities=(int(rest[1]),))
+    return spec
 
 
-def _known(kind: str) -> str:
+def _check_kind(kind: str) -> None:
     if kind not in CORRUPTIONS:
         raise ValueError(f"corruption {kind!r} is unknown, expected one of {', '.join(KINDS)}")
-    return kind
-
-
-def _choices(
-    kinds: Sequence[str] | None, severities: Sequence[int] | None
-) -> tuple[Sequence[str], Sequence[int]]:
-    if isinstance(kinds, str):
-        raise ValueError(f"kinds is the string {kinds!r}, expected a list such as [{kinds!r}]")
-    among = KINDS if kinds is None else kinds
-    strengths = SEVERITIES if severities is None else severities
-    if not len(among) or not len(strengths):
-        raise ValueError("no kinds or no severities to draw from; None stands for all of them")
-    for kind in among:
-        _known(kind)
-    for severity in strengths:
-        ops.at(SEVERITIES, severity)
-    return among, strengths

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vireid_jax import __version__
-from vireid_jax.data.corrupt import CORRUPTIONS, MIN_SIDE, SEVERITIES, corrupt
+from vireid_jax.data.corrupt import KINDS, MIN_SIDE, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
 
 IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
@@ -40,8 +40,7 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
         raise FileNotFoundError(f"{path} not found; --image takes a picture of a person") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    height, width = IMAGE_SIZE
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return np.asarray(picture.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS))
 
 
 def contact_sheet(
@@ -66,22 +65,20 @@ def contact_sheet(
     target = picture_path(path)
     if min(shown) < MIN_SIDE:
         raise ValueError(f"shown is {shown}, expected sides of {MIN_SIDE} pixels or more")
-    kinds, heads = list(CORRUPTIONS), [[text] for text in ("clean", *map(str, SEVERITIES))]
+    heads = [[text] for text in ("clean", *map(str, SEVERITIES))]
     halves = []
-    for half in (kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]):
+    for first in (0, len(KINDS) // 2):
+        half = KINDS[first : first + len(KINDS) // 2]
         sheet = Sheet(heads, [kind.split("_") for kind in half], shown)
-        halves.append(sheet.picture)
         for row, kind in enumerate(half):
-            streams = [[seed, kinds.index(kind), s] for s in SEVERITIES]
-            cells = [image] + [
-                corrupt(image, kind, s, rng=np.random.default_rng(stream))
-                for s, stream in zip(SEVERITIES, streams, strict=True)
-            ]
-            for column, cell in enumerate(cells):
+            for severity in (0, *SEVERITIES):
+                rng = np.random.default_rng([seed, first + row, severity])
+                cell = corrupt(image, kind, severity, rng=rng) if severity else image
                 small = Image.fromarray(cell).resize(shown[::-1], Image.Resampling.BOX)
-                sheet.paste(small, row, column)
+                sheet.paste(small, row, severity)
+        halves.append(np.asarray(sheet.picture))
     # Noise hardly compresses: without the two lowest bits the file is a quarter smaller.
-    whole = np.concatenate([np.asarray(half) for half in halves], axis=1) & np.uint8(0xFC)
+    whole = np.concatenate(halves, axis=1) & np.uint8(0xFC)
     write_picture(Image.fromarray(whole), target, optimize=True)
 
 

@@ -1,17 +1,19 @@
-"""What the corruptions share: ranges, blurs and zooms of float images.
+"""What the corruptions share: constants by severity, ranges, blurs and zooms of float images.
 
 Images are float32 [H, W, 3] with values in [0, 1]; layers are float32 [H, W]. Nothing here goes
 through BLAS, whose last bits may depend on its threads: a last bit can change a truncated pixel.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import fft, ndimage, sparse
 
 T = TypeVar("T")
+Rng = np.random.Generator
+Corruption = Callable[[np.ndarray, int, Rng], np.ndarray]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what "gray" means to the benchmark's image library
@@ -20,16 +22,32 @@ _ROUNDING = 0.005
 
 
 def at(table: Sequence[T], severity: int) -> T:
-    """The constants of a severity.
-
-    Raises:
-      ValueError: severity is not an integer from 1 to 5.
-    """
+    """The constants of a severity; ValueError unless it is an integer from 1 to 5."""
     if isinstance(severity, bool) or not isinstance(severity, int | np.integer):
         raise ValueError(f"severity is {severity!r}, expected an integer from 1 to 5")
     if severity not in SEVERITIES:
         raise ValueError(f"severity is {severity}, expected 1, 2, 3, 4 or 5")
     return table[int(severity) - 1]
+
+
+def severities(*table: Any) -> Callable[[Callable[..., np.ndarray]], Corruption]:
+    """Decorates a corruption with its constants, a number or a tuple for each severity.
+
+    The decorated function takes (image, rng, *constants), where the image is its own copy. The
+    corruption takes (image, severity, rng), an image uint8 or float in [0, 1], [H, W, 3], and
+    returns float32 cut to [0, 1].
+    """
+
+    def decorate(function: Callable[..., np.ndarray]) -> Corruption:
+        @functools.wraps(function)
+        def corruption(image: np.ndarray, severity: int, rng: Rng) -> np.ndarray:
+            constants = at(table, severity)
+            constants = constants if isinstance(constants, tuple) else (constants,)
+            return clip(function(unit(image), rng, *constants))
+
+        return corruption
+
+    return decorate
 
 
 def unit(image: np.ndarray) -> np.ndarray:
@@ -61,44 +79,20 @@ def value(image: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
 
 
-def with_value(image: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Sets the V of HSV to `wanted` [H, W]; hue and saturation stay.
+def gaussian(image: np.ndarray, sigma: float | tuple[float, float], **options: Any) -> np.ndarray:
+    """Gaussian blur over height and width of [H, W] or [H, W, C].
 
-    Hue and saturation do not change when the three channels are scaled together. Black has no
-    hue and becomes gray.
+    `sigma` is in pixels, one or (height, width); the options are those of scipy's filter. Unless
+    they say otherwise the kernel reaches four sigmas, and edge pixels are repeated.
     """
-    now = value(image)
-    black = now <= 0
-    scale = wanted / np.where(black, np.float32(1), now)
-    return np.where(black[..., None], wanted[..., None], image * scale[..., None])
-
-
-def gaussian(image: np.ndarray, sigma: float | tuple[float, float], *, mode: str = "nearest",
-             truncate: float = 4.0) -> np.ndarray:  # fmt: skip
-    """Gaussian blur over height and width.
-
-    Args:
-      image: float32 [H, W] or [H, W, C].
-      sigma: in pixels, one or (height, width).
-      mode: what is beyond the border, in scipy.ndimage's words.
-      truncate: reach of the kernel in sigmas.
-    """
-    over = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-    for axis, width in enumerate(over):
-        image = ndimage.gaussian_filter1d(image, width, axis=axis, mode=mode, truncate=truncate)
+    options = {"mode": "nearest", **options}
+    for axis, width in enumerate(sigma if isinstance(sigma, tuple) else (sigma, sigma)):
+        image = ndimage.gaussian_filter1d(image, width, axis=axis, **options)
     return image
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Convolves the channels of an image with one kernel through the FFT.
-
-    Args:
-      image: float32 [H, W, C].
-      kernel: float32 [2r+1, 2r+1].
-
-    Returns:
-      float32 [H, W, C]; beyond the border the image is mirrored about its outermost pixels.
-    """
+    """Convolves an image with one kernel [2r+1, 2r+1], mirrored about its outermost pixels."""
     reach = kernel.shape[0] // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
     shape = tuple(fft.next_fast_len(n, real=True) for n in padded.shape[:2])
@@ -113,13 +107,9 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def streak(radius: int, sigma: float, angle: float) -> dict[tuple[int, int], float]:
     """The kernel of a motion blur: {(rows, columns) of the pixel to read: weight}.
 
-    One half of a Gaussian over 2 * radius + 1 steps from the pixel itself, laid along a line and
-    rounded to whole pixels, halves towards zero steps. Weights sum to 1.
-
-    Args:
-      radius: in pixels.
-      sigma: of the Gaussian, in pixels.
-      angle: of the line in degrees; 0 runs to the right, 90 down.
+    One half of a Gaussian over 2 * radius + 1 steps from the pixel itself, laid along a line
+    (angle in degrees; 0 runs to the right, 90 down) and rounded to whole pixels, halves towards
+    zero steps. Weights sum to 1.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -157,11 +147,11 @@ def _magnifier(n: int, factor: float, size: int) -> sparse.csr_array:
     return sparse.csr_array((weights, columns, np.arange(0, 2 * size + 1, 2)), shape=(size, n))
 
 
-def _resize(image: np.ndarray, factors: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    for axis in range(2):
-        matrix = _magnifier(image.shape[0], factors[axis], size[axis])
+def _resize(image: np.ndarray, factors: Sequence[float], size: Sequence[int]) -> np.ndarray:
+    for factor, length in zip(factors, size, strict=True):
+        matrix = _magnifier(image.shape[0], factor, length)
         lines = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-        image = (matrix @ lines).reshape(size[axis], *image.shape[1:]).swapaxes(0, 1)
+        image = (matrix @ lines).reshape(length, *image.shape[1:]).swapaxes(0, 1)
     return image
 
 
@@ -180,24 +170,21 @@ def stretch(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Pixels then lie at all distances from the nodes. If no pixel came near a node, as happens
     with a whole factor about the center, enlarged noise would lose its peaks.
     """
-    factors = [(n - 1) / (m - 1) for n, m in zip(size, layer.shape, strict=True)]
-    return _resize(layer, (factors[0], factors[1]), size)
+    return _resize(layer, [(n - 1) / (m - 1) for n, m in zip(size, layer.shape, strict=True)], size)
 
 
-def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """A cloud by the diamond-square method on a torus, float32 [size, size] in [0, 1].
+def plasma(size: tuple[int, int], decay: float, rng: Rng) -> np.ndarray:
+    """A cloud by the diamond-square method on a torus, of which a corner of this size is cut.
 
     Every level halves the spacing: the center of each square is the mean of its corners, the
     middle of each edge the mean of its four neighbors, both plus uniform noise. The benchmark
     multiplies the noise's width by itself, so it shrinks by decay ** 2 from level to level.
 
-    Args:
-      size: a power of two.
-      decay: the "plasma decay" of the fog table; smaller is rougher.
-      rng: noise.
+    Returns:
+      float32 (height, width); the whole cloud has values from 0 to 1.
     """
     grid, noise = np.zeros((1, 1), np.float32), 1.0
-    while len(grid) < size:
+    while len(grid) < max(size):
         n = len(grid)
         shake = (rng.random((3, n, n), dtype=np.float32) * 2 - 1) * np.float32(noise)
         right, down = np.roll(grid, -1, 1), np.roll(grid, -1, 0)
@@ -208,22 +195,12 @@ def plasma(size: int, decay: float, rng: np.random.Generator) -> np.ndarray:
         finer[1::2, ::2] = (grid + down + center + np.roll(center, 1, 1)) / 4 + shake[2]
         grid, noise = finer, noise / decay**2
     grid -= grid.min()
-    return grid / max(float(grid.max()), 1e-6)
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is not below n."""
-    return 1 << max(int(n) - 1, 0).bit_length()
+    return grid[: size[0], : size[1]] / max(float(grid.max()), 1e-6)
 
 
 @functools.lru_cache(maxsize=16)
 def disk(radius: int, sigma: float) -> np.ndarray:
-    """A disk with softened rim, float32 [2r+1, 2r+1] with sum 1; shared, so read-only.
-
-    Args:
-      radius: in pixels.
-      sigma: of the Gaussian that softens the rim, in pixels.
-    """
+    """A disk whose rim is blurred by sigma, float32 with sum 1; shared, so read-only."""
     reach = radius + 2  # room for the softened rim
     line = np.arange(-reach, reach + 1)
     inside = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float32)

@@ -12,16 +12,10 @@ A reader is a module of this package. It holds all that is known of its data set
   split(listing, *, ...) -> Split    its keyword-only parameters are the set's options of `load`;
                               infrared queries, visible gallery
 
-A new reader needs one line in `READERS` and two in configs/common.py: all else that lists data
-sets looks here. `scan` looks at names and lists alone and opens no image. It compares what it
-finds with the release (`Listing.checks`). With strict=True any difference is a `TreeError` that
-shows it; with strict=False it becomes a line of `Listing.problems`. What cannot be read at all
-(another folder, a list that is missing) is an error in both cases.
-
-`split` never looks at the images: it works on `person`, `camera`, `modality` and
-`Listing.part`, and takes rows with `Records.take`, so images that are read on demand stay where
-they are. Rows that were left out since (an unreadable image) need no care. `Split.notes` holds
-what the division itself has to say; whoever shows it adds `Listing.problems`.
+A new reader needs one line in `READERS` and two in configs/common.py. `scan` looks at names and
+lists alone and compares them with the release (`Listing.checks`). With strict=True any difference
+is a `TreeError` that shows it; with strict=False it becomes a line of `Listing.problems`. `split`
+never looks at the images, which stay where they are (`Records.take`).
 """
 
 from types import ModuleType
@@ -32,11 +26,7 @@ READERS: dict[str, ModuleType] = {"sysu": sysu, "regdb": regdb, "llcm": llcm, "f
 
 
 def get_reader(name: str) -> ModuleType:
-    """The reader of a data set.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
+    """The reader of a data set; ValueError if there is none of that name."""
     if name not in READERS:
         raise ValueError(f"no reader for {name!r}, expected one of {', '.join(READERS)}")
     return READERS[name]

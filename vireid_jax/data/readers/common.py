@@ -55,8 +55,7 @@ class TreeError(ValueError):
     """A tree is not the data set that it was said to be; the message says how it differs."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """One image that a reader found."""
 
     path: str  # absolute
@@ -71,12 +70,7 @@ class Image:
 
 
 def open_tree(root: str | os.PathLike[str], name: str) -> str:
-    """The absolute path of a folder that is laid out like the data set `name`.
-
-    Raises:
-      FileNotFoundError: it does not exist, or lies in a bucket.
-      TreeError: it is laid out otherwise.
-    """
+    """The absolute path of a folder; TreeError unless it is laid out like the data set `name`."""
     reader = _readers()[name]
     path = open_root(root, reader.TITLE)
     if not os.path.isdir(path) or not reader.looks_like(path, entries(path)[0]):
@@ -85,11 +79,7 @@ def open_tree(root: str | os.PathLike[str], name: str) -> str:
 
 
 def open_root(root: str | os.PathLike[str], title: str) -> str:
-    """The absolute path of a folder (or file) that exists.
-
-    Raises:
-      FileNotFoundError: it does not exist, or lies in a bucket.
-    """
+    """The absolute path of a folder or file; FileNotFoundError unless it exists on a disk."""
     text = os.fspath(root)
     if re.match(r"[a-z0-9]+://", text):
         raise FileNotFoundError(
@@ -115,7 +105,7 @@ def _readers() -> dict[str, Any]:
     return READERS
 
 
-def layout_of(path: str) -> str | None:
+def _layout_of(path: str) -> str | None:
     """The data set whose folders lie in `path`, by their names alone."""
     try:
         folders, _ = entries(path)
@@ -135,24 +125,21 @@ def wrong_root(root: str, name: str) -> TreeError:
     there = [e for e in reader.ENTRIES if e in folders or e in files]
     absent = [e for e in reader.ENTRIES if e not in there]
     inside = named([*(f + "/" for f in folders), *files], 8) or "nothing"
-    lines = [
+    return TreeError(
         f"{root} is not {reader.TITLE}: of the entries expected there it has "
-        f"{', '.join(there) or 'none'} and lacks {', '.join(absent) or 'none'}",
-        f"it holds {inside}; expected {reader.LAYOUT}",
-    ]
-    if hint := _suggestion(root, name, folders):
-        lines.append(hint)
-    return TreeError("\n".join(lines))
+        f"{', '.join(there) or 'none'} and lacks {', '.join(absent) or 'none'}\n"
+        f"it holds {inside}; expected {reader.LAYOUT}\n{_suggestion(root, name, folders)}".rstrip()
+    )
 
 
 def _suggestion(root: str, name: str, folders: list[str]) -> str:
     title = {key: reader.TITLE for key, reader in _readers().items()}
-    own = layout_of(root)
+    own = _layout_of(root)
     if own is not None and own != name:
         return f"this looks like {title[own]}: name the data set {own}"
     near = [os.path.join(root, f) for f in folders[:_MOST]]
     near += [os.path.dirname(root), os.path.dirname(os.path.dirname(root))]
-    kinds = {path: layout_of(path) for path in near}
+    kinds = {path: _layout_of(path) for path in near}
     inside = [f for f, path in zip(folders, near, strict=False) if kinds[path] == "folders"]
     if name == "folders" and len(inside) > 1:
         return (
@@ -160,10 +147,10 @@ def _suggestion(root: str, name: str, folders: list[str]) -> str:
             "them as the root; or, if they are persons, exchange the levels (visible/<person>, not "
             "<person>/visible) or list the images in a CSV file"
         )
-    for path, kind in kinds.items():
+    # Folders of this data set first.
+    for path, kind in sorted(kinds.items(), key=lambda item: item[1] != name):
         if kind == name:
             return f"{path} looks like {title[name]}: name that folder as the root"
-    for path, kind in kinds.items():
         if kind is not None:
             return f"{path} looks like {title[kind]} (data set {kind})"
     return ""
@@ -180,6 +167,16 @@ def entries(path: str) -> tuple[list[str], list[str]]:
         for entry in found:
             (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
+
+
+def numbered(path: str, pattern: str = r"()(\d{1,9})") -> list[tuple[int, str]]:
+    """(number, name) of the folders in `path` with such names, ascending; none without `path`.
+
+    The second group of the pattern is the number.
+    """
+    folders = entries(path)[0] if os.path.isdir(path) else []
+    matches = [re.fullmatch(pattern, folder, re.ASCII) for folder in folders]
+    return sorted((int(match[2]), match[0]) for match in matches if match)
 
 
 def missing(root: str, names: Iterable[str]) -> list[str]:
@@ -206,13 +203,8 @@ def named(items: Sequence[object], first: int = _FIRST) -> str:
 
 
 def read_ids(root: str, name: str, title: str) -> list[int]:
-    """The integers of an id file: one line, separated by commas.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      TreeError: it holds something else.
-    """
-    lines = read_lines(root, name, title)
+    """The integers of an id file: one line, separated by commas, else a TreeError."""
+    lines = _read_lines(root, name, title)
     if len(lines) != 1:
         raise TreeError(
             f"{name} in {root} has {len(lines)} lines, expected one line of numbers separated by "
@@ -228,14 +220,9 @@ def read_ids(root: str, name: str, title: str) -> list[int]:
 
 
 def read_pairs(root: str, name: str, title: str) -> list[tuple[str, int]]:
-    """The rows "path label" of a list; paths come with "/" whatever they were written with.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      TreeError: a line is something else.
-    """
+    """The rows "path label" of a list, else a TreeError; paths come with "/"."""
     pairs = []
-    for number, line in enumerate(read_lines(root, name, title), start=1):
+    for number, line in enumerate(_read_lines(root, name, title), start=1):
         path, _, label = line.strip().rpartition(" ")
         if not path.strip() or not re.fullmatch(r"\d{1,9}", label):
             raise TreeError(
@@ -246,8 +233,8 @@ def read_pairs(root: str, name: str, title: str) -> list[tuple[str, int]]:
     return pairs
 
 
-def read_lines(root: str, name: str, title: str) -> list[str]:
-    """The lines of a text file that are not blank."""
+def _read_lines(root: str, name: str, title: str) -> list[str]:
+    """The lines of a text file that are not blank; FileNotFoundError without the file."""
     path = os.path.join(root, *name.split("/"))
     if not os.path.isfile(path):
         folder = os.path.dirname(path)
@@ -268,10 +255,10 @@ def count(what: str, expected: int, found: int, *, required: bool = True) -> Che
     return Check(what, f"{expected:,}", f"{found:,}", expected == found, required)
 
 
-def none(what: str, found: Sequence[object]) -> Check:
+def none(what: str, found: Sequence[object], *, required: bool = True) -> Check:
     """Things that must not be there, the first of them named."""
     text = f"{len(found):,}: {named(found, 3)}" if found else "0"
-    return Check(what, "0", text, not found)
+    return Check(what, "0", text, not found, required)
 
 
 def every(what: str, total: int, wrong: Sequence[object]) -> Check:
@@ -280,24 +267,28 @@ def every(what: str, total: int, wrong: Sequence[object]) -> Check:
     return Check(what, f"all {total:,}", text, not wrong)
 
 
+def lists_labeled(lists: Mapping[str, Sequence[tuple[str, int]]]) -> Check:
+    """Whether the labels of each list ("path label") number its folders from 0 on."""
+    wrong = []
+    for name, rows in lists.items():
+        pairs = {(label, posixpath.dirname(path)) for path, label in rows}
+        labels = {label for label, _ in pairs}
+        if len(pairs) != len(labels) or labels != set(range(len(labels))):
+            wrong.append(name)
+    return every("lists labeled 0 .. n-1, a label a person", len(lists), wrong)
+
+
 def table(checks: Sequence[Check]) -> str:
     """What was expected and what was found, a line each, for people."""
+    verdict = {True: "DIFFERS", False: "differs (no reason to refuse)"}
     rows = [("what", "expected", "found", "")]
-    for c in checks:
-        rows.append((c.what, c.expected, c.found, _verdict(c)))
-    width = [max(len(row[k]) for row in rows) for k in range(3)]
+    rows += [(c.what, c.expected, c.found, "ok" if c.ok else verdict[c.required]) for c in checks]
     # A long cell (names of files) may run over; the columns of numbers stay readable.
-    width = [min(w, limit) for w, limit in zip(width, (52, 14, 14), strict=True)]
+    width = [min(max(len(row[k]) for row in rows), (52, 14, 14)[k]) for k in range(3)]
     return "\n".join(
-        f"{what:<{width[0]}}  {expected:>{width[1]}}  {found:>{width[2]}}  {verdict}".rstrip()
-        for what, expected, found, verdict in rows
+        f"{what:<{width[0]}}  {expected:>{width[1]}}  {found:>{width[2]}}  {last}".rstrip()
+        for what, expected, found, last in rows
     )
-
-
-def _verdict(check: Check) -> str:
-    if check.ok:
-        return "ok"
-    return "DIFFERS" if check.required else "differs (no reason to refuse)"
 
 
 def finish(
@@ -306,7 +297,7 @@ def finish(
     *,
     root: str,
     strict: bool,
-    cure: str,
+    cure: str = "",
     title: str = "",
     checks: Sequence[Check] = (),
     problems: Sequence[str] = (),
@@ -319,40 +310,36 @@ def finish(
       images: in the order that the listing shall have.
       root: the folder, for messages.
       strict: refuse if a required check fails.
-      cure: in words, where the whole data set is obtained.
+      cure: in words, where the whole data set is obtained; "" for the reader's agreement.
       title: what messages call a set on which nobody publishes results; "" for a released one.
-      checks: against the release.
+      checks: of the listing, as `problems` and `persons`.
       problems: a line each.
-      persons: the name of each person number, where people have names.
+      persons: the name of each person number.
 
     Raises:
       TreeError: strict, and a required check fails; or there is no image at all.
     """
-    released = not title
-    title = title or _readers()[name].TITLE
+    reader = _readers()[name]
+    whole = f"{title} without faults" if title else f"{reader.TITLE} as released"
+    cure = cure or f"the whole of it is had after signing the agreement, see {reader.AGREEMENT}"
     failed = [c for c in checks if c.required and not c.ok]
-    whole = f"{title} as released" if released else f"{title} without faults"
     if not images or (failed and strict):
-        anyway = "; or go on with what is there (data.strict=False)" if images else ""
-        lines = [
-            f"{root} is not {whole}: {len(failed)} of {len(checks)} checks differ"
-            if images
-            else f"{root} holds no image of {title}",
-            table(failed),
-            *problems,
-            f"{cure}{anyway}",
-        ]
-        raise TreeError("\n".join(line for line in lines if line))
+        head = f"{root} holds no image of {title or reader.TITLE}"
+        if images:
+            head = f"{root} is not {whole}: {len(failed)} of {len(checks)} checks differ"
+            cure += "; or go on with what is there (data.strict=False)"
+        raise TreeError("\n".join(line for line in (head, table(failed), *problems, cure) if line))
     notes = []
     if failed:
-        so = ", so results are not comparable with published ones" if released else ""
+        so = "" if title else ", so results are not comparable with published ones"
         notes.append(
             f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: "
             f"{_differences(failed)} (all of them: python -m vireid_jax.data check {name} "
             f"--root {root})"
         )
     if doubtful := [c for c in checks if not c.required and not c.ok]:
-        notes.append(f"differs from what is known of {title}: {_differences(doubtful)}")
+        known = title or reader.TITLE
+        notes.append(f"differs from what is known of {known}: {_differences(doubtful)}")
     records = Records(
         [i.path for i in images],
         np.array([i.person for i in images], np.int32),
@@ -360,10 +347,8 @@ def finish(
         np.array([i.modality for i in images], np.int8),
         [i.name for i in images],
     )
-    return Listing(
-        name, records, np.array([i.part for i in images]), tuple(checks), (*notes, *problems),
-        tuple(persons),
-    )  # fmt: skip
+    part = np.array([i.part for i in images])
+    return Listing(name, records, part, tuple(checks), (*notes, *problems), tuple(persons))
 
 
 def _differences(checks: Sequence[Check], first: int = 4) -> str:
@@ -406,37 +391,32 @@ def exchanged(listing: Listing) -> list[str]:
     from vireid_jax.data.decoding import decodable  # only this function opens images
 
     records = listing.records
-    suspects: dict[int, list[str]] = {VISIBLE: [], INFRARED: []}
-    cameras = {VISIBLE: 0, INFRARED: 0}
-    for modality in (VISIBLE, INFRARED):
-        mine = records.modality == modality
-        for camera in np.unique(records.camera[mine]).tolist():
-            rows = np.flatnonzero(mine & (records.camera == camera))
-            rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
-            images = [records.images[n] for n in rows.tolist()]
-            names = [records.name[n] for n in rows.tolist()]
-            pixels, _, _ = decodable(images, names, (48, 24), "bilinear")
-            if not len(pixels):
-                continue
-            cameras[modality] += 1
-            gray = np.ptp(pixels.astype(int), axis=-1).mean(axis=(1, 2)) < _GRAY  # [n]
-            odd = int(gray.sum() if modality == VISIBLE else (~gray).sum())
-            if odd >= _ALIKE * len(pixels):
-                what = "without color" if modality == VISIBLE else "in color"
-                suspects[modality].append(
-                    f"camera {camera} is {MODALITIES[modality]}, but {odd} of {len(pixels)} images "
-                    f"looked at are {what}"
-                )
-    if all(n and len(suspects[m]) == n for m, n in cameras.items()):
+    causes = ("infrared images, or very dark ones?", "visible images, or false colors?")
+    suspects: list[tuple[int, str]] = []
+    seen = 0
+    for modality, camera in sorted(set(zip(records.modality, records.camera, strict=True))):
+        rows = np.flatnonzero((records.modality == modality) & (records.camera == camera))
+        rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
+        images = [records.images[n] for n in rows.tolist()]
+        names = [records.name[n] for n in rows.tolist()]
+        pixels, _, _ = decodable(images, names, (48, 24), "bilinear")
+        if not len(pixels):
+            continue
+        seen += 1
+        gray = np.ptp(pixels.astype(int), axis=-1).mean(axis=(1, 2)) < _GRAY  # [n]
+        odd = int((gray == (modality == VISIBLE)).sum())
+        if odd >= _ALIKE * len(pixels):
+            line = (
+                f"camera {camera} is {MODALITIES[modality]}, but {odd} of {len(pixels)} images "
+                f"looked at are {('without', 'in')[modality]} color: {causes[modality]}"
+            )
+            suspects.append((modality, line))
+    if len(suspects) == seen and len({modality for modality, _ in suspects}) == 2:
         return [
             "visible and infrared images look exchanged: the visible ones are without color, the "
             "infrared ones in color; are the folders the wrong way round?"
         ]
-    causes = {
-        VISIBLE: "infrared images, or very dark ones?",
-        INFRARED: "visible images, or false colors?",
-    }
-    return [f"{line}: {causes[m]}" for m, lines in suspects.items() for line in lines]
+    return [line for _, line in suspects]
 
 
 # --- Dividing people ------------------------------------------------------------------------
@@ -459,10 +439,14 @@ def check_listing(listing: Listing, name: str) -> None:
         )
 
 
-def paired(records: Records, rows: np.ndarray) -> np.ndarray:
-    """Int32 [C] ascending: the persons with images in both modalities among `rows` (bool [N])."""
-    seen = [records.person[rows & (records.modality == m)] for m in (VISIBLE, INFRARED)]
-    return np.intersect1d(seen[0], seen[1])
+def paired(records: Records, rows: np.ndarray, least: int = 1) -> np.ndarray:
+    """Int32 [C] ascending: persons with `least` images in both modalities in `rows` (bool [N])."""
+    enough = []
+    for modality in (VISIBLE, INFRARED):
+        mine = records.person[rows & (records.modality == modality)]
+        persons, counts = np.unique(mine, return_counts=True)
+        enough.append(persons[counts >= least])
+    return np.intersect1d(*enough)
 
 
 def spread(persons: np.ndarray, count: int) -> np.ndarray:
@@ -474,10 +458,8 @@ def spread(persons: np.ndarray, count: int) -> np.ndarray:
 def hold_out(records: Records, train: np.ndarray, count: int) -> np.ndarray:
     """Bool [N], the rows of `count` training persons to validate on, see `spread`.
 
-    Only persons with both modalities are chosen: others cannot be found.
-
-    Raises:
-      ValueError: there are too few of them to leave two for training.
+    Only persons with both modalities are chosen: others cannot be found. ValueError if fewer than
+    two of them are left for training.
     """
     if count == 0:
         return np.zeros(len(records), bool)
@@ -500,33 +482,36 @@ def retrieval(records: Records, rows: np.ndarray) -> Retrieval:
 
 def divide(
     listing: Listing,
-    name: str,
     *,
     train: np.ndarray,
-    val: np.ndarray,
     test: np.ndarray,
+    val: np.ndarray | int = 0,
     notes: tuple[str, ...] = (),
 ) -> Split:
     """The split for three sets of rows, each bool [N]; an empty `val` is None.
 
-    A listing that is not as released may have persons in two of them: nobody who is tested or
-    validated on is trained on, and nobody who is tested on is validated on.
+    A number as `val` holds out as many training persons, see `hold_out`. A listing that is not as
+    released may have persons in two sets: nobody who is tested or validated on is trained on, and
+    nobody who is tested on is validated on.
     """
     records = listing.records
+    if isinstance(val, int):
+        if val:
+            notes += (f"trains without {val} persons, held out for validation",)
+        val = hold_out(records, train, val)
+        train = train & ~val
     tested = np.isin(records.person, records.person[test])
     val = val & ~tested
     taken = train & (tested | np.isin(records.person, records.person[val]))
     if taken.any():
         persons = np.unique(records.person[taken]).tolist()
-        notes = (
-            *notes,
+        notes += (
             f"{len(persons)} persons are trained and tested on; left out of training: "
             f"{named(persons)}",
         )
-    train = train & ~taken
     return Split(
-        name,
-        records.take(train),
+        listing.name,
+        records.take(train & ~taken),
         retrieval(records, test),
         retrieval(records, val) if val.any() else None,
         notes,

@@ -15,18 +15,19 @@ for: visible images fill the gallery, infrared ones are queries that no protocol
 
 import collections
 import csv
-import dataclasses
 import hashlib
 import io
 import os
 import posixpath
 import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Check, Image, Listing, TreeError
-from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Records, Split
+from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Split
 
 TITLE = "own folders"
 LAYOUT = (
@@ -47,8 +48,7 @@ _COLUMNS = ("path", "person", "modality")
 _OPTIONAL = ("camera", "split")
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One image, as its owner describes it."""
 
     path: str  # absolute
@@ -59,27 +59,28 @@ class Row:
     part: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What is in the tree or the CSV file."""
 
     rows: list[Row]
-    checks: list[Check]
     problems: list[str]
+    checks: list[Check]
 
 
 def _has_modalities(folders: list[str]) -> bool:
     """Whether names of both modalities are among these folders' names."""
-    lower = {f.lower() for f in folders}
-    return bool(lower & set(VISIBLE_NAMES)) and bool(lower & set(INFRARED_NAMES))
+    return {modality_of(f) for f in folders} >= {VISIBLE, INFRARED}
 
 
 def looks_like(root: str, folders: list[str]) -> bool:
     """Whether there is a folder for each modality, in the root or in a folder for each part."""
-    parts = [f for f in folders if f in PARTS]
-    return _has_modalities(folders) or any(
-        _has_modalities(common.entries(os.path.join(root, f))[0]) for f in parts
-    )
+    return _has_modalities(folders) or bool(_parts(root, folders))
+
+
+def _parts(root: str, folders: list[str]) -> list[str]:
+    """The folders of parts that hold both modalities."""
+    there = [p for p in PARTS if p in folders]
+    return [p for p in there if _has_modalities(common.entries(os.path.join(root, p))[0])]
 
 
 def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
@@ -91,11 +92,9 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     a set without anybody who has both modalities are a TreeError.
     """
     root = common.open_root(root, TITLE)
-    found = _find(root)
-    rows = (
-        sorted(found.rows, key=lambda r: (r.modality, r.part)) if not found.checks else found.rows
-    )
-    number, names, merged = _numbers({r.person for r in rows})
+    rows, problems, checks = _find(root)
+    names = sorted({r.person for r in rows})
+    number = _numbers(names)
     camera, notes = _cameras({r.camera for r in rows})
     images = [
         Image(r.path, r.name, number[r.person], camera[r.camera], r.modality, r.part or "all")
@@ -103,19 +102,23 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     ]
     label = {n: name for name, n in number.items()}
     lines, paired = _unusable(images, label)
+    same = collections.defaultdict(list)
+    for name in names:
+        same[number[name]].append(name)
+    if merged := [" = ".join(group) for group in same.values() if len(group) > 1]:
+        lines.append(f"names of one number are one person: {common.named(merged)}")
     parts = collections.defaultdict(set)
     for image in images:
         parts[image.person].add(image.part)
     both = [label[p] for p, where in sorted(parts.items()) if "train" in where and len(where) > 1]
     checks = [
-        *found.checks,
+        *checks,
         Check("persons with both modalities", "some", f"{paired:,}", paired > 0),
         common.none("persons trained and tested on", both),
     ]
     return common.finish(
-        "folders", images, root=root, title="a set of people", strict=strict,
-        checks=checks,
-        problems=[*lines, *merged, *notes, *found.problems], persons=names,
+        "folders", images, root=root, title="a set of people", strict=strict, checks=checks,
+        problems=[*lines, *notes, *problems], persons=() if _are_numbers(names) else names,
         cure=f"expected {LAYOUT}; the same person has the same name in both modalities",
     )  # fmt: skip
 
@@ -125,8 +128,7 @@ def _find(root: str) -> Found:
         if root.lower().endswith((".csv", ".tsv")):
             return read_csv(root)
         raise common.wrong_root(root, "folders")
-    tree = walk(root)
-    if tree is not None:
+    if (tree := walk(root)) is not None:
         return tree
     tables = [f for f in common.entries(root)[1] if f.lower().endswith((".csv", ".tsv"))]
     if len(tables) == 1:
@@ -136,28 +138,24 @@ def _find(root: str) -> Found:
     raise common.wrong_root(root, "folders")
 
 
-def _numbers(names: set[str]) -> tuple[dict[str, int], list[str], list[str]]:
-    """Number of each name, names in order (only where they are no numbers), and problems."""
-    if all(n.isascii() and n.isdigit() and len(n) <= 9 for n in names):
-        number = {name: int(name) for name in sorted(names)}
-        same = collections.defaultdict(list)
-        for name, value in number.items():
-            same[value].append(name)
-        merged = [" = ".join(group) for group in same.values() if len(group) > 1]
-        note = f"names of one number are one person: {common.named(merged)}"
-        return number, [], [note] if merged else []
-    ordered = sorted(names)
-    return {name: n for n, name in enumerate(ordered)}, ordered, []
+def _are_numbers(names: Iterable[str]) -> bool:
+    return all(n.isascii() and n.isdigit() and len(n) <= 9 for n in names)
+
+
+def _numbers(names: list[str], first: int = 0) -> dict[str, int]:
+    """Names that are all numbers as they are, others numbered in order."""
+    if _are_numbers(names):
+        return {name: int(name) for name in names}
+    return {name: n for n, name in enumerate(names, start=first)}
 
 
 def _cameras(names: set[str]) -> tuple[dict[str, int], list[str]]:
-    """Number of each camera; 0 where there is none."""
+    """Number of each camera, 0 where there is none, and a line on those that had to be numbered."""
     given = sorted(names - {""})
-    if all(n.isascii() and n.isdigit() and len(n) <= 9 for n in given):
-        return {"": 0, **{name: int(name) for name in given}}, []
-    number = {name: n for n, name in enumerate(given, start=1)}
+    number = _numbers(given, first=1)
     words = common.named([f"{n} = {name}" for name, n in number.items()], 12)
-    return {"": 0, **number}, [f"cameras are numbered {words}"]
+    note = [] if _are_numbers(given) else [f"cameras are numbered {words}"]
+    return {"": 0, **number}, note
 
 
 def _unusable(images: list[Image], label: dict[int, str]) -> tuple[list[str], int]:
@@ -167,16 +165,16 @@ def _unusable(images: list[Image], label: dict[int, str]) -> tuple[list[str], in
     paired = 0
     for person in sorted(label):
         counts = each[person, VISIBLE], each[person, INFRARED]
-        paired += min(counts) > 0
-        if min(counts) >= MIN_IMAGES:
-            continue
-        few = counts.index(min(counts))
-        noun = "image" if min(counts) == 1 else "images"
-        why = "" if min(counts) == 0 else f" (fewer than {MIN_IMAGES})"
-        lines.append(
-            f"person {label[person]} has {min(counts)} {MODALITIES[few]} {noun}{why}: not usable "
-            "for training, kept for search"
-        )
+        least = min(counts)
+        paired += least > 0
+        if least < MIN_IMAGES:
+            side = MODALITIES[counts.index(least)]
+            noun = "image" if least == 1 else "images"
+            why = f" (fewer than {MIN_IMAGES})" if least else ""
+            lines.append(
+                f"person {label[person]} has {least} {side} {noun}{why}: not usable for training, "
+                "kept for search"
+            )
     if len(lines) > _FIRST:
         lines[_FIRST:] = [f"so it is with {len(lines) - _FIRST:,} more persons"]
     return lines, paired
@@ -215,26 +213,30 @@ def walk(root: str) -> Found | None:
         none to be tested on.
     """
     folders, _ = common.entries(root)
-    if _has_modalities(folders):
-        tops = [("", "")]
-    else:
-        parts = [p for p in PARTS if p in folders]
-        tops = [(p, p) for p in parts if _has_modalities(common.entries(os.path.join(root, p))[0])]
-        if not tops:
-            return None
-        if "test" not in [part for _, part in tops]:
-            raise TreeError(
-                f"{root} has {', '.join(parts)} but no test/visible and test/infrared; add them, "
-                f"or name {os.path.join(root, parts[0])} as the root, whose people are then "
-                "divided by lot"
-            )
+    tops = [""] if _has_modalities(folders) else _parts(root, folders)
+    if not tops:
+        return None
+    if tops != [""] and "test" not in tops:
+        there = [p for p in PARTS if p in folders]
+        raise TreeError(
+            f"{root} has {', '.join(there)} but no test/visible and test/infrared; add them, or "
+            f"name {os.path.join(root, there[0])} as the root, whose people are then divided by lot"
+        )
     rows: list[Row] = []
     others: list[str] = []
-    for top, part in tops:
-        for modality, folder in _modality_folders(root, top):
-            found, odd = _people(root, folder, modality, part)
-            rows += found
+    for part in tops:
+        inside = common.entries(os.path.join(root, part))[0]
+        for modality in (VISIBLE, INFRARED):
+            found = [posixpath.join(part, f) for f in inside if modality_of(f) == modality]
+            if len(found) > 1:
+                raise TreeError(
+                    f"{root} has {len(found)} folders of {MODALITIES[modality]} images: "
+                    f"{', '.join(found)}; leave one of them"
+                )
+            people, odd = _people(root, found[0], modality, part)
+            rows += people
             others += odd
+    rows.sort(key=lambda r: (r.modality, r.part))
     problems = []
     if others:
         problems.append(
@@ -242,45 +244,28 @@ def walk(root: str) -> Found | None:
             f"<person>/<image>, ending {', '.join(ENDINGS)}; a CSV file may name images anywhere): "
             f"{common.named(others)}"
         )
-    return Found(rows, [], problems)
-
-
-def _modality_folders(root: str, top: str) -> list[tuple[int, str]]:
-    """(modality, relative folder), visible first."""
-    found: dict[int, list[str]] = {VISIBLE: [], INFRARED: []}
-    for folder in common.entries(os.path.join(root, top))[0]:
-        modality = modality_of(folder)
-        if modality is not None:
-            found[modality].append(posixpath.join(top, folder))
-    for modality, folders in found.items():
-        if len(folders) > 1:
-            raise TreeError(
-                f"{root} has {len(folders)} folders of {MODALITIES[modality]} images: "
-                f"{', '.join(folders)}; leave one of them"
-            )
-    return [(modality, folder) for modality, (folder,) in found.items()]
+    return Found(rows, problems, [])
 
 
 def _people(root: str, folder: str, modality: int, part: str) -> tuple[list[Row], list[str]]:
     """Rows of <folder>/<person>/<image>, and whatever else lies there."""
     rows = []
-    people, others = common.entries(os.path.join(root, *folder.split("/")))
-    others = [f"{folder}/{_readable(file)}" for file in others]
+    people, others = common.entries(os.path.join(root, folder))
     for person in people:
         if person.startswith("."):  # .ipynb_checkpoints and its like hold copies of images
-            others.append(f"{folder}/{_readable(person)}/")
+            others.append(f"{person}/")
             continue
-        inner, files = common.entries(os.path.join(root, *folder.split("/"), person))
-        others += [_readable(f"{folder}/{person}/{name}/") for name in inner]
+        inner, files = common.entries(os.path.join(root, folder, person))
+        others += [f"{person}/{name}/" for name in inner]
         for file in files:
-            name = _readable(f"{folder}/{person}/{file}")
             # "._a.jpg" is a note of another file system, not an image.
             if file.lower().endswith(ENDINGS) and not file.startswith("."):
-                path = os.path.join(root, *folder.split("/"), person, file)
+                path = os.path.join(root, folder, person, file)
+                name = _readable(f"{folder}/{person}/{file}")
                 rows.append(Row(path, name, _person(person), modality, part=part))
             else:
-                others.append(name)
-    return rows, others
+                others.append(f"{person}/{file}")
+    return rows, [_readable(f"{folder}/{name}") for name in others]
 
 
 def read_csv(file: str) -> Found:
@@ -303,29 +288,24 @@ def read_csv(file: str) -> Found:
             f"line {line} of {file} is not in UTF-8, expected a "
             "CSV file in UTF-8; save it so (in Excel: as 'CSV UTF-8'), or convert it with iconv"
         ) from error
-    with io.StringIO(text, newline="") as lines:
-        header = lines.readline()
-        lines.seek(0)
-        reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), strict=False)
-        # pandas writes its row numbers into a column without a name.
-        columns = {n.strip().lower(): n for n in reader.fieldnames or [] if n and n.strip()}
-        if lacking := [c for c in _COLUMNS if c not in columns]:
-            raise TreeError(
-                f"the first line of {file} is {header.strip()[:80]!r} and lacks "
-                f"{', '.join(lacking)}; expected a header with {', '.join(_COLUMNS)} and, if you "
-                f"have them, {', '.join(_OPTIONAL)}"
-            )
-        known = _COLUMNS + _OPTIONAL
-        cells = []
-        try:
-            for row in reader:
-                values = {c: row.get(name) or "" for c, name in columns.items() if c in known}
-                stripped = {c: values.get(c, "").strip() for c in known}
-                cells.append((reader.line_num, stripped))
-        except csv.Error as error:
-            raise TreeError(
-                f"line {reader.line_num + 1} of {file}: {error}; is it text?"
-            ) from error
+    header = io.StringIO(text, newline="").readline()
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    # pandas writes its row numbers into a column without a name.
+    columns = {n.strip().lower(): n for n in reader.fieldnames or [] if n and n.strip()}
+    if lacking := [c for c in _COLUMNS if c not in columns]:
+        raise TreeError(
+            f"the first line of {file} is {header.strip()[:80]!r} and lacks {', '.join(lacking)}; "
+            f"expected a header with {', '.join(_COLUMNS)} and, if you have them, "
+            f"{', '.join(_OPTIONAL)}"
+        )
+    cells = []
+    try:
+        for row in reader:
+            given = {c: (row[name] or "").strip() for c, name in columns.items()}
+            values = {c: given.get(c, "") for c in _COLUMNS + _OPTIONAL}
+            cells.append((reader.line_num, values))
+    except csv.Error as error:
+        raise TreeError(f"line {reader.line_num + 1} of {file}: {error}; is it text?") from error
     return _rows(os.path.dirname(file), cells)
 
 
@@ -366,7 +346,7 @@ def _rows(root: str, cells: list[tuple[int, dict[str, str]]]) -> Found:
             f"{', '.join(INFRARED_NAMES)}) and, if any has, a split ({', '.join(PARTS)}); not so: "
             f"{common.named(wrong)}"
         )
-    return Found([r for r in rows if r.name not in absent], checks, problems)
+    return Found([r for r in rows if r.name not in absent], problems, checks)
 
 
 # --- Dividing people ------------------------------------------------------------------------
@@ -382,13 +362,7 @@ def check_options(*, test_share: float = 0.25, seed: int = 0, val_ids: int = 0) 
     common.check_number("val_ids", val_ids, 0)
 
 
-def split(
-    listing: Listing,
-    *,
-    test_share: float = 0.25,
-    seed: int = 0,
-    val_ids: int = 0,
-) -> Split:
+def split(listing: Listing, *, test_share: float = 0.25, seed: int = 0, val_ids: int = 0) -> Split:
     """Divides the people as the folders or the CSV file say, or by lot.
 
     The lot: people who can be trained on are put in the order of SHA-256 of "<seed>:<name>" (or
@@ -409,40 +383,28 @@ def split(
     """
     check_options(test_share=test_share, seed=seed, val_ids=val_ids)
     common.check_listing(listing, "folders")
-    records: Records = listing.records
-    usable = _trainable(records)
+    person = listing.records.person
+    usable = common.paired(listing.records, np.ones(len(person), bool), MIN_IMAGES)
     notes: tuple[str, ...] = ()
-    if not records.camera.any():
+    if not listing.records.camera.any():
         notes += ("no camera numbers: protocols that go by cameras do not apply",)
     if (listing.part == "all").all():
         train, val, test = _draw(listing, usable, test_share, seed, val_ids)
-        tested, n = len(np.unique(records.person[test])), len(np.unique(records.person))
+        tested, n = len(np.unique(person[test])), len(np.unique(person))
         notes += (f"{tested} of {n} persons are tested on (share {test_share}, seed {seed})",)
     else:
-        train, val, test = (listing.part == p for p in ("train", "val", "test"))
-        lost = np.setdiff1d(records.person[train], usable)
-        if len(lost):
-            notes += (f"left out of training, as given above: {len(lost)} persons",)
-        train = train & np.isin(records.person, usable)
+        train, val, test = (listing.part == p for p in PARTS)
+        if lost := len(np.setdiff1d(person[train], usable)):
+            notes += (f"left out of training, as given above: {lost} persons",)
+        train = train & np.isin(person, usable)
         if val_ids and not val.any():
-            val = common.hold_out(records, train, val_ids)
+            val = common.hold_out(listing.records, train, val_ids)
             train = train & ~val
-        elif val_ids and val_ids != (official := len(np.unique(records.person[val]))):
+        elif val_ids and val_ids != (official := len(np.unique(person[val]))):
             raise ValueError(
                 f"val_ids is {val_ids}, but the people of the validation are given: 0 or {official}"
             )
-    return common.divide(listing, "folders", train=train, val=val, test=test, notes=notes)
-
-
-def _trainable(records: Records) -> np.ndarray:
-    """Persons with enough images of both modalities, ascending."""
-    enough = []
-    for modality in (VISIBLE, INFRARED):
-        persons, counts = np.unique(
-            records.person[records.modality == modality], return_counts=True
-        )
-        enough.append(persons[counts >= MIN_IMAGES])
-    return np.intersect1d(enough[0], enough[1])
+    return common.divide(listing, train=train, val=val, test=test, notes=notes)
 
 
 def _draw(

@@ -55,19 +55,34 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     lists = {s: common.read_pairs(root, f"idx/train_{s}.txt", TITLE) for s, _ in _SIDES}
     ids = set(common.read_ids(root, "idx/test_id.txt", TITLE))
     images: list[Image] = []
-    odd: list[str] = []
-    absent: list[str] = []
+    odd, absent, others = [], [], []
     for side, modality in _SIDES:
-        lost = common.missing(root, [path for path, _ in lists[side]])
-        absent += lost
-        found, strange = _train(root, lists[side], set(lost), modality)
-        images += found
-        odd += strange
-    others: list[str] = []
+        lost = set(common.missing(root, [path for path, _ in lists[side]]))
+        for path, _ in lists[side]:
+            stem, (person, camera) = posixpath.splitext(path)[0], _person_and_camera(path)
+            if path in lost:
+                absent.append(path)
+                continue
+            if person is None or camera is None:
+                odd.append(path)
+            if person is not None:
+                full = os.path.join(root, *path.split("/"))
+                images.append(Image(full, stem, person, camera or 0, modality, "train"))
     for side, modality in _SIDES:
-        found, strange = _test(root, f"test_{side}", ids, modality)
-        images += found
-        others += strange
+        top = os.path.join(root, f"test_{side}")
+        for camera, folder in common.numbered(top, r"(cam)(\d{1,2})"):
+            for person, inner in common.numbered(os.path.join(top, folder)):
+                if person not in ids:
+                    continue
+                for file in common.entries(os.path.join(top, folder, inner))[1]:
+                    name = f"test_{side}/{folder}/{inner}/{file}"
+                    stem, ending = posixpath.splitext(name)
+                    # "._a.jpg" is a note of another file system, not an image.
+                    if ending.lower() not in _ENDINGS or file.startswith("."):
+                        others.append(name)
+                        continue
+                    path = os.path.join(top, folder, inner, file)
+                    images.append(Image(path, stem, person, camera, modality, "test"))
     people = {part: {i.person for i in images if i.part == part} for part in ("train", "test")}
     problems = common.lonely(images, people) + common.skipped(others, "test_vis and test_nir")
     if odd:
@@ -75,65 +90,22 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
             f"{len(odd):,} training images tell no person or camera, such as "
             f"vis/0001/0001_c06_s1_f2_vis.jpg does: {common.named(odd)}"
         )
-    if lost_ids := sorted(ids - {i.person for i in images if i.part == "test"}):
+    if lost_ids := sorted(ids - people["test"]):
         problems.append(
             f"{len(lost_ids)} persons of test_id.txt have no image: {common.named(lost_ids)}"
         )
     return common.finish(
-        "llcm", images, root=root, strict=strict,
-        checks=_checks(lists, ids, images, absent, odd), problems=problems,
-        cure=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
+        "llcm", images, root=root, strict=strict, problems=problems,
+        checks=_checks(lists, ids, images, absent, odd),
     )  # fmt: skip
 
 
-def _train(
-    root: str, rows: list[tuple[str, int]], lost: set[str], modality: int
-) -> tuple[list[Image], list[str]]:
-    """The listed images that are there, and those whose path tells no person or camera."""
-    images, odd = [], []
-    for path, _ in rows:
-        if path in lost:
-            continue
-        stem = posixpath.splitext(path)[0]
-        person, camera = _person(path), _CAMERA.search(posixpath.basename(stem))
-        if person is None or camera is None:
-            odd.append(path)
-        if person is not None:
-            number = 0 if camera is None else int(camera[1])
-            full = os.path.join(root, *path.split("/"))
-            images.append(Image(full, stem, person, number, modality, "train"))
-    return images, odd
-
-
-def _person(path: str) -> int | None:
-    """The number of the folder that an image lies in."""
-    folder = posixpath.basename(posixpath.dirname(path))
-    return int(folder) if re.fullmatch(r"\d{1,9}", folder, re.ASCII) else None
-
-
-def _test(root: str, top: str, ids: set[int], modality: int) -> tuple[list[Image], list[str]]:
-    """Images of <top>/cam<n>/<person>, by camera, person and name, and files that are none."""
-    images, others = [], []
-    folder = os.path.join(root, top)
-    cameras = [
-        (int(c[3:]), c)
-        for c in (common.entries(folder)[0] if os.path.isdir(folder) else [])
-        if re.fullmatch(r"cam\d{1,2}", c)
-    ]
-    for number, camera in sorted(cameras):
-        for person in common.entries(os.path.join(folder, camera))[0]:
-            if not re.fullmatch(r"\d{1,9}", person, re.ASCII) or int(person) not in ids:
-                continue
-            for file in common.entries(os.path.join(folder, camera, person))[1]:
-                name = f"{top}/{camera}/{person}/{file}"
-                stem, ending = posixpath.splitext(name)
-                # "._a.jpg" is a note of another file system, not an image.
-                if ending.lower() not in _ENDINGS or file.startswith("."):
-                    others.append(name)
-                    continue
-                path = os.path.join(folder, camera, person, file)
-                images.append(Image(path, stem, int(person), number, modality, "test"))
-    return images, others
+def _person_and_camera(path: str) -> tuple[int | None, int | None]:
+    """The numbers of the folder that an image lies in, and of the camera that its name tells."""
+    folder, file = posixpath.basename(posixpath.dirname(path)), posixpath.basename(path)
+    person = int(folder) if re.fullmatch(r"\d{1,9}", folder, re.ASCII) else None
+    camera = _CAMERA.search(posixpath.splitext(file)[0])
+    return person, int(camera[1]) if camera else None
 
 
 def _checks(
@@ -144,39 +116,35 @@ def _checks(
     odd: list[str],
 ) -> list[Check]:
     sides = collections.Counter((i.part, i.modality) for i in images)
-    test = {m: {(i.person, i.camera) for i in images if i.part == "test" and i.modality == m}
-            for _, m in _SIDES}  # fmt: skip
-    pairs = {s: {(label, _person(path)) for path, label in rows} for s, rows in lists.items()}
+    pairs = {s: {(label, _person_and_camera(path)[0]) for path, label in rows}
+             for s, rows in lists.items()}  # fmt: skip
     labels = {s: {label for label, _ in found} for s, found in pairs.items()}
-    wrong = [
-        f"train_{s}.txt"
-        for s in lists
-        if labels[s] != set(range(len(labels[s]))) or len(pairs[s]) != len(labels[s])
-    ]
+    differ = sorted({label for label, _ in pairs["vis"] ^ pairs["nir"]})
     train = {i.person for i in images if i.part == "train"}
+    test = [i for i in images if i.part == "test"]
+    strange = [i.name for i in test if i.modality == INFRARED and i.camera == 3]
     checks = [
         common.count("train identities, visible", _TRAIN_IDS, len(labels["vis"])),
         common.count("train identities, near-infrared", _TRAIN_IDS, len(labels["nir"])),
         common.count("test identities", _TEST_IDS, len(ids)),
-        common.every("lists labeled 0 .. n-1, a label a person", len(lists), wrong),
-        common.none("labels that differ between the lists", sorted(
-            {label for label, _ in pairs["vis"] ^ pairs["nir"]})),
+        common.lists_labeled({f"train_{s}.txt": rows for s, rows in lists.items()}),
+        common.none("labels that differ between the lists", differ),
         common.none("persons trained and tested on", sorted(train & ids)),
         common.none("listed images that are not there", absent),
         # What file names look like is known from code that reads them, not from the release.
-        common.none("training images without person or camera", odd)._replace(required=False),
-        common.none("near-infrared test images of camera 3", [
-            i.name for i in images if i.part == "test" and i.modality and i.camera == 3
-        ])._replace(required=False),
-    ]  # fmt: skip
-    for (part, modality), (what, expected) in zip(
-        [(p, m) for p in ("train", "test") for _, m in _SIDES], _IMAGES.items(), strict=True
-    ):
-        found = sides[part, modality]
+        common.none("training images without person or camera", odd, required=False),
+        common.none("near-infrared test images of camera 3", strange, required=False),
+    ]
+    for what, expected in _IMAGES.items():
+        part, side = what.split()
+        found = sides[part, dict(_SIDES)[side]]
         checks.append(common.count(f"{what} images", expected, found, required=False))
     for (side, modality), way in zip(_SIDES, ("i2v", "v2i"), strict=True):
-        size = f"{len(test[modality]):,}"
-        checks.append(Check(f"gallery of a trial, {way} ({side})", "any", size, True, False))
+        gallery = {
+            (i.person, i.camera) for i in images if (i.part, i.modality) == ("test", modality)
+        }
+        what = f"gallery of a trial, {way} ({side})"
+        checks.append(Check(what, "any", f"{len(gallery):,}", True, False))
     return checks
 
 
@@ -199,6 +167,4 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
     check_options(val_ids=val_ids)
     common.check_listing(listing, "llcm")
     train, test = listing.part == "train", listing.part == "test"
-    val = common.hold_out(listing.records, train, val_ids)
-    notes = (f"trains without {val_ids} persons, held out for validation",) if val_ids else ()
-    return common.divide(listing, "llcm", train=train & ~val, val=val, test=test, notes=notes)
+    return common.divide(listing, train=train, test=test, val=val_ids)

@@ -12,7 +12,7 @@ The person is the folder's number. Labels of the lists only number the persons o
 
 import collections
 import os
-import re
+import posixpath
 
 import numpy as np
 
@@ -59,110 +59,86 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     }
     letters = _letters(lists)
     images: list[Image] = []
-    others: list[str] = []
-    unlisted: list[str] = []
+    others, unlisted = [], []
     for folder, _, modality, camera in _SIDES:
-        for person in sorted(
-            (p for p in common.entries(os.path.join(root, folder))[0] if _is_number(p)), key=int
-        ):
-            for file in common.entries(os.path.join(root, folder, person))[1]:
-                relative = f"{folder}/{person}/{file}"
+        for person, inner in common.numbered(os.path.join(root, folder)):
+            for file in common.entries(os.path.join(root, folder, inner))[1]:
+                relative = f"{folder}/{inner}/{file}"
                 stem, ending = os.path.splitext(relative)
                 if ending.lower() != ".bmp":
                     others.append(relative)
                 elif relative not in letters:
                     unlisted.append(relative)
                 else:
-                    path = os.path.join(root, folder, person, file)
-                    part = letters[relative]
-                    images.append(Image(path, stem, int(person), camera, modality, part))
-    there = {f"{i.name}{os.path.splitext(i.path)[1]}" for i in images}
-    absent = sorted(set(letters) - there)
+                    path = os.path.join(root, folder, inner, file)
+                    part = letters.pop(relative)
+                    images.append(Image(path, stem, person, camera, modality, part))
     problems = common.skipped(others, "Visible and Thermal")
     if unlisted:
         problems.append(
             f"{len(unlisted):,} images are on no list and left out: {common.named(unlisted)}"
         )
-    if lonely := _lonely(images):
+    seen = [{i.person for i in images if i.modality == m} for m in (VISIBLE, INFRARED)]
+    if lonely := sorted(seen[0] ^ seen[1]):
         problems.append(
             f"{len(lonely)} persons have images in one modality only, so they are left out of "
             f"training and without a match in the test: {common.named(lonely)}"
         )
     return common.finish(
         "regdb", images, root=root, strict=strict,
-        checks=_checks(lists, images, absent), problems=problems,
+        checks=_checks(lists, images, absent=sorted(letters)), problems=problems,
         cure="the images are had after signing the agreement, see "
         f"{AGREEMENT}; the lists come with them",
     )  # fmt: skip
 
 
-def _is_number(folder: str) -> bool:
-    return re.fullmatch(r"\d{1,9}", folder, re.ASCII) is not None
-
-
 def _letters(lists: _Lists) -> dict[str, str]:
     """Path -> ten letters. An image on both lists of a trial is a test image: never train on it."""
     found: dict[str, list[str]] = {}
-    for part in ("train", "test"):
+    for part, letter in _LETTERS.items():
         for (this, _, trial), rows in lists.items():
-            if this == part:
-                for path, _ in rows:
-                    found.setdefault(path, [NEITHER] * TRIALS)[trial - 1] = _LETTERS[part]
+            for path, _ in rows if this == part else ():
+                found.setdefault(path, [NEITHER] * TRIALS)[trial - 1] = letter
     return {path: "".join(letters) for path, letters in found.items()}
-
-
-def _person(path: str) -> str:
-    """The folder of the person, from the end of the path."""
-    return path.split("/")[-2] if "/" in path else ""
 
 
 def _checks(lists: _Lists, images: list[Image], absent: list[str]) -> list[Check]:
     sides = collections.Counter(i.modality for i in images)
     each = collections.Counter((i.person, i.modality) for i in images)
-    short = [f"{key[2]}/{key[0]}_{key[1]}" for key, n in _lines(lists) if n != _HALF * _IMAGES]
-    uneven, unlabeled, disagreeing, overlapping = [], [], [], []
+    wrong = [f"{p}/{'VT'[m]} ({n})" for (p, m), n in sorted(each.items()) if n != _IMAGES]
+    named = {f"{trial}/{part}_{side}": rows for (part, side, trial), rows in lists.items()}
+    uneven = []
+    for name, rows in named.items():
+        counts = collections.Counter(label for _, label in rows)
+        if len(counts) != _HALF or set(counts.values()) != {_IMAGES}:
+            uneven.append(name)
+    disagreeing, overlapping = [], []
     for trial in range(1, TRIALS + 1):
         people: dict[str, set[str]] = {}
         for part in _LETTERS:
-            labels = []
-            for _, side, _, _ in _SIDES:
-                rows = lists[part, side, trial]
-                pairs = {(label, _person(path)) for path, label in rows}
-                numbers = {label for label, _ in pairs}
-                counts = collections.Counter(label for _, label in rows)
-                where = f"{trial}/{part}_{side}"
-                if len(counts) != _HALF or set(counts.values()) != {_IMAGES}:
-                    uneven.append(where)
-                if len(pairs) != len(numbers) or numbers != set(range(len(numbers))):
-                    unlabeled.append(where)
-                labels.append(pairs)
-                people.setdefault(part, set()).update(person for _, person in pairs)
-            if labels[0] != labels[1]:
+            visible, thermal = (
+                {
+                    (label, posixpath.dirname(path).rpartition("/")[2])
+                    for path, label in lists[part, side, trial]
+                }
+                for _, side, _, _ in _SIDES
+            )
+            if visible != thermal:
                 disagreeing.append(f"{trial}/{part}")
+            people[part] = {person for _, person in visible | thermal}
         if both := people["train"] & people["test"]:
             overlapping.append(f"{trial} (person {min(both)})")
-    wrong = [f"{p}/{'VT'[m]} ({n})" for (p, m), n in sorted(each.items()) if n != _IMAGES]
     return [
         common.count("identities", _PERSONS, len({i.person for i in images})),
         common.count("visible images", _PERSONS * _IMAGES, sides[VISIBLE]),
         common.count("thermal images", _PERSONS * _IMAGES, sides[INFRARED]),
         common.every("persons and sides of 10 images", len(each), wrong),
         common.none("listed images that are not there", absent),
-        common.every("lists of 2,060 lines", len(lists), short),
         common.every("lists of 206 persons x 10 images", len(lists), uneven),
-        common.every("lists labeled 0 .. n-1, a label a person", len(lists), unlabeled),
+        common.lists_labeled(named),
         common.every("halves labeled alike on both sides", 2 * TRIALS, disagreeing),
         common.every("trials that test on others than they train on", TRIALS, overlapping),
     ]
-
-
-def _lines(lists: _Lists) -> list[tuple[tuple[str, str, int], int]]:
-    return [(key, len(rows)) for key, rows in lists.items()]
-
-
-def _lonely(images: list[Image]) -> list[int]:
-    seen = [{i.person for i in images if i.modality == m} for m in (VISIBLE, INFRARED)]
-    return sorted(seen[0] ^ seen[1])
 
 
 def check_options(*, trial: int = 1, val_ids: int = 0) -> None:
@@ -187,11 +163,7 @@ def split(listing: Listing, *, trial: int = 1, val_ids: int = 0) -> Split:
     check_options(trial=trial, val_ids=val_ids)
     common.check_listing(listing, "regdb")
     letter = np.array([part[trial - 1] for part in listing.part.tolist()])
-    train, test = letter == TRAIN, letter == TEST
-    val = common.hold_out(listing.records, train, val_ids)
-    notes: tuple[str, ...] = (
-        f"trial {trial} of {TRIALS}: papers report the mean over all of them",
+    note = f"trial {trial} of {TRIALS}: papers report the mean over all of them"
+    return common.divide(
+        listing, train=letter == TRAIN, test=letter == TEST, val=val_ids, notes=(note,)
     )
-    if val_ids:
-        notes += (f"trains without {val_ids} persons, held out for validation",)
-    return common.divide(listing, "regdb", train=train & ~val, val=val, test=test, notes=notes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Check, Image, Listing
-from vireid_jax.types import INFRARED, VISIBLE, Records, Split
+from vireid_jax.types import INFRARED, VISIBLE, Split
 
 TITLE = "SYSU-MM01"
 DESCRIPTION = "visible and infrared person images of six cameras (Wu et al., ICCV 2017)"
@@ -49,50 +49,32 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     """
     root = common.open_tree(root, "sysu")
     ids = {part: common.read_ids(root, f"exp/{part}_id.txt", TITLE) for part in _IDENTITIES}
-    # Whoever is on two lists is never trained on.
-    part_of = {p: part for part in ("train", "val", "test") for p in ids[part]}
-    images: list[Image] = []
-    others: list[str] = []
-    gaps: list[str] = []
-    for camera in CAMERAS:
-        found, odd, holes = _camera(root, camera, part_of)
-        images += found
-        others += odd
-        gaps += holes
-    checks = _checks(root, ids, images, gaps)
-    problems = common.lonely(images, ids) + common.skipped(others, "the camera folders")
-    return common.finish(
-        "sysu", images, root=root, strict=strict, checks=checks, problems=problems,
-        cure=f"the whole of it is had after signing the agreement, see {AGREEMENT}",
-    )  # fmt: skip
-
-
-def _camera(
-    root: str, camera: int, part_of: dict[int, str]
-) -> tuple[list[Image], list[str], list[str]]:
-    """Images of one camera, files that are none, and folders whose numbers have gaps."""
-    top = os.path.join(root, f"cam{camera}")
+    # Whoever is on two lists is never trained on: the test list comes last.
+    part_of = {p: part for part in _IDENTITIES for p in ids[part]}
     images: list[Image] = []
     others, gaps = [], []
-    modality = INFRARED if camera in INFRARED_CAMERAS else VISIBLE
-    for folder in common.entries(top)[0] if os.path.isdir(top) else []:
-        if not re.fullmatch(r"\d{4}", folder) or int(folder) not in part_of:
-            continue
-        person = int(folder)
-        numbers = {}
-        for file in common.entries(os.path.join(top, folder))[1]:
-            stem, ending = os.path.splitext(file)
-            if re.fullmatch(r"\d+", stem, re.ASCII) and ending.lower() == ".jpg":
-                numbers[int(stem)] = file
-            else:
-                others.append(f"cam{camera}/{folder}/{file}")
-        if lost := sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
-            gaps.append(f"cam{camera}/{folder} (no {lost[0]:04d})")
-        for number in sorted(numbers):
-            name = f"cam{camera}/{folder}/{os.path.splitext(numbers[number])[0]}"
-            path = os.path.join(top, folder, numbers[number])
-            images.append(Image(path, name, person, camera, modality, part_of[person]))
-    return images, others, gaps
+    for camera in CAMERAS:
+        modality = INFRARED if camera in INFRARED_CAMERAS else VISIBLE
+        top = os.path.join(root, f"cam{camera}")
+        for person, folder in common.numbered(top, r"()(\d{4})"):
+            if person not in part_of:
+                continue
+            numbers = {}
+            for file in common.entries(os.path.join(top, folder))[1]:
+                if match := re.fullmatch(r"(\d+)\.jpg", file, re.ASCII | re.IGNORECASE):
+                    numbers[int(match[1])] = file
+                else:
+                    others.append(f"cam{camera}/{folder}/{file}")
+            if lost := sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
+                gaps.append(f"cam{camera}/{folder} (no {lost[0]:04d})")
+            for _, file in sorted(numbers.items()):
+                name = f"cam{camera}/{folder}/{file[:-4]}"
+                path = os.path.join(top, folder, file)
+                images.append(Image(path, name, person, camera, modality, part_of[person]))
+    return common.finish(
+        "sysu", images, root=root, strict=strict, checks=_checks(root, ids, images, gaps),
+        problems=common.lonely(images, ids) + common.skipped(others, "the camera folders"),
+    )  # fmt: skip
 
 
 def _checks(
@@ -107,46 +89,40 @@ def _checks(
     def gallery(cameras: tuple[int, ...], shots: int) -> int:
         return sum(min(shots, n) for (_, c), n in test.items() if c in cameras)
 
-    lists = [set(numbers) for numbers in ids.values()]
-    twice = sorted((lists[0] & lists[1]) | (lists[0] & lists[2]) | (lists[1] & lists[2]))
+    twice = [p for p, n in collections.Counter(p for x in ids.values() for p in set(x)).items()
+             if n > 1]  # fmt: skip
+    absent = [f"cam{c}" for c in CAMERAS if not os.path.isdir(os.path.join(root, f"cam{c}"))]
     checks = [
-        common.none("camera folders missing", [
-            f"cam{c}" for c in CAMERAS if not os.path.isdir(os.path.join(root, f"cam{c}"))
-        ]),
+        common.none("camera folders missing", absent),
         *(common.count(f"{p} identities", n, len(set(ids[p]))) for p, n in _IDENTITIES.items()),
-        common.none("identities on two lists", twice),
+        common.none("identities on two lists", sorted(twice)),
         common.every("folders numbered 0001 .. n", len({i.name[:9] for i in images}), gaps),
-    ]  # fmt: skip
+    ]
+    # Queries with an image of the same person in cameras 1 or 2; camera 3 ignores camera 2.
+    indoors = sum(
+        n for (person, camera), n in test.items()
+        if camera in INFRARED_CAMERAS and (test[person, 1] or (camera == 6 and test[person, 2]))
+    )  # fmt: skip
     both = ("train", "val")
-    for what, expected, found in (
+    counts = [
         ("train + val visible images", PUBLISHED[1], sum_of(both, VISIBLE_CAMERAS)),
         ("train + val infrared images", PUBLISHED[2], sum_of(both, INFRARED_CAMERAS)),
         ("val visible images", HELD_OUT[1], sum_of(("val",), VISIBLE_CAMERAS)),
         ("val infrared images", HELD_OUT[2], sum_of(("val",), INFRARED_CAMERAS)),
         ("test visible images", 6775, sum_of(("test",), VISIBLE_CAMERAS)),
         ("queries", 3803, sum_of(("test",), INFRARED_CAMERAS)),
-        ("queries with a match indoors", 2208, _valid_indoors(test)),
+        ("queries with a match indoors", 2208, indoors),
         ("gallery, all search, 1 shot", 301, gallery(VISIBLE_CAMERAS, 1)),
         ("gallery, all search, 10 shots", 3010, gallery(VISIBLE_CAMERAS, 10)),
         ("gallery, indoor search, 1 shot", 112, gallery(INDOOR_CAMERAS, 1)),
         ("gallery, indoor search, 10 shots", 1120, gallery(INDOOR_CAMERAS, 10)),
-    ):
-        checks.append(common.count(what, expected, found))
-    for part, numbers in _PER_CAMERA.items():
-        for camera, expected in zip(CAMERAS, numbers, strict=True):
-            found = per_camera[part, camera]
-            checks.append(common.count(f"{part} images of camera {camera}", expected, found))
-    return checks
-
-
-def _valid_indoors(test: collections.Counter[tuple[int, int]]) -> int:
-    """Queries with an image of the same person in cameras 1 or 2; camera 3 ignores camera 2."""
-    return sum(
-        n
-        for (person, camera), n in test.items()
-        if (camera == 6 and (test[person, 1] or test[person, 2]))
-        or (camera == 3 and test[person, 1])
-    )
+        *(
+            (f"{part} images of camera {camera}", numbers[camera - 1], per_camera[part, camera])
+            for part, numbers in _PER_CAMERA.items()
+            for camera in CAMERAS
+        ),
+    ]
+    return checks + [common.count(*row) for row in counts]
 
 
 def check_options(*, val_ids: int = 0) -> None:
@@ -169,25 +145,21 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
     """
     check_options(val_ids=val_ids)
     common.check_listing(listing, "sysu")
-    records: Records = listing.records
-    train, val, test = (listing.part == part for part in ("train", "val", "test"))
-    official = len(np.unique(records.person[val]))
+    train, val, test = (listing.part == part for part in _IDENTITIES)
+    official = len(np.unique(listing.records.person[val]))
     if val_ids not in (0, VAL_IDS, official):
         raise ValueError(
             f"val_ids is {val_ids}, expected 0 (train on the validation list too, as every paper "
             f"does) or {official or VAL_IDS} (hold the whole list out): SYSU-MM01 names who is "
             "validated on"
         )
-    nobody = np.zeros(len(records), bool)
-    notes: tuple[str, ...] = ()
-    if val_ids:
-        notes = (
-            f"trains without the {official} persons of the validation list; papers train on them "
-            "too (data.val_ids=0)",
-        )
-    else:
-        train, val = train | val, nobody
-    return common.divide(listing, "sysu", train=train, val=val, test=test, notes=notes)
+    if not val_ids:
+        return common.divide(listing, train=train | val, test=test)
+    note = (
+        f"trains without the {official} persons of the validation list; papers train on them too "
+        "(data.val_ids=0)"
+    )
+    return common.divide(listing, train=train, val=val, test=test, notes=(note,))
 
 
 def permutations(listing: Listing, path: str) -> list[Check]:
@@ -206,23 +178,21 @@ def permutations(listing: Listing, path: str) -> list[Check]:
     if listing.name != "sysu":
         raise ValueError(f"permutations are SYSU-MM01's alone, the listing is of {listing.name!r}")
     drawn = read_permutations(path)
-    test = listing.part == "test"
-    records = listing.records
-    pairs, counts = np.unique(
-        np.stack([records.camera[test], records.person[test]], axis=1), axis=0, return_counts=True
-    )
-    found = {(int(c), int(p)): int(n) for (c, p), n in zip(pairs, counts, strict=True)}
+    records = listing.records.take(listing.part == "test")
+    found = collections.Counter(zip(records.camera.tolist(), records.person.tolist(), strict=True))
     people = {p for _, p in found}
     there = {key: table.shape[1] for key, table in drawn.items() if key[1] in people}
     wrong = [
-        f"cam{c}/{p:04d} ({found.get((c, p), 0)} images, {there.get((c, p), 0)} in the file)"
+        f"cam{c}/{p:04d} ({found[c, p]} images, {there.get((c, p), 0)} in the file)"
         for c, p in sorted(set(found) | set(there))
-        if found.get((c, p), 0) != there.get((c, p), 0)
+        if found[c, p] != there.get((c, p), 0)
     ]
-    checks = [common.every("cameras and persons as in the permutations", len(there), wrong)]
+    verdict = "equal"
     try:
         check_permutations(drawn, sorted(people))
-        checks.append(Check("official galleries of the release", "equal", "equal", True))
     except ValueError as error:
-        checks.append(Check("official galleries of the release", "equal", str(error), False))
-    return checks
+        verdict = str(error)
+    return [
+        common.every("cameras and persons as in the permutations", len(there), wrong),
+        Check("official galleries of the release", "equal", verdict, verdict == "equal"),
+    ]
