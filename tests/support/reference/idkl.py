@@ -19,39 +19,16 @@ from .resnet import BatchNorm, ForkedResNet
 
 Tensors = dict[str, torch.Tensor]
 
-PAPER: dict[str, Any] = {
-    "tri_margin": 1.3,
-    "specific_weight": 1.0,
-    "confuser": "reversal",
-    "reversal_strength": 1.0,
-    "discriminator_input": "sp",
-    "purifier": True,
-    "mask": "channel",
-    "ip_weight": 0.1,
-    "purified_weight": 1.0,
-    "enhance_form": "softplus",
-    "enhance_head": "raw",
-    "reduce_form": "softplus",
-    "tgsa_weight": 0.6,
-    "tgsa_pairs": "all",
-    "tgsa_cross": "true",
-    "tgsa_scale": "none",
-    "csa_weight": 0.8,
-    "mdr_tgsa_weight": 1.0,
-    "mdr_csa_weight": 1.0,
-    "block_weight": 0.0,
-}
+PAPER: dict[str, Any] = dict(tri_margin=1.3, specific_weight=1.0, confuser="reversal")
+PAPER |= dict(reversal_strength=1.0, discriminator_input="sp", purifier=True, mask="channel")
+PAPER |= dict(ip_weight=0.1, purified_weight=1.0, enhance_form="softplus", enhance_head="raw")
+PAPER |= dict(reduce_form="softplus", tgsa_weight=0.6, tgsa_pairs="all", tgsa_cross="true")
+PAPER |= dict(tgsa_scale="none", csa_weight=0.8, mdr_tgsa_weight=1.0, mdr_csa_weight=1.0)
+PAPER |= dict(block_weight=0.0)
 # What of it decides on the parts of the network in the released code, and on weights. Its terms are
 # coded apart, in `released_terms`.
-OFFICIAL = {
-    **PAPER,
-    "specific_weight": 0.0,
-    "confuser": "half_flip",
-    "discriminator_input": "purified",
-    "mask": "map",
-    "enhance_head": "own",
-    "block_weight": 1.0,
-}
+OFFICIAL = PAPER | dict(specific_weight=0.0, confuser="half_flip", block_weight=1.0)
+OFFICIAL |= dict(discriminator_input="purified", mask="map", enhance_head="own")
 PRESETS = {"paper": PAPER, "official": OFFICIAL}
 
 

@@ -22,47 +22,18 @@ Tensors = dict[str, torch.Tensor]
 
 NAMES = ("visible", "infrared")
 # Both codes' and the paper's methods. lambda_1 and lambda_2 are the codes' 0.8 and 0.01.
-DEEN: dict[str, Any] = {
-    "mfa": True,
-    "gate": False,
-    "branches": 2,
-    "mfgm": "none",  # the mean of the convolutions, no attention
-    "num_prototypes": 0,
-    "id_global_weight": 0.0,
-    "tri_margin": 0.3,
-    "cpm_form": "three",
-    "cpm_margin": 0.2,
-    "cpm_weight": 0.8,
-    "ch_form": "code_rms",
-    "ch_weight": 0.0,
-    "dcs_pull_margin": 0.01,
-    "dcs_push_margin": 0.7,
-    "dcs_weight": 0.0,
-    "normalize": False,
-    "ort_weight": 0.01,
-}
-CODE = {
-    **DEEN,
-    "gate": True,
-    "mfgm": "code",
-    "num_prototypes": 10,
-    "id_global_weight": 1.0,
-    "cpm_weight": 0.5 * 0.8,
-    "ch_weight": 0.5 * 0.5,  # once in the model, once in the sum
-    "dcs_weight": 1.0,
-}
-PAPER = {
-    **CODE,
-    "mfa": False,
-    "gate": False,
-    "mfgm": "paper",  # eqs. (1) and (2)
-    "id_global_weight": 0.0,
-    "cpm_form": "single",  # eqs. (3) and (4)
-    "cpm_weight": 1.0,
-    "ch_form": "cos_min",  # eq. (9), its sign turned
-    "ch_weight": 1.0,
-    "ort_weight": 0.0,
-}
+# DEEN's expansion is the mean of the convolutions, without attention.
+DEEN: dict[str, Any] = dict(mfa=True, gate=False, branches=2, mfgm="none", num_prototypes=0)
+DEEN |= dict(id_global_weight=0.0, tri_margin=0.3, normalize=False)
+DEEN |= dict(cpm_form="three", cpm_margin=0.2, cpm_weight=0.8, ort_weight=0.01)
+DEEN |= dict(ch_form="code_rms", ch_weight=0.0)
+DEEN |= dict(dcs_pull_margin=0.01, dcs_push_margin=0.7, dcs_weight=0.0)
+CODE = DEEN | dict(gate=True, mfgm="code", num_prototypes=10, id_global_weight=1.0)
+CODE |= dict(cpm_weight=0.5 * 0.8, dcs_weight=1.0)
+CODE |= dict(ch_weight=0.5 * 0.5)  # once in the model, once in the sum
+# eqs. (1) to (4), and (9) with its sign turned.
+PAPER = CODE | dict(mfa=False, gate=False, mfgm="paper", id_global_weight=0.0, ort_weight=0.0)
+PAPER |= dict(cpm_form="single", cpm_weight=1.0, ch_form="cos_min", ch_weight=1.0)
 PRESETS = {"deen": DEEN, "code": CODE, "paper": PAPER}
 
 
