@@ -65,21 +65,15 @@ class Backbone(NamedTuple):
         """D, the channels of the last map."""
         return feature_width(self.depth, self.width)
 
-    @property
-    def compute(self) -> Any:
-        """The compute type of modules; None (for "float32") lets them follow their input.
-
-        A float64 input then stays float64, which is how whole networks are compared.
-        """
-        return jnp.bfloat16 if self.dtype == "bfloat16" else None
-
     def resnet_options(self) -> dict[str, Any]:
         """Keyword arguments of `nets.resnet.ResNet`; modules beside it take the last three."""
         kernels = self.kernels
         if kernels == "auto":
             kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
         sizes = dict(depth=self.depth, width=self.width, last_stride=self.last_stride)
-        own = dict(kernels=kernels, dtype=self.compute, groups=self.bn_groups)
+        # None follows the input; in float64 whole networks are compared.
+        dtype = jnp.bfloat16 if self.dtype == "bfloat16" else None
+        own = dict(kernels=kernels, dtype=dtype, groups=self.bn_groups)
         return {**sizes, "remat": self.remat, **own}
 
 

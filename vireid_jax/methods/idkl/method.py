@@ -191,8 +191,8 @@ def build(
         "tgsa_cross": losses.CROSSES,
         "tgsa_scale": losses.SCALES,
     }
-    numbers = ("tri_margin", "specific_weight", "reversal_strength", "ip_weight", "block_weight")
-    numbers += ("purified_weight", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight")
+    numbers = ["tri_margin", "specific_weight", "reversal_strength", "ip_weight", "block_weight"]
+    numbers += ["purified_weight", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight"]
     common.check(locals(), choices=choices, not_negative=numbers)
     if not 0 <= modality_dropout < 1:
         raise ValueError(f"method.modality_dropout is {modality_dropout}, expected 0 to below 1")

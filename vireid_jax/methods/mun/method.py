@@ -100,14 +100,16 @@ def build(
         raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
     if not isinstance(generator_remat, bool):
         raise ValueError(f"method.generator_remat is {generator_remat!r}, expected True or False")
-    smgm = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
-    images_of.check(auxiliary, KINDS, **smgm)  # type: ignore[arg-type]
+    smgm: dict[str, Any] = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
+    images_of.check(auxiliary, KINDS, **smgm)
     if auxiliary == "mun":
         channels = backbone.width if specific == 1 else backbone.features // 8
         maps = generator_ratios, generator_form, backbone.bn_groups
         generator.check(image_size, channels, *maps)
     l_ma = partial(prototype_loss, num_instances=num_instances, bridge=bridge)  # eqs. 15-16
-    learners = dict(ratios=generator_ratios, form=generator_form, remat=generator_remat)
+    learners: dict[str, Any] = dict(
+        ratios=generator_ratios, form=generator_form, remat=generator_remat
+    )
     weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)  # eq. 17
     optional = dict(idc=idc_weight, ida=ida_weight, ia=ia_weight, ma=ma_weight)
     weights |= {name: w for name, w in optional.items() if w and auxiliary != "none"}

@@ -157,8 +157,8 @@ def build(
         }
 
     choices = {"mfgm": MFGM, "cpm_form": pairmining.CPM_FORMS, "ch_form": losses.CH_FORMS}
-    numbers = ("num_prototypes", "id_global_weight", "tri_margin", "cpm_margin", "cpm_weight")
-    numbers += ("ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight")
+    numbers = ["num_prototypes", "id_global_weight", "tri_margin", "cpm_margin", "cpm_weight"]
+    numbers += ["ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight"]
     common.check(locals(), choices=choices, not_negative=numbers)
     if num_prototypes == 1 and ch_weight:
         raise ValueError(

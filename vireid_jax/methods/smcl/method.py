@@ -22,6 +22,7 @@ No code was released. docs/fidelity.md says how the paper is read where it leave
 Symbols: g pooled features, f features after the BN neck, v / i / s the modalities.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ from vireid_jax.types import (
 )
 
 KINDS = ("none", *images_of.IMAGE_KINDS)
-TABLE_4 = {
+TABLE_4: dict[str, Callable[..., Any]] = {
     "bh_tri": batch_hard_triplet,
     "bdtr": losses.bdtr,
     "bicenter": losses.bi_center,
