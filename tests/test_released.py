@@ -18,7 +18,7 @@ from tests.test_configs import RECIPES
 from vireid_jax import build, main, weights
 from vireid_jax.data import prepared
 from vireid_jax.data.readers import get_reader
-from vireid_jax.runtime import checkpoint, runfolder
+from vireid_jax.runtime import checkpoint, devices, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
 SIZE = (48, 24)
@@ -319,6 +319,13 @@ def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
 FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"  # a ResNet-10
 
 
+def last_variables(config, workdir):
+    parts, _ = build.build(config)
+    shapes = jax.eval_shape(parts.method.init, jax.random.key(0))
+    target = devices.abstract(dict(shapes), parts.mesh)
+    return checkpoint.restore_variables(workdir / "checkpoints", target)[0]
+
+
 @pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     c = small("smcl", "synthetic", tmp_path)
@@ -333,8 +340,7 @@ def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
     assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
     assert "unused in the file: fc.bias" in lines
     assert "not from the file: params/classifier/kernel" in lines
-    shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
-    variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
+    variables = last_variables(c, tmp_path / "run")
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
     file = weights.read(FIXTURE)
     np.testing.assert_array_equal(stem, file["conv1.weight"].transpose(2, 3, 1, 0))
@@ -425,9 +431,7 @@ def test_a_try_has_a_table_and_the_run_goes_on_from_it(trained, tmp_path, capsys
     assert "test identities, step 2" in out
 
     def last(folder):
-        shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
-        found, _ = checkpoint.restore_variables(folder / "checkpoints", dict(shapes))
-        return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(last_variables(c, folder))]
 
     assert last(workdir) == last(trained[0]), "to the bit the run without a try"
     assert main.run(c, workdir=workdir, debug=True) == 0
