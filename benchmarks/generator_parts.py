@@ -102,7 +102,7 @@ def _stages(s: dict[str, Any], pairs: int, a_map: tuple[int, ...]) -> dict[str, 
     backbone, image = trunk(s), (*s["image_size"], 3)
 
     def through(variables: Any, images: Any, generate: Callable[[list[Any]], list[Any]]) -> Any:
-        kwargs = {"stems": [0, 1], "generate": generate, "after": backbone.specific}
+        kwargs = {"stems": [0, 1], "generate": generate}
         return _trained(backbone, variables, [images], **kwargs)
 
     def first(variables: Any, images: list[Any]) -> list[Any]:

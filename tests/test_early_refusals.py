@@ -10,7 +10,7 @@ from tests.data.readers import trees
 from tests.test_released import small
 from vireid_jax import build, main, train
 from vireid_jax.data import datasets
-from vireid_jax.runtime import preemption
+from vireid_jax.runtime import preemption, runfolder
 
 PEOPLE = [f"p{n}" for n in range(8)]
 
@@ -85,8 +85,10 @@ def test_scoring_is_refused_as_early(tmp_path):
     root = trees.people(tmp_path / "own", {"visible/a": 2, "infrared/b": 2})
     c = small("smcl", "folders", tmp_path, root)
     c.data.test_share = 1.0
+    runfolder.save_run_info(tmp_path / "run", c.to_dict(), ["main"])
+    (tmp_path / "run" / runfolder.CLASSES).write_text('{"persons": [0, 1]}')
     with pytest.raises(ValueError, match="none of the 2 infrared images"):
-        build.build_to_score(c, None)
+        build.build_to_score(c, tmp_path / "run")
 
 
 def test_the_check_sees_the_split_that_is_returned_too(tmp_path):

@@ -253,7 +253,6 @@ def test_the_parts_make_up_the_network(found):
             stems=[0, 1],
             train=True,
             generate=lambda maps: [*maps, maps[0] - maps[1]],
-            after=tiny()["method"]["specific"],
             mutable=["batch_stats"],
         )
         return maps, apart, whole

@@ -39,6 +39,8 @@ from vireid_jax.types import (
 from vireid_jax.weights import Report
 from vireid_jax.weights import read as read_weights
 
+FILTER = "lanczos"  # of data without the option: it is rendered at its size
+
 
 class Parts(NamedTuple):
     """What a recipe describes, built: all that scoring needs."""
@@ -97,10 +99,8 @@ class Devices(NamedTuple):
 def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple[Parts, Feed]:
     """Builds what the recipe describes; cheap checks come before the data is loaded.
 
-    Args:
-      config: the recipe.
-      resuming: the run has a checkpoint, so that the file of config.init may have gone. Then
-        `Parts.weights` is None and `Parts.method` starts from random weights.
+    A run that is `resuming` has a checkpoint, so that the file of config.init may have gone. Then
+    `Parts.weights` is None and `Parts.method` starts from random weights.
 
     Raises:
       ValueError, FileNotFoundError: the recipe cannot be carried out; says how to cure it.
@@ -110,22 +110,21 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     count = num_ids * num_instances
     mesh = Devices(**config.devices).mesh(count)
     rows = devices.process_rows(count)
-    _check_share(rows.stop - rows.start, num_ids, num_instances)
+    if (rows.stop - rows.start) % num_instances:  # a process loads whole identities
+        processes = jax.process_count()
+        low = max(num_ids // processes, 1) * processes
+        raise ValueError(
+            f"sampler.num_ids is {num_ids}, which does not divide over {processes} processes; "
+            f"choose {low} or {low + processes}"
+        )
     get_build(config.method.name)
-    load = partial(_loader(**config.loader), filter=_filter(config))
+    load = partial(_loader(**config.loader), filter=config.data.get("filter", FILTER))
     options, permutations = _eval_options(config)
     image_size = tuple(config.data.image_size)
     # A wrong file is refused before the data is loaded, and is read once.
     pretrained = _read_weights(**config.init, resuming=resuming)
 
-    def check(split: Split) -> None:
-        _check_trainable(config, split)
-        strict = _is_strict(config)
-        check_protocols(options, split.test, split.val, permutations=permutations, strict=strict)
-
-    _stop_if_asked()
-    split = datasets.load(**config.data, check=check, should_stop=_asked_to_stop)
-    _stop_if_asked()
+    split = _load(config, options, permutations, train=True)
     label, persons = train_labels(split.train)
     modality = split.train.modality
     steps = config.sampler.steps_per_epoch
@@ -140,10 +139,8 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
 
     def batches(start: int, stop: int) -> Iterator[Batch]:
         local_ids = (rows.stop - rows.start) // num_instances
-        loaded = load(
-            split.train, label, plan, start=start, stop=stop, rows=rows, image_size=image_size
-        )
-        for n, batch in enumerate(loaded):
+        span = dict(start=start, stop=stop, rows=rows)
+        for n, batch in enumerate(load(split.train, label, plan, image_size=image_size, **span)):
             if not n:
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
@@ -158,22 +155,19 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
 
 
-def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray) -> Parts:
-    """Builds what scoring a trained model needs; its data set may be another, without training.
+def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Parts:
+    """Builds what scoring the run in `workdir` needs; the data set may be another one.
 
-    Args:
-      config: the recipe; its init section is not used, since the run's checkpoint is.
-      persons: int [C], the people that the model was trained on.
+    The recipe's init section is not used, since the run's checkpoint is.
+
+    Raises:
+      ValueError: the run cannot be scored under this config; says why.
     """
+    check_known(config, workdir)
+    own, persons = runfolder.load_config(workdir), runfolder.load_classes(workdir)
     options, permutations = _eval_options(config)
-    get_build(config.method.name)
-
-    def check(split: Split) -> None:
-        strict = _is_strict(config)
-        check_protocols(options, split.test, None, permutations=permutations, strict=strict)
-
-    split = datasets.load(**config.data, check=check, should_stop=_asked_to_stop)
-    _stop_if_asked()
+    split = _load(config, options, permutations)
+    _check_unseen(config.data, own.data, split.test, persons, workdir)
     # The length of an epoch does not matter to embedding.
     method, _ = make_method(config, len(persons), steps_per_epoch=1)
     mesh = devices.make_mesh()
@@ -181,6 +175,29 @@ def build_to_score(config: ml_collections.ConfigDict, persons: np.ndarray) -> Pa
     gone = config.init.weights is not None
     size = tuple(config.data.image_size)
     return Parts(split, method, size, mesh, persons, scorer, file_is_gone=gone)
+
+
+def _load(
+    config: ml_collections.ConfigDict, options: Options, permutations: Any, train: bool = False
+) -> Split:
+    """The data set, refused before an image is read if it cannot be scored, or trained on."""
+    # SYSU-MM01's evaluation code comes with fixed permutations.
+    strict = config.data.name == "sysu" and config.data.strict
+
+    def check(split: Split) -> None:
+        if train:
+            _check_trainable(config, split)
+        val = split.val if train else None
+        check_protocols(options, split.test, val, permutations=permutations, strict=strict)
+
+    def should_stop() -> bool:
+        # Of several processes each may have other images to decode, and they must poll alike.
+        return jax.process_count() == 1 and preemption.requested()
+
+    _stop_if_asked()
+    split = datasets.load(**config.data, check=check, should_stop=should_stop)
+    _stop_if_asked()
+    return split
 
 
 def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
@@ -247,20 +264,13 @@ def config_to_score(
     return mixed.lock()
 
 
-def check_unseen(
-    config: ml_collections.ConfigDict,
-    own: ml_collections.ConfigDict,
-    test: Retrieval,
-    persons: np.ndarray,
-    workdir: pathlib.Path,
-) -> None:
-    """Refuses to test a model on people of its own data set that it was trained on.
+def _check_unseen(given: Any, own: Any, test: Retrieval, persons: np.ndarray, workdir: Any) -> None:
+    """Refuses to test a model on people of its own data set that it was trained on, int [C].
 
-    `persons` (int [C]) are the people it was trained on. RegDB's trials are told apart earlier;
-    this is for one's own images, divided another way.
+    Takes the data sections asked for and of the run. RegDB's trials are told apart earlier; this is
+    for one's own images, divided another way.
     """
-    given = config.data
-    if given.name == "synthetic" or any(own.data.get(k) != given.get(k) for k in ("name", "root")):
+    if given.name == "synthetic" or any(own.get(k) != given.get(k) for k in ("name", "root")):
         return  # other people, whatever their numbers
     seen = np.intersect1d(test.query.person, persons)
     if len(seen):
@@ -275,16 +285,6 @@ def check_unseen(
 def _stop_if_asked() -> None:
     if preemption.requested():
         raise Stopped
-
-
-def _asked_to_stop() -> bool:
-    # Of several processes each may have other images to decode, and they must poll alike.
-    return jax.process_count() == 1 and preemption.requested()
-
-
-def _is_strict(config: ml_collections.ConfigDict) -> bool:
-    """Whether fixed permutations have to be those that SYSU-MM01's evaluation code comes with."""
-    return config.data.name == "sysu" and config.data.strict
 
 
 def _eval_options(config: ml_collections.ConfigDict) -> tuple[Options, Any]:
@@ -309,7 +309,7 @@ def _scorer(
         embed=make_embed(method, mesh),
         mesh=mesh,
         image_size=tuple(config.data.image_size),
-        filter=_filter(config),
+        filter=config.data.get("filter", FILTER),
         fusions=method.fusions,
         method=config.method.name,
         permutations=permutations,
@@ -331,17 +331,6 @@ def _check_trainable(config: ml_collections.ConfigDict, split: Split) -> None:
     label, _ = train_labels(split.train)
     # A whole epoch: what cannot be sampled is refused before anything is traced.
     sampler.plan(label, split.train.modality, seed=config.seed, epoch=0, **config.sampler)
-
-
-def _check_share(rows: int, num_ids: int, num_instances: int) -> None:
-    """Refuses to cut an identity between processes: a process loads whole ones."""
-    processes = jax.process_count()
-    if rows % num_instances:
-        low = max(num_ids // processes, 1) * processes
-        raise ValueError(
-            f"sampler.num_ids is {num_ids}, which does not divide over {processes} processes; "
-            f"choose {low} or {low + processes}"
-        )
 
 
 def _read_weights(
@@ -398,29 +387,20 @@ def make_method(
     return method._replace(init=init), report
 
 
-def _filter(config: ml_collections.ConfigDict) -> str:
-    return config.data.get("filter", "lanczos")  # the embedded data is rendered at its size
-
-
 def _loader(*, name: str, prefetch: int) -> Callable[..., Iterator[Batch]]:
     """The function that makes batches; see `arrays.batches` and `tfdata.batches`."""
-    if name not in LOADERS:
-        raise ValueError(f"no loader {name!r}; expected one of {sorted(LOADERS)}")
-    if name == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+    if name == "arrays":
+        return partial(arrays.batches, prefetch=prefetch)
+    if name != "tfdata":
+        raise ValueError(f"no loader {name!r}; expected one of ['arrays', 'tfdata']")
+    if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(
             "loader.name is 'tfdata', which needs TensorFlow: pip install 'vireid_jax[data]', or "
             "use loader.name=arrays, whose batches are the same to the last bit"
         )
-    return partial(LOADERS[name], prefetch=prefetch)
-
-
-def _tfdata(*args: Any, **options: Any) -> Iterator[Batch]:
     from vireid_jax.data import tfdata  # seconds of TensorFlow
 
-    return tfdata.batches(*args, **options)
-
-
-LOADERS = {"arrays": arrays.batches, "tfdata": _tfdata}
+    return partial(tfdata.batches, prefetch=prefetch)
 
 
 def summary(

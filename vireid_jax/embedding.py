@@ -1,8 +1,8 @@
 """Images become vectors on the mesh, and similarities that are sums over vectors too wide to keep.
 
-The features of a method are embedded batch by batch, each modality by its own. DEEN and PDM compare
-two images by a weighted sum of inner products over features that nobody wants to keep; `accumulate`
-sums them up while one side streams past the other, `join` makes one wide vector an image.
+DEEN and PDM compare two images by a weighted sum of inner products, of up to 73,728 numbers an
+image at the size of the papers. `accumulate` sums them up while one side streams past the other;
+where vectors are wanted (re-ranking), `join` makes one whose inner products are that sum.
 """
 
 import math
@@ -45,8 +45,8 @@ FUSE_BYTES = 1 << 30  # of the side that `accumulate` keeps, on every device
 def make_embed(method: Method, mesh: jax.sharding.Mesh) -> Embed:
     """Jits (variables, uint8 images [N, H, W, 3], modality) -> {feature: float32 [N, D]}.
 
-    Images are sharded by rows, features gathered, so every process holds all of them. The
-    variables may be placed in any way, as those of a training state.
+    Images are sharded by rows; every process holds all features. The variables may be placed in
+    any way.
     """
     everywhere, rows = devices.replicated(mesh), devices.by_rows(mesh)
 
@@ -79,17 +79,16 @@ def embedded_batches(
       variables: on the mesh.
       records: N images of one or both modalities, decoded or not.
       mesh: see `devices.make_mesh`.
-      image_size: (height, width) that encoded images are resized to.
-      filter: of that resizing, "lanczos" or "bilinear".
-      batch_size: images at a time; rounded up to a multiple of the devices. The last batch
-        is padded, so that one program per modality is compiled.
+      image_size: (height, width) that encoded images are resized to, by `filter`.
+      batch_size: images at a time, rounded up to a multiple of the devices; the last batch is
+        padded, so that one program per modality is compiled.
       mirror: embed every image reflected left to right.
       should_stop: polled once a batch.
       count: called with the number of images of each batch.
 
     Yields:
-      Rows of the records, int [n], and {feature: [batch size, D]} on the device, whose first n
-      rows are theirs.
+      Rows of the records, int [n], and {feature: [batch size, D]} on the device; the first n rows
+      belong to them.
 
     Raises:
       Stopped: when `should_stop` said so.
@@ -136,10 +135,7 @@ def embed_records(embed: Embed, variables: Variables, records: Records, **option
 
 
 def _check_complete(embedded: np.ndarray) -> None:
-    """Raises RuntimeError unless every image was embedded once; int [N], how often each was.
-
-    A loss of rows between hosts would not show in the scores, which are means.
-    """
+    """Takes how often each image was embedded, int [N]. Scores would not show a loss of rows."""
     if (wrong := np.flatnonzero(embedded != 1)).size:
         raise RuntimeError(
             f"{wrong.size} of {len(embedded)} images were not embedded once, the first of them row "
@@ -163,9 +159,8 @@ def pixel_features(
 ) -> Features:
     """The raw-pixel baseline: each image as a vector, less its mean, {RAW_PIXELS: [N, h*w*3]}.
 
-    Images of more than `BASELINE_PIXELS` pixels are reduced by means over squares of 2 x 2, 3 x 3,
-    ... pixels, the fewest that bring them near it: a whole test set has to fit into memory. What
-    is left over at the right and the lower edge is dropped.
+    A whole test set has to fit into memory: images larger than `BASELINE_PIXELS` are reduced to
+    about that, by means over squares of pixels. What is left over at the edges is dropped.
     """
     side = max(1, math.isqrt(image_size[0] * image_size[1] // BASELINE_PIXELS))
     height, width = image_size[0] // side, image_size[1] // side
@@ -185,12 +180,6 @@ def mean_direction(features: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
 
 
 # Sums of similarities --------------------------------------------------------------------------
-#
-# DEEN and PDM compare two images by a weighted sum of inner products, branch by branch: at the size
-# of the papers 12,288 and 73,728 numbers an image. Either the sum is accumulated: one side is kept
-# in parts that fit into memory, the other streams past it, and what is left is one number a pair.
-# Or, where vectors are wanted (re-ranking), each row becomes one vector whose inner products are
-# that sum.
 
 
 class Embedded(NamedTuple):
@@ -221,14 +210,12 @@ def accumulate(
     The smaller side is kept in blocks of up to `memory_bytes`; for each the other is embedded.
 
     Args:
-      embed: from `make_embed`.
-      variables: on the mesh.
+      embed, variables: as in `embedded_batches`, with all its options but `mirror`.
       retrieval: queries and gallery.
       fusions: rows that are sums.
-      flip: of the sum of the vectors of an image and its mirror image, halved and not scaled to
-        length 1 again, as in DEEN's and PDM's test; other features: the mean direction of both.
+      flip: compare means of an image's and its mirror image's vectors, as in DEEN's and PDM's test;
+        of other features the mean direction.
       memory_bytes: of a block.
-      options: of `embedded_batches`, but `mirror`.
 
     Returns:
       Other features as they come, and the similarities.
@@ -284,8 +271,8 @@ def accumulate(
     _check_complete(embedded)
     if kept == 1:
         similarity = {row: np.ascontiguousarray(value.T) for row, value in similarity.items()}
-    ordered = [{name: side[name] for name in names} for side in out]
-    return Embedded(ordered[0], ordered[1], similarity)
+    query, gallery = ({name: side[name] for name in names} for side in out)
+    return Embedded(query, gallery, similarity)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -315,6 +302,3 @@ def join(features: Features, fusions: Fusions) -> Features:
     }
     parts = _summed(fusions)
     return rows | {name: x for name, x in features.items() if name not in parts}
-
-
-# Scores under the protocols ----------------------------------------------------------------------

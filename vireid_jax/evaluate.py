@@ -1,10 +1,7 @@
 """A model's scores: vectors become the rows of a table.
 
-Top to bottom: scores under the protocols; the eval section of a recipe and what it refuses; the
-rows that it asks for.
-
-The headline rows are plain features under each protocol. Rows that improve on them by more work at
-test time (mirrored images, re-ranking) and rows under corruption are separate and labelled.
+Headline rows are plain features under each protocol. More work at test time (mirrored images,
+re-ranking) and corruption make separate, labelled rows.
 """
 
 import dataclasses
@@ -13,6 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -42,13 +40,7 @@ from vireid_jax.metrics import (
 )
 from vireid_jax.runtime import files
 from vireid_jax.runtime.writer import Progress
-from vireid_jax.types import (
-    MODALITIES,
-    VISIBLE,
-    Records,
-    Retrieval,
-    Stopped,
-)
+from vireid_jax.types import MODALITIES, VISIBLE, Records, Retrieval, Stopped
 
 UNTRAINED = "untrained network"
 FILE_ALONE = "weights of the file alone"  # the untrained network where init.weights names a file
@@ -103,17 +95,13 @@ def score(
     """Scores every feature under every protocol.
 
     Args:
-      query: {feature: [Q, D]}, rows as in retrieval.query (the infrared images).
-      gallery: {feature: [G, D]}, rows as in retrieval.gallery (the visible ones). Protocols that
-        search the other way swap the two here.
+      query, gallery: {feature: [Q, D]} and [G, D], rows as in `retrieval`. Protocols that search
+        the other way swap the two here.
       retrieval: who and where the images are.
       similarity: {row: [Q, G]}, further rows, before the features.
       protocol_names: keys of `metrics.PROTOCOLS`.
       trials: draws to average over, where the protocol draws; None for its own number.
-      gallery_draw: "agw", or "official" where a protocol has fixed permutations.
-      permutations: from `metrics.read_permutations`, for "official".
-      rerank: None, "all" or "queries", see `metrics.evaluate`.
-      block_bytes: working memory beyond the features.
+      gallery_draw, permutations, rerank, block_bytes: see `metrics.evaluate`.
       should_stop: polled before every evaluation.
 
     Yields:
@@ -147,10 +135,9 @@ def score(
 
 
 def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[str]) -> None:
-    """Writes one JSON file for each result, per-query results included.
+    """Writes a JSON file for each result, per-query results included.
 
-    A file is replaced by the same row scored again. Rows of another gallery draw or of other test
-    images ("test_set") have names of their own.
+    The same row scored again replaces it; another gallery draw or "test_set" has its own name.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,9 +227,7 @@ def check_protocols(
     permutations: Any = None,
     strict: bool = False,
 ) -> None:
-    """Refuses protocols that do not fit the data set, before anything long is begun.
-
-    Needs to know who and where the images are, and looks at none.
+    """Refuses protocols that do not fit the data set, by a ValueError; looks at no image.
 
     Args:
       options: the recipe's eval section.
@@ -250,11 +235,6 @@ def check_protocols(
       val: the images of people who are held out from training, if some are.
       permutations: from `metrics.read_permutations`, if they are asked for.
       strict: they have to be SYSU-MM01's, all of them.
-
-    Raises:
-      ValueError: no images to search with or among, no query with a match, cameras of another
-        data set, an image of the official gallery that is missing, more trials than it has, or a
-        file that does not hold the official permutations.
     """
     if permutations is not None and strict:
         check_permutations(permutations, np.unique(test.query.person).tolist())
@@ -270,10 +250,8 @@ def check_protocols(
 
 def _check_protocol(found: Search, part: str, gallery: str, permutations: Any) -> None:
     name, protocol = found.name, found.protocol
-    modalities = (protocol.query, protocol.gallery)
-    for what, modality, side in zip(
-        ("searches with", "searches"), modalities, found.sides, strict=True
-    ):
+    searched = (("searches with", protocol.query), ("searches", protocol.gallery))
+    for (what, modality), side in zip(searched, found.sides, strict=True):
         if not len(side):
             raise ValueError(
                 f"{name} {what} {modality} images, and the {part} people have none; check how the "
@@ -346,10 +324,7 @@ class Scorer:
     ) -> list[dict[str, Any]]:
         """Every row that the eval section asks for.
 
-        Args:
-          variables: on the mesh.
-          retrieval: the test set.
-          fresh: () -> the variables before training, for the baseline rows.
+        `fresh` makes the variables before training, for the baseline rows.
         """
         o = self.options
         if o.corrupt is not None:
@@ -389,11 +364,7 @@ class Scorer:
     ) -> Embedded:
         """Both sides embedded; with `flip` images and their mirror images together.
 
-        Args:
-          variables: on the mesh.
-          retrieval: the images.
-          flip: add the mirror images.
-          plain: what the images alone gave, so that they are not embedded a second time.
+        `plain` is what the images alone gave, so that they are not embedded a second time.
         """
         if self._accumulates:
             images = (1 + flip) * sum(map(len, retrieval))
@@ -405,28 +376,21 @@ class Scorer:
         if not flip:
             query, gallery = self._features(variables, retrieval)
             return Embedded(query, gallery, {})
-        both = [
+        alone = plain[:2] if plain else self._features(variables, retrieval)
+        turned = self._features(variables, retrieval, mirror=True)
+        query, gallery = (
             {name: mean_direction(before[name], mirrored[name]) for name in before}
-            for before, mirrored in zip(
-                plain[:2] if plain else self._features(variables, retrieval),
-                self._features(variables, retrieval, mirror=True),
-                strict=True,
-            )
-        ]
-        return Embedded(both[0], both[1], {})
+            for before, mirrored in zip(alone, turned, strict=True)
+        )
+        return Embedded(query, gallery, {})
 
     def _features(
         self, variables: Any, sides: Sequence[Records], *, mirror: bool = False
     ) -> list[Features]:
         with Progress(self.say, "images embedded", sum(map(len, sides))) as progress:
+            embed = partial(embed_records, self.embed, variables, mirror=mirror)
             options = self._embed_options(progress)
-            return [
-                join(
-                    embed_records(self.embed, variables, side, mirror=mirror, **options),
-                    self.fusions,
-                )
-                for side in sides
-            ]
+            return [join(embed(side, **options), self.fusions) for side in sides]
 
     def _embed_options(self, progress: Progress) -> dict[str, Any]:
         return dict(
@@ -441,8 +405,7 @@ class Scorer:
     def _rows(
         self, found: Embedded, retrieval: Retrieval, names: Sequence[str], **options: Any
     ) -> list[dict[str, Any]]:
-        rows = []
-        total = len(names) * len([*found.similarity, *found.query])
+        rows, total = [], len(names) * len([*found.similarity, *found.query])
         with Progress(self.say, "rows scored", total) as progress:
             for row in self._score(found, retrieval, names, **options):
                 rows.append(row)

@@ -40,6 +40,20 @@ SHIPPED = pathlib.Path(__file__).resolve().parent / "recipes"  # has configs/ in
 LONGEST_NAME = 80  # of a run's folder
 
 
+# name: (default, allowed values if not any, what --help says)
+FLAGS: dict[str, tuple[Any, list[str] | None, str]] = {
+    "workdir": (None, None, "Folder of the run. Default: runs/METHOD-DATASET[-CHANGED=VALUE...]."),
+    "step": ("last", None, "Checkpoint that --mode=eval scores: last, best, or a number of steps."),
+    "mode": ("train", ["train", "eval"], "train (and score), or eval: score a run's checkpoint."),
+    "dist": (
+        "auto",
+        ["auto", "off", "on"],
+        "Several processes: auto finds a TPU pod, a Slurm step or JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID; off: one process; on: refuse to be only one.",
+    ),
+}
+
+
 def cli() -> None:
     """The command line; see the module's docstring."""
     main(sys.argv)
@@ -48,35 +62,15 @@ def cli() -> None:
 def main(argv: Sequence[str]) -> NoReturn:
     """Runs one command, and ends the process with its exit code."""
     own = flags.FlagValues()
-    for name, default, text in (
-        ("workdir", None, "Folder of the run. Default: runs/METHOD-DATASET[-CHANGED=VALUE...]."),
-        ("step", "last", "Checkpoint that --mode=eval scores: last, best, or a number of steps."),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=own)
-    flags.DEFINE_enum(
-        "mode",
-        "train",
-        ["train", "eval"],
-        "train (and score), or eval: score a run's checkpoint.",
-        flag_values=own,
-    )
-    flags.DEFINE_enum(
-        "dist",
-        "auto",
-        ["auto", "off", "on"],
-        "Several processes: auto finds a TPU pod, a Slurm step or JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID; off: one process; on: refuse to be only one.",
-        flag_values=own,
-    )
-    flags.DEFINE_integer(
-        "max_steps",
-        None,
-        "End training after this step and score: a try. Without it the run goes on from there.",
-        flag_values=own,
-    )
-    flags.DEFINE_bool(
-        "print_config", False, "Print the recipe, a value a line, and end.", flag_values=own
-    )
+    for name, (default, values, text) in FLAGS.items():
+        if values is None:
+            flags.DEFINE_string(name, default, text, flag_values=own)
+        else:
+            flags.DEFINE_enum(name, default, values, text, flag_values=own)
+    text = "End training after this step and score: a try. Without it the run goes on from there."
+    flags.DEFINE_integer("max_steps", None, text, flag_values=own)
+    text = "Print the recipe, a value a line, and end."
+    flags.DEFINE_bool("print_config", False, text, flag_values=own)
     config = parse(argv, own, about=__doc__)
     flags.FLAGS.mark_as_parsed()  # absl's log asks for it
     if config is None:
@@ -107,14 +101,12 @@ def parse(
 ) -> ml_collections.ConfigDict | None:
     """Parses a command line; what is wrong with it becomes one line and exit code 2.
 
-    Args:
-      argv: the command line.
-      own: the command's flags; --config, the values changed in it and --debug are added.
-      about: what --help says above the flags.
+    Adds --config, the values changed in it, --debug and --version to the flags in `own`; `about` is
+    what --help says above them.
 
     Returns:
-      The recipe that --config names; with --mode=eval and no --config that of the run in --workdir,
-      None where neither is given.
+      The recipe that --config names; with --mode=eval and no --config the one of the run in
+      --workdir; None where neither is given.
     """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=own)
     flags.DEFINE_bool("version", False, "Show the version.", flag_values=own)
@@ -209,12 +201,12 @@ def _with_path(argv: Sequence[str], value: str) -> list[str]:
         refuse(f"no recipe {name!r}; {known()}")
     add_recipes_to_path()
     found = f"{path}{colon}{arg}"
-    changed = [f"--config={found}" if a in (f"--config={value}", f"-config={value}") else a
-               for a in argv]  # fmt: skip
-    for n, word in enumerate(changed[:-1]):
-        if word in ("--config", "-config"):
-            changed[n + 1] = found
-    return changed
+    whole = (f"--config={value}", f"-config={value}")
+    before = ("", *argv)
+    return [
+        f"--config={found}" if word in whole else found if last in ("--config", "-config") else word
+        for last, word in zip(before, argv, strict=False)
+    ]
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
@@ -279,10 +271,7 @@ def run(
         data, loader and eval sections, the run in `workdir` all others.
       workdir: folder of the run; None names one under runs/ after the recipe and `overrides`.
       overrides: the values that were changed in the recipe, for that name.
-      mode: "train" or "eval".
-      step: what "eval" scores: "last", "best" or a number.
-      dist: "auto", "off" or "on", see `processes.start`.
-      max_steps: of a try, see `train.fit`.
+      mode, step, dist, max_steps: as the flags of the command.
       debug: let errors through with their traceback.
 
     Returns:
@@ -345,11 +334,7 @@ def train_and_score(
 ) -> list[dict]:
     """Trains to the end, resuming what `workdir` holds, and scores the last state.
 
-    Returns:
-      The results that are printed and saved under `workdir`/eval.
-
-    Raises:
-      As `train.fit`.
+    Returns the results that are printed and saved under `workdir`/eval; raises as `train.fit`.
     """
     from vireid_jax import train
 
@@ -370,16 +355,13 @@ def score_run(
     import jax
 
     from vireid_jax import build
-    from vireid_jax.runtime import checkpoint, devices, runfolder
+    from vireid_jax.runtime import checkpoint, devices
 
     workdir = pathlib.Path(workdir)
     chosen: str | int = int(step) if step.isdigit() else step
     # Before any data is loaded: a wrong folder is refused at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
-    build.check_known(config, workdir)
-    own, classes = runfolder.load_config(workdir), runfolder.load_classes(workdir)
-    parts = build.build_to_score(config, classes)
-    build.check_unseen(config, own, parts.split.test, parts.persons, workdir)
+    parts = build.build_to_score(config, workdir)
     shapes = jax.eval_shape(parts.method.init, jax.random.key(config.seed))
     variables, at = checkpoint.restore_variables(
         workdir / "checkpoints", devices.abstract(dict(shapes), parts.mesh), chosen

@@ -47,28 +47,25 @@ def make(
       epochs: length of the training, for the cosine schedule.
       name: "adam" (b1 0.9, b2 0.999, epsilon 1e-8) or "sgd" with momentum.
       lr: peak learning rate.
-      weight_decay: L2 strength; of all parameters, as torch does it, but those of no_decay.
+      weight_decay: L2 strength, of all parameters as in torch, except those of no_decay.
       decay: "coupled" adds weight_decay * parameter to the gradient before the moments, as
-        torch.optim.Adam and SGD do; "decoupled" is AdamW: the decay is scaled by the
-        parameter's learning rate alone.
-      momentum: of SGD.
-      nesterov: of SGD: Nesterov's momentum, as torch.optim.SGD's.
+        torch.optim.Adam and SGD do; "decoupled" is AdamW.
+      momentum, nesterov: of SGD, as torch.optim.SGD's.
       schedule: "multistep" multiplies by gamma at each milestone, "cosine" falls to 0,
         "constant" stays.
       milestones: epochs, ascending; one that is given twice counts twice.
       gamma: factor at a milestone.
       warmup_epochs: linear rise from warmup_factor * lr.
       warmup_factor: where the rise starts.
-      warmup_by: "step", a rise to lr at the end of warmup_epochs; or "epoch", a rate that is
-        constant within an epoch, warmup_factor * lr in the first and lr in the last of
-        warmup_epochs (AGW's code and its descendants: lr (e + 1) / 10 for ten epochs).
+      warmup_by: "step", a rise to lr at the end of warmup_epochs; or "epoch", constant within an
+        epoch, warmup_factor * lr in the first and lr in the last of warmup_epochs (AGW's code
+        and its descendants: lr (e + 1) / 10 for ten epochs).
       restart_epoch: the whole schedule, without warm-up, starts again here.
       clip_norm: upper bound of the global gradient norm; None or 0 for none.
       multipliers: (regular expression, factor) pairs; a parameter whose path, such as
-        "backbone/stem/conv1/kernel", matches from its start takes factor * lr. The first
-        match counts.
-      no_decay: regular expressions; a parameter whose path matches one from its start has no
-        weight decay, as in a torch parameter group with weight_decay=0.
+        "backbone/stem/conv1/kernel", matches from its start takes factor * lr; the first match
+        counts.
+      no_decay: regular expressions; a parameter whose path matches has no weight decay.
 
     Returns:
       (transform, learning_rate): updates are `-learning_rate(step)` times what the
@@ -78,10 +75,14 @@ def make(
       ValueError: naming the option. The transform's `init` refuses a pattern that matches no
         parameter.
     """
-    _check(name, OPTIMIZERS, "name")
-    _check(schedule, SCHEDULES, "schedule")
-    _check(decay, ("coupled", "decoupled"), "decay")
-    _check(warmup_by, WARMUPS, "warmup_by")
+    for option, chosen, allowed in (
+        ("name", name, OPTIMIZERS),
+        ("schedule", schedule, SCHEDULES),
+        ("decay", decay, ("coupled", "decoupled")),
+        ("warmup_by", warmup_by, WARMUPS),
+    ):
+        if chosen not in allowed:
+            raise ValueError(f"optim.{option} is {chosen!r}, expected one of {list(allowed)}")
     if warmup_by == "epoch" and warmup_epochs and (warmup_epochs % 1 or warmup_epochs < 2):
         raise ValueError(
             f"optim.warmup_epochs is {warmup_epochs} with warmup_by=epoch, expected 0 or a whole "
@@ -115,17 +116,25 @@ def make(
             raise ValueError(f"optim.multipliers: {pair[0]!r} has {pair[1]}, expected 0 or more")
     _check_patterns("multipliers", [pattern for pattern, _ in multipliers])
     _check_patterns("no_decay", no_decay)
+
+    def decayed_weight(path: str, update: Any, param: Any) -> Any:
+        if not weight_decay or any(re.match(pattern, path) for pattern in no_decay):
+            return update
+        return update + weight_decay * param
+
+    def scaled(path: str, update: Any, _: Any) -> Any:
+        return next((f for pattern, f in multipliers if re.match(pattern, path)), 1.0) * update
+
     # Also with weight_decay 0, so that a wrong list does not wait until it counts.
     decays = weight_decay or no_decay
-    decayed_weights = _decayed_weights(weight_decay, no_decay) if decays else None
-    parts = [
-        optax.clip_by_global_norm(clip_norm) if clip_norm else None,
-        decayed_weights if decay == "coupled" else None,
+    with_decay = [_by_path("no_decay", no_decay, decayed_weight)] if decays else []
+    transform = optax.chain(
+        *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
+        *(with_decay if decay == "coupled" else []),
         optax.scale_by_adam() if name == "adam" else optax.trace(momentum, nesterov),
-        decayed_weights if decay == "decoupled" else None,
-        _scale_by_path(multipliers) if multipliers else None,
-    ]
-    transform = optax.chain(*[part for part in parts if part is not None])
+        *(with_decay if decay == "decoupled" else []),
+        *([_by_path("multipliers", [p for p, _ in multipliers], scaled)] if multipliers else []),
+    )
 
     def steps(value: float) -> int:
         return epochs_to_steps(value, steps_per_epoch)
@@ -162,40 +171,10 @@ def apply(params: Any, updates: Any, learning_rate: Any) -> Any:
     )
 
 
-def _decayed_weights(weight_decay: float, no_decay: Sequence[str]) -> optax.GradientTransformation:
-    """Adds weight_decay * parameter to every update, but for the paths of no_decay."""
-
-    def add(path: Any, update: Any, param: Any) -> Any:
-        spared = any(re.match(pattern, path_name(path)) for pattern in no_decay)
-        if spared or not weight_decay:
-            return update
-        return update + weight_decay * param
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree_util.tree_map_with_path(add, updates, params), state
-
-    return optax.GradientTransformation(_require("no_decay", no_decay), update)
-
-
-def _scale_by_path(multipliers: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Multiplies the update of every parameter by the factor of its path."""
-
-    def factor(path: str) -> float:
-        return next((f for pattern, f in multipliers if re.match(pattern, path)), 1.0)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return (
-            jax.tree_util.tree_map_with_path(lambda p, u: factor(path_name(p)) * u, updates),
-            state,
-        )
-
-    return optax.GradientTransformation(
-        _require("multipliers", [pattern for pattern, _ in multipliers]), update
-    )
-
-
-def _require(option: str, patterns: Sequence[str]) -> Callable[[Any], optax.EmptyState]:
-    """The `init` of a transform, which refuses a pattern that matches no parameter."""
+def _by_path(
+    option: str, patterns: Sequence[str], change: Callable[[str, Any, Any], Any]
+) -> optax.GradientTransformation:
+    """Updates become change(path, update, parameter); a pattern must match some parameter."""
 
     def init(params: Any) -> optax.EmptyState:
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -206,7 +185,13 @@ def _require(option: str, patterns: Sequence[str]) -> Callable[[Any], optax.Empt
                 )
         return optax.EmptyState()
 
-    return init
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        changed = jax.tree_util.tree_map_with_path(
+            lambda path, *leaves: change(path_name(path), *leaves), updates, params
+        )
+        return changed, state
+
+    return optax.GradientTransformation(init, update)
 
 
 def path_name(path: Any) -> str:
@@ -229,8 +214,3 @@ def _check_patterns(option: str, patterns: Sequence[str]) -> None:
             raise ValueError(
                 f"optim.{option}: {pattern!r} is not a regular expression: {error}"
             ) from error
-
-
-def _check(value: str, allowed: Sequence[str], option: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"optim.{option} is {value!r}, expected one of {list(allowed)}")

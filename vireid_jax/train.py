@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from clu import parameter_overview
 from vireid_jax import build, optim
 from vireid_jax.runtime import checkpoint, devices, preemption, processes, runfolder, watch, writer
 from vireid_jax.runtime.checkpoint import Checkpoints
-from vireid_jax.runtime.writer import SAY_EVERY_S, duration
+from vireid_jax.runtime.writer import SAY_EVERY_S, Writer, duration
 from vireid_jax.types import Batch, Method, Stopped, Variables, epochs_to_steps
 
 
@@ -85,11 +85,8 @@ def fit(
 ) -> Trained:
     """Trains a recipe in a folder to the end, resuming what the folder holds.
 
-    Args:
-      config: the recipe.
-      workdir: folder of the run; made if missing.
-      max_steps: end after this step, as a try; the schedule stays the whole run's, and without it
-        the run goes on from there.
+    `max_steps` ends a try after this step; the schedule stays the whole run's, which goes on from
+    there without it.
 
     Raises:
       ValueError, FileNotFoundError: the recipe cannot be carried out, or the folder holds a run of
@@ -142,13 +139,8 @@ def fit(
                 f"no checkpoint in {checkpoints.directory} can be read, and the file of weights "
                 f"that the run began with, {config.init.weights}, is gone; bring it back"
             )
-        log = writer.Writer(
-            workdir,
-            tensorboard=options.tensorboard,
-            resume_step=start,
-            active=jax.process_index() == 0,
-        )
-        with contextlib.closing(log):
+        shown = dict(tensorboard=options.tensorboard, active=jax.process_index() == 0)
+        with contextlib.closing(Writer(workdir, resume_step=start, **shown)) as log:
             state = train(
                 state=state,
                 start=start,
@@ -175,19 +167,6 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-class Scalars(Protocol):
-    """What the loop needs of a writer."""
-
-    def write(self, step: int, scalars: dict[str, float], *, split: str = "train") -> None:
-        """Records scalars."""
-
-    def progress(self, step: int, total: int, scalars: dict[str, float]) -> None:
-        """Shows how far the run is."""
-
-    def say(self, text: str) -> None:
-        """Prints a line."""
 
 
 def init_state(method: Method, transform: optax.GradientTransformation, seed: int) -> TrainState:
@@ -284,7 +263,7 @@ def train(
     steps_per_epoch: int,
     epochs: float,
     mesh: jax.sharding.Mesh,
-    writer: Scalars,
+    writer: Writer,
     checkpoints: Checkpoints | None = None,
     evaluate: Callable[[Variables], Mapping[str, float]] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -297,22 +276,21 @@ def train(
     """Trains from step `start` to the end.
 
     Args:
-      state: where to start, from `restore_or_init`; it is donated.
-      start: steps done in `state`.
+      state, start: where to start, from `restore_or_init`; the state is donated.
       step_fn: from `make_train_step`.
       batches: (start, stop) -> this process's host batches of the steps start .. stop-1.
       steps_per_epoch: turns the epochs below into steps.
       epochs: length of the training.
       mesh: see `devices.make_mesh`.
-      writer: takes the scalars.
+      writer: takes scalars and lines; see its `write`, `progress` and `say`.
       checkpoints: where states go; None keeps none.
       evaluate: variables -> validation scores; raises `Stopped` when asked to stop.
       should_stop: polled once a step; True saves and raises `Preempted`.
-      max_steps: end after this step, as if the rest were left for another start.
+      max_steps: end after this step and leave the rest for another start.
       log_every: steps between records of scalars.
       eval_every: epochs between validations, 0 for none.
       checkpoint_every: epochs between checkpoints, 0 for the last alone.
-      clock: seconds, for what is shown: images per second, time taken.
+      clock: seconds, for the speed and the times that are shown.
 
     Returns:
       The final state, which is also saved.
@@ -324,9 +302,10 @@ def train(
     total = epochs_to_steps(epochs, steps_per_epoch)
     end = total if max_steps is None else min(total, max_steps)
     # 0 means "never" for an interval, so an interval below one step becomes one step.
-    eval_steps = max(epochs_to_steps(eval_every, steps_per_epoch), 1) if eval_every else 0
-    save_steps = max(epochs_to_steps(checkpoint_every, steps_per_epoch), 1)
-    save_steps = save_steps if checkpoint_every else 0
+    eval_steps, save_steps = (
+        max(epochs_to_steps(every, steps_per_epoch), 1) if every else 0
+        for every in (eval_every, checkpoint_every)
+    )
     step = start
     if step >= end:
         ended = "already finished" if step >= total else "already there"
@@ -353,8 +332,7 @@ def train(
         writer.write(step, scores, split="val")
         save(scores)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        best = checkpoints.best() if checkpoints is not None else None
-        if checkpoints is not None and best is not None:
+        if checkpoints is not None and (best := checkpoints.best()) is not None:
             at = (checkpoints.metrics(best) or {}).get("mAP", math.nan)
             shown += f"; best mAP {at:.4f} at step {best:,}"
         writer.say(f"validation at step {step:,}: {shown} ({duration(clock() - before)})")
@@ -363,11 +341,18 @@ def train(
     pending: list[tuple[int, dict[str, jax.Array]]] = []
 
     def check_finite() -> dict[str, float]:
-        """Fetches the scalars of the steps since the last call; returns those of the newest."""
+        """Fetches the scalars of the steps since the last call; returns the newest step's."""
         fetched = jax.device_get(pending)
         for at, scalars in fetched:
             if bad := [k for k, v in scalars.items() if not math.isfinite(v)]:
-                raise NonFiniteError(_non_finite(at, bad, scalars, checkpoints))
+                values = ", ".join(f"{k} = {float(v):.6g}" for k, v in scalars.items())
+                kept = checkpoints.latest() if checkpoints is not None else None
+                good = f"the last good checkpoint is step {kept}"
+                raise NonFiniteError(
+                    f"{', '.join(bad)} not finite at step {at} ({values}); "
+                    f"{good if kept else 'no checkpoint was saved yet'}. Try a lower "
+                    "--config.optim.lr, more warm-up, or --config.optim.clip_norm=1"
+                )
         pending.clear()
         return {k: float(v) for k, v in fetched[-1][1].items()}
 
@@ -378,19 +363,18 @@ def train(
     if should_stop():  # asked while the data was loaded; compiling may take minutes
         raise Preempted(step)
     watch.phase("compile")
-    begun = mark = shown = clock()
-    mark_step = step
+    begun = shown = clock()
+    shown_step = step
     for batch in batches(step, max(step, end)):
         if step == start:
             writer.say("compiling the training step")
-            mark = clock()
+            shown = clock()
         state, scalars = step_fn(state, devices.to_global(batch, mesh))  # type: ignore[arg-type]
         step += 1
         if step == start + 1:
             jax.block_until_ready(scalars)
-            writer.say(f"compiled, first step done in {duration(clock() - mark)}")
-            mark = shown = clock()
-            mark_step = step
+            writer.say(f"compiled, first step done in {duration(clock() - shown)}")
+            shown, shown_step = clock(), step
         watch.phase("train")
         pending.append((step, scalars))
         log, validation, saving = (
@@ -405,22 +389,21 @@ def train(
         if log or last or clock() - shown >= SAY_EVERY_S:
             if not (log or last):
                 newest = {k: float(v) for k, v in jax.device_get(scalars).items()}
-            shown = clock()
-            if step > mark_step:  # a first step says nothing of the speed
-                rate = (step - mark_step) * 2 * batch["label"].shape[0] * jax.process_count()
-                newest["images_per_second"] = rate / max(shown - mark, 1e-9)
+            now = clock()
+            if step > shown_step:  # a first step says nothing of the speed
+                images = (step - shown_step) * 2 * batch["label"].shape[0] * jax.process_count()
+                newest["images_per_second"] = images / max(now - shown, 1e-9)
             if log:
                 writer.write(step, newest)
             writer.progress(step, total, newest)
-            mark, mark_step = shown, step
+            shown, shown_step = now, step
         if validation or saving or last:
             save(wait=stop)
         if stop:
             raise Preempted(step)
         if validation:
             validate()
-            mark = shown = clock()
-            mark_step = step
+            shown, shown_step = clock(), step
     if checkpoints is not None:
         checkpoints.wait()
     if step > start:
@@ -428,15 +411,3 @@ def train(
         rest = f"; {total - step:,} steps are left for another start" if step < total else ""
         writer.say(f"trained {took}{' since the resume' if start else ''}{rest}")
     return state
-
-
-def _non_finite(
-    step: int, bad: list[str], scalars: Mapping[str, Any], checkpoints: Checkpoints | None
-) -> str:
-    kept = checkpoints.latest() if checkpoints is not None else None
-    values = ", ".join(f"{k} = {float(v):.6g}" for k, v in scalars.items())
-    after = f"the last good checkpoint is step {kept}" if kept else "no checkpoint was saved yet"
-    return (
-        f"{', '.join(bad)} not finite at step {step} ({values}); {after}. Try a lower "
-        "--config.optim.lr, more warm-up, or --config.optim.clip_norm=1"
-    )

@@ -30,9 +30,8 @@ Variables = Mapping[str, Any]  # flax collections: {"params": tree, "batch_stats
 class Batch(TypedDict):
     """One step's images: row i of both modalities shows identity `label[i]`.
 
-    Rows are identity-major (the K rows of an identity are adjacent) and an identity
-    has one run of rows in a batch. Host batches are uint8; inside the step they are
-    float32 and standardized (see `data.augment`).
+    Rows are identity-major: the K rows of an identity are adjacent, and there is one such run.
+    Host batches are uint8; inside the step they are float32 and standardized (`data.augment`).
     """
 
     visible: Any  # uint8 [B, H, W, 3]
@@ -166,7 +165,7 @@ class Method(NamedTuple):
     fusions: Mapping[str, Mapping[str, float]] = MappingProxyType({})
 
     def __hash__(self) -> int:
-        """Of the functions: a mapping has none, and `jax.jit` may be told a method."""
+        """Of the functions: a mapping has none, and a method may be static for `jax.jit`."""
         return hash((self.init, self.loss, self.embed, self.project))
 
 
@@ -200,12 +199,7 @@ def train_labels(records: Records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_batch(batch: Batch, *, num_ids: int, num_instances: int) -> None:
-    """Checks that a host batch (one process's rows) keeps the contract of `Batch`.
-
-    Args:
-      batch: NumPy arrays, or anything with dtype and shape.
-      num_ids: identities among these rows (P, or P / number of processes).
-      num_instances: images of each identity (K).
+    """Checks that a host batch of P identities with K images keeps the contract of `Batch`.
 
     Raises:
       ValueError: naming the field, what it is and what was expected.
@@ -230,13 +224,11 @@ def check_batch(batch: Batch, *, num_ids: int, num_instances: int) -> None:
             f"visible images are {list(batch['visible'].shape)} but infrared ones "
             f"{list(batch['infrared'].shape)}; load both at one size"
         )
-    label, camera = np.asarray(batch["label"]), np.asarray(batch["camera"])
-    if label.dtype != np.int32 or label.shape != (rows,):
-        raise ValueError(f"batch['label'] is {label.dtype} {label.shape}, expected int32 ({rows},)")
-    if camera.dtype != np.int32 or camera.shape != (rows, 2):
-        raise ValueError(
-            f"batch['camera'] is {camera.dtype} {camera.shape}, expected int32 ({rows}, 2)"
-        )
+    for key, shape in (("label", (rows,)), ("camera", (rows, 2))):
+        x = np.asarray(batch[key])  # type: ignore[literal-required]
+        if x.dtype != np.int32 or x.shape != shape:
+            raise ValueError(f"batch['{key}'] is {x.dtype} {x.shape}, expected int32 {shape}")
+    label = np.asarray(batch["label"])
     blocks = label.reshape(num_ids, num_instances)
     if not (blocks == blocks[:, :1]).all():
         raise ValueError(

@@ -20,8 +20,7 @@ def _gradients(distance, a, b, along):
     return jax.jit(jax.grad(lambda a, b: (along * distance(a, b)).sum(), (0, 1)))(a, b)
 
 
-@each("shape", [(5, 7, 64), (1, 3, 4), (6, 1, 4)])
-@each("shift", [0.0, 20.0])
+@each("shape, shift", [((5, 7, 64), 0.0), ((1, 3, 4), 20.0), ((6, 1, 4), 20.0)])
 def test_gradient_is_that_of_the_differences(shape, shift):
     rows, others, width = shape
     a, b = ((R.normal(size=(n, width)) + shift).astype(np.float32) for n in (rows, others))

@@ -1,15 +1,19 @@
 """The forked ResNet of IDKL: its shared branch is a plain ResNet, its specific one a copy."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
+from tests.support.plain import plainly
 from tests.support.reference.convert import flatten
 from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax import weights
 from vireid_jax.methods.common import Backbone
 from vireid_jax.methods.idkl.method import build
+from vireid_jax.nets import init
 from vireid_jax.nets.resnet import ResNet
 from vireid_jax.types import SPECIFIC
 from vireid_jax.weights.resnet import fill
@@ -19,7 +23,7 @@ VISIBLE, INFRARED = np.random.default_rng(8).normal(size=(2, 3, 32, 16, 3)).asty
 BOTH = ("", SPECIFIC)
 KEY = jax.random.key(0)
 IMAGE = jax.ShapeDtypeStruct(VISIBLE.shape, VISIBLE.dtype)
-STARTED = NET.lazy_init(KEY, [IMAGE], train=False, branches=BOTH)
+STARTED = init.start(partial(NET.init, train=False, branches=BOTH), KEY, [IMAGE])
 
 
 def drawn(variables, seed=1):
@@ -52,37 +56,40 @@ def part(variables, *, specific):
 
 
 @jax.jit
-def forked(variables, v, i):
-    return NET.apply(variables, [v, i], train=False, branches=BOTH)
+def forked(variables):
+    return NET.apply(variables, [VISIBLE, INFRARED], train=False, branches=BOTH)
 
 
 @jax.jit
-def plain(variables, v, i):
-    return NET.apply(variables, [v, i], train=False)
+def plain(variables):
+    return NET.apply(variables, [VISIBLE, INFRARED], train=False)
+
+
+@pytest.fixture(autouse=True)
+def compiled_plainly():
+    with plainly():
+        yield
 
 
 def test_each_branch_is_a_plain_resnet_with_its_own_last_stages():
-    shared, specific = forked(VARIABLES, VISIBLE, INFRARED)
+    shared, specific = forked(VARIABLES)
     for maps, is_specific in ((shared, False), (specific, True)):
         assert [x.shape for x in maps] == [(6, 2, 1, 16), (6, 2, 1, 32)]
-        expected = plain(part(VARIABLES, specific=is_specific), VISIBLE, INFRARED)
+        expected = plain(part(VARIABLES, specific=is_specific))
         np.testing.assert_allclose(maps[-1], expected, rtol=1e-5, atol=1e-5)
     assert np.abs(shared[-1] - specific[-1]).max() > 0.1
     assert np.abs(shared[0] - specific[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_training_uses_and_moves_the_statistics_of_a_plain_resnet():
-    @jax.jit
-    def train(variables):
-        forked = NET.apply(
-            variables, [VISIBLE, INFRARED], train=True, branches=BOTH, mutable=["batch_stats"]
+    def train(variables, **options):
+        return NET.apply(
+            variables, [VISIBLE, INFRARED], train=True, mutable=["batch_stats"], **options
         )
-        alone = NET.apply(
-            part(variables, specific=True), [VISIBLE, INFRARED], train=True, mutable=["batch_stats"]
-        )
-        return forked, alone
 
-    ((_, specific), updates), (maps, moved) = train(VARIABLES)
+    (_, specific), updates = jax.jit(partial(train, branches=BOTH))(VARIABLES)
+    maps, moved = jax.jit(train)(part(VARIABLES, specific=True))
     np.testing.assert_allclose(specific[-1], maps, rtol=1e-4, atol=1e-4)
     of_branch = flatten(part(updates, specific=True))
     for name, x in flatten(moved).items():
@@ -97,7 +104,7 @@ def test_the_specific_branch_has_parameters_of_its_own():
         ours, theirs = (flatten(STARTED["params"][n]) for n in (name, f"{name}_{SPECIFIC}"))
         assert {k: x.shape for k, x in ours.items()} == {k: x.shape for k, x in theirs.items()}
         assert np.abs(ours["conv1/kernel"] - theirs["conv1/kernel"]).max() > 0.1
-    plain = NET.lazy_init(KEY, [IMAGE], train=False)
+    plain = init.start(partial(NET.init, train=False), KEY, [IMAGE])
     for name, x in flatten(plain).items():  # and the shared branch starts as a plain ResNet does
         np.testing.assert_array_equal(x, flatten(STARTED)[name])
 
@@ -123,43 +130,26 @@ def test_a_loss_of_one_branch_trains_no_other():
 
 
 def test_the_shared_branch_alone_needs_no_other_parameters():
-    (maps,) = NET.apply(part(VARIABLES, specific=False), [VISIBLE], train=False, branches=("",))
-    (whole, _) = NET.apply(VARIABLES, [VISIBLE], train=False, branches=BOTH)
-    np.testing.assert_allclose(maps[-1], whole[-1], rtol=1e-5, atol=1e-5)
+    def embed(variables, branches):
+        return NET.apply(variables, [VISIBLE, INFRARED], train=False, branches=branches)
+
+    alone = part(VARIABLES, specific=False)
+    ((_, last),) = jax.eval_shape(partial(embed, branches=("",)), alone)
+    assert last.shape == (6, 2, 1, 32)
     with pytest.raises(Exception, match=SPECIFIC):
-        NET.apply(part(VARIABLES, specific=False), [VISIBLE], train=False, branches=BOTH)
+        jax.eval_shape(partial(embed, branches=BOTH), alone)
 
 
-@each("fork, twice", [(1, "1234"), (2, "234"), (4, "4")])
-def test_the_fork_may_be_elsewhere(fork, twice):
-    shapes = jax.eval_shape(
-        lambda x: NET.init(KEY, [x], train=False, branches=BOTH, fork=fork), VISIBLE[:1]
-    )
-    copies = {name for name in shapes["params"] if name.endswith(SPECIFIC)}
-    assert copies == {f"layer{n}_0_{SPECIFIC}" for n in twice}
-
-
-@each(
-    "options, match",
-    [
-        ({"fork": 0}, "fork is 0 with specific 0, expected 1 to 4"),
-        ({"fork": 5}, "fork is 5 with specific 0, expected 1 to 4"),
-        ({"generate": lambda maps: maps}, "fork is 3 .*no generate"),
-    ],
-)
-def test_a_bad_fork_is_refused(options, match):
-    with pytest.raises(ValueError, match=match):
-        jax.eval_shape(lambda x: NET.init(KEY, [x], train=False, branches=BOTH, **options), VISIBLE)
-
-
-def test_a_fork_amid_stages_of_each_modality_is_refused():
-    with pytest.raises(ValueError, match="fork is 2 with specific 3, expected 3 to 4"):
-        jax.eval_shape(
-            lambda x: NET.clone(specific=3).init(
-                KEY, [x, x], stems=(0, 1), train=False, branches=BOTH, fork=2
-            ),
-            VISIBLE,
-        )
+def test_branches_go_with_no_other_hook_and_no_specific_layer3():
+    for specific, options, match in (
+        (0, {"generate": lambda maps: maps}, "one of generate, branches and then"),
+        (0, {"then": lambda name, x: x}, "one of generate, branches and then"),
+        (4, {}, "branches with specific 4, expected at most 3"),
+    ):
+        net = NET.clone(specific=specific)
+        start = partial(net.init, stems=(0,), train=False, branches=BOTH, **options)
+        with pytest.raises(ValueError, match=match):
+            jax.eval_shape(start, KEY, [IMAGE])
 
 
 # --- ImageNet weights -------------------------------------------------------------------

@@ -12,9 +12,8 @@ def row_centers(
 ) -> tuple[jax.Array, jax.Array]:
     """For each row the centers of its identity, in every modality.
 
-    c_m^p = mean of the features of identity p in modality m, repeated for each row of p.
-    Made from label masks, so no order of rows is assumed and any shard of rows will do; a
-    sum over identities is the sum over rows of `weight` times the row's value.
+    c_m^p = mean of the features of identity p in modality m, repeated for each row of p, in any
+    order of rows. A sum over identities is the sum over rows of `weight` times the row's value.
 
     Args:
       features: [B, M, D].

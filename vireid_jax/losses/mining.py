@@ -1,7 +1,6 @@
 """Which pairs of rows a triplet loss may choose from, and how it chooses and averages.
 
-All of it works from labels: no order of rows is assumed. A pair is (anchor, other); the
-masks are what the losses use.
+All of it works from labels: no order of rows is assumed.
 """
 
 from typing import NamedTuple
@@ -13,14 +12,10 @@ from vireid_jax.losses.distance import wide
 
 
 class Pairs(NamedTuple):
-    """Pairs of N anchors with L others.
+    """Masks [N, L] of pairs of N anchors with L others."""
 
-    positive: bool [N, L], of one identity.
-    negative: bool [N, L], of two identities.
-    """
-
-    positive: jax.Array
-    negative: jax.Array
+    positive: jax.Array  # of one identity
+    negative: jax.Array  # of two
 
 
 def check_batch(features: jax.Array, labels: jax.Array, modalities: int | None = None) -> None:
@@ -50,8 +45,8 @@ def joint_rows(features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.A
 
 def joint_pairs(labels: jax.Array) -> Pairs:
     """Pairs of a set with itself, blind to modality; a row is no positive of itself."""
-    same = labels[:, None] == labels[None, :]
-    return Pairs(same & ~jnp.eye(len(labels), dtype=bool), ~same)
+    same, other = cross_pairs(labels)
+    return Pairs(same & ~jnp.eye(len(labels), dtype=bool), other)
 
 
 def cross_pairs(labels: jax.Array) -> Pairs:
@@ -66,9 +61,8 @@ def center_pairs(labels: jax.Array, modalities: int) -> Pairs:
     Positives are of another modality, as one identity has one center in each.
     """
     modality = jnp.tile(jnp.arange(modalities), len(labels))
-    labels = jnp.repeat(labels, modalities)
-    same = labels[:, None] == labels[None, :]
-    return Pairs(same & (modality[:, None] != modality[None, :]), ~same)
+    same, other = cross_pairs(jnp.repeat(labels, modalities))
+    return Pairs(same & (modality[:, None] != modality[None, :]), other)
 
 
 def farthest(distance: jax.Array, positive: jax.Array) -> jax.Array:
@@ -98,12 +92,7 @@ def hard_triplet(
 
     Anchors that lack positives or negatives are left out; the value is 0 without any anchor.
     Among equally far positives (or equally near negatives) the gradient is divided evenly.
-
-    Args:
-      distance: [N, L].
-      pairs: masks [N, L].
-      margin: in units of the distance.
-      weight: [N], the weights of the anchors in the mean; equal by default.
+    distance [N, L], in its units margin, weight [N] of the anchors in the mean; equal by default.
     """
     pull, push = farthest(distance, pairs.positive), nearest(distance, pairs.negative)
     valid = pairs.positive.any(1) & pairs.negative.any(1)

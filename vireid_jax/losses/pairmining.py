@@ -44,8 +44,7 @@ def center_pair_mining(
     misprinted: it is read as the one of eq. 3 with the modalities exchanged.
 
     Args:
-      original: centers c [P, 2, D], visible and infrared.
-      generated: centers g [P, 2, D].
+      original, generated: centers c and g [P, 2, D], visible and infrared.
       margin: a, in units of the distance; PDM prints none, both codes have 0.2.
       form: of `CPM_FORMS`.
 
@@ -86,14 +85,8 @@ def center_pair_mining(
 def orthogonality(generated: jax.Array) -> jax.Array:
     """L_ort of DEEN's code: inner products of what the branches made of one image.
 
-    sum_n sum_{i<j} <f_n^i, f_n^j> / (N (1 + G)): the code divides by all its rows, the images' own
-    among them. Not bounded below, hence its weight of 0.01.
-
-    Args:
-      generated: [N, G, D], features of the branches.
-
-    Returns:
-      Scalar, float32 or wider; 0 with one branch.
+    sum_n sum_{i<j} <f_n^i, f_n^j> / (N (1 + G)) of features [N, G, D]: the code divides by all its
+    rows, the images' own among them. Not bounded below, hence its weight of 0.01; float32 or wider.
 
     Raises:
       ValueError: for another rank.

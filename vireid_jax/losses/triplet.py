@@ -1,9 +1,4 @@
-"""Triplet losses over the images of a batch: a positive pulls, a negative pushes.
-
-All take features [B, M, D] and labels [B] in any order of rows, and give a mean over the
-anchors that have what the loss needs; a batch of one identity has no negatives, and gives 0
-with a zero gradient.
-"""
+"""A triplet loss over the images of a batch: a positive pulls, a negative pushes."""
 
 import jax
 
@@ -12,7 +7,7 @@ from vireid_jax.losses.mining import hard_triplet, joint_pairs, joint_rows
 
 
 def batch_hard_triplet(features: jax.Array, labels: jax.Array, *, margin: float = 0.3) -> jax.Array:
-    """Batch-hard triplet loss, blind to modality.
+    """Batch-hard triplet loss, blind to modality and to the order of rows.
 
     mean_a [margin + max_{p: same identity, p != a} d(a, p) - min_{n: other} d(a, n)]_+ over
     all M * B rows as anchors; unsquared Euclidean distances of features as they come.
@@ -24,7 +19,7 @@ def batch_hard_triplet(features: jax.Array, labels: jax.Array, *, margin: float 
       margin: in units of the distance.
 
     Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
+      Scalar, float32 or wider; 0, with a zero gradient, when the batch has one identity.
 
     Raises:
       ValueError: for shapes that do not fit.

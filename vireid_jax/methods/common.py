@@ -133,7 +133,7 @@ def initialize(
 
     def start(key: Any) -> Variables:
         image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
-        return init.start(net, key, image, image)
+        return init.start(net.init, key, image, image)
 
     return start
 

@@ -1,12 +1,10 @@
 """Attention without softmax: the non-local blocks of AGW and of DEEN.
 
-Such attention is a product of three matrices, y = (theta phi^T / n) g, and may be computed as
-theta (phi^T g / n) as well: with fewer channels than positions the second way needs no matrix of
-positions by positions (at 384 x 192 that is 2304 x 2304 for each image in DEEN's first block).
-`attend` takes the cheaper one.
+Such attention is a product of three matrices, y = (theta phi^T / n) g. As theta (phi^T g / n) it
+needs no matrix of positions by positions, which is 2304 x 2304 in DEEN's first block.
 
-Every block ends with a normalization whose factors and shifts start at 0, so that a fresh block
-passes its map on as it is, and an ImageNet backbone starts as it was trained.
+Every block ends with a normalization whose factors and shifts start at 0: a fresh block passes its
+map on as it is, and an ImageNet backbone starts as it was trained.
 """
 
 from typing import Any
@@ -22,13 +20,7 @@ from vireid_jax.nets.norm import BatchNorm
 def attend(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
     """(theta phi^T / n) g for every image, in the cheaper order.
 
-    Args:
-      theta: [N, q, c].
-      phi: [N, n, c].
-      g: [N, n, d].
-
-    Returns:
-      [N, q, d] in the dtype of theta.
+    theta [N, q, c], phi [N, n, c], g [N, n, d] -> [N, q, d] in the dtype of theta.
 
     Raises:
       ValueError: for shapes that do not fit.
@@ -49,9 +41,9 @@ def attend(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
 class NonLocal(nn.Module):
     """Non-local attention of AGW: x + BN(W(y)), y = (theta phi^T / n) g over positions.
 
-    Wang et al., "Non-local neural networks" (CVPR 2018), in the dot-product form; n positions,
-    theta, phi and g with half the channels, and as in AGW's code
-    (mangye16/Cross-Modal-Re-ID-baseline, `Non_local`) biases in all four 1x1 convolutions.
+    Wang et al., "Non-local neural networks" (CVPR 2018), in the dot-product form: n positions;
+    theta, phi and g have half the channels. All four 1x1 convolutions have biases, as in AGW's
+    code (mangye16/Cross-Modal-Re-ID-baseline, `Non_local`).
     """
 
     dtype: Any = None
@@ -64,8 +56,7 @@ class NonLocal(nn.Module):
         half = width // 2
         theta, phi, g = (_rows(_point(x, half, name, self.dtype)) for name in ("theta", "phi", "g"))
         y = attend(theta, phi, g).reshape(*x.shape[:-1], half)
-        y = _point(y, width, "w", self.dtype)
-        return x + _zero_norm(self.groups)(y, train=train)
+        return x + _ended(self, y, width, train)
 
 
 class ChannelAttention(nn.Module):
@@ -87,17 +78,15 @@ class ChannelAttention(nn.Module):
         phi, g = (_rows(_point(low, width, name, self.dtype)) for name in ("phi", "g"))
         energy = jnp.einsum("npc,npd->ncd", theta, phi) / width
         y = jnp.einsum("ncd,npd->npc", energy, g).reshape(low.shape)
-        y = _point(y, high.shape[-1], "w", self.dtype)
-        return high + _zero_norm(self.groups)(y, train=train)
+        return high + _ended(self, y, high.shape[-1], train)
 
 
 class PositionAttention(nn.Module):
     """DEEN's position non-local block: places of the deeper map attend to the shallower one.
 
-    theta of `high`, phi and g of `low` have half of low's channels, c / 2; in memory each is
-    then read as c channels of half as many places, which joins every place of the upper half
-    of a map with that below it in the lower half. y = (theta phi^T / n) g over those; high +
-    BN(W(y)). ZYK100/LLCM, DEEN/model.py, `PNL`.
+    theta of `high`, phi and g of `low` have c / 2 channels, half of low's. `fold_halves` reads
+    each as c channels of half as many places; y = (theta phi^T / n) g over these; high + BN(W(y)).
+    ZYK100/LLCM, DEEN/model.py, `PNL`.
     """
 
     dtype: Any = None
@@ -110,8 +99,7 @@ class PositionAttention(nn.Module):
         theta = fold_halves(_point(high, half, "theta", self.dtype))
         phi, g = (fold_halves(_point(low, half, name, self.dtype)) for name in ("phi", "g"))
         y = unfold_halves(attend(theta, phi, g), (high.shape[1], high.shape[2], half))
-        y = _point(y, high.shape[-1], "w", self.dtype)
-        return high + _zero_norm(self.groups)(y, train=train)
+        return high + _ended(self, y, high.shape[-1], train)
 
 
 class Aggregation(nn.Module):
@@ -142,7 +130,6 @@ def fold_halves(x: jax.Array) -> jax.Array:
             f"a map of {height} x {width} has an odd number of places, which DEEN's position "
             "attention cannot halve; choose an image height that is a multiple of 32"
         )
-    # Halves of the places in the order of rows: for even h this moves no row.
     x = x.reshape(batch, 2, height * width // 2, channels)
     return x.transpose(0, 2, 3, 1).reshape(batch, height * width // 2, 2 * channels)
 
@@ -150,8 +137,7 @@ def fold_halves(x: jax.Array) -> jax.Array:
 def unfold_halves(x: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     """The inverse of `fold_halves`: [N, h w / 2, 2 c] -> [N, h, w, c] of `shape` (h, w, c)."""
     batch, places, channels = x.shape
-    x = x.reshape(batch, places, channels // 2, 2).transpose(0, 3, 1, 2)
-    return x.reshape(batch, *shape)
+    return x.reshape(batch, places, channels // 2, 2).transpose(0, 3, 1, 2).reshape(batch, *shape)
 
 
 def _same_places(high: jax.Array, low: jax.Array) -> jax.Array:
@@ -180,5 +166,8 @@ def _point(x: jax.Array, width: int, name: str, dtype: Any) -> jax.Array:
     )(x)
 
 
-def _zero_norm(groups: int) -> BatchNorm:
-    return BatchNorm(scale_init=init.constant(0.0), groups=groups, name="bn")
+def _ended(block: Any, y: jax.Array, width: int, train: bool) -> jax.Array:
+    """BN(W(y)), which starts at 0."""
+    y = _point(y, width, "w", block.dtype)
+    norm = BatchNorm(scale_init=init.constant(0.0), groups=block.groups, name="bn")
+    return norm(y, train=train)

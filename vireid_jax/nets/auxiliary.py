@@ -26,15 +26,10 @@ LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R BT.601
 def check(
     kind: str, kinds: Sequence[str], *, smgm_width: int, smgm_init: str, smgm_input: str
 ) -> None:
-    """Refuses options of a third modality before anything is traced.
+    """Refuses options of a third modality before anything is traced, by a ValueError.
 
-    Args:
-      kind: of the third modality.
-      kinds: what a method knows: `IMAGE_KINDS` and its own.
-      smgm_width, smgm_init, smgm_input: see `SMGM`; checked for every kind.
-
-    Raises:
-      ValueError: naming the option, what it is and what it may be.
+    `kinds` are what a method knows: `IMAGE_KINDS` and its own. The options of `SMGM` are checked
+    for every kind.
     """
     choices = {
         "auxiliary": (kind, kinds),
@@ -62,16 +57,12 @@ def make(
     dtype: Any = None,
     remat: bool = False,
 ) -> nn.Module:
-    """The module of one of `IMAGE_KINDS`.
+    """The module of one of `IMAGE_KINDS`; raises ValueError for another kind.
 
     Args:
       kind: which one.
       smgm_width, smgm_init, smgm_input: of "syncretic", see `SMGM`.
-      kernels, dtype: "xla" or "cpu", and the compute type, see `ResNet`.
-      remat: compute inner maps a second time in the backward pass.
-
-    Raises:
-      ValueError: there is no such kind.
+      kernels, dtype, remat: see `ResNet`.
     """
     again = nn.remat if remat else (lambda module: module)
     common: dict[str, Any] = {"kernels": kernels, "dtype": dtype}
@@ -112,14 +103,8 @@ class SMGM(nn.Module):
     @nn.compact
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> jax.Array:
         """Two image batches [B, H, W, 3], row b of both of one identity, to one."""
-        conv = partial(
-            nn.Conv,
-            kernel_size=(1, 1),
-            dtype=self.dtype,
-            kernel_init=_eye if self.initial == "identity" else init.kaiming_normal("fan_in"),
-            bias_init=init.constant(0.0),
-            conv_general_dilated=dot_1x1 if self.kernels == "cpu" else None,
-        )
+        start = _eye if self.initial == "identity" else init.kaiming_normal("fan_in")
+        conv = partial(_point(self), kernel_init=start)
         if self.input == "unit":
             visible, infrared = _to_unit(visible), _to_unit(infrared)
         conv1 = conv(self.width, name="conv1")
@@ -133,10 +118,8 @@ class X(nn.Module):
     Li et al., "Infrared-visible cross-modal person re-identification with an X modality" (AAAI
     2020): a "lightweight" generator. Later work gives one channel between the two 1x1
     convolutions. It starts as the mean of the colors (conv1 1/3, conv2 1) and works on images in
-    [0, 1]: on standardized ones the ReLU would cut off whatever is darker than average.
-
-    Attributes:
-      kernels, dtype: as in `SMGM`.
+    [0, 1]: on standardized ones the ReLU would cut off whatever is darker than average. `kernels`
+    and `dtype` as in `SMGM`.
     """
 
     kernels: str = "xla"
@@ -145,13 +128,7 @@ class X(nn.Module):
     @nn.compact
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> jax.Array:
         """Images [B, H, W, 3] to others; the infrared ones are not looked at."""
-        conv = partial(
-            nn.Conv,
-            kernel_size=(1, 1),
-            dtype=self.dtype,
-            bias_init=init.constant(0.0),
-            conv_general_dilated=dot_1x1 if self.kernels == "cpu" else None,
-        )
+        conv = _point(self)
         conv1 = conv(1, kernel_init=init.constant(1 / 3), name="conv1")
         conv2 = conv(3, kernel_init=init.constant(1.0), name="conv2")
         return _from_unit(conv2(nn.relu(conv1(_to_unit(visible)))))
@@ -181,6 +158,15 @@ class Mixed(nn.Module):
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> jax.Array:
         """Two image batches [B, H, W, 3], row b of both of one identity, to one between."""
         return (visible + infrared) / 2
+
+
+def _point(net: Any) -> Any:
+    """A 1x1 convolution whose bias starts at 0, by the `kernels` and `dtype` of a module."""
+    dot = dot_1x1 if net.kernels == "cpu" else None
+    zero = init.constant(0.0)
+    return partial(
+        nn.Conv, kernel_size=(1, 1), dtype=net.dtype, bias_init=zero, conv_general_dilated=dot
+    )
 
 
 def _eye(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

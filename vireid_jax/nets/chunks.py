@@ -1,19 +1,10 @@
 """Memory of one chunk for a loss of the whole batch (`config.devices.accumulate`).
 
-Metric losses compare all rows of a batch, so a batch cannot be cut as a classifier's can: losses
-of chunks add up to another loss. But features are small, and the maps that the network needs for
-its gradient are large. So all rows are embedded chunk by chunk without keeping maps, the loss sees
-the features of all, and its gradient goes back through one chunk at a time, whose maps are then
-computed anew. Gao et al., "Scaling deep contrastive learning batch size under memory limited
-setup" (RepL4NLP 2021), do so by hand; here a scan over rematerialized chunks does.
-
-The gradient is exactly that of the loss of all rows. What differs from a network applied to the
-whole batch is what batch normalization sees: a chunk is normalized by its own statistics, and
-running statistics move once a chunk, one after the other, as they do in PyTorch when a loop
-accumulates gradients. Random streams (dropout) are those of (key, chunk).
-
-What it costs: the network's forward pass twice; and with a batch over several devices the sum of
-gradients over devices once a chunk, where a batch in one piece needs it once.
+Metric losses compare all rows of a batch, so losses of chunks would add up to another loss. But
+features are small and maps are large: all rows are embedded chunk by chunk without keeping maps,
+the loss sees all features, and its exact gradient goes back through one chunk at a time, whose maps
+are computed a second time. Gao et al. (RepL4NLP 2021) do so by hand; here a scan does. The cost is
+a second forward pass, and a sum of gradients over devices for each chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +20,7 @@ Forward = Callable[[Variables, Sequence[jax.Array], Any], tuple[Any, Any]]
 
 
 def check(accumulate: int) -> None:
-    """Refuses what is no number of chunks. Raises ValueError."""
+    """Raises ValueError for what is no number of chunks."""
     if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
         raise ValueError(
             f"devices.accumulate is {accumulate!r}, expected a whole number of chunks, 1 (the "
@@ -47,21 +38,20 @@ def apply(
 ) -> tuple[Any, Any]:
     """A network's training pass, in chunks of slots.
 
-    Chunk c has the rows r with r % chunks == c. So a batch that is sharded over devices by
-    contiguous rows stays where it is, and who is in a chunk does not depend on their number.
+    Chunk c has the rows r with r % chunks == c, so a batch that is sharded over devices by
+    contiguous rows stays where it is. A chunk is normalized by its own statistics; running
+    statistics move once a chunk, as in PyTorch when a loop accumulates gradients.
 
     Args:
       forward: the pass on some slots. All that it returns first has their rows in front, slot b
-        as a run of rows if there are several for each: no mean over rows, and nothing for which
-        rows of other slots count but the statistics of a normalization.
+        as a run of rows if there are several for each, and no mean over rows.
       variables: with the collection "batch_stats", the only one that changes.
       images: arrays [B, ...].
-      key: of the random streams; that of chunk c is folded with c.
+      key: of the random streams; chunk c takes it folded with c.
       chunks: 1 is `forward` itself.
 
     Returns:
-      What `forward` returns, in the order of the batch; the statistics are those after the last
-      chunk.
+      What `forward` returns, in the order of the batch, with the statistics after the last chunk.
 
     Raises:
       ValueError: the chunks do not divide the rows.

@@ -1,60 +1,70 @@
-"""Initializers that fill on the host, so that starting a model compiles nothing.
+"""Initializers that fill on the host, so that a start compiles nothing.
 
-`jax.jit(model.init)` compiles every random draw of a ResNet: 7-14 s on two CPU cores.
-These initializers draw with NumPy from the parameter's own key; together with linen's
-`lazy_init`, which evaluates parameters but not the forward pass, a ResNet-50 starts in
-about a second. Under a trace (`jax.eval_shape`) they return abstract values.
+`jax.jit(model.init)` compiles every random draw of a ResNet: 7-14 s on two CPU cores. Here NumPy
+draws from the parameter's own key, and `start` leaves the forward pass out: about a second.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 Initializer = Callable[..., jax.Array]
 
+# A primitive, so that a trace notes a draw: `start` evaluates it, `jax.eval_shape` sees its shape.
+_draw_p = core.Primitive("draw_on_host")
 
-def start(net: nn.Module, key: jax.Array, *images: jax.ShapeDtypeStruct) -> Any:
+
+def start(initialize: Callable[..., Any], key: jax.Array, *images: Any) -> Any:
     """The variables that a network starts from; nothing but them is computed.
 
     Args:
-      net: a linen module.
+      initialize: `init` of a linen module.
       key: random key.
-      images: what it is called with, [N, H, W, 3].
+      images: shapes of what it is called with, [N, H, W, 3].
     """
-    # jnp's functions are jitted, and lazy_init compiles a program for each of their shapes, though
-    # nothing is left in it to compute: half of the time.
-    with jax.disable_jit():
-        return net.lazy_init(key, *images)
+    with jax.disable_jit():  # or each of jnp's functions would be compiled for each shape
+        traced, shapes = jax.make_jaxpr(initialize, return_shape=True)(key, *images)
+        needed, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+        if any(used[1:]):
+            raise ValueError("a variable starts from the images, expected their shapes alone")
+        fill = core.jaxpr_as_fun(core.ClosedJaxpr(needed, traced.consts))
+        leaves = fill(*[key][: sum(used)])
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.device_put(leaves))
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...], dtype: Any, std: float) -> jax.Array:
-    """N(0, std^2) of `shape`, drawn by NumPy where the key is concrete."""
-    if isinstance(key, jax.core.Tracer):
-        return std * jax.random.normal(key, shape, dtype)
-    return jnp.asarray((std * _generator(key).standard_normal(shape)).astype(dtype))
+@_draw_p.def_impl
+def _draw(key: jax.Array, *, kind: str, shape: tuple[int, ...], dtype: Any, size: float) -> Any:
+    generator = np.random.Generator(np.random.Philox(np.asarray(key, np.uint32).tolist()))
+    if kind == "normal":
+        drawn = size * generator.standard_normal(shape)
+    else:
+        drawn = generator.uniform(-size, size, shape)
+    return jnp.asarray(drawn.astype(dtype))
 
 
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, bound: float) -> jax.Array:
-    """U(-bound, bound) of `shape`, the same way."""
-    if isinstance(key, jax.core.Tracer):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-    return jnp.asarray(_generator(key).uniform(-bound, bound, shape).astype(dtype))
+@_draw_p.def_abstract_eval
+def _(key: Any, *, kind: str, shape: tuple[int, ...], dtype: Any, size: float) -> Any:
+    return jax.core.ShapedArray(shape, np.dtype(dtype))
 
 
-def _generator(key: jax.Array) -> np.random.Generator:
+def _drawn(key: jax.Array, kind: str, shape: Any, dtype: Any, size: float) -> jax.Array:
+    """N(0, size^2) for kind "normal", U(-size, size) for "uniform"."""
     # Hard-typed keys and raw uint32 keys both occur: linen folds whichever it was given.
-    raw = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return np.random.Generator(np.random.Philox(np.asarray(raw, np.uint32).tolist()))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    found: jax.Array = _draw_p.bind(key, kind=kind, shape=tuple(shape), dtype=dtype, size=size)
+    return found
 
 
 def normal(std: float, mean: float = 0.0) -> Initializer:
     """N(mean, std^2)."""
-    return lambda key, shape, dtype=jnp.float32: mean + _normal(key, shape, dtype, std)
+    return lambda key, shape, dtype=jnp.float32: mean + _drawn(key, "normal", shape, dtype, std)
 
 
 def kaiming_normal(mode: str = "fan_out") -> Initializer:
@@ -67,27 +77,26 @@ def kaiming_normal(mode: str = "fan_out") -> Initializer:
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         fan = math.prod(shape[:-2]) * (shape[-2] if mode == "fan_in" else shape[-1])
-        return _normal(key, shape, dtype, math.sqrt(2.0 / fan))
+        return _drawn(key, "normal", shape, dtype, math.sqrt(2.0 / fan))
 
     return init
 
 
 def torch_uniform() -> Initializer:
-    """U(-b, b), b = 1 / sqrt(inputs): what PyTorch's linear and convolution layers start from.
+    """U(-b, b), b = 1 / sqrt(inputs): the start of PyTorch's linear and convolution kernels.
 
-    For kernels laid out [..., in, out]. PyTorch draws biases from the same interval; a layer's
-    bias has no inputs of its own, so `torch_uniform_bias` is told them.
+    Kernels are laid out [..., in, out].
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return _uniform(key, shape, dtype, 1 / math.sqrt(math.prod(shape[:-1])))
+        return _drawn(key, "uniform", shape, dtype, 1 / math.sqrt(math.prod(shape[:-1])))
 
     return init
 
 
 def torch_uniform_bias(inputs: int) -> Initializer:
     """U(-b, b), b = 1 / sqrt(inputs), for the bias of such a layer."""
-    return lambda key, shape, dtype=jnp.float32: _uniform(key, shape, dtype, inputs**-0.5)
+    return lambda key, shape, dtype=jnp.float32: _drawn(key, "uniform", shape, dtype, inputs**-0.5)
 
 
 def constant(value: float) -> Initializer:

@@ -1,25 +1,10 @@
 """The network of DEEN (Zhang and Wang, CVPR 2023) and of PDM (ICASSP 2025), which extends it.
 
 A ResNet with a stem for each modality. After each of layer1 to layer3 an aggregation block (MFA,
-`attention.Aggregation`) mixes in the map before it. The last stage is entered by the map and by
-those that an expansion makes of it (DEE in DEEN, MFGM in PDM): from then on every image is 1 + G
-rows. PDM adds a gate after the stems (SimAM), attention in the expansion, and prototypes that
-pool parts (PLM). On RegDB both end with layer3, and expand after layer2.
-
-From a map f a branch of the expansion makes another of the same shape:
-
-  f_i = fuse(conv_1(f), conv_2(f), conv_3(f))     3x3, dilations 1, 2, 3, to a quarter of the
-                                                  channels                            eq. 1 of PDM
-  f_i+ = FC(ReLU(attention(f_i)))                 FC a 1x1 convolution with bias      eq. 2
-
-DEEN (ZYK100/LLCM, DEEN/model.py, `DEE_module`) has the mean of the three and no attention. PDM's
-code (mmunhappy/ICASSP2025-PDM, `MFGM`) adds CBAM (Woo et al., ECCV 2018) with a residual: channel
-attention CA, then spatial attention SA by one 49x49 convolution. PDM's paper prints a sum and the
-concatenation [CA(f_i), SA(f_i)].
-
-Rows: image n of the shared stages is rows (1 + G) n ... (1 + G) n + G after the expansion, the
-image itself first. Branches have weights of their own and are an axis: of the kernels, and of the
-result. They follow the rows, so that a run of rows stays on its device.
+`attention.Aggregation`) mixes in the map before it. An expansion (DEE in DEEN, MFGM in PDM) makes G
+maps of each before the last stage: image n is then rows (1 + G) n ... (1 + G) n + G, itself first,
+and a run of rows stays on its device. PDM adds a gate after the stems (SimAM), attention in the
+expansion, and prototypes that pool parts (PLM). On RegDB both end with layer3.
 """
 
 import math
@@ -58,44 +43,44 @@ class MultiFeatureNet(nn.Module):
 
     Attributes:
       num_classes: C.
-      backbone_options: of `ResNet`, with specific 1; remat is that of MFA and expansion too.
-      expansion_options: of `Expansion`; None: no expansion, one row an image.
-      prototype_options: of `Prototypes`; None: no parts.
-      classified: of "global", "full": the features with a classifier.
-      aggregates: whether the MFA blocks are there.
-      gates: whether `simam` follows the stems.
+      backbone_options: of `ResNet`, with specific 1; remat is for MFA and expansion too.
       dropout: of all entries of the expanded maps, the image's own too.
+      branches, fuse, attention: of `Expansion`; without branches there is none.
+      aggregates, gate: whether there are MFA blocks, and SimAM after the stems.
+      num_prototypes: m of `Prototypes`; 0: none.
+      classified: of "global", "full": the features with a classifier.
     """
 
     num_classes: int
     backbone_options: Mapping[str, Any]
-    expansion_options: Mapping[str, Any] | None
-    prototype_options: Mapping[str, Any] | None
-    classified: tuple[str, ...]
-    aggregates: bool
-    gates: bool
     dropout: float
+    branches: int
+    fuse: str = "mean"
+    attention: str = "none"
+    aggregates: bool = True
+    gate: bool = False
+    num_prototypes: int = 0
+    classified: tuple[str, ...] = ("global",)
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
         options = self.backbone_options
         self.backbone = ResNet(**options)
-        stages = options.get("stages", 4)
-        remat = options.get("remat", False)
+        remat, dtype = options.get("remat", False), options.get("dtype")
+        groups = options.get("groups", 1)
         if self.aggregates:  # mfa1 and mfa2, mfa3 where layer4 follows
             block = rematerialized(Aggregation, self, remat, static=(3,))
-            self.mfa = [
-                block(options.get("dtype"), options.get("groups", 1)) for _ in range(stages - 1)
-            ]
-        if self.expansion_options is not None:
-            self.expansion = rematerialized(Expansion, self, remat)(**self.expansion_options)
+            self.mfa = [block(dtype, groups) for _ in range(options.get("stages", 4) - 1)]
+        if self.branches:
+            expansion = rematerialized(Expansion, self, remat)
+            self.expansion = expansion(self.branches, self.fuse, self.attention, dtype=dtype)
         self.drop = nn.Dropout(self.dropout)
         names = ["global"]
-        if self.prototype_options is not None:
-            self.prototypes = Prototypes(**self.prototype_options)
+        if self.num_prototypes:
+            self.prototypes = Prototypes(self.num_prototypes)
             names.append("full")
         start = init.normal(0.01, mean=1.0)  # AGW's code and its descendants
-        neck = partial(BatchNorm, use_bias=False, scale_init=start, groups=options.get("groups", 1))
+        neck = partial(BatchNorm, use_bias=False, scale_init=start, groups=groups)
         self.neck = {name: neck() for name in names}
         self.classifier = {
             name: nn.Dense(self.num_classes, use_bias=False, kernel_init=init.normal(0.001))
@@ -106,9 +91,9 @@ class MultiFeatureNet(nn.Module):
         """The training pass on standardized images [B, H, W, 3].
 
         Returns:
-          "feature": {"global", and "full": [B, 2, R, D]}, visible first, of R = 1 + G rows with the
-          image's own first; "logits": the same for `classified`, [2 B R, C], rows in that order;
-          with prototypes also "similarity" and "similarity_logits" [2 B R, m, n].
+          "feature": {"global", "full": [B, 2, R, D]}, visible first, of R = 1 + G rows, the
+          image's own first; "logits": the same for `classified`, [2 B R, C]; with prototypes also
+          "similarity" and "similarity_logits" [2 B R, m, n].
         """
         features, parts = self._features([visible, infrared], [VISIBLE, INFRARED], train=True)
         neck = {name: self.neck[name](x, train=True) for name, x in features.items()}
@@ -122,7 +107,7 @@ class MultiFeatureNet(nn.Module):
         return out
 
     def embed(self, images: jax.Array, modality: int) -> dict[str, dict[str, jax.Array]]:
-        """{"feature", "neck"}: {"global", and "full": [N, R, D]} before and after the neck."""
+        """{"feature", "neck"}: {"global", "full": [N, R, D]} before and after the neck."""
         features, _ = self._features([images], [modality], train=False)
         neck = {name: self.neck[name](x, train=False) for name, x in features.items()}
         count = len(images)
@@ -143,13 +128,13 @@ class MultiFeatureNet(nn.Module):
         def then(name: str, x: jax.Array) -> jax.Array:
             nonlocal low
             if name == "stem":
-                low = simam(x) if self.gates else x
+                low = simam(x) if self.gate else x
                 return low
             if name not in ends:
                 return x
             if self.aggregates:
                 x = low = self.mfa[ends[name] - 1](x, low, train)
-            if ends[name] < stages - 1 or self.expansion_options is None:
+            if ends[name] < stages - 1 or not self.branches:
                 return x
             x = self.expansion(x)
             x = x.reshape(-1, *x.shape[2:])
@@ -157,7 +142,7 @@ class MultiFeatureNet(nn.Module):
 
         maps = self.backbone(images, stems=stems, train=train, then=then)
         features, parts = {"global": gap(maps)}, None
-        if self.prototype_options is not None:
+        if self.num_prototypes:
             parts = self.prototypes(maps)
             flat = parts.features.reshape(len(maps), -1)
             features["full"] = jnp.concatenate([flat, features["global"]], 1)
@@ -166,41 +151,32 @@ class MultiFeatureNet(nn.Module):
 
 def make(
     *,
-    num_classes: int,
     image_size: tuple[int, int],
     backbone_options: Mapping[str, Any],
     stages: int,
-    dropout: float,
-    branches: int,
-    fuse: str = "mean",
-    attention: str = "none",
     mfa: bool = True,
-    gate: bool = False,
-    num_prototypes: int = 0,
-    classified: tuple[str, ...] = ("global",),
+    **options: Any,
 ) -> MultiFeatureNet:
     """The network of some options; refuses what cannot be built, before anything is traced.
 
     Args:
-      num_classes: C.
-      image_size: (height, width); with `mfa` the maps must have an even number of places.
+      image_size: (height, width); with MFA the maps must have an even number of places.
       backbone_options: of `ResNet`.
       stages: 4, or 3 to end with layer3.
-      dropout: of all entries of the expanded maps.
-      branches, fuse, attention: of `Expansion`; without branches there is none.
-      mfa, gate: whether there are aggregation blocks, and SimAM.
-      num_prototypes: of `Prototypes`; 0: none.
-      classified: the features with a classifier.
+      mfa: whether there are aggregation blocks.
+      options: of `MultiFeatureNet`.
 
     Raises:
       ValueError: naming the option, what it is and what it may be.
     """
+    backbone = {**backbone_options, "stages": stages, "specific": 1}
+    net = MultiFeatureNet(backbone_options=backbone, aggregates=mfa, **options)
     if stages not in (3, 4):
         raise ValueError(f"method.stages is {stages}, expected 4, or 3 to end with layer3")
-    if branches < 0:
-        raise ValueError(f"method.branches is {branches}, expected 0 or more")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"method.dropout is {dropout}, expected 0 to below 1")
+    if net.branches < 0:
+        raise ValueError(f"method.branches is {net.branches}, expected 0 or more")
+    if not 0 <= net.dropout < 1:
+        raise ValueError(f"method.dropout is {net.dropout}, expected 0 to below 1")
     for stage in range(stages if mfa else 0):
         height, wide = map_size(image_size, stage, backbone_options.get("last_stride", 1))
         if height * wide % 2:
@@ -209,19 +185,7 @@ def make(
                 "the position attention of method.mfa cannot halve; choose a height or width that "
                 "is a multiple of 32, or method.mfa=False"
             )
-    dtype = backbone_options.get("dtype")
-    return MultiFeatureNet(
-        num_classes=num_classes,
-        backbone_options={**backbone_options, "stages": stages, "specific": 1},
-        expansion_options=dict(branches=branches, fuse=fuse, attention=attention, dtype=dtype)
-        if branches
-        else None,
-        prototype_options=dict(count=num_prototypes) if num_prototypes else None,
-        classified=classified,
-        aggregates=mfa,
-        gates=gate,
-        dropout=dropout,
-    )
+    return net
 
 
 # --- Expansion: DEE, MFGM ----------------------------------------------------------------------
@@ -230,13 +194,21 @@ def make(
 class Expansion(nn.Module):
     """f [N, h, w, F] to [N, 1 + G, h, w, F]: f, then the maps of G branches.
 
+      f_i = fuse(conv_1(f), conv_2(f), conv_3(f))    3x3, dilations 1, 2, 3, to F / 4 channels
+      f_i+ = FC(ReLU(attention(f_i)))                FC a 1x1 convolution with bias
+
+    (eqs. 1 and 2 of PDM). DEEN (ZYK100/LLCM, DEEN/model.py, `DEE_module`) has no attention. PDM's
+    code (mmunhappy/ICASSP2025-PDM, `MFGM`) adds CBAM (Woo et al., ECCV 2018) with a residual:
+    channel attention CA, then spatial attention SA by one 49x49 convolution. PDM's paper prints a
+    sum and the concatenation [CA(f_i), SA(f_i)].
+
     Attributes:
       branches: G.
       fuse: of the three convolutions: "mean" (both codes) or "sum" (PDM, eq. 1).
-      attention: "none" (DEEN), "sequential" (PDM's code), or "concat" (PDM, eq. 2, with CA(f_i) and
-        SA(f_i) the gated maps: the gates themselves are of different shapes).
-      kernel: side of the spatial attention's kernel, odd; 49 in PDM's code.
-      reduction: of the channel attention's bottleneck; 16 in PDM's code.
+      attention: "none" (DEEN), "sequential" (PDM's code), or "concat" (PDM, eq. 2, CA(f_i) and
+        SA(f_i) read as gated maps: the gates differ in shape).
+      kernel: side of SA's kernel, odd; 49 in PDM's code.
+      reduction: of CA's bottleneck; 16 in PDM's code.
       dtype: compute type; None follows the input.
     """
 
@@ -257,8 +229,7 @@ class Expansion(nn.Module):
                 )
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}, expected an odd number")
-        width, count = x.shape[-1], self.branches
-        squeezed = width // 4
+        width, count, squeezed = x.shape[-1], self.branches, x.shape[-1] // 4
         parts = [
             nn.Conv(
                 count * squeezed,
@@ -278,12 +249,11 @@ class Expansion(nn.Module):
             y = self._attended(y)
         # The start of every branch is that of a convolution of its own.
         inputs = y.shape[-1]
-        start, bias_start = init.kaiming_normal("fan_in"), init.torch_uniform_bias(inputs)
-        kernel = self.param("expand_kernel", _stacked(start), (count, inputs, width))
-        bias = self.param("expand_bias", bias_start, (count, width))
-        y = nn.relu(y)
-        kernel, bias = kernel.astype(y.dtype), bias.astype(y.dtype)
-        made = jnp.einsum("nhwgc,gcd->nghwd", y, kernel) + bias.reshape(1, count, 1, 1, width)
+        start = _stacked(init.kaiming_normal("fan_in"))
+        kernel = self.param("expand_kernel", start, (count, inputs, width)).astype(y.dtype)
+        bias = self.param("expand_bias", init.torch_uniform_bias(inputs), (count, width))
+        made = jnp.einsum("nhwgc,gcd->nghwd", nn.relu(y), kernel)
+        made = made + bias.astype(y.dtype).reshape(1, count, 1, 1, width)
         return jnp.concatenate([x[:, None], made], 1)
 
     def _attended(self, y: jax.Array) -> jax.Array:
@@ -319,10 +289,9 @@ class Expansion(nn.Module):
 def spatial_convolution(x: jax.Array, kernel: jax.Array, *, form: str = "auto") -> jax.Array:
     """A k x k convolution of the whole map, to one channel a branch, padded by k // 2.
 
-    With a kernel as large as the map every place sees every other, most of a padded convolution
-    multiplies zeros, and backends take it for a convolution still: "dense" lays the kernel out as
-    a matrix of places by places, and the convolution is a product. "auto" does so for maps of up to
-    1152 places where the kernel is larger than a quarter of the map.
+    With a kernel as large as the map most of a padded convolution multiplies zeros. "dense" lays
+    the kernel out as a matrix of places by places, for a product. "auto" does so for
+    maps of up to 1152 places where the kernel is larger than a quarter of the map.
 
     Args:
       x: [N, h, w, G, c].
@@ -394,12 +363,9 @@ class Prototypes(nn.Module):
     P [m, F] are the prototypes, one set for both modalities and all branches; E [n, F] is a learned
     table of positions, which the paper mentions and its code adds for S alone. Both start as He
     normal, std sqrt(2 / F) (mmunhappy/ICASSP2025-PDM, plm.py). There is no softmax and no scale.
-
-    Attributes:
-      count: m.
     """
 
-    count: int = 10
+    count: int = 10  # m
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Parts:
@@ -426,12 +392,7 @@ def simam(x: jax.Array) -> jax.Array:
 
     gate = sigmoid(d / (4 (sum d / (n - 1) + 1e-4)) + 0.5), d = (x - mean)^2 over the n places of
     each channel of each map; it is at least sigmoid(0.5) = 0.622. mmunhappy/ICASSP2025-PDM, SNA.py.
-
-    Args:
-      x: [N, h, w, F].
-
-    Returns:
-      The same shape and dtype; statistics in float32 or wider.
+    [N, h, w, F] -> the same shape and dtype; statistics in float32 or wider.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     places = x.shape[1] * x.shape[2]

@@ -12,9 +12,8 @@ from vireid_jax.nets import init
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, as `torch.nn.BatchNorm{1,2}d`.
 
-    Differs from `flax.linen.BatchNorm` in what torch does otherwise: the running variance
-    is the unbiased one, n / (n - 1) times the batch variance. Under jit with a sharded
-    batch the statistics are those of the global batch, unless there are groups.
+    Unlike in `flax.linen.BatchNorm` the running variance is the unbiased one, n / (n - 1) times
+    the batch variance. A sharded batch has global statistics, unless there are groups.
 
     Attributes:
       use_bias: learn a shift; a BN neck has none (Luo et al. 2019, "Bag of Tricks").
@@ -22,10 +21,9 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       scale_init: where the factors start.
       groups: contiguous runs of N / groups rows that are each normalized by their own mean and
-        variance, in training. The first alone moves the running statistics, as it does on
-        several GPUs without SyncBN: torch's DataParallel keeps the buffers of replica 0, and
-        of DistributedDataParallel's processes the first one saves its own. Runs that lie on
-        devices of their own need no communication to be normalized.
+        variance, in training. The first alone moves the running statistics, as in torch on
+        several GPUs without SyncBN, which keeps the buffers of replica 0. Runs that lie on devices
+        of their own need no communication.
     """
 
     use_bias: bool = True
@@ -38,9 +36,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalizes x [N, ..., F]; returns the same shape and dtype.
 
-        Args:
-          x: rows, with any axes between them and the F channels.
-          train: normalize by batch statistics and move the running ones; else by those.
+        With `train` by batch statistics, which move the running ones; else by the running ones.
 
         Raises:
           ValueError: the groups do not divide the rows.
@@ -55,8 +51,13 @@ class BatchNorm(nn.Module):
         rows = x.astype(wide)
         mean, var = running_mean.value, running_var.value
         if train:
-            if groups != 1:
-                rows = self._runs(rows, groups)
+            if groups != 1:  # a sharded axis of rows stays in place
+                if groups < 1 or rows.shape[0] % groups:
+                    raise ValueError(
+                        f"{groups} groups of batch statistics for {rows.shape[0]} rows, expected a "
+                        "divisor; change devices.bn_groups, or sampler.num_ids to a multiple of it"
+                    )
+                rows = rows.reshape(groups, -1, *rows.shape[1:])
             mean, var = _moments(rows, running_mean.value, groups)
             if not self.is_initializing():
                 self._update(rows, mean, var, running_mean, running_var, groups)
@@ -66,15 +67,6 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             y = y + _row(self.param("bias", init.constant(0.0), (width,)), x.ndim)
         return y.astype(x.dtype)
-
-    def _runs(self, rows: jax.Array, groups: int) -> jax.Array:
-        """[N, ..., F] -> [groups, N / groups, ..., F]; a sharded axis of rows stays in place."""
-        if groups < 1 or rows.shape[0] % groups:
-            raise ValueError(
-                f"{groups} groups of batch statistics for {rows.shape[0]} rows, expected a "
-                "divisor; change devices.bn_groups, or sampler.num_ids to a multiple of it"
-            )
-        return rows.reshape(groups, -1, *rows.shape[1:])
 
     def _update(
         self, rows: Any, mean: Any, var: Any, running_mean: Any, running_var: Any, groups: int
@@ -95,9 +87,7 @@ def _row(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 def _moments(x: jax.Array, shift: jax.Array, groups: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [F] of x over all axes but the last.
-
-    With groups x is [groups, n, ..., F], and they are [groups, F].
+    """Mean and biased variance [F] of x [..., F], or [groups, F] of x [groups, n, ..., F].
 
     One pass over x, so one all-reduce on a mesh; shifting by the running mean keeps
     E[x^2] - E[x]^2 from cancelling when the mean is far from zero.

@@ -12,12 +12,7 @@ def gap(x: jax.Array) -> jax.Array:
 def gem(x: jax.Array, p: float = 3.0) -> jax.Array:
     """Generalized-mean pooling with a fixed p, as in AGW's code: (mean(x^p) + 1e-12)^(1/p).
 
-    Args:
-      x: [N, h, w, F], not negative (after a ReLU), or p is an even number.
-      p: 1 is the mean.
-
-    Returns:
-      [N, F], float32 or wider.
+    [N, h, w, F] -> [N, F], float32 or wider. x is not negative, or p is an even number.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return ((x**p).mean((1, 2)) + 1e-12) ** (1 / p)
@@ -27,14 +22,7 @@ def gem_above(x: jax.Array, p: jax.Array | float = 3.0, *, epsilon: float = 1e-6
     """Generalized-mean pooling of what is above a floor: (mean of max(x, eps)^p)^(1/p).
 
     Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation", eq. 3.
-
-    Args:
-      x: [N, h, w, F]; entries below epsilon, negative ones too, count as epsilon.
-      p: 1 is the mean.
-      epsilon: 1e-6 is AGW's and IDKL's.
-
-    Returns:
-      [N, F], float32 or wider.
+    [N, h, w, F] -> [N, F], float32 or wider; epsilon 1e-6 is AGW's and IDKL's.
     """
     x = jnp.maximum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), epsilon)
     whole = isinstance(p, float | int) and p == int(p)

@@ -11,14 +11,13 @@ Class = TypeVar("Class", bound=type[nn.Module])
 def rematerialized(
     module: Class, parent: nn.Module, remat: bool, static: Sequence[int] = ()
 ) -> Class:
-    """The module class, or one whose inner arrays are computed anew in the backward pass.
+    """The module class, or one whose inner arrays are computed again in the backward pass.
 
-    Of an instance its arguments alone are kept. Names of parameters do not change, and a fresh
-    network starts from the class itself: under a trace `nets.init` would draw other weights.
+    Only the arguments of its call are kept. Names of parameters do not change.
 
     Args:
       module: a class.
-      parent: what makes an instance of it, in `setup` or a compact method.
+      parent: what makes an instance of it, in `setup` or a compact method; it starts without.
       remat: whether.
       static: positions of arguments of its call that are not arrays, such as `train`; the module
         itself is 0, and arguments by keyword are always taken for arrays.

@@ -1,10 +1,8 @@
 """ResNet with PyTorch's arithmetic, one-stream or with modality-specific leading stages.
 
-He et al., "Deep residual learning for image recognition" (CVPR 2016), in the variant of
-torchvision ("v1.5": the stride of a bottleneck sits on its 3x3 convolution), whose
-ImageNet weights the re-ID papers start from. Parameter names are torchvision's with
-dots turned into nesting and list indices into suffixes (`layer1.0.conv1.weight` is
-`layer1_0/conv1/kernel`).
+He et al., "Deep residual learning for image recognition" (CVPR 2016), in torchvision's variant
+("v1.5": the stride of a bottleneck is in its 3x3 convolution), whose ImageNet weights the papers
+start from. torchvision's `layer1.0.conv1.weight` is the parameter `layer1_0/conv1/kernel`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import STEMS
 
 KERNELS = ("xla", "cpu")
+FORK = 3  # the first stage that has branches
 
 # depth -> (bottleneck blocks, blocks per stage). 10 and 14 are one block a stage: for
 # laptops and tests, not from the paper.
@@ -34,16 +33,12 @@ DEPTHS: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
 
 
 def feature_width(depth: int, width: int, stage: int = 4) -> int:
-    """Channels of the map after a stage, by default the last, D; 0 is the stem.
-
-    Raises:
-      ValueError: for an unknown depth.
-    """
+    """Channels of the map after a stage, by default the last, D; 0 is the stem."""
     return width if not stage else width * 2 ** (stage - 1) * (4 if _layout(depth)[0] else 1)
 
 
 def block_names(depth: int, stage: int) -> list[str]:
-    """What the blocks of a stage are called: "layer2_0", ... Raises ValueError for a depth."""
+    """What the blocks of a stage are called: "layer2_0", ..."""
     return [f"layer{stage}_{block}" for block in range(_layout(depth)[1][stage - 1])]
 
 
@@ -57,8 +52,7 @@ def map_size(image_size: tuple[int, int], stage: int, last_stride: int = 1) -> t
 def interleave(arrays: Sequence[jax.Array]) -> jax.Array:
     """M arrays [B, ...] -> [B * M, ...]; row b * M + m is row b of array m.
 
-    A stack, not a concatenation: the sharded batch axis stays in front, so no device
-    hands rows to another (a concatenation moves half of them).
+    The sharded batch axis stays in front, so no device hands rows to another.
     """
     if len(arrays) == 1:
         return arrays[0]
@@ -81,13 +75,11 @@ class ResNet(nn.Module):
       stages: 4, or 3 to end with layer3 (DEEN and PDM on RegDB).
       specific: leading stages with parameters of their own for each modality:
         0 one-stream, 1 the stem (conv1, bn1, max-pool), 2 the stem and layer1, ...
-      kernels: "xla", or "cpu": 1x1 convolutions as matrix products and max-pooling as
-        maxima of shifted maps, the same numbers, whose gradients XLA's CPU backend
-        computes several times faster.
+      kernels: "xla", or "cpu": 1x1 convolutions as matrix products and max-pooling as maxima of
+        shifted maps, the same numbers, whose gradients are several times faster on CPUs.
       dtype: compute type of convolutions; None follows the input.
       groups: see `BatchNorm`.
-      remat: in training keep the maps between blocks alone, and compute those inside the stem
-        and the blocks anew in the backward pass.
+      remat: in training keep the maps between blocks alone, and compute the others twice.
     """
 
     depth: int = 50
@@ -108,9 +100,7 @@ class ResNet(nn.Module):
         stems: Sequence[int] | None = None,
         train: bool,
         generate: Callable[[list[jax.Array]], list[jax.Array]] | None = None,
-        after: int = 2,
         branches: Sequence[str] = (),
-        fork: int = 3,
         then: Callable[[str, jax.Array], jax.Array] | None = None,
     ) -> Any:
         """Embeds M images per slot.
@@ -120,34 +110,28 @@ class ResNet(nn.Module):
           stems: for each array whose specific stages it passes (VISIBLE, INFRARED or
             AUXILIARY); not needed when `specific` is 0.
           train: normalize by batch statistics and update the running ones.
-          generate: turns the M maps [B, h, w, F] after some stages into those that pass the
-            others, such as the same and a generated one.
-          after: how many stages come before `generate`: 1 the stem, 2 the stem and layer1.
-          branches: copies of the stages from `fork` on that the maps pass, each for itself:
-            "" the stages as they are always called, another name a copy with that suffix.
-          fork: how many stages the branches have in common: 3 is the stem, layer1 and layer2.
-          then: called with the name of every part that the modalities share ("stem", where all
-            are joined, "layer1_0", ...) and its map, returns the map that goes on; its rows may
-            multiply, each into a run of rows.
+          generate: turns the M maps [B, h, w, F] after the specific stages into the maps that pass
+            the others, such as the same and a generated one.
+          branches: copies of layer3 and layer4 that the maps pass, each for itself: "" the stages
+            as they are always called, another name a copy with that suffix.
+          then: (name of a shared part: "stem", "layer1_0", ...; its map) -> the map that goes on,
+            whose rows may multiply, each into a run of rows.
 
         Returns:
           Feature maps [B * M, h, w, F]; row b * M + m is array m of slot b, with the M of
-          `generate` if it is given. With `branches` a list for each, of such maps after each of
-          its stages.
+          `generate` if it is given. With `branches` a list for each, of the maps after its stages.
 
         Raises:
-          ValueError: for an unknown depth, an impossible set of stems, a `generate` or a fork
-            amid specific stages.
+          ValueError: for an unknown depth, and for arguments that do not go together.
         """
         if self.stages not in (3, 4):
             raise ValueError(f"stages is {self.stages}, expected 4, or 3 to end with layer3")
         if not 0 <= self.specific <= 5:
             raise ValueError(f"specific is {self.specific}, expected 0 (one-stream) to 5")
-        if generate is not None and not max(self.specific, 1) <= after <= 5:
-            raise ValueError(
-                f"after is {after} with specific {self.specific}, expected "
-                f"{max(self.specific, 1)} to 5: maps are generated from the specific stages' output"
-            )
+        if branches and self.specific > 3:
+            raise ValueError(f"branches with specific {self.specific}, expected at most 3")
+        if (generate is not None) + bool(branches) + (then is not None) > 1:
+            raise ValueError("expected one of generate, branches and then, got several")
         if not self.specific:
             stems = (0,) * len(images)
         elif stems is None or len(stems) != len(images):
@@ -155,28 +139,18 @@ class ResNet(nn.Module):
                 f"{len(images)} modalities with stems {stems}: name the stem of each "
                 "(VISIBLE, INFRARED or AUXILIARY) when specific > 0"
             )
-        if then is not None and (generate is not None or branches or self.specific > 1):
-            raise ValueError(
-                f"then with specific {self.specific}, expected at most 1, and neither generate "
-                "nor branches"
-            )
-        if branches and (generate is not None or not max(self.specific, 1) <= fork <= 4):
-            raise ValueError(
-                f"fork is {fork} with specific {self.specific}, expected "
-                f"{max(self.specific, 1)} to 4, and no generate"
-            )
-        x, count, done = self._specific(images, stems, train), len(images), max(self.specific, 1)
+        x, done = self._specific(images, stems, train), max(self.specific, 1)
         if branches:
-            x = self._stages(x, range(done, fork), train)
-            return [self._branch(x, name, fork, train) for name in branches]
+            x = self._stages(x, range(done, FORK), train)[-1]
+            rest = range(FORK, self.stages + 1)
+            suffixes = [f"_{name}" if name else "" for name in branches]
+            return [self._stages(x, rest, train, suffix)[1:] for suffix in suffixes]
         if generate is not None:
-            x = self._stages(x, range(done, after), train)
-            x = deinterleave(x, count)
-            maps = generate([x[:, m] for m in range(count)])
-            x, count, done = interleave(maps), len(maps), after
+            x = deinterleave(x, len(images))
+            x = interleave(generate([x[:, m] for m in range(len(images))]))
         if then is not None:
             x = then("stem", x)
-        return self._stages(x, range(done, self.stages + 1), train, then)
+        return self._stages(x, range(done, self.stages + 1), train, then=then)[-1]
 
     def _specific(
         self, images: Sequence[jax.Array], stems: Sequence[int], train: bool
@@ -186,46 +160,31 @@ class ResNet(nn.Module):
         for stem in sorted(set(stems)):
             members = [m for m, s in enumerate(stems) if s == stem]
             suffix = f"_{STEMS[stem]}" if self.specific else ""
-            x = self._stem([images[m] for m in members], suffix, train)
-            for stage in range(1, max(self.specific, 1)):
-                x = self._stage(x, stage, suffix, train)
+            stem_of = rematerialized(_Stem, self, self.remat and train, static=(2,))
+            how = (self.kernels, self.dtype, self.groups)
+            x = stem_of(self.width, *how, name=f"stem{suffix}")([images[m] for m in members], train)
+            x = self._stages(x, range(1, max(self.specific, 1)), train, suffix)[-1]
             if len(members) == len(images):
                 return x
             for at, m in enumerate(members):
                 maps[m] = deinterleave(x, len(members))[:, at]
         return interleave(maps)
 
-    def _stages(self, x: jax.Array, stages: range, train: bool, then: Any = None) -> jax.Array:
+    def _stages(
+        self, x: jax.Array, stages: range, train: bool, suffix: str = "", then: Any = None
+    ) -> list[jax.Array]:
+        """The map, and the map after each stage; stages 1-4 are torchvision's layer1-layer4."""
+        block_of = rematerialized(_Block, self, self.remat and train, static=(2,))
+        how = (_layout(self.depth)[0], self.kernels, self.dtype, self.groups)
+        maps = [x]
         for stage in stages:
-            x = self._stage(x, stage, "", train, then)
-        return x
-
-    def _branch(self, x: jax.Array, name: str, fork: int, train: bool) -> list[jax.Array]:
-        """The maps after each stage of one branch."""
-        maps = []
-        for stage in range(fork, self.stages + 1):
-            x = self._stage(x, stage, f"_{name}" if name else "", train)
+            width = self.width * 2 ** (stage - 1)
+            for block, name in enumerate(block_names(self.depth, stage)):
+                stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
+                x = block_of(width, stride, *how, name=name + suffix)(x, train)
+                x = x if then is None else then(name, x)
             maps.append(x)
         return maps
-
-    def _stem(self, images: Any, suffix: str, train: bool) -> jax.Array:
-        stem = rematerialized(_Stem, self, self.remat and train, static=(2,))
-        how = (self.kernels, self.dtype, self.groups)
-        return stem(self.width, *how, name=f"stem{suffix}")(images, train)
-
-    def _stage(
-        self, x: jax.Array, stage: int, suffix: str, train: bool, then: Any = None
-    ) -> jax.Array:
-        """Stages 1-4 are torchvision's layer1-layer4."""
-        make = rematerialized(_Block, self, self.remat and train, static=(2,))
-        how = (self.kernels, self.dtype, self.groups)
-        for block, name in enumerate(block_names(self.depth, stage)):
-            stride = 1 if block or stage == 1 else self.last_stride if stage == 4 else 2
-            width = self.width * 2 ** (stage - 1)
-            block_of = make(width, stride, _layout(self.depth)[0], *how, name=name + suffix)
-            x = block_of(x, train)
-            x = x if then is None else then(name, x)
-        return x
 
 
 class _Stem(nn.Module):
@@ -240,11 +199,9 @@ class _Stem(nn.Module):
     def __call__(self, images: Sequence[jax.Array], train: bool) -> jax.Array:
         """M arrays [B, H, W, 3] -> interleaved maps [B * M, H / 4, W / 4, width]."""
         conv = _conv(self.width, 7, 2, self.kernels, self.dtype, "conv1")
-        # One by one: a gradient with respect to the images, the dearest of all, is then
-        # computed for a generated modality alone.
+        # One by one: the costly gradient of an image is then computed for generated ones alone.
         x = interleave([conv(image) for image in images])
-        norm = partial(BatchNorm, groups=self.groups)
-        x = nn.relu(norm(name="bn1")(x, train=train))
+        x = nn.relu(BatchNorm(groups=self.groups, name="bn1")(x, train=train))
         return _max_pool(x, self.kernels)
 
 
@@ -285,10 +242,10 @@ def _layout(depth: int) -> tuple[bool, tuple[int, int, int, int]]:
 
 
 def _max_pool(x: jax.Array, kernels: str) -> jax.Array:
-    """3x3 max-pool of stride 2, padded by 1 on each side as torch does ("SAME" is not that).
+    """3x3 max-pool of stride 2, padded by 1 on each side as torch does, unlike "SAME".
 
-    Gradients of equal maxima are shared by them for "cpu" and go to the first for "xla" and
-    torch; after a ReLU maxima are equal only where they are 0 and get none.
+    The gradient of equal maxima is shared for "cpu" and goes to the first for "xla" and torch;
+    after a ReLU they are equal only at 0, where there is none.
     """
     if kernels == "xla":
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

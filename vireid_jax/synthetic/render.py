@@ -217,13 +217,9 @@ def _gauss(image: jax.Array, sigma: jax.Array, axis: int, reach: int) -> jax.Arr
 
 
 def work_list(tubes: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which windows of rows to paint for which tube, in painting order.
+    """Which windows of rows to paint for which tube [N, T, F], in painting order.
 
     Most tubes are short or switched off, so this is a third of painting each everywhere.
-
-    Args:
-      tubes: float32 [N, T, figure.WIDTH].
-      height: of the images, in pixels.
 
     Returns:
       items: int32 [N, T * (WINDOWS + 1), 2], tube and first row; the used ones come first.
@@ -325,7 +321,7 @@ def render(
     *,
     image_size: tuple[int, int],
 ) -> np.ndarray:
-    """Renders N images.
+    """Renders N images, uint8 [N, H, W, 3].
 
     Args:
       tubes: float32 [N, T, figure.WIDTH], each image's from far to near.
@@ -333,9 +329,6 @@ def render(
       rects: float32 [N, scene.RECTS, 8].
       key: uint32 [N], seeds the noise.
       image_size: (height, width) in pixels.
-
-    Returns:
-      uint8 [N, H, W, 3].
     """
     count = len(key)
     height, width = image_size

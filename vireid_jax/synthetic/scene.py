@@ -13,6 +13,8 @@ from vireid_jax.synthetic.figure import FIELDS, Gait
 from vireid_jax.synthetic.identity import NO_PATCH, OFF, draw_people, linear
 from vireid_jax.types import INFRARED, VISIBLE
 
+Named = dict[str, np.ndarray]
+
 # --- Cameras --------------------------------------------------------------------------------
 
 _IMAGE = 2  # stream tags of the random draws, see identity._PERSON
@@ -86,7 +88,7 @@ def shots(seed: int, person: np.ndarray, camera: np.ndarray, index: np.ndarray) 
     return Shot(seed, np.asarray(camera) - 1, uniform, key)
 
 
-def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
+def gaits(shot: Shot, who: Named) -> Gait:
     """The pose of each image: anyone may walk in any direction."""
     yaw = shot.value(1, -np.pi, np.pi)
     # People mostly walk along a way: pull most of them towards the camera's axis.
@@ -104,15 +106,8 @@ def gaits(shot: Shot, who: dict[str, np.ndarray]) -> Gait:
     )
 
 
-def project(
-    tubes: dict[str, np.ndarray], shot: Shot, infrared: bool
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Sees figures through each image's camera and crops them as a detector would.
-
-    Args:
-      tubes: from `figure.build`.
-      shot: circumstances, all of one modality.
-      infrared: whether colors are near-infrared reflectances.
+def project(tubes: Named, shot: Shot, infrared: bool) -> tuple[np.ndarray, Named]:
+    """Sees `figure.build`'s figures through each image's camera, and crops as a detector would.
 
     Returns:
       rows: float32 [N, TUBES, figure.WIDTH], fields in the order of `figure.FIELDS`.
@@ -205,11 +200,11 @@ _STRANGERS = 61
 _PASSERBY = 1 << 30  # identities of people who walk through: never those of the data
 
 
-def _grey(rng: np.random.Generator, low: float, high: float, spread: float = 8) -> np.ndarray:
+def _grey(rng: np.random.Generator, low: float, high: float, spread: float) -> np.ndarray:
     return linear(np.clip(rng.uniform(low, high) + rng.normal(0, spread, 3), 5, 250))
 
 
-def place(seed: int, row: int) -> dict[str, np.ndarray]:
+def place(seed: int, row: int) -> Named:
     """The fixed layout of place `row`: rectangles on the wall, colors with infrared as the fourth.
 
     Rectangles are [RECTS, 9]: center, half width, bottom and top (statures, y up from the
@@ -250,7 +245,7 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
         "rects": rects,
         "wall": np.append(linear(np.clip(base[0] + jitter[0], 10, 245)), rng.uniform(0.3, 0.6)),
         "floor": np.append(linear(np.clip(base[1] + jitter[1], 10, 245)), rng.uniform(0.25, 0.5)),
-        "skirting": np.append(_grey(rng, 40, 130), rng.uniform(0.1, 0.5)),
+        "skirting": np.append(_grey(rng, 40, 130, 8), rng.uniform(0.1, 0.5)),
         "leaf": np.append(linear((58, 82, 34)), 0.85),
         "leaf_amount": np.array(leaf),
         "skirting_height": np.array(0.0 if outdoors else rng.uniform(0.04, 0.07)),
@@ -259,15 +254,8 @@ def place(seed: int, row: int) -> dict[str, np.ndarray]:
     }
 
 
-def build(
-    shot: Shot, frame: dict[str, np.ndarray], infrared: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scene rows of N images.
-
-    Args:
-      shot: circumstances, all of one modality.
-      frame: where the person stands in the crop, from `cameras.project`.
-      infrared: whether an active illuminator at the camera lights the scene.
+def build(shot: Shot, frame: Named, infrared: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scene rows of N images of one modality; `frame` is from `project`.
 
     Returns:
       scene: float32 [N, WIDTH], fields in the order of `SCENE`.
@@ -345,16 +333,8 @@ def _blocks(shot: Shot, aspect: np.ndarray, feet: np.ndarray, infrared: bool) ->
     return np.column_stack([x0, x1, y0, ones, color, post | low])
 
 
-def arrange(
-    tubes: np.ndarray, shot: Shot, frame: dict[str, np.ndarray], infrared: bool
-) -> np.ndarray:
+def arrange(tubes: np.ndarray, shot: Shot, frame: Named, infrared: bool) -> np.ndarray:
     """All tubes of each image from far to near: another person behind some, or in front.
-
-    Args:
-      tubes: from `project`, as `frame`.
-      shot: circumstances, all of one modality.
-      frame: where the person stands in the crop.
-      infrared: whether colors are near-infrared reflectances.
 
     Returns:
       float32 [N, TUBES + 6, figure.WIDTH]; most of the others are switched off.

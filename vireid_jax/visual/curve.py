@@ -77,11 +77,8 @@ def _read(run: pathlib.Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 def _smooth(values: Sequence[float], half: int = 4) -> list[float]:
     """A centered running mean; windows shrink at the ends."""
-    out = []
-    for i in range(len(values)):
-        window = values[max(0, i - half) : i + half + 1]
-        out.append(sum(window) / len(window))
-    return out
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from tests.support.rows import each
 from vireid_jax.data.corrupt import SEVERITIES, ops
 from vireid_jax.data.corrupt.weather import TEXTURES, ice
 
-from .pictures import flat, picture, run
+from .pictures import flat, run
 
 
 def plasma_by_loop(size, decay, rng):
@@ -44,32 +44,15 @@ def test_plasma_is_diamond_square(decay):
     assert out.min() == 0 and out.max() == 1
 
 
-def test_plasma_gets_rougher_as_decay_falls():
-    def roughness(decay):
-        clouds = [ops.plasma((128, 128), decay, np.random.default_rng(n)) for n in range(5)]
-        return np.mean([np.abs(np.diff(c, axis=0)).mean() / c.std() for c in clouds])
-
-    assert roughness(1.4) > roughness(1.7) > roughness(2.0)
-
-
 @each(("severity", "strength"), list(enumerate([1.5, 2, 2.5, 2.5, 3], 1)))
 def test_fog_adds_cloud_and_dims(severity, strength):
     image = flat(0.2)
     image[:10] = 0.8
     out = run("fog", image, severity)
-    scale = 0.8 / (0.8 + strength)
-    low, high = image * scale, (image + strength) * scale
-    assert (out >= low - 1e-6).all() and (out <= np.minimum(high, 1) + 1e-6).all()
-    np.testing.assert_array_equal(out[..., 0], out[..., 2])
     decay = [2, 2, 1.7, 1.5, 1.4][severity - 1]
     cloud = ops.plasma((128, 64), decay, np.random.default_rng(0))
-    np.testing.assert_allclose(out[..., 1], low[..., 1] + strength * scale * cloud, atol=1e-5)
-    # The cloud is the same for another image as bright.
-    other = flat(0.5)
-    other[:10] = 0.8
-    np.testing.assert_allclose(
-        run("fog", other, severity) - out, (other - image) * scale, atol=1e-6
-    )
+    expected = (image + strength * cloud[..., None]) * 0.8 / (0.8 + strength)
+    np.testing.assert_allclose(out, np.minimum(expected, 1), atol=1e-5)
 
 
 @each("severity", SEVERITIES)
@@ -226,9 +209,3 @@ def test_mud_covers_in_brown(severity):
     # A cover of 0.8 or more, nothing between that and none.
     assert out[muddy][:, 0].max() <= 0.2 + 0.8 * 63 / 255 + 1e-5
     np.testing.assert_allclose(out.min((0, 1)), np.array([63, 42, 20]) / 255, atol=0.02)
-
-
-@each("kind", ["snow", "frost", "fog", "rain", "spatter"])
-def test_weather_differs_from_image_to_image(kind):
-    image = picture(0)
-    assert len({run(kind, image, 3, seed).tobytes() for seed in range(5)}) == 5

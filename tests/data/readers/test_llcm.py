@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests.support.rows import each
 from vireid_jax.data.readers import llcm
 from vireid_jax.data.readers.common import TreeError
 from vireid_jax.types import INFRARED, VISIBLE
@@ -91,16 +90,6 @@ def test_other_identities_are_refused(small):
     with pytest.raises(TreeError, match=r"(?s)test identities +351 +4 +DIFFERS.*ZYK100/LLCM"):
         llcm.scan(small)
     assert "3 of 15 checks differ" in llcm.scan(small, strict=False).problems[0]
-
-
-@each("name", ["train_vis.txt", "train_nir.txt", "test_id.txt"])
-def test_a_list_is_missing(small, name):
-    path = small / "idx" / name
-    text = path.read_text()
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name} does not exist; LLCM is released with"):
-        llcm.scan(small, strict=False)
-    path.write_text(text)
 
 
 def test_listed_images_that_are_not_there(small):

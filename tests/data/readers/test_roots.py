@@ -65,6 +65,27 @@ def test_the_registry():
         assert reader.TITLE and reader.LAYOUT and reader.AGREEMENT
 
 
+@each(
+    ("name", "listed"),
+    [
+        *(("sysu", f"exp/{part}_id.txt") for part in ("train", "val", "test")),
+        *(("llcm", f"idx/{part}.txt") for part in ("train_vis", "train_nir", "test_id")),
+        *(("regdb", f"idx/{part}.txt") for part in ("train_visible_1", "test_thermal_10")),
+    ],
+)
+def test_a_list_is_missing(four, tmp_path, name, listed):
+    reader, path = get_reader(name), four[name] / listed
+    for lost, message in (
+        (path, rf"{path.name} does not exist; {reader.TITLE} is released with it. In .*: "),
+        (path.parent, "no such folder"),
+    ):
+        lost.rename(tmp_path / "lost")
+        for strict in (True, False):
+            with pytest.raises(FileNotFoundError, match=message):
+                reader.scan(four[name], strict=strict)
+        (tmp_path / "lost").rename(lost)
+
+
 def test_a_listing_of_another_data_set(four):
     listing = READERS["regdb"].scan(four["regdb"], strict=False)
     for name in ("sysu", "llcm", "folders"):

@@ -181,20 +181,6 @@ def test_a_camera_folder_is_missing(small):
     assert 5 not in sysu.scan(small, strict=False).records.camera
 
 
-def test_an_id_file_is_missing(small):
-    for part in ("train", "val", "test"):
-        path = small / "exp" / f"{part}_id.txt"
-        text = path.read_text()
-        path.unlink()
-        for strict in (True, False):
-            with pytest.raises(FileNotFoundError, match=rf"{path.name} does not exist.*In .*exp: "):
-                sysu.scan(small, strict=strict)
-        path.write_text(text)
-    os.rename(small / "exp", small / "exp_")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        sysu.scan(small)
-
-
 @each(
     ("text", "message"),
     [

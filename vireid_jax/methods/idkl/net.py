@@ -93,9 +93,7 @@ class IDKLNet(nn.Module):
 
     def __call__(self, visible: jax.Array, infrared: jax.Array) -> Out:
         """The training pass on standardized images [B, H, W, 3]; slot b shows one identity."""
-        shared, specific = self.backbone(
-            [visible, infrared], train=True, branches=("", SPECIFIC), fork=3
-        )
+        shared, specific = self.backbone([visible, infrared], train=True, branches=("", SPECIFIC))
         maps = {"sh": shared[-1], "sp": specific[-1]}
         if self.mask is not None:
             maps |= self.purifier(specific[-1])._asdict()

@@ -85,8 +85,7 @@ class MUNNet(nn.Module):
             images.append(self.auxiliary(visible, infrared))
             stems.append(AUXILIARY)
         names = STEMS[:2] if self.auxiliary_kind == "none" else STEMS
-        after = self.backbone_options["specific"]
-        maps = self.backbone(images, stems=stems, train=True, generate=generate, after=after)
+        maps = self.backbone(images, stems=stems, train=True, generate=generate)
         z = gem(maps, GEM_P)  # [B * M, D]
         f = self.neck(z, train=True)
         pool, neck = (
