@@ -108,7 +108,7 @@ def test_same_seed_same_bytes_in_a_new_or_empty_folder(tmp_path):
     (tmp_path / "b" / "data").mkdir(parents=True)
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         target = tmp_path / name / "data"  # parents are made
-        assert write_tree(target, "llcm", **ONE, seed=seed) == target
+        assert write_tree(target, "regdb", **ONE, seed=seed) == target
     a, b, c = (tmp_path / n / "data" for n in "abc")
     assert files(a) == files(b)
     assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files(a))

@@ -198,7 +198,7 @@ def paint_tube(
 
 # --- The image ------------------------------------------------------------------------------
 
-CHUNK = 8  # images in one call: small, since a last chunk is filled up
+CHUNK = 4  # images in one call: small, since a last chunk is filled up
 WINDOWS = 4  # tubes are painted in windows of 1 / WINDOWS of the rows
 
 

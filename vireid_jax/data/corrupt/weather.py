@@ -52,11 +52,7 @@ def snow(
 
 @severities((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 def frost(image: np.ndarray, rng: Rng, a: float, b: float) -> np.ndarray:
-    """Ice on the lens: a x + b ice.
-
-    Differs from the benchmark's code: a random crop of one of five procedural textures (see
-    `ice`), where the benchmark crops one of five photographs.
-    """
+    """Ice on the lens: a x + b ice, a random crop of one of five textures (see `ice`)."""
     height, width = image.shape[:2]
     texture = ice(int(rng.integers(TEXTURES)), height, width)
     top, left = rng.integers(texture.shape[0] - height), rng.integers(texture.shape[1] - width)
@@ -81,9 +77,8 @@ def rain(image: np.ndarray, rng: Rng, area: int, length: int, strength: int) -> 
     wide, for each 770, 600 or 500 pixels of the image, 10, 30 or 60 pixels long; all drops of an
     image slant alike, U(-10, 10) pixels over their length. V of HSV then falls by 0.05 + 0.05 s.
 
-    Differs from the benchmark's code, which draws with another library and enlarges images of 60
-    rows or less first so that a drop fits: here drops may begin above the image, and their number
-    grows accordingly, so that any size has the same density.
+    The benchmark enlarges images of 60 rows or less first so that a drop fits. Here drops may
+    begin above the image, and more of them do, so that any size has the same density.
     """
     height, width = image.shape[:2]
     slant = int(rng.integers(-_SLANT, _SLANT + 1))
@@ -117,9 +112,8 @@ def spatter(
     Mud covers: x (1 - m) + m color, m being the blurred mask where it exceeds 0.8. Water adds
     light: x + m color.
 
-    Differs from the benchmark's code: there a drop's shading comes from an edge detector, a
-    distance map, a histogram equalization of the whole picture and an emboss filter; here a drop
-    is a dome (the distance to its rim, at most 20 pixels, smoothed) lit from the upper left.
+    A drop is a dome (the distance to its rim, at most 20 pixels, smoothed) lit from the upper
+    left; the benchmark shades it by edges, an equalized histogram and an emboss filter.
     """
     noise = rng.standard_normal(image.shape[:2], np.float32)
     liquid = ops.gaussian(np.float32(mean) + np.float32(std) * noise, sigma)

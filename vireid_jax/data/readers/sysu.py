@@ -163,11 +163,7 @@ def split(listing: Listing, *, val_ids: int = 0) -> Split:
 
 
 def permutations(listing: Listing, path: str) -> list[Check]:
-    """Compares SYSU-MM01's rand_perm_cam.mat with the images of the test persons.
-
-    Args:
-      listing: of the reader "sysu".
-      path: the file.
+    """Compares SYSU-MM01's file rand_perm_cam.mat with the images of the test persons.
 
     Raises:
       ValueError: the listing is of another data set, or the file is not such a file.
