@@ -22,7 +22,6 @@ say of the modality.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.step import save
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.methods.idkl.losses import half_flipped
 from vireid_jax.methods.idkl.net import ModalityClassifier, reverse_gradient
@@ -227,9 +227,7 @@ def main() -> None:
     }
     print(f"{flags.steps} steps, {flags.seeds} seeds, mean ± standard deviation\n")
     print(table(results))
-    flags.json.parent.mkdir(parents=True, exist_ok=True)
-    flags.json.write_text(json.dumps({"steps": flags.steps, "results": results}, indent=1))
-    print(f"\nwritten to {flags.json}")
+    save({"steps": flags.steps, "results": results}, flags.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks import loader_torch
-from benchmarks.loader_data import IMAGES, SIZE, Packed, records_of
+from benchmarks.loader import IMAGES, SIZE, Packed, records_of
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import augment
 from vireid_jax.runtime import devices

@@ -152,6 +152,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def save(report: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes the figures as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1))
+    print(f"\nwritten to {path}")
+
+
 def main() -> None:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -176,9 +183,7 @@ def main() -> None:
     ]
     name = "step" if flags.method == "smcl" else f"step_{flags.method}"
     path = flags.json or pathlib.Path(f"runs/{name}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1))
-    print(f"\nwritten to {path}")
+    save(report, path)
 
 
 if __name__ == "__main__":

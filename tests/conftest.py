@@ -24,6 +24,8 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from vireid_jax.runtime import devices  # noqa: E402
+
 # Fake devices share threads: as in vireid_jax.runtime.devices.use_cpu_cores.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # [N] + [N, D] is a bug in every loss we write, never an intention.
@@ -45,3 +47,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
                 item.add_marker("slow")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """A mesh of one device, for whole models: sharding is tested elsewhere, and compiles longer."""
+    mesh = devices.make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "make_mesh", lambda *_, **__: mesh)
+        yield

@@ -1,205 +1,27 @@
-"""Features of records, their scores and files, and what a folder without a run says."""
+"""Scores of features and of images, their files, and what is refused before anything is trained."""
 
-import io
 import json
-import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import smcl
-from vireid_jax import embedding, evaluate, main
-from vireid_jax.data import datasets
-from vireid_jax.data.augment import MEAN, STD
-from vireid_jax.runtime import devices
-from vireid_jax.types import INFRARED, VISIBLE, Method, Records, Retrieval, Stopped
-
-SIZE = (6, 4)
-PIXELS = SIZE[0] * SIZE[1] * 3
-WIDTH = 5
-VARIABLES = {
-    "w": np.random.default_rng(0).normal(size=(PIXELS, WIDTH)).astype(np.float32),
-    "shift": np.array([10.0, 20.0], np.float32),  # by modality
-}
-
-
-class Embedder:
-    """A linear embedding on the mesh that remembers what it was traced and called with."""
-
-    def __init__(self):
-        self.traced, self.called = [], []
-        self.mesh = devices.make_mesh()
-        method = Method(lambda key: VARIABLES, None, self._embed)
-        self._jitted = embedding.make_embed(method, self.mesh)
-        self.variables = devices.place(VARIABLES, self.mesh)
-
-    def _embed(self, variables, images, modality):
-        self.traced.append((images.shape, images.dtype, modality))
-        flat = images.reshape(len(images), -1)
-        first = flat @ variables["w"] + variables["shift"][modality]
-        return {"last": first, "before": first[:, :2] ** 2}
-
-    def __call__(self, variables, images, modality):
-        assert not images.is_fully_replicated and len(images.addressable_shards) == 4
-        self.called.append(modality)
-        return self._jitted(variables, images, modality)
-
-    def of(self, records, **options):
-        options = dict(mesh=self.mesh, image_size=SIZE) | options
-        return embedding.embed_records(self, self.variables, records, **options)
-
-
-def records(count=23, seed=1):
-    """Both modalities, mixed."""
-    rng = np.random.default_rng(seed)
-    modality = rng.permutation(np.arange(count) % 3 == 0).astype(np.int8)
-    return Records(
-        images=rng.integers(0, 256, (count, *SIZE, 3), dtype=np.uint8),
-        person=np.arange(count, dtype=np.int32),
-        camera=np.where(modality == INFRARED, 3, 1).astype(np.int32),
-        modality=modality,
-        name=[f"image {n}" for n in range(count)],
-    )
-
-
-def naive(these):
-    """The features of each image by itself, in float64."""
-    rows = []
-    for image, modality in zip(these.images, these.modality, strict=True):
-        x = ((image / 255.0 - MEAN) / STD).ravel()
-        rows.append(x @ VARIABLES["w"] + VARIABLES["shift"][modality])
-    return np.array(rows)
-
-
-# --- Features -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [4, 8, 256])
-def test_rows_are_those_of_the_records_whatever_the_batch(batch_size):
-    these = records()
-    found = Embedder().of(these, batch_size=batch_size)
-    assert list(found) == ["last", "before"], "the headline comes first"
-    assert {f.dtype for f in found.values()} == {np.dtype(np.float32)}
-    expected = naive(these)
-    np.testing.assert_allclose(found["last"], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found["before"], expected[:, :2] ** 2, rtol=1e-4, atol=1e-3)
-
-
-def test_one_modality_alone():
-    visible = records().take(records().modality == VISIBLE)
-    embedder = Embedder()
-    np.testing.assert_allclose(embedder.of(visible)["last"], naive(visible), rtol=1e-4, atol=1e-4)
-    assert embedder.called == [VISIBLE]
-
-
-def test_padding_changes_no_bit_of_a_feature():
-    these = records().take(np.flatnonzero(records().modality == VISIBLE)[:13])
-    embedder = Embedder()
-    padded = embedder.of(these, batch_size=8)["last"]  # 8 and 5, padded to 8
-    images = np.concatenate([these.images, np.zeros((3, *SIZE, 3), np.uint8)])  # other padding
-    for at in (0, 8):
-        batch = devices.to_global({"x": images[at : at + 8]}, embedder.mesh)["x"]
-        whole = np.asarray(embedder(embedder.variables, batch, VISIBLE)["last"])
-        expected = padded[at : at + 8]
-        assert whole[: len(expected)].tobytes() == expected.tobytes()
-
-
-def test_one_program_per_modality_and_a_batch_that_the_devices_divide():
-    embedder = Embedder()
-    embedder.of(records(31), batch_size=6)  # 6 on 4 devices: 8
-    shape = (8, *SIZE, 3)
-    assert embedder.traced == [(shape, np.float32, VISIBLE), (shape, np.float32, INFRARED)]
-    visible, infrared = (int((records(31).modality == m).sum()) for m in (VISIBLE, INFRARED))
-    assert embedder.called.count(VISIBLE) == -(-visible // 8)
-    assert embedder.called.count(INFRARED) == -(-infrared // 8)
-
-
-def _png(image):
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "png")
-    return out.getvalue()
-
-
-def test_encoded_images_and_paths_embed_like_decoded_ones(tmp_path):
-    these = records(9)
-    encoded = [_png(image) for image in these.images]
-    paths = [str(tmp_path / f"{n}.png") for n in range(9)]
-    for path, data in zip(paths, encoded, strict=True):
-        pathlib.Path(path).write_bytes(data)
-    embedder = Embedder()
-    expected = embedder.of(these)["last"]
-    for images in (encoded, paths):
-        other = Records(images, these.person, these.camera, these.modality, these.name)
-        np.testing.assert_array_equal(embedder.of(other)["last"], expected)
-        np.testing.assert_array_equal(
-            embedding.pixel_features(other, SIZE)[embedding.RAW_PIXELS],
-            embedding.pixel_features(these, SIZE)[embedding.RAW_PIXELS],
-        )
-
-
-def test_large_encoded_images_are_resized():
-    image = np.full((20, 30, 3), 77, np.uint8)
-    large = Records([_png(image)] * 2, *(np.zeros(2, np.int32),) * 3, ["a", "b"])
-    small = records(2)
-    small = Records(np.full_like(small.images, 77), *(np.zeros(2, np.int32),) * 3, ["a", "b"])
-    embedder = Embedder()
-    np.testing.assert_array_equal(embedder.of(large)["last"], embedder.of(small)["last"])
-
-
-def test_a_stop_is_obeyed_between_batches():
-    embedder, polls = Embedder(), iter([False, False, True])
-    with pytest.raises(Stopped):
-        embedder.of(records(), batch_size=4, should_stop=lambda: next(polls))
-    assert len(embedder.called) == 2
-
-
-def test_pixel_features_are_images_less_their_own_mean():
-    these = records(5)
-    (name, found), *rest = embedding.pixel_features(these, SIZE).items()
-    assert name == embedding.RAW_PIXELS and not rest and found.shape == (5, PIXELS)
-    for row, image in zip(found, these.images, strict=True):
-        np.testing.assert_allclose(row, image.ravel() - image.mean(), atol=1e-3)
-    # Brightness alone is no feature; order of the axes is height, width, channel.
-    assert found[1].argmax() == these.images[1].ravel().argmax()
-
-
-@pytest.mark.parametrize("size", [(288, 144), (100, 201)])
-def test_pixel_features_of_large_images_are_means_of_squares(size):
-    """A test set of 10,000 images of 288 x 144 would take 5 GB otherwise."""
-    side = {288: 3, 100: 2}[size[0]]
-    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
-    these = Records(images, *(np.zeros(2, np.int32),) * 3, ["a", "b"])
-    found = embedding.pixel_features(these, size)[embedding.RAW_PIXELS]
-    height, width = size[0] // side, size[1] // side
-    small = np.empty((height, width, 3))
-    for y, x in np.ndindex(height, width):
-        square = images[1, side * y : side * (y + 1), side * x : side * (x + 1)]
-        small[y, x] = square.mean(axis=(0, 1))
-    np.testing.assert_allclose(found[1], (small - small.mean()).ravel(), atol=1e-3)
-
-
-# --- Scores -------------------------------------------------------------------------------
+from tests.support import fused
+from tests.support.fused import FUSIONS, naive
+from tests.support.recipes import people, small
+from tests.support.rows import each
+from vireid_jax import evaluate, main
+from vireid_jax.data import corrupt, datasets
+from vireid_jax.metrics import PROTOCOLS as KNOWN
+from vireid_jax.types import Records, Retrieval, Stopped
 
 PROTOCOLS = ("sysu/all/single", "sysu/indoor/single")
 
 
-def _retrieval(people=5):
+def _retrieval():
     """Queries of cameras 3 and 6, a gallery of cameras 1, 2, 4 and 5."""
-    sides = []
-    for cameras, modality in (((3, 6), INFRARED), ((1, 2, 4, 5), VISIBLE)):
-        person, camera = (x.ravel() for x in np.meshgrid(np.arange(people), cameras))
-        names = [f"cam{c}/{p:04d}/0001" for p, c in zip(person, camera, strict=True)]
-        sides.append(
-            Records(
-                np.zeros((len(person), *SIZE, 3), np.uint8),
-                person.astype(np.int32),
-                camera.astype(np.int32),
-                np.full(len(person), modality, np.int8),
-                names,
-            )
-        )
-    return Retrieval(*sides)
+    both = ([(p, c) for c in cameras for p in range(5)] for cameras in ((3, 6), (1, 2, 4, 5)))
+    return Retrieval(*(people(rows, per=1) for rows in both))
 
 
 def _results(trials=2):
@@ -288,17 +110,165 @@ def test_rows_of_other_galleries_and_test_images_do_not_replace_each_other(tmp_p
     ]
 
 
+# --- A scorer
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return fused.make_parts()
+
+
+def scorer(parts, tmp_path, fusions=FUSIONS, should_stop=lambda: False, **changes):
+    embed, _, mesh = parts or (None, None, None)
+    c = small("pdm", "synthetic", tmp_path)
+    c.eval.update({"batch_size": 8, "trials": 2, "baselines": False, **changes})
+    return evaluate.Scorer(
+        options=evaluate.Options(**c.eval),
+        image_size=fused.SIZE,
+        mesh=mesh,
+        embed=embed,
+        fusions=fusions,
+        should_stop=should_stop,
+    )
+
+
+def problem():
+    """A few people before SYSU-MM01's cameras; noise alone tells their images apart."""
+    query = people([(p, c) for p in range(4) for c in (3, 6)])
+    gallery = people([(p, c) for p in range(6) for c in (1, 2, 4, 5)])
+    rng = np.random.default_rng(0)
+    filled = []
+    for side in (query, gallery):
+        own = rng.integers(0, 256, (6, *fused.SIZE, 3))[side.person]
+        images = np.clip(own + rng.normal(0, 60, own.shape), 0, 255).astype(np.uint8)
+        filled.append(Records(images, side.person, side.camera, side.modality, side.name))
+    return Retrieval(*filled)
+
+
+def rows(results):
+    return {(r["protocol"], r["feature"], bool(r.get("flip")), r.get("rerank")): r for r in results}
+
+
+def test_accumulated_and_stored_rows_have_the_same_scores(parts, tmp_path):
+    protocols = ("sysu/all/single", "sysu/indoor/single")
+    found = [
+        rows(
+            scorer(parts, tmp_path, fuse=fuse, protocols=protocols, baselines=True).test(
+                parts[1], problem(), lambda: parts[1]
+            )
+        )
+        for fuse in evaluate.FUSE
+    ]
+    assert list(found[0]) == list(found[1])
+    names = [feature for protocol, feature, *_ in found[0] if protocol == "sysu/indoor/single"]
+    assert names == ["sum", "weighted", "plain"]
+    for key, result in found[0].items():
+        other = found[1][key]
+        assert result["metrics"] == pytest.approx(other["metrics"], abs=1e-12), key
+        assert result["per_query"]["AP"] == pytest.approx(other["per_query"]["AP"], abs=1e-12)
+    untrained = found[0]["sysu/all/single", "untrained network", False, None]
+    headline = found[0]["sysu/all/single", "sum", False, None]
+    assert untrained["metrics"] == headline["metrics"], "of the headline, with the same weights"
+    assert 0.2 < headline["metrics"]["mAP"] < 1
+
+
+def test_the_other_direction_searches_with_the_other_side(parts, tmp_path):
+    """A protocol whose queries are visible ranks the columns of the matrix."""
+    images = problem()
+    for modality in (images.query, images.gallery):
+        modality.camera[:] = 1 + modality.modality
+    name = next(n for n, p in KNOWN.items() if p.query == "visible" and n == "regdb/v2t")
+    s = scorer(parts, tmp_path, protocols=(name,))
+    found = rows(s.test(parts[1], images))[name, "sum", False, None]
+    query, gallery = map(naive, images)
+    similarity = sum(query[p] @ gallery[p].T for p in "ab").T
+    assert found["counts"]["queries"] == len(images.gallery)
+    for row in range(len(images.gallery)):
+        order = np.argsort(-similarity[row], kind="stable")
+        hits = np.flatnonzero(images.query.person[order] == images.gallery.person[row])
+        expected = np.mean((np.arange(len(hits)) + 1) / (hits + 1)) if len(hits) else None
+        assert found["per_query"]["AP"][row] == (
+            None if expected is None else pytest.approx(expected)
+        )
+
+
+def test_validation_is_of_the_headline(parts, tmp_path):
+    s = scorer(parts, tmp_path)
+    results = rows(
+        scorer(parts, tmp_path, protocols=("sysu/all/single",)).test(parts[1], problem())
+    )
+    expected = results["sysu/all/single", "sum", False, None]["metrics"]["mAP"]
+    assert s.validate(parts[1], problem())["mAP"] == pytest.approx(expected)
+
+
+def test_rows_of_mirrored_and_of_corrupted_images(parts, tmp_path):
+    protocols = ("sysu/all/single",)
+    flipped = rows(
+        scorer(parts, tmp_path, flip=True, protocols=protocols).test(parts[1], problem())
+    )
+    assert [key[1:3] for key in flipped] == [
+        (name, flip) for flip in (False, True) for name in ("sum", "weighted", "plain")
+    ]
+    damaged = {}
+    for fuse in evaluate.FUSE:
+        s = scorer(
+            parts, tmp_path, fuse=fuse, corrupt="visible:gaussian_noise:5", corrupt_repeats=2,
+            protocols=protocols,
+        )  # fmt: skip
+        damaged[fuse] = {r["feature"]: r["metrics"]["mAP"] for r in s.test(parts[1], problem())}
+    assert damaged["accumulate"] == pytest.approx(damaged["store"])
+    clean = flipped["sysu/all/single", "sum", False, None]["metrics"]["mAP"]
+    assert damaged["store"]["sum"] != clean
+
+
+def test_reranking_needs_stored_vectors(parts, tmp_path):
+    s = scorer(parts, tmp_path, rerank="all", protocols=("sysu/all/single",))
+    with pytest.raises(ValueError, match=r"eval.rerank is 'all'.*of pdm.*--config.eval.fuse=store"):
+        s.options.accumulates(FUSIONS, "pdm")
+    assert not s.options.accumulates({}, "smcl")
+    s = scorer(parts, tmp_path, rerank="all", fuse="store", protocols=("sysu/all/single",))
+    assert not s.options.accumulates(FUSIONS, "pdm")
+    assert ("sysu/all/single", "sum", False, "all") in rows(s.test(parts[1], problem()))
+
+
+def test_a_protocol_under_which_nobody_can_be_found_is_refused_before_training(tmp_path):
+    """Validation people that no indoor camera has seen, or the forbidden one alone."""
+    everywhere = Retrieval(people([(1, 3), (2, 6)]), people([(1, 1), (2, 4)]))
+    outdoors = Retrieval(people([(1, 3), (2, 6)]), people([(2, 4), (1, 2)]))
+    s = scorer(None, tmp_path, protocols=("sysu/all/single",), validation="sysu/indoor/single")
+    evaluate.check_protocols(s.options, everywhere, everywhere)
+    evaluate.check_protocols(s.options, outdoors, None)
+    with pytest.raises(ValueError, match=r"sysu/indoor/single: none .*another eval.validation"):
+        evaluate.check_protocols(s.options, everywhere, outdoors)
+    strangers = Retrieval(people([(1, 3), (2, 6)]), people([(3, 1), (4, 2)]))
+    with pytest.raises(ValueError, match=r"sysu/all/single: none .*out of eval.protocols"):
+        evaluate.check_protocols(s.options, strangers, None)
+
+
+def test_a_stop_is_obeyed_between_corrupted_images(tmp_path):
+    polls = iter([False, False, True])
+    s = scorer(None, tmp_path, should_stop=lambda: next(polls), batch_size=4)
+    records = people([(p, 1) for p in range(6)], size=fused.SIZE)
+    with pytest.raises(Stopped):
+        s._damage(records, corrupt.parse("visible:fog:1"), 0)
+    whole = scorer(None, tmp_path, batch_size=99)._damage(records, corrupt.parse("visible"), 0)
+    parted = scorer(None, tmp_path, batch_size=5)._damage(records, corrupt.parse("visible"), 0)
+    np.testing.assert_array_equal(whole.images, parted.images)
+    assert whole.images.any() and not records.images.any()
+    assert s._damage(records, corrupt.parse("infrared"), 0) is records
+
+
 # --- A folder without a run -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["last", "best", "7"])
-def test_scoring_a_folder_without_checkpoints_says_what_is_there(tmp_path, monkeypatch, step):
+@each("step", ["last", "best", "7"])
+def test_scoring_a_folder_without_checkpoints_says_what_is_there(step, tmp_path, monkeypatch):
     def load(**options):
         raise AssertionError("data is loaded before the folder is looked at")
 
     monkeypatch.setattr(datasets, "load", load)
     (tmp_path / "notes.txt").write_text("")
-    (tmp_path / "other").mkdir()
+    (tmp_path / "other").mkdir(exist_ok=True)
     with pytest.raises(FileNotFoundError) as error:
         main.score_run(smcl.get_config(), tmp_path, step=step)
     message = str(error.value)

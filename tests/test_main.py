@@ -13,23 +13,23 @@ import zipfile
 import pytest
 
 from configs import agw, smcl
+from tests.support.recipes import ROOT
 from vireid_jax import main
 
-REPO = pathlib.Path(__file__).resolve().parents[1]
-RECIPE = f"--config={REPO}/configs/smcl.py"
+RECIPE = f"--config={ROOT}/configs/smcl.py"
 
 
-def command(*arguments, cwd):
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
     """(exit code, stdout, stderr) of a command in another folder than the clone."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vireid_jax.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main.main(["main.py", *map(str, arguments)])
+        return end.value.code, *capsys.readouterr()
+
+    return run
 
 
 WRONG = [
@@ -54,54 +54,47 @@ WRONG = [
 ]
 
 
-def test_a_wrong_command_exits_with_2_and_one_line(tmp_path):
+def test_a_wrong_command_exits_with_2_and_one_line(command, tmp_path):
     for arguments, message in WRONG:
-        code, out, err = command(*arguments, cwd=tmp_path)
+        code, out, err = command(*arguments)
         assert (code, out) == (2, ""), (arguments, out, err)
         assert err.startswith("error: ") and message in err, (arguments, err)
         assert err.count("\n") == 1 and not list(tmp_path.iterdir()), (arguments, err)
 
 
-def test_an_error_that_the_user_can_cure_exits_with_1_and_leaves_nothing(tmp_path):
+def test_an_error_that_the_user_can_cure_exits_with_1_and_leaves_nothing(command, tmp_path):
     """A data set that is nowhere; the recipe is found and read from any folder."""
     prepared = f"--config.data.prepared={tmp_path}/none"
-    code, out, err = command(RECIPE + ":sysu", prepared, cwd=tmp_path)
+    code, out, err = command(RECIPE + ":sysu", prepared)
     assert (code, out) == (1, "")
     assert err.startswith("error: SYSU-MM01 is not prepared in ") and "data.root is not set" in err
     assert err.endswith("(--debug shows where)\n") and err.count("\n") == 2
     assert not list(tmp_path.iterdir())
-
-
-def test_debug_shows_where(tmp_path):
-    prepared = f"--config.data.prepared={tmp_path}/none"
-    code, _, err = command(RECIPE + ":sysu", prepared, "--debug", cwd=tmp_path)
+    code, _, err = command(RECIPE + ":sysu", prepared, "--debug")
     assert code == 1
     assert "Traceback" in err and "datasets.py" in err and "SYSU-MM01 is not prepared" in err
 
 
-def test_eval_of_a_folder_without_a_run_lists_what_it_holds(tmp_path):
+def test_eval_of_a_folder_without_a_run_lists_what_it_holds(command, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
-    code, out, err = command("--mode=eval", "--workdir", tmp_path, cwd=tmp_path)
-    assert (code, out) == (1, "")
-    assert "is not the folder of a run; it holds ['notes.txt']" in err
-    assert "Name the --workdir of a run, or give --config" in err and "Traceback" not in err
-    # The same where a value is changed, for which the recipe in the folder is read earlier.
-    change = "--config.eval.flip=True"
-    code, out, err = command("--mode=eval", "--workdir", tmp_path, change, cwd=tmp_path)
-    assert (code, out) == (1, "")
-    assert "is not the folder of a run; it holds ['notes.txt']" in err and "Traceback" not in err
+    # Where a value is changed, the recipe in the folder is read earlier.
+    for change in ([], ["--config.eval.flip=True"]):
+        code, out, err = command("--mode=eval", "--workdir", tmp_path, *change)
+        assert (code, out) == (1, "")
+        assert "is not the folder of a run; it holds ['notes.txt']" in err
+        assert "Name the --workdir of a run, or give --config" in err and "Traceback" not in err
 
 
-def test_changed_values_reach_the_name_of_the_folder(tmp_path):
+def test_changed_values_reach_the_name_of_the_folder(command, tmp_path):
     """And an evaluation makes no folder where there is none."""
     arguments = ["--config.optim.lr=1e-3", "--config.eval.trials=3", "--mode=eval"]
-    code, _, err = command(RECIPE, *arguments, cwd=tmp_path)
+    code, _, err = command(RECIPE, *arguments)
     assert code == 1 and "Traceback" not in err
     assert "runs/smcl-synthetic-lr=0.001 is not the folder of a run" in err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_is_found_from_any_folder_by_path_or_name(tmp_path):
+def test_a_recipe_is_found_from_any_folder_by_path_or_name(command, tmp_path):
     """The working folder comes first; a value is given with = or after a space."""
     own = tmp_path / "configs"
     own.mkdir()
@@ -114,7 +107,7 @@ def test_a_recipe_is_found_from_any_folder_by_path_or_name(tmp_path):
         (["--config=configs/mine.py"], "synthetic", "smcl"),
         (["--config=mun:llcm"], "llcm", "smcl"),  # the one in this folder
     ):
-        code, out, err = command(*named, "--print_config", "--config.seed", "7", cwd=tmp_path)
+        code, out, err = command(*named, "--print_config", "--config.seed", "7")
         assert code == 0, err
         lines = out.splitlines()
         assert f"data.name = {dataset!r}" in lines and "seed = 7" in lines, named
@@ -126,15 +119,15 @@ def test_an_installed_package_has_the_recipes(tmp_path):
     clone = tmp_path / "clone"  # building leaves files behind
     clone.mkdir()
     for name in ("vireid_jax", "configs"):
-        shutil.copytree(REPO / name, clone / name)
+        shutil.copytree(ROOT / name, clone / name)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(REPO / name, clone)
+        shutil.copy(ROOT / name, clone)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", str(clone)]
     subprocess.run([*build, "-q", "-w", tmp_path], check=True, cwd=tmp_path, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    names = {p.name for p in (REPO / "configs").glob("*.py")}
+    names = {p.name for p in (ROOT / "configs").glob("*.py")}
     assert {p.name for p in (site / "vireid_jax/recipes/configs").iterdir()} == names
     done = subprocess.run(
         [sys.executable, "-m", "vireid_jax.main", "--config=idkl:regdb,official", "--print_config"],

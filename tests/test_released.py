@@ -1,8 +1,9 @@
-"""Every recipe on every data set, from a tree on disk to a table: two steps, then scores."""
+"""From a tree on disk to a table: two steps, then scores, and what can be asked of the run.
 
-import importlib
+A linear method, which compiles at once, stands for all; the slow tier trains every recipe.
+"""
+
 import json
-import pathlib
 import re
 import shutil
 
@@ -13,95 +14,62 @@ import scipy.io
 from PIL import Image
 
 from configs import common
+from tests.data.readers import trees as stubs
+from tests.support.linear_command import build as build_linear
 from tests.support.plain import plainly
-from tests.test_configs import RECIPES
-from vireid_jax import build, main, weights
+from tests.support.recipes import RECIPES, ROOT, SIZE, saved, small
+from tests.support.rows import each
+from vireid_jax import build, main, methods, optim, train, weights
 from vireid_jax.data import prepared
 from vireid_jax.data.readers import get_reader
 from vireid_jax.runtime import checkpoint, runfolder
-from vireid_jax.synthetic.layouts import write_tree
-
-SIZE = (48, 24)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_plainly():
+def quickly(one_device):
+    methods.METHODS["linear"] = build_linear
     with plainly():
         yield
+    del methods.METHODS["linear"]
 
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory):
-    """{data set: root}, small, rendered, in the released layouts."""
+    """{data set: root}, small, of noise around a color of each person, in the released layouts."""
     root = tmp_path_factory.mktemp("trees")
-    few = dict(train_ids=6, test_ids=6, images=3, image_size=SIZE)
-    found = {name: write_tree(root / name, name, **few) for name in ("sysu", "regdb", "llcm")}
-    found["folders"] = _own_folders(root / "own", found["regdb"])
+    everybody = [f"{side}/person {n}" for side in ("visible", "infrared") for n in range(12)]
+    found = {
+        "sysu": stubs.small_sysu(root / "sysu", range(1, 7), range(7, 11), range(11, 17)),
+        "regdb": stubs.regdb(root / "regdb", persons=12, images=3),
+        "llcm": stubs.llcm(root / "llcm", train=6, test=6, counts=(48,) * 4),
+        "folders": stubs.people(root / "own", dict.fromkeys(everybody, 3)),
+    }
+    rng = np.random.default_rng(0)
+    for path in sorted(p for p in root.rglob("*.*") if p.is_file() and not p.stat().st_size):
+        color = np.random.default_rng(list(path.parent.name.encode())).uniform(60, 190, 3)
+        image = rng.normal(color, 40, (*SIZE, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(path)
     return found
 
 
-def _own_folders(root, regdb):
-    """RegDB's images as a user might have them: two folders, named people."""
-    for ours, theirs in (("visible", "Visible"), ("infrared", "Thermal")):
-        for person in sorted((regdb / theirs).iterdir()):
-            folder = root / ours / f"person {person.name}"
-            folder.mkdir(parents=True)
-            for n, image in enumerate(sorted(person.iterdir())):
-                Image.open(image).save(folder / f"{n}.png")
-    return root
+def done(config, workdir, **options):
+    """Runs a command; an error comes with its traceback."""
+    assert main.run(config, workdir=workdir, debug=True, **options) == 0
+    return workdir
 
 
-def small(recipe, dataset, tmp_path, root=None, preset=""):
-    """The recipe with a tiny network, two steps, and nothing outside `tmp_path`."""
-    arg = ",".join(filter(None, (dataset, preset)))
-    c = importlib.import_module(f"configs.{recipe}").get_config(arg)
-    c.data.image_size = SIZE
-    if root is None:
-        for part in ("train", "val", "test"):
-            c.data[f"{part}_ids"] = 8
-        c.data.test_visible = c.data.test_infrared = 2
-    else:
-        c.data.root, c.data.strict = str(root), False
-    c.data.cache = str(tmp_path / "cache")
-    if dataset == "folders":
-        c.data.test_share = 0.4
-    c.sampler.num_ids, c.sampler.num_instances, c.sampler.steps_per_epoch = 4, 2, 2
-    c.method.depth, c.method.width = 10, 8
-    if "metric_from_epoch" in c.method:
-        c.method.metric_from_epoch = 0.0
-    if "generator_ratios" in c.method:
-        c.method.generator_ratios = (2, 3, 6)  # of maps of 12 x 6
-    c.optim.schedule, c.optim.milestones, c.optim.warmup_epochs = "constant", (), 0.0
-    c.augment.pad = 2
-    c.train.epochs, c.train.tensorboard = 1.0, False
-    c.eval.batch_size = 32
-    c.eval.trials = 2 if dataset in ("synthetic", "sysu", "llcm") else None
-    return c
+def refused(capsys, config, workdir, **options):
+    """What a command says that is refused."""
+    capsys.readouterr()
+    assert main.run(config, workdir=workdir, **options) == 1
+    return capsys.readouterr().err
 
 
-def saved(workdir):
-    (step,) = (workdir / "eval").iterdir()
-    return [json.loads(p.read_text()) for p in sorted(step.iterdir())]
-
-
-# What is special on a data set is so with every method, and a step of the larger ones compiles for
-# half a minute: they are trained on one. tests/test_configs.py builds all of them on all data sets.
-RUNS = [("smcl", "sysu", "")]
-SLOW = [("smcl", dataset, "") for dataset in common.DATASETS if dataset != "sysu"]
-SLOW += [(recipe, "sysu", "") for recipe in RECIPES if recipe != "smcl"]
-SLOW += [("idkl", "regdb", "official")]
-RUNS += [pytest.param(*row, marks=pytest.mark.slow) for row in SLOW]
-
-
-@pytest.mark.parametrize(("recipe", "dataset", "preset"), RUNS)
-def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees, tmp_path, capsys):
+def train_and_score(recipe, dataset, preset, trees, tmp_path, capsys):
     c = small(recipe, dataset, tmp_path, trees.get(dataset), preset)
-    if dataset in ("regdb", "llcm", "folders"):
-        c.data.val_ids = 2
-    elif dataset == "sysu":
-        c.data.val_ids = 4
-    workdir = tmp_path / "run"
-    assert main.run(c, workdir=workdir, debug=True) == 0
+    if dataset != "synthetic":
+        c.data.val_ids = 4 if dataset == "sysu" else 2
+    workdir = done(c, tmp_path / "run")
     out = capsys.readouterr().out
     for said in ("compiling the training step", "validation at step 2: mAP 0.", "best mAP 0."):
         assert said in out, out
@@ -119,63 +87,77 @@ def test_recipes_train_and_score_on_the_data_sets(recipe, dataset, preset, trees
     assert persons == sorted(set(persons))
 
 
+@pytest.mark.parametrize("dataset", common.DATASETS)
+def test_a_method_trains_and_scores_on_every_data_set(dataset, trees, tmp_path, capsys):
+    train_and_score("linear", dataset, "", trees, tmp_path, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_and_scores(recipe, trees, tmp_path, capsys):
+    dataset, preset = ("regdb", "official") if recipe == "idkl" else ("sysu", "")
+    train_and_score(recipe, dataset, preset, trees, tmp_path, capsys)
+
+
+@each("recipe, preset", [*((recipe, "") for recipe in RECIPES), ("idkl", "official")])
+def test_terms_and_features_of_every_recipe_have_their_shapes(recipe, preset, trees, tmp_path):
+    c = small(recipe, "sysu", tmp_path, trees["sysu"], preset)
+    parts, feed = build.build(c)
+    transform, _ = optim.make(steps_per_epoch=2, epochs=1.0, **c.optim)
+    state = train.abstract_state(parts.method, transform)
+    key = jax.random.key(0)
+
+    def outputs(variables, batch, step):
+        total, aux = parts.method.loss(variables, feed.augment(key, batch), key, step)
+        return total, aux.terms, parts.method.embed(variables, batch["visible"] / 255, 0)
+
+    total, terms, features = jax.eval_shape(outputs, state.variables, feed.batch, state.step)
+    assert {x.shape for x in (total, *terms.values())} == {()}
+    assert features and all(len(x.shape) == 2 and len(x) == 8 for x in features.values())
+
+
 # One trained run of SYSU-MM01's layout, and what can be asked of it -----------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(trees, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("trained")
-    c = small("smcl", "sysu", tmp_path, trees["sysu"])
+    c = small("linear", "sysu", tmp_path, trees["sysu"])
     c.eval.protocols = ("sysu/all/single",)
-    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
-    return tmp_path / "run", c
+    return done(c, tmp_path / "run"), c
 
 
-def scored(trained, tmp_path, **changes):
+def copied(workdir, tmp_path):
+    """A copy of a run that was not scored."""
+    return shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+
+
+def scored(trained, workdir, **changes):
     """The rows of --mode=eval with values of the recipe changed."""
-    shutil.copytree(trained[0], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "eval")
-    return scored_again(trained, tmp_path, **changes)
-
-
-def scored_again(trained, tmp_path, **changes):
-    """The same, in the folder of an earlier evaluation."""
     c = trained[1].copy_and_resolve_references()
-    keys = []
-    for key, value in changes.items():
-        section, name = key.split("__")
-        c[section][name] = value
-        keys.append(f"{section}.{name}")
-    overrides = dict.fromkeys(keys)
-    assert main.run(c, workdir=tmp_path / "run", mode="eval", overrides=overrides, debug=True) == 0
-    return saved(tmp_path / "run")
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    c.update_from_flattened_dict(overrides)
+    return saved(done(c, workdir, mode="eval", overrides=overrides))
 
 
-@pytest.mark.slow
 def test_flip_and_reranking_are_rows_of_their_own(trained, tmp_path, capsys):
-    plain = {r["feature"]: r for r in scored(trained, tmp_path / "a")}
-    rows = scored(trained, tmp_path / "b", eval__flip=True, eval__rerank="all")
+    plain = {r["feature"]: r for r in saved(trained[0])}
+    own = copied(trained[0], tmp_path)
+    rows = scored(trained, own, eval__flip=True, eval__rerank="all")
     labels = [(r["feature"], bool(r.get("flip")), r.get("rerank")) for r in rows]
-    features = [
-        ("bn", False, None),
-        ("pool", False, None),
-        ("bn", True, None),
-        ("pool", True, None),
-    ]
+    features = [(name, flip, None) for name in ("bn", "pool") for flip in (False, True)]
     assert set(labels) == {*features, ("bn", False, "all")} and len(labels) == 5
     for r in rows:
-        if not r.get("flip") and not r.get("rerank"):
-            assert r["metrics"] == plain[r["feature"]]["metrics"], "the headline is what it was"
-        else:
-            assert r["metrics"] != plain[r["feature"]]["metrics"]
+        changed = r.get("flip") or r.get("rerank")
+        same = r["metrics"] == plain[r["feature"]]["metrics"]
+        assert same is not bool(changed), "the headline is what it was"
     table = capsys.readouterr().out
-    assert table.rindex("bn, re-ranked") > table.rindex("pool")
+    assert table.rindex("bn, re-ranked") > table.rindex("pool  ")
 
 
 def test_corruption_is_repeated_and_averaged(trained, tmp_path, capsys):
-    (row, *others) = scored(
-        trained, tmp_path, eval__corrupt="visible:gaussian_noise:5", eval__corrupt_repeats=3
-    )
+    asked = {"eval__corrupt": "visible:gaussian_noise:5", "eval__corrupt_repeats": 3}
+    (row, *others) = scored(trained, copied(trained[0], tmp_path), **asked)
     assert [r["feature"] for r in (row, *others)] == ["bn", "pool"]
     assert row["corrupt"] == "visible:gaussian_noise:5"
     assert (row["over"], row["results"], len(row["trials"])) == ("repeats", 3, 3)
@@ -185,45 +167,36 @@ def test_corruption_is_repeated_and_averaged(trained, tmp_path, capsys):
 
 
 def test_a_model_is_scored_on_another_data_set(trained, trees, tmp_path):
-    workdir, _ = trained
-    c = small("smcl", "folders", tmp_path, trees["folders"])
+    c = small("linear", "folders", tmp_path, trees["folders"])
     c.data.test_share = 1.0  # everybody is unknown to this model
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "eval")
-    assert main.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
-    rows = saved(tmp_path / "run")
+    rows = saved(done(c, copied(trained[0], tmp_path), mode="eval"))
     assert {r["protocol"] for r in rows} == {"folders/i2v", "folders/v2i"}
     assert {r["counts"]["gallery_ids"] for r in rows} == {12}
 
 
 def test_a_run_without_a_list_of_its_people_is_refused(trained, tmp_path, capsys):
-    own = shutil.copytree(trained[0], tmp_path / "run")
+    own = copied(trained[0], tmp_path)
     (own / "classes.json").unlink()
-    assert main.run(None, workdir=own, mode="eval") == 1
-    assert "holds no classes.json" in capsys.readouterr().err
+    assert "holds no classes.json" in refused(capsys, None, own, mode="eval")
 
 
-def test_what_eval_cannot_change_is_refused(trained, trees, tmp_path, capsys):
-    workdir, own = trained
-    c = own.copy_and_resolve_references()
-    c.method.depth = 18
-    assert main.run(c, workdir=workdir, mode="eval", overrides={"method.depth": 18}) == 1
-    assert "method.depth is 10 in the run in" in capsys.readouterr().err
-    c = own.copy_and_resolve_references()
-    c.seed = 7
-    assert main.run(c, workdir=workdir, mode="eval", overrides={"seed": 7}) == 1
-    assert "seed is 0 in the run in" in capsys.readouterr().err
-    c.seed, c.eval.corrupt, c.eval.flip = 0, "visible", True
-    overrides = {"seed": 0, "eval.corrupt": "visible", "eval.flip": True}
-    assert main.run(c, workdir=workdir, mode="eval", overrides=overrides) == 1
-    assert "score flip and re-ranking by another command" in capsys.readouterr().err
+@each("changes, message", [
+    ({"method.from_step": 18}, "method.from_step is 0 in the run in"),
+    ({"seed": 7}, "seed is 0 in the run in"),
+    ({"seed": 0, "eval.corrupt": "visible", "eval.flip": True},
+     "score flip and re-ranking by another command"),
+])  # fmt: skip
+def test_what_eval_cannot_change_is_refused(changes, message, trained, capsys):
+    c = trained[1].copy_and_resolve_references()
+    c.update_from_flattened_dict(changes)
+    assert message in refused(capsys, c, trained[0], mode="eval", overrides=changes)
 
 
 def test_protocols_of_another_data_set_are_refused_before_training(trees, tmp_path, capsys):
-    c = small("smcl", "regdb", tmp_path, trees["regdb"])
+    c = small("linear", "regdb", tmp_path, trees["regdb"])
     c.eval.protocols = ("regdb/v2t", "sysu/all/single")
-    assert main.run(c, workdir=tmp_path / "run") == 1
-    assert "images of camera [2], expected only [3, 6]" in capsys.readouterr().err
+    said = refused(capsys, c, tmp_path / "run")
+    assert "images of camera [2], expected only [3, 6]" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -240,169 +213,124 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
             people[person, 0] = np.array(rows, np.uint8)
     file = tmp_path / "rand_perm_cam.mat"
     scipy.io.savemat(file, {"rand_perm_cam": cells})
-    changes = {"eval__gallery": "official", "eval__rand_perm": str(file)}
-    rows = scored(trained, tmp_path / "a", **changes)
+    own = copied(trained[0], tmp_path)
+    rows = scored(trained, own, eval__gallery="official", eval__rand_perm=str(file))
     assert {r["gallery"] for r in rows} == {"official"}
     assert {r["counts"]["gallery_images"] for r in rows} == {24}
     assert "sysu/all/single, official" in capsys.readouterr().out
-    beside = scored_again(trained, tmp_path / "a", eval__trials=3)
-    assert sorted((r["gallery"], len(r["trials"])) for r in beside) == [
-        ("agw", 3),
-        ("agw", 3),
-        ("official", 2),
-        ("official", 2),
-    ]
+    beside = scored(trained, own, eval__trials=3)
+    found = sorted((r["gallery"], len(r["trials"])) for r in beside)
+    assert found == [("agw", 3), ("agw", 3), ("official", 2), ("official", 2)]
     c = trained[1].copy_and_resolve_references()
     c.eval.update(gallery="official", rand_perm=str(file), trials=11)
-    assert main.run(c, workdir=trained[0], mode="eval") == 1
-    assert "there is no trial 10" in capsys.readouterr().err
+    assert "there is no trial 10" in refused(capsys, c, own, mode="eval")
     c.eval.trials = 2
     c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
     # What is prepared is not compared with the release.
     listing = get_reader("sysu").scan(trees["sysu"], strict=False)
     prepared.prepare(listing, out=tmp_path / "prepared")
     c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
-    assert main.run(c, workdir=trained[0], mode="eval") == 1
-    assert "no file" in capsys.readouterr().err
+    assert "no file" in refused(capsys, c, own, mode="eval")
     c.eval.rand_perm = str(file)
-    assert main.run(c, workdir=trained[0], mode="eval") == 1
-    assert "this is not SYSU-MM01's rand_perm_cam.mat" in capsys.readouterr().err
+    said = refused(capsys, c, own, mode="eval")
+    assert "this is not SYSU-MM01's rand_perm_cam.mat" in said
 
 
 def test_a_model_of_one_trial_is_not_tested_on_another(trees, tmp_path, capsys):
-    c = small("smcl", "regdb", tmp_path, trees["regdb"])
-    workdir = tmp_path / "run"
-    pathlib.Path(workdir).mkdir()
-    runfolder.save_run_info(workdir, c.to_dict(), ["x"])
+    c = small("linear", "regdb", tmp_path, trees["regdb"])
+    runfolder.save_run_info(tmp_path / "run", c.to_dict(), ["x"])
     c.data.trial = 2
-    assert main.run(c, workdir=workdir, mode="eval", overrides={"data.trial": 2}) == 1
-    assert "trained on trial 1 of RegDB" in capsys.readouterr().err
+    said = refused(capsys, c, tmp_path / "run", mode="eval", overrides={"data.trial": 2})
+    assert "trained on trial 1 of RegDB" in said
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"test_share": 1.0}], ids=str)
-def test_a_model_is_not_tested_on_people_it_was_trained_on(
-    change, trees, tmp_path, capsys, monkeypatch
-):
+def test_a_model_is_not_tested_on_people_it_was_trained_on(trees, tmp_path, capsys, monkeypatch):
     """One's own images, divided another way than for the training."""
     monkeypatch.setattr(checkpoint, "find_step", lambda *_, **__: 2)
-    c = small("smcl", "folders", tmp_path, trees["folders"])
+    others = shutil.copytree(trees["folders"], tmp_path / "others")
     workdir = tmp_path / "run"
-    runfolder.save_run_info(workdir, c.to_dict(), ["x"])
-    built, _ = build.build(c)
-    runfolder.save_classes(workdir, built.split, built.persons)
-    c.data.update(change)
-    assert main.run(c, workdir=workdir, mode="eval") == 1
-    assert re.search(r"trained on \d people that it would be tested on", capsys.readouterr().err)
-    c.data.root = str(shutil.copytree(trees["folders"], tmp_path / "others"))
-    assert main.run(c, workdir=workdir, mode="eval") == 1
-    assert "checkpoint" in capsys.readouterr().err, "others may have the same numbers"
+    for change in ({"seed": 5}, {"test_share": 1.0}):
+        c = small("linear", "folders", tmp_path, trees["folders"])
+        runfolder.save_run_info(workdir, c.to_dict(), ["x"])
+        built, _ = build.build(c)
+        runfolder.save_classes(workdir, built.split, built.persons)
+        c.data.update(change)
+        said = refused(capsys, c, workdir, mode="eval")
+        assert re.search(r"trained on \d people that it would be tested on", said), change
+        c.data.root = str(others)
+        said = refused(capsys, c, workdir, mode="eval")
+        assert "checkpoint" in said, "others may have the same numbers"
 
 
-def test_training_on_people_that_are_all_for_testing_is_refused(trees, tmp_path, capsys):
-    c = small("smcl", "folders", tmp_path, trees["folders"])
-    c.data.test_share = 1.0
-    assert main.run(c, workdir=tmp_path / "run") == 1
-    assert "no images to train on" in capsys.readouterr().err
-
-
-def test_a_run_is_not_resumed_with_other_people(trees, tmp_path, capsys):
-    c = small("smcl", "folders", tmp_path, trees["folders"])
+def test_training_on_other_people_or_nobody_is_refused(trees, tmp_path, capsys):
+    c = small("linear", "folders", tmp_path, trees["folders"])
     workdir = tmp_path / "run"
     workdir.mkdir()
     (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
-    assert main.run(c, workdir=workdir) == 1
-    assert "was trained on 3 people" in capsys.readouterr().err
+    assert "was trained on 3 people" in refused(capsys, c, workdir)
+    c.data.test_share = 1.0
+    assert "no images to train on" in refused(capsys, c, tmp_path / "other")
 
 
 # Starting from a file of weights ------------------------------------------------------------------
 
-FIXTURE = pathlib.Path(__file__).parent / "weights" / "fixtures" / "archive.pth"  # a ResNet-10
+FIXTURE = ROOT / "tests" / "weights" / "fixtures" / "archive.pth"  # a ResNet-10
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_weights_of_a_file(tmp_path, capsys):
+def test_a_run_starts_from_the_weights_of_a_file_and_goes_on_without_it(tmp_path, capsys):
     c = small("smcl", "synthetic", tmp_path)
-    c.method.width = 2
-    c.init.weights = str(FIXTURE)
+    c.method.width, c.eval.protocols = 2, ("sysu/all/single",)
+    c.init.weights = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
     c.optim.lr = 1e-30  # the last state is the first one
-    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
+    workdir = done(c, tmp_path / "begun")
     out = capsys.readouterr().out
     assert "arrays of the backbone" in out and "unused in the file: fc.weight" in out
     assert "weights of the file alone" in out, "the baseline is named after what it is"
-    lines = (tmp_path / "run" / "weights.txt").read_text().splitlines()
+    lines = (workdir / "weights.txt").read_text().splitlines()
     assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
     assert "unused in the file: fc.bias" in lines
     assert "not from the file: params/classifier/kernel" in lines
     shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
-    variables, _ = checkpoint.restore_variables(tmp_path / "run" / "checkpoints", dict(shapes))
+    variables, _ = checkpoint.restore_variables(workdir / "checkpoints", dict(shapes))
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
     file = weights.read(FIXTURE)
     np.testing.assert_array_equal(stem, file["conv1.weight"].transpose(2, 3, 1, 0))
 
+    (tmp_path / "weights.pth").unlink()
+    own = done(c, copied(workdir, tmp_path))
+    assert "weights   the run's checkpoint" in capsys.readouterr().out
+    rows = {r["feature"]: r for r in saved(own)}
+    assert set(rows) == {"bn", "pool", "raw pixels"}, "nobody knows what the file alone would give"
+    before = {r["feature"]: r for r in saved(workdir)}
+    assert set(before) == {*rows, "weights of the file alone"}
+    assert rows["bn"]["metrics"] == before["bn"]["metrics"]
+    assert (own / "weights.txt").read_text() == (workdir / "weights.txt").read_text()
+    # Nor does scoring call random weights by the file's name.
+    shutil.rmtree(own / "eval")
+    assert {r["feature"] for r in saved(done(c, own, mode="eval"))} == set(rows)
 
-@pytest.mark.parametrize(
-    ("path", "depth", "message"),
-    [
-        ("absent.pth", 10, "absent.pth"),
-        (FIXTURE, 18, "ResNet-10.*depth"),
-    ],
-)
+
+@each("path, depth, message", [("absent.pth", 10, "absent.pth"), (FIXTURE, 18, "ResNet-10.*depth")])
 def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
     path, depth, message, tmp_path, capsys
 ):
     c = small("smcl", "synthetic", tmp_path)
     c.init.weights, c.method.depth, c.method.width = str(path), depth, 2
-    assert main.run(c, workdir=tmp_path / "run") == 1
-    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert re.search(message, refused(capsys, c, tmp_path / "run"), re.DOTALL)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A finished run that began with a file, which is gone."""
-    tmp_path = tmp_path_factory.mktemp("begun")
-    c = small("smcl", "synthetic", tmp_path)
-    c.method.width, c.eval.protocols = 2, ("sysu/all/single",)
-    c.init.weights = str(shutil.copy(FIXTURE, tmp_path / "weights.pth"))
-    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
-    (tmp_path / "weights.pth").unlink()
-    return tmp_path / "run", c
-
-
-@pytest.mark.slow
-def test_a_run_is_resumed_although_its_file_of_weights_is_gone(begun, tmp_path, capsys):
-    workdir, c = begun
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "eval")
-    assert main.run(c, workdir=tmp_path / "run", debug=True) == 0
-    assert "weights   the run's checkpoint" in capsys.readouterr().out
-    rows = {r["feature"]: r for r in saved(tmp_path / "run")}
-    assert set(rows) == {"bn", "pool", "raw pixels"}, "nobody knows what the file alone would give"
-    before = {r["feature"]: r for r in saved(workdir)}
-    assert set(before) == {*rows, "weights of the file alone"}
-    assert rows["bn"]["metrics"] == before["bn"]["metrics"]
-    listed = (tmp_path / "run" / "weights.txt").read_text()
-    assert listed == (workdir / "weights.txt").read_text()
-
-
-def test_random_weights_are_not_called_those_of_a_file(begun, tmp_path):
-    workdir, c = begun
-    shutil.copytree(workdir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "eval")
-    assert main.run(c, workdir=tmp_path / "run", mode="eval", debug=True) == 0
-    assert {r["feature"] for r in saved(tmp_path / "run")} == {"bn", "pool", "raw pixels"}
-
-
 def test_a_run_without_a_readable_checkpoint_does_not_go_on_without_its_file(
-    begun, tmp_path, capsys
+    trained, tmp_path, capsys
 ):
-    workdir, c = begun
-    shutil.copytree(workdir, tmp_path / "run")
-    for manifest in (tmp_path / "run" / "checkpoints").glob("*/manifest/metadata"):
+    c = trained[1].copy_and_resolve_references()
+    c.init.weights = str(tmp_path / "weights.pth")  # which was there when the run began
+    own = copied(trained[0], tmp_path)
+    runfolder.save_run_info(own, c.to_dict(), ["x"])
+    for manifest in (own / "checkpoints").glob("*/manifest/metadata"):
         manifest.write_text("{")
-    assert main.run(c, workdir=tmp_path / "run") == 1
-    err = capsys.readouterr().err
-    assert "weights.pth, is gone; bring it back" in err
+    assert "weights.pth, is gone; bring it back" in refused(capsys, c, own)
 
 
 # A try, a repeated command, another version ------------------------------------------------------
@@ -413,40 +341,30 @@ def test_a_try_has_a_table_and_the_run_goes_on_from_it(trained, tmp_path, capsys
     c = trained[1].copy_and_resolve_references()
     c.data.cache = str(tmp_path / "cache")
     workdir = tmp_path / "run"
-    assert main.run(c, workdir=workdir, max_steps=1, debug=True) == 0
-    out = capsys.readouterr().out
-    assert "trained 1 steps in" in out and "1 steps are left for another start" in out
-    assert "test identities, step 1" in out and {p.name for p in (workdir / "eval").iterdir()} == {
-        "1"
-    }
-    assert main.run(c, workdir=workdir, debug=True) == 0
-    out = capsys.readouterr().out
-    assert "resumed at step 1 of 2" in out and "trained 1 steps in" in out
-    assert "test identities, step 2" in out
-
-    def last(folder):
-        shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
-        found, _ = checkpoint.restore_variables(folder / "checkpoints", dict(shapes))
-        return [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
-
-    assert last(workdir) == last(trained[0]), "to the bit the run without a try"
-    assert main.run(c, workdir=workdir, debug=True) == 0
-    out = capsys.readouterr().out
-    assert "already finished: step 2 of 2" in out and "test identities, step 2" in out
-    assert main.run(c, workdir=workdir, max_steps=0) == 1
-    assert "max_steps is 0, expected at least 1" in capsys.readouterr().err
+    for options, said in (
+        ({"max_steps": 1}, ["trained 1 steps in", "1 steps are left for another start",
+                            "test identities, step 1"]),
+        ({}, ["resumed at step 1 of 2", "trained 1 steps in", "test identities, step 2"]),
+        ({}, ["already finished: step 2 of 2", "test identities, step 2"]),
+    ):  # fmt: skip
+        done(c, workdir, **options)
+        out = capsys.readouterr().out
+        assert all(text in out for text in said), out
+        assert (workdir / "eval" / ("1" if options else "2")).is_dir()
+    manifests = [checkpoint.read_manifest(w / "checkpoints" / "2") for w in (workdir, trained[0])]
+    assert manifests[0] == manifests[1], "to the bit the run without a try"
+    said = refused(capsys, c, workdir, max_steps=0)
+    assert "max_steps is 0, expected at least 1" in said
 
 
 def test_a_run_of_another_version_is_not_scored(trained, tmp_path, capsys):
-    own = shutil.copytree(trained[0], tmp_path / "run")
+    own = copied(trained[0], tmp_path)
     config = json.loads((own / "config.json").read_text())
     config["init"] = {"from": None}
     config["method"]["updates"] = "joint"
     (own / "config.json").write_text(json.dumps(config))
-    assert main.run(None, workdir=own, mode="eval") == 1
-    err = capsys.readouterr().err
-    assert "method.updates: unknown" in err
-    assert "init.from: unknown" in err and "init.weights: absent" in err
+    said = refused(capsys, None, own, mode="eval")
+    for what in ("method.updates: unknown", "init.from: unknown", "init.weights: absent"):
+        assert what in said
     # A resumed run says what differs.
-    assert main.run(trained[1], workdir=own) == 1
-    assert "init.from: null -> (absent)" in capsys.readouterr().err
+    assert "init.from: null -> (absent)" in refused(capsys, trained[1], own)

@@ -1,8 +1,4 @@
-"""The training loop and its step: a linear method against NumPy, stops, resumes, records.
-
-What is tested here is the loop: which step gets which learning rate, key and batch, and what
-is recorded and saved when.
-"""
+"""The training loop and its step: a linear method against NumPy, stops, resumes, records."""
 
 import json
 import math
@@ -14,6 +10,7 @@ import pytest
 
 from tests.support.linear import (
     EPOCH,
+    METHOD,
     SGD,
     Run,
     host_batch,
@@ -21,6 +18,7 @@ from tests.support.linear import (
     naive_gradients,
     scale_only,
 )
+from tests.support.rows import each
 from vireid_jax.runtime import devices
 from vireid_jax.train import NonFiniteError, Preempted, init_state
 from vireid_jax.types import Stopped
@@ -58,7 +56,7 @@ def after(n):
 
 def naive_loop(steps, *, optimizer):
     """(w, b, last loss) after `steps` in float64."""
-    params = linear().init(jax.random.key(3))["params"]
+    params = METHOD.init(jax.random.key(3))["params"]
     x = np.append(np.asarray(params["w"], float), 0.0)
     m, u, count, loss = np.zeros_like(x), np.zeros_like(x), 0, math.nan
     for step in range(steps):
@@ -90,18 +88,16 @@ def test_state_after_some_steps_is_that_of_a_naive_loop(name):
 
 
 def test_randomness_depends_on_seed_and_step_alone():
-    plain = linear()
-
     def keep(key, batch):
         return {**scale_only(key, batch), "draw": jax.random.uniform(key)}
 
     def loss(variables, batch, key, step):
-        total, aux = plain.loss(variables, batch, key, step)
+        total, aux = METHOD.loss(variables, batch, key, step)
         return total, aux._replace(metrics={**aux.metrics, "augment_draw": batch["draw"]})
 
     def draws(seed, step, *, weights=0, images=0):
         """What the keys of the loss and of the augmentation draw."""
-        run = runs.setdefault(seed, Run(seed=seed, augment=keep, method=plain._replace(loss=loss)))
+        run = runs.setdefault(seed, Run(seed=seed, augment=keep, method=METHOD._replace(loss=loss)))
         state = init_state(run.method, run.transform, weights)._replace(step=jnp.int32(step))
         batch = devices.to_global(host_batch(images), run.mesh)
         _, scalars = run.step_fn(devices.place(state, run.mesh), batch)
@@ -162,7 +158,7 @@ def test_a_try_ends_early_and_the_whole_run_goes_on_from_there(make):
     assert tried.writer.said[-1].endswith(" since the resume")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@each("seed", [0, 1])
 def test_without_checkpoints_a_run_starts_from_its_seed(seed):
     run = Run(seed=seed)
     state, start = run.start()
@@ -347,14 +343,12 @@ def test_progress_is_shown_by_time_as_well_and_recorded_when_due():
 
 
 def test_terms_are_shown_in_the_order_of_the_method():
-    plain = linear()
-
     def loss(variables, batch, key, step):
-        total, aux = plain.loss(variables, batch, key, step)
+        total, aux = METHOD.loss(variables, batch, key, step)
         terms = {"z": total, "b": total, "a": total}
         return total, aux._replace(terms=terms, metrics={"second": total, "first": total})
 
-    run = Run(method=plain._replace(loss=loss))
+    run = Run(method=METHOD._replace(loss=loss))
     run.go(log_every=12)
     shown = list(run.writer.of("train")[12])
     assert shown[:6] == ["loss", "z", "b", "a", "second", "first"]

@@ -284,33 +284,19 @@ def _check_protocol(found: Search, part: str, gallery: str, permutations: Any) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
-    """Scores variables of a method as a recipe's eval section asks.
+    """Scores variables of a method as a recipe's eval section asks."""
 
-    Attributes:
-      options: the eval section.
-      embed: from `make_embed`.
-      mesh: see `devices.make_mesh`.
-      image_size: (height, width) in pixels.
-      filter: of resizing.
-      fusions: the method's rows that are sums of similarities.
-      method: its name, for messages.
-      permutations: the fixed ones, if the options ask for them.
-      untrained: what the row of the variables before training is called.
-      should_stop: polled between batches; `Stopped` is raised when it says so.
-      say: takes lines that tell how far the work is.
-    """
-
-    options: Options
-    embed: Embed
-    mesh: Any
+    options: Options  # the eval section
+    embed: Embed  # from `make_embed`
+    mesh: Any  # see `devices.make_mesh`
     image_size: tuple[int, int]
-    filter: str = "lanczos"
-    fusions: Fusions = dataclasses.field(default_factory=dict)
-    method: str = "the method"
-    permutations: Any = None
-    untrained: str = UNTRAINED
-    should_stop: Callable[[], bool] = lambda: False
-    say: Callable[[str], None] = lambda text: None
+    filter: str = "lanczos"  # of resizing
+    fusions: Fusions = dataclasses.field(default_factory=dict)  # rows that are sums
+    method: str = "the method"  # its name, for messages
+    permutations: Any = None  # the fixed ones, if the options ask for them
+    untrained: str = UNTRAINED  # the name of the row of the variables before training
+    should_stop: Callable[[], bool] = lambda: False  # polled between batches; raises `Stopped`
+    say: Callable[[str], None] = lambda text: None  # takes lines that tell how far the work is
 
     def validate(self, variables: Any, retrieval: Retrieval) -> dict[str, float]:
         """mAP, R1 and mINP of the headline feature under the validation protocol."""

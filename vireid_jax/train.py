@@ -139,8 +139,13 @@ def fit(
                 f"no checkpoint in {checkpoints.directory} can be read, and the file of weights "
                 f"that the run began with, {config.init.weights}, is gone; bring it back"
             )
-        shown = dict(tensorboard=options.tensorboard, active=jax.process_index() == 0)
-        with contextlib.closing(Writer(workdir, resume_step=start, **shown)) as log:
+        log = Writer(
+            workdir,
+            tensorboard=options.tensorboard,
+            resume_step=start,
+            active=jax.process_index() == 0,
+        )
+        with contextlib.closing(log):
             state = train(
                 state=state,
                 start=start,

@@ -2,17 +2,12 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 GRADIENTS, FEATURES, OTHER = "gradients and statistics", "features and labels", "other"
@@ -121,22 +116,21 @@ def group_of(
     fixed: Collection[int] = (),
     shared: int = 1,
 ) -> str:
-    """What a collective carries, as far as its size tells.
+    """What a collective of a data-parallel train step carries, as far as its size tells.
 
     Args:
-      collective: of a data-parallel train step.
-      parameters: how many numbers the parameters have; the gradient of each has as many.
-      statistics: the most numbers that sums over the batch have: of normalizations and losses.
-      features: the most numbers that the features of the global batch have.
-      fixed: how many numbers else an array of weights or statistics may have, see
-        `programs.fixed_sizes`.
-      shared: how many devices share a copy of the parameters (fsdp), which is then gathered, and
-        their gradients scattered.
+      collective: one operation.
+      parameters: numbers in each parameter, and so in its gradient.
+      statistics: most numbers in a sum over the batch, of a normalization or a loss.
+      features: most numbers in the features of the global batch.
+      fixed: numbers in other arrays of weights or statistics, see `programs.fixed_sizes`.
+      shared: devices that share a copy of the parameters (fsdp): it is gathered, and its
+        gradients are scattered.
 
     Returns:
       GRADIENTS for reductions of gradients, statistics and scalars, PARAMETERS for gathers of
-      parameters, FEATURES for what is no larger than the features of the batch and has at most
-      three axes, OTHER for the rest: activation maps, if anything moves them.
+      parameters, FEATURES for what is no larger than the features and has at most three axes,
+      OTHER for the rest: activation maps, if anything moves them.
     """
 
     def small(array: Array) -> bool:
@@ -153,11 +147,6 @@ def group_of(
     if shared > 1 and collective.kind == "all-gather" and gathered:
         return PARAMETERS
     return FEATURES if all(map(small, collective.arrays)) else OTHER
-
-
-def axes(shape: Iterable[int]) -> tuple[int, ...]:
-    """A shape in the order that the compiler cannot change: it transposes and squeezes."""
-    return tuple(sorted(n for n in shape if n > 1))
 
 
 def elements(text: str) -> list[str]:
@@ -244,10 +233,9 @@ def in_memory(kind: str) -> int:
 def traffic(text: str) -> int:
     """Bytes that a TPU program reads from and writes to a chip's memory, each operand once.
 
-    XLA's own figure "bytes accessed" counts what stays in the cores' own memory (VMEM) as well, and
-    every prefetch of a slice as if the whole array moved. The optimized program says where each
-    array is: layouts with S(1) and above are not in the chip's memory. Loops count as often as they
-    run where that is known, else once; branches all count.
+    XLA's "bytes accessed" also counts what stays in the cores (VMEM), and a whole array for every
+    prefetch of a slice. Layouts with S(1) and above are not in the chip's memory. A loop of unknown
+    length counts once, and all branches count.
     """
     times = run_times(text)
     scheduled = _scheduled(text)

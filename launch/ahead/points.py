@@ -10,6 +10,7 @@ import ml_collections
 
 from launch.ahead import hlo, programs, roofline, tables
 from vireid_jax.methods.common import with_backbone
+from vireid_jax.runtime.devices import make_mesh
 
 
 class Points:
@@ -33,20 +34,19 @@ class Points:
     def about(self) -> dict[str, Any]:
         """The recipe, in short."""
         c = self.config
-        about = {
+        print(
+            f"{c.run_name}: {c.method.name}, depth {c.method.depth}, {c.method.dtype}, "
+            f"{self.facts.classes} people, {c.data.image_size[0]} x {c.data.image_size[1]} pixels"
+        )
+        return {
             "method": c.method.name,
             "dataset": c.data.name,
             "classes": self.facts.classes,
             "image_size": list(c.data.image_size),
-            "depth": c.method.get("depth"),
+            "depth": c.method.depth,
             "dtype": c.method.dtype,
             "devices": c.devices.to_dict(),
         }
-        print(
-            f"{c.run_name}: {about['method']}, depth {about['depth']}, {about['dtype']}, "
-            f"{self.facts.classes} people, {c.data.image_size[0]} x {c.data.image_size[1]} pixels"
-        )
-        return about
 
     def step(self, topology: roofline.Topology, *, embed: bool = True) -> dict[str, Any]:
         """The steps on one topology, in full."""
@@ -57,10 +57,9 @@ class Points:
     def scaling(
         self, topology: roofline.Topology, sizes: Sequence[roofline.Topology]
     ) -> list[dict[str, Any]]:
-        """The train step with the rows of a chip as on `topology`, on other numbers of chips.
+        """The train step on other numbers of chips, with the rows of a chip as on `topology`.
 
-        Efficiency is images a second and chip, relative to a chip of `topology` that need not
-        communicate.
+        Efficiency is images a second and chip, relative to one chip that need not communicate.
         """
         base = programs.find_devices(topology)
         per_chip, rest = divmod(self.rows, len(base.devices))
@@ -75,15 +74,12 @@ class Points:
             seconds, reference = figures.get("seconds"), alone.get("seconds")
             if seconds and reference:
                 chip = max(reference["compute"], reference["memory"])
-                figures["efficiency"] = {
-                    kind: chip / seconds[kind] for kind in ("serial", "overlapped")
-                }
-                worst, best = figures["efficiency"].values()
+                worst, best = chip / seconds["serial"], chip / seconds["overlapped"]
+                figures["efficiency"] = {"serial": worst, "overlapped": best}
                 rate = 2 * per_chip * size.chips / seconds["serial"]
                 line += f" efficiency {worst:.0%} without overlap, {best:.0%} with; "
                 line += f"{rate:,.0f} images/s,"
-            peak = figures["memory_bytes"].get("peak")
-            line += f" {tables.size(peak) if peak else 'too much'} per chip"
+            line += f" {_peak(figures)} per chip"
             if (others := figures.get("collectives", {}).get(hlo.OTHER)) and others["operations"]:
                 line += f"; {others['operations']} collectives of something else (--json has them)"
             print(line, flush=True)
@@ -91,7 +87,7 @@ class Points:
         return found
 
     def largest(self, topology: roofline.Topology, *, tries: int = 8) -> dict[str, Any]:
-        """The largest batch of one chip, with and without rematerialization; see `largest`."""
+        """The largest batch of one chip, with and without rematerialization."""
         one = roofline.of_size(topology, 1)
         if programs.find_devices(one).chip is None:
             raise ValueError(
@@ -115,10 +111,8 @@ class Points:
             config.sampler.num_ids = ids
             figures, _ = self._train(config, one)
             tried[str(ids)] = figures
-            peak = figures["memory_bytes"].get("peak")
-            shown = tables.size(peak) if peak else "too much"
-            print(f"    {ids} x {instances}: {shown}", flush=True)
-            return Point(bool(figures["fits"]), peak)
+            print(f"    {ids} x {instances}: {_peak(figures)}", flush=True)
+            return Point(bool(figures["fits"]), figures["memory_bytes"].get("peak"))
 
         print(f"\nlargest batch of one {one.kind} chip, devices.remat={remat}", flush=True)
         answer = largest(
@@ -160,7 +154,7 @@ class Points:
     ) -> tuple[dict[str, Any], list[str]]:
         target = programs.find_devices(topology)
         programs.check_rows(config, len(target.devices))
-        mesh = programs.mesh_of(target, fsdp=config.devices.fsdp)
+        mesh = make_mesh(target.devices, fsdp=config.devices.fsdp)
         built = programs.assemble(config, self.facts, mesh)
         ids, instances = config.sampler.num_ids, config.sampler.num_instances
         rows, dtype = ids * instances, config.method.dtype
@@ -195,6 +189,11 @@ class Points:
         return figures, lines
 
 
+def _peak(figures: dict[str, Any]) -> str:
+    peak = figures["memory_bytes"].get("peak")
+    return tables.size(peak) if peak else "too much"
+
+
 # --- Search -----------------------------------------------------------------------------
 
 
@@ -225,8 +224,8 @@ def largest(
 ) -> Found:
     """Finds the largest number of identities whose program needs no more than `limit` bytes.
 
-    Bytes are nearly affine in the rows, so two compilations tell about where the limit is; what is
-    returned has been compiled and fits, and what is refused has been compiled and does not.
+    Bytes are nearly affine in the rows, so two compilations tell about where the limit is. Both
+    numbers that are returned have been compiled.
 
     Args:
       measure: compiles for a number of identities.
@@ -234,7 +233,7 @@ def largest(
       first: where to begin.
       fewest: identities, at least; a loss may need two.
       most: identities there are.
-      within: stop when what fits and what does not are so close, relative to the former.
+      within: relative distance of what fits and what does not at which to stop.
       tries: the most compilations.
     """
     points: dict[int, Point] = {}
@@ -249,9 +248,7 @@ def largest(
         else:
             high = guess
         step = max(1, int(within * low))
-        if high - low <= step and (high in points or low == most):
-            break
-        if high - low <= 1:
+        if high - low <= 1 or (high - low <= step and (high in points or low == most)):
             break
         # Where bytes go up by steps, a line may creep up on the limit.
         slow = high in points and low in points and not slow and 2 * (high - low) > before
@@ -266,13 +263,9 @@ def _guess(points: dict[int, Point], limit: int, low: int, high: int, step: int)
     below = [(n, size) for n, size in known if n <= low]
     above = [(n, size) for n, size in known if n >= high]
     pair = [*below[-1:], *above[:1]] if above else below[-2:]
-    if not below:
+    if not below or (len(pair) == 1 and high in points):
         return (low + high) // 2
-    if len(pair) == 1:
-        if high in points:
-            return (low + high) // 2
-        # No slope yet. Parameters take their share whatever the batch, so proportion promises too
-        # little, which is the safe side.
+    if len(pair) == 1:  # no slope yet; with parameters, proportion promises too little: safe
         ((n, size),) = pair
         return max(n + 1, int(0.95 * n * limit / size))
     (n0, b0), (n1, b1) = pair

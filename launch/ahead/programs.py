@@ -27,7 +27,7 @@ from vireid_jax import build, embedding, optim, train
 from vireid_jax.data import augment, sampler
 from vireid_jax.data.readers import get_reader, sysu
 from vireid_jax.runtime import devices as placement
-from vireid_jax.types import INFRARED, VISIBLE, Method
+from vireid_jax.types import INFRARED, VISIBLE
 
 
 class Facts(NamedTuple):
@@ -46,18 +46,13 @@ class Built(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
     embed: Any  # jitted, (variables, images, modality)
     images: jax.ShapeDtypeStruct
-    method: Method
 
 
 def facts(config: ml_collections.ConfigDict, num_classes: int | None = None) -> Facts:
     """People and images of the recipe's data set, from what is published.
 
-    Args:
-      config: the recipe.
-      num_classes: people to train on, where they are not known: of your own images.
-
     Raises:
-      ValueError: they are not known and not given.
+      ValueError: they are not published, and `num_classes` (people to train on) is not given.
     """
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
@@ -92,9 +87,7 @@ def facts(config: ml_collections.ConfigDict, num_classes: int | None = None) -> 
 
 
 def resized(config: ml_collections.ConfigDict, rows: int, classes: int) -> Any:
-    """The recipe with another number of rows in a batch.
-
-    More identities, as far as there are people: beyond that, more images of each.
+    """The recipe with `rows` rows: more identities, or more images of each where people run out.
 
     Raises:
       ValueError: no such batch can be made.
@@ -144,16 +137,8 @@ def check_rows(config: ml_collections.ConfigDict, devices: int) -> None:
 def assemble(config: ml_collections.ConfigDict, found: Facts, mesh: jax.sharding.Mesh) -> Built:
     """The real train step and embed step of a recipe on a mesh, and their shapes.
 
-    Nothing is computed. The kernels are XLA's, whatever the recipe has: "auto" would take those
-    for the CPU on a machine that has only that.
-
-    Args:
-      config: the recipe.
-      found: from `facts`.
-      mesh: of devices that need not be there.
-
-    Raises:
-      ValueError: by the package, for whatever is wrong with the recipe.
+    Nothing is computed, and the devices of the mesh need not be there. The kernels are XLA's:
+    "auto" would take those for the CPU on a machine that has only that.
     """
     config = copy.deepcopy(config)
     config.method.kernels = "xla"
@@ -179,15 +164,12 @@ def assemble(config: ml_collections.ConfigDict, found: Facts, mesh: jax.sharding
     image = jax.ShapeDtypeStruct((count, *size, 3), np.uint8)
     label, camera = (jax.ShapeDtypeStruct((count, *s), np.int32) for s in ((), (2,)))
     embedded = -(-config.eval.batch_size // mesh.size) * mesh.size
-    state = train.abstract_state(method, transform)
-    placed = placement.abstract(state, mesh)
     return Built(
         step,
-        placed,
+        placement.abstract(train.abstract_state(method, transform), mesh),
         {"visible": image, "infrared": image, "label": label, "camera": camera},
         embedding.make_embed(method, mesh),
         jax.ShapeDtypeStruct((embedded, *size, 3), np.uint8),
-        method,
     )
 
 
@@ -279,11 +261,6 @@ def find_devices(topology: roofline.Topology) -> Devices:
         raise ValueError(f"no description of {name}: {reason}") from None
     found: list[Any] = sorted(described.devices, key=lambda d: d.id)[:count]  # type: ignore
     return Devices(topology, found, roofline.chip_of(topology))
-
-
-def mesh_of(target: Devices, *, fsdp: int = 1) -> jax.sharding.Mesh:
-    """The package's mesh over these devices."""
-    return placement.make_mesh(target.devices, fsdp=fsdp)
 
 
 def train_step(built: Built, target: Devices, keep: pathlib.Path | None = None) -> Program:
@@ -434,19 +411,15 @@ def grouped(
 
 
 def fixed_sizes(one: Any, other: Any) -> set[int]:
-    """How many numbers the arrays have that are in a step for one batch and for another.
+    """Numbers in the arrays that are in a step for one batch and for another.
 
     Devices may sum the gradient of a product of weights before the parameters' gradients are made
-    of it. It is as large as no parameter is, and unlike a map it stays as it is when the batch
-    grows: a kernel as a matrix of places, kernels folded.
+    of it. It is as large as no parameter is, and unlike a map it does not grow with the batch.
+    Arrays within loops do not count: they may be of single rows.
 
     Args:
-      one, other: `jax.jit(...).trace(...)` of the step, with numbers of rows that are near each
-        other: a map of one is then hardly as large as another map of the other.
-
-    Returns:
-      The sizes, also within the functions that are called, but not within loops, whose arrays may
-      be of single rows.
+      one, other: `jax.jit(...).trace(...)` of the step for batches of nearly as many rows, since a
+        map of one is then hardly as large as another map of the other.
     """
     return _all(one.jaxpr.jaxpr) & _all(other.jaxpr.jaxpr)
 

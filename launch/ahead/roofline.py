@@ -1,13 +1,9 @@
 """Chips, the shapes they are rented in, and a step's time on them; imports no JAX.
 
-Figures of chips are the vendors', each with its page. Memory is what a program can have, as the TPU
-compiler itself reports it: a little less than the page says, since the system keeps some.
-
-No time is measured. A real step is slower than `Estimate.overlapped`: matrix units are never kept
-busy all the time. The estimate says which of the four limits binds, and how the answer changes
-with the number of chips. The model of communication is from "How to Scale Your Model" (Austin et
-al. 2025, https://jax-ml.github.io/scaling-book): rings along the axes of the torus, each link used
-in both directions, and about a microsecond a hop for whatever is small.
+Figures of chips are the vendors', each with its page; memory is what the TPU compiler reports. No
+time is measured, and a real step is slower than `Estimate.overlapped`. The model of communication
+is from "How to Scale Your Model" (Austin et al. 2025, https://jax-ml.github.io/scaling-book): rings
+along the axes of the torus, each link used in both directions, about a microsecond a hop.
 """
 
 import math
@@ -176,16 +172,10 @@ def estimate(
     shape: tuple[int, ...],
     dtype: str,
 ) -> Estimate:
-    """Estimates a step.
+    """Estimates a step of `flops` and `traffic` (bytes to and from memory) on each chip.
 
-    Args:
-      flops: of one chip.
-      traffic: bytes between the chip's memory and its cores.
-      collectives: from `hlo.collectives`.
-      chip: peak figures.
-      shape: chips along each axis.
-      dtype: what the matrix units multiply in. Where the chip has no rate for float32, XLA's
-        default precision rounds float32 operands to bfloat16, so that rate holds for both.
+    `shape` has the chips along each axis, `dtype` is what the matrix units multiply in. Where a
+    chip has no rate for float32, XLA rounds its operands to bfloat16, whose rate then holds.
     """
     peak = chip.peak.get(dtype, chip.peak["bfloat16"])
     chips = math.prod(shape)

@@ -54,14 +54,8 @@ def as_json(
             for name, members in groups.items()
         }
     if time is not None:
-        found["seconds"] = {
-            "compute": time.compute,
-            "memory": time.memory,
-            "transfer": time.transfer,
-            "latency": time.latency,
-            "serial": time.serial,
-            "overlapped": time.overlapped,
-        }
+        both = {"serial": time.serial, "overlapped": time.overlapped}
+        found["seconds"] = time._asdict() | both
     return found
 
 
@@ -155,7 +149,7 @@ def _sum(members: Sequence[hlo.Collective]) -> str:
 
 
 def _line(collective: hlo.Collective) -> str:
-    shown = [f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in collective.arrays[:3]]
+    shown = _arrays(collective)[:3]
     if len(collective.arrays) > 3:
         shown.append(f"and {len(collective.arrays) - 3} more")
     times = {1: "", -1: ", in a loop of unknown length"}.get(
@@ -168,10 +162,14 @@ def _line(collective: hlo.Collective) -> str:
     return f"{what}: {size(collective.bytes)}{times}{origin}"
 
 
+def _arrays(collective: hlo.Collective) -> list[str]:
+    return [f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in collective.arrays]
+
+
 def _collective(collective: hlo.Collective) -> dict[str, Any]:
     return {
         "kind": collective.kind,
-        "arrays": [f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in collective.arrays],
+        "arrays": _arrays(collective),
         "numbers": sum(math.prod(a.shape) for a in collective.arrays),
         "bytes": collective.bytes,
         "times": collective.times,
@@ -191,11 +189,7 @@ _HEAD = (
 
 
 def table(recipes: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of a Markdown table.
-
-    Args:
-      recipes: figures as `launch.ahead --json` writes them.
-    """
+    """Rows of a Markdown table, of figures as `launch.ahead --json` writes them."""
     head = [f"| {_HEAD} |", "|" + "---|" * (_HEAD.count("|") + 1)]
     return "\n".join([*head, *map(row, recipes)])
 
@@ -259,10 +253,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(table([json.loads(pathlib.Path(name).read_text()) for name in argv]))
     except (OSError, ValueError, KeyError) as error:
-        print(
-            f"error: {type(error).__name__} {error}; expected files that", end=" ", file=sys.stderr
-        )
-        print("python -m launch.ahead --json=FILE wrote", file=sys.stderr)
+        expected = "expected files that python -m launch.ahead --json=FILE wrote"
+        print(f"error: {type(error).__name__} {error}; {expected}", file=sys.stderr)
         return 1
     return 0
 

@@ -54,15 +54,8 @@ STEPS = 3
 
 
 def plan(epoch):
-    return sampler.plan(
-        LABEL,
-        RECORDS.modality,
-        num_ids=P,
-        num_instances=K,
-        seed=5,
-        epoch=epoch,
-        steps_per_epoch=STEPS,
-    )
+    size = dict(num_ids=P, num_instances=K, steps_per_epoch=STEPS)
+    return sampler.plan(LABEL, RECORDS.modality, seed=5, epoch=epoch, **size)
 
 
 def array_loader(records, **options):
@@ -92,19 +85,12 @@ def naive(start=0, stop=7, images=RECORDS.images):
     """The batches, one image at a time."""
     for s in range(start, stop):
         visible, infrared = plan(s // STEPS)[s % STEPS].tolist()
+        label = [PERSONS.tolist().index(RECORDS.person[i]) for i in visible]
         yield {
             "visible": np.stack([images[i] for i in visible]),
             "infrared": np.stack([images[i] for i in infrared]),
-            "label": np.array(
-                [PERSONS.tolist().index(RECORDS.person[i]) for i in visible], np.int32
-            ),
-            "camera": np.array(
-                [
-                    [RECORDS.camera[i], RECORDS.camera[j]]
-                    for i, j in zip(visible, infrared, strict=True)
-                ],
-                np.int32,
-            ),
+            "label": np.array(label, np.int32),
+            "camera": np.stack([RECORDS.camera[visible], RECORDS.camera[infrared]], 1),
         }
 
 

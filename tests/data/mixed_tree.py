@@ -2,12 +2,13 @@
 
 import io
 import pathlib
-import shutil
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vireid_jax.data import prepared
@@ -77,11 +78,8 @@ def python(code, *arguments, expected=0):
     )
     run = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        timeout=120,
-    )
+        capture_output=True, text=True, cwd=REPO, timeout=120,
+    )  # fmt: skip
     assert run.returncode == expected, run.stdout + run.stderr
     return run.stdout
 
@@ -94,13 +92,16 @@ def suffixes(folder):
     return sorted(p.suffix for p in folder.iterdir())
 
 
-def prepared_in(folder, source):
-    """The folder with the prepared set of `tree`; tests that change it take a `copy_of` it."""
-    calls = []
-    prepared.prepare(source, out=folder, shards=3, progress=lambda *x: calls.append(x))
-    assert calls == [(8, 24), (16, 24), (24, 24)]
-    return folder
+def in_files(listing, out, files=3, chunk=8, **options):
+    """The listing prepared in as many files, a few images after others."""
+    size = sum(pathlib.Path(p).stat().st_size for p in listing.records.images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "_SHARD_BYTES", -(-size // files))
+        patch.setattr(prepared, "_CHUNK", chunk)
+        return prepared.prepare(listing, out=out, **options)
 
 
-def copy_of(out, tmp_path):
-    return shutil.copytree(out, tmp_path / "copy")
+def at_once(count, work):
+    """What `work()` returns in as many threads."""
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result() for future in [pool.submit(work) for _ in range(count)]]

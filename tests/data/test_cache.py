@@ -1,13 +1,22 @@
-"""The pixel cache: the pixels of arrays.decode, once."""
+"""The pixel cache: the pixels of `decode`, once; nothing broken is ever believed."""
 
+import dataclasses
+import errno
+import logging
 import os
 import pathlib
+import pwd
+import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from tests.data.mixed_tree import never, suffixes, tree
+from tests.data.mixed_tree import at_once, broken_tree, never, python, suffixes, tree
+from tests.support.rows import each
 from vireid_jax.data import arrays, cache, prepared
+from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
 
 SIZE = (16, 8)
@@ -29,19 +38,21 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(cache, "_CHUNK", 7)
 
 
+@pytest.fixture
+def decode(source, tmp_path):
+    """`decode_once` of the source, with other options where they are given."""
+    return lambda listing=source, **options: cache.decode_once(
+        listing, **{"image_size": SIZE, "folder": tmp_path} | options
+    )
+
+
 # --- Pixels ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("filter", arrays.FILTERS)
-def test_the_pixels_are_those_of_decode(source, tmp_path, small_chunks, filter):
+def test_the_pixels_are_those_of_decode(source, decode, tmp_path, small_chunks, filter):
     calls = []
-    cached = cache.decode_once(
-        source,
-        image_size=SIZE,
-        filter=filter,
-        folder=tmp_path,
-        progress=lambda *x: calls.append(x),
-    )
+    cached = decode(filter=filter, progress=lambda *x: calls.append(x))
     assert calls == [(n, 40) for n in (7, 14, 21, 28, 35, 40)]
     images = cached.records.images
     assert isinstance(images, Pixels) and images.shape == (40, *SIZE, 3)
@@ -53,26 +64,21 @@ def test_the_pixels_are_those_of_decode(source, tmp_path, small_chunks, filter):
     # It is a plain file for anyone else.
     (path,) = tmp_path.glob("*.npy")
     assert (np.load(path) == expected).all()
-    again = cache.decode_once(
-        source, image_size=SIZE, filter=filter, folder=tmp_path, progress=never
-    )
-    assert (again.records.images[:] == expected).all()
+    assert (decode(filter=filter, progress=never).records.images[:] == expected).all()
 
 
-def test_a_prepared_set_gives_the_same_pixels(source, pixels, tmp_path):
+def test_a_prepared_set_gives_the_same_pixels(source, pixels, decode, tmp_path):
     ready = prepared.prepare(source, out=tmp_path / "out")
-    cached = cache.decode_once(ready, image_size=SIZE, folder=tmp_path)
-    assert (cached.records.images[:] == pixels).all()
-    cache.decode_once(ready, image_size=SIZE, folder=tmp_path, progress=never)
+    assert (decode(ready).records.images[:] == pixels).all()
+    decode(ready, progress=never)
 
 
-def test_in_memory(source, pixels, tmp_path):
-    held = cache.in_memory(cache.decode_once(source, image_size=SIZE, folder=tmp_path))
-    assert type(held.records.images) is np.ndarray and (held.records.images == pixels).all()
-    assert held.records.images.flags.owndata
+def test_in_memory(decode, pixels):
+    images = cache.in_memory(decode()).records.images
+    assert type(images) is np.ndarray and (images == pixels).all() and images.flags.owndata
 
 
-def test_what_the_file_is_known_by(source, tmp_path, monkeypatch):
+def test_what_the_file_is_known_by(source, monkeypatch):
     def stem(listing=source, size=SIZE, filter="lanczos"):
         return cache._stem(listing, size, filter)
 
@@ -84,12 +90,12 @@ def test_what_the_file_is_known_by(source, tmp_path, monkeypatch):
         stem(source.take(np.arange(39))),
         stem(source.take(np.arange(39, -1, -1))),
     ]
-    monkeypatch.setattr(cache, "DECODER_VERSION", 0)
-    others.append(stem())
-    monkeypatch.undo()
-    monkeypatch.setattr("PIL.__version__", "1.0")
-    others.append(stem())
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "DECODER_VERSION", 0)
+        others.append(stem())
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.__version__", "1.0")
+        others.append(stem())
     path = pathlib.Path(source.records.images[5])
     was = path.stat()
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1_000_000))
@@ -99,21 +105,226 @@ def test_what_the_file_is_known_by(source, tmp_path, monkeypatch):
     assert len({first, *others}) == len(others) + 1
 
 
-def test_where_it_is_kept(source, tmp_path, monkeypatch):
+def test_where_it_is_kept(decode, tmp_path, monkeypatch):
     monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "own"))
-    cache.decode_once(source, image_size=SIZE)
+    decode(folder=None)
     assert suffixes(tmp_path / "own") == [".json", ".npy"]
     monkeypatch.setenv("VIREID_CACHE", "gs://bucket/folder")
     with pytest.raises(ValueError, match="set VIREID_CACHE"):
-        cache.decode_once(source, image_size=SIZE)
+        decode(folder=None)
 
 
-def test_bad_options(source, tmp_path):
-    for options, message in (
+@each(
+    "options, message",
+    [
         ({"image_size": (0, 8)}, r"expected .height, width."),
         ({"filter": "nearest"}, "lanczos, bilinear"),
         ({"unreadable": "maybe"}, "refuse or skip"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            cache.decode_once(source, **{"image_size": SIZE, "folder": tmp_path} | options)
+    ],
+)
+def test_bad_options(decode, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        decode(**options)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Broken images --------------------------------------------------------------------------
+
+
+def test_unreadable_images_are_named_and_refused_or_skipped(decode, tmp_path, small_chunks):
+    listing, rows = broken_tree(tmp_path / "tree")
+    folder = tmp_path / "cache"
+    with pytest.raises(cache.UnreadableError, match="4 of 20 images") as caught:
+        decode(listing, folder=folder)
+    for row in rows:
+        assert sum(listing.records.images[row] in line for line in caught.value.problems) == 1
+    assert list(folder.iterdir()) == []
+
+    left = np.setdiff1d(np.arange(20), rows)
+    expected = arrays.decode([listing.records.images[n] for n in left], SIZE)
+    for progress in (None, never):
+        cached = decode(listing, folder=folder, unreadable="skip", progress=progress)
+        assert (cached.records.images[:] == expected).all()
+        assert cached.records.name == [listing.records.name[n] for n in left]
+        assert (cached.part == listing.part[left]).all()
+        assert len(cached.problems) == 1 + 4
+    held = cache.in_memory(cached)
+    assert (held.records.images == expected).all() and held.problems == cached.problems
+    with pytest.raises(cache.UnreadableError, match="4 of 20"):
+        decode(listing, folder=folder, progress=never)
+    with pytest.raises(cache.UnreadableError, match="4 of 4"):
+        decode(listing.take(np.array(rows)), folder=folder, unreadable="skip")
+
+
+# --- Broken caches --------------------------------------------------------------------------
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def zeros(path):
+    """A file of the right size whose content never reached the disk."""
+    path.write_bytes(path.read_bytes()[:128] + bytes(path.stat().st_size - 128))
+
+
+DAMAGES = {
+    "cut": lambda npy, side: npy.write_bytes(npy.read_bytes()[:-1]),
+    "longer": lambda npy, side: npy.write_bytes(npy.read_bytes() + b"\0"),
+    "one bit": lambda npy, side: flip(npy),
+    "zeros": lambda npy, side: zeros(npy),
+    "no header": lambda npy, side: npy.write_bytes(bytes(npy.stat().st_size)),
+    "other shape": lambda npy, side: npy.write_bytes(npy.read_bytes().replace(b"16, 8", b"8, 16")),
+    "no checksums": lambda npy, side: side.unlink(),
+    "cut checksums": lambda npy, side: side.write_bytes(side.read_bytes()[:-9]),
+    "other json": lambda npy, side: side.write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_made_again(decode, pixels, tmp_path, damage, caplog):
+    decode()
+    (npy,), (side,) = tmp_path.glob("*.npy"), tmp_path.glob("*.json")
+    before = npy.read_bytes(), side.read_bytes()
+    DAMAGES[damage](npy, side)
+    assert (npy.read_bytes(), side.read_bytes() if side.exists() else b"") != before
+    with caplog.at_level(logging.WARNING, "vireid_jax"):
+        cached = decode()
+    assert damage == "no checksums" or "decoding the images again" in caplog.text
+    assert (cached.records.images[:] == pixels).all()
+    assert (npy.read_bytes(), side.read_bytes()) == before
+    assert suffixes(tmp_path) == [".json", ".npy"]
+
+
+# --- Interruptions, other processes, full disks ---------------------------------------------
+
+
+def test_a_killed_decoding_leaves_nothing_that_counts(decode, tmp_path):
+    code = """
+    out = pathlib.Path(sys.argv[1])
+    def kill(done, total):
+        if done > 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+    cache._CHUNK = 7
+    cache.decode_once(tree(out / "tree", 40), image_size=(16, 8), folder=out / "c", progress=kill)
+    """
+    python(code, tmp_path, expected=-9)
+    folder = tmp_path / "c"
+    assert suffixes(folder) == [".lock", ".part"]  # it was under way
+    # The tree is the same, with its times: the clean run is of the same file.
+    listing = tree(tmp_path / "copy", 40)
+    images = [p.replace("/copy/", "/tree/") for p in listing.records.images]
+    assert all(map(os.path.exists, images))
+    records = dataclasses.replace(listing.records, images=images)
+    calls = []
+    cached = decode(
+        dataclasses.replace(listing, records=records),
+        folder=folder,
+        progress=lambda *x: calls.append(x),
+    )
+    assert calls == [(40, 40)]
+    assert (cached.records.images[:] == arrays.decode(images, SIZE)).all()
+    assert suffixes(folder) == [".json", ".npy"]
+
+
+def test_an_interrupt_leaves_nothing(decode, tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_go_when_nobody_can_own_them(source, decode, tmp_path):
+    stem = cache._stem(source, SIZE, "lanczos")
+    kept = {
+        # Another machine may be decoding the same, and another process something else.
+        "other-machine": tmp_path / f"{stem}.elsewhere.7.abcd.part",
+        "other-work": tmp_path / f"regdb-1x1-lanczos-0.{files._host()}.7.abcd.part",
+        "not-ours": tmp_path / "notes.txt",
+    }
+    gone = [tmp_path / files.temporary_name(stem), tmp_path / "regdb-9x9.elsewhere.7.ef.part"]
+    for path in (*kept.values(), *gone):
+        path.write_text("x")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (gone[1], kept["not-ours"]):
+        os.utime(path, (two_days_ago, two_days_ago))
+    decode()
+    assert all(path.exists() for path in kept.values())
+    assert not any(path.exists() for path in gone)
+
+
+def test_threads_and_processes_wait_and_decode_once(decode, pixels, tmp_path):
+    calls = []
+    for cached in at_once(4, lambda: decode(progress=lambda *x: calls.append(x))):
+        assert (cached.records.images[:] == pixels).all()
+    assert calls == [(40, 40)]
+    assert suffixes(tmp_path) == [".json", ".npy"]
+
+
+def test_without_locks_the_last_one_stays(decode, pixels, tmp_path, monkeypatch):
+    """As on a file system that several machines share."""
+    monkeypatch.setattr(files, "locked", lambda path: open(os.devnull))
+    monkeypatch.setattr(files, "clear_temporaries", lambda folder, prefix: None)
+    barrier = threading.Barrier(3)
+    for cached in at_once(3, lambda: decode(progress=lambda *x: barrier.wait(20))):
+        assert (cached.records.images[:] == pixels).all()
+    assert suffixes(tmp_path) == [".json", ".npy"]
+
+
+def test_a_cache_can_be_read_where_nothing_can_be_written(decode, pixels, monkeypatch):
+    decode()
+    for forbidden in ("locked", "temporary_name", "clear_temporaries"):
+        monkeypatch.setattr(files, forbidden, None)
+    assert (decode().records.images[:] == pixels).all()
+
+
+def test_a_disk_that_is_too_small_is_not_begun_with(decode, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("usage", (), {"free": 15_000}))
+    needed = 128 + 40 * 16 * 8 * 3
+    with pytest.raises(OSError, match=f"needs {needed:,} bytes .*15.0 kB are free") as caught:
+        decode(progress=never)
+    assert caught.value.errno == errno.ENOSPC and "VIREID_CACHE" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_fills_up_or_breaks(decode, tmp_path, monkeypatch, code):
+    def broken(handle):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError) as caught:
+        decode()
+    full = "pixel cache of regdb at 16 x 8 did not fit" in str(caught.value)
+    assert full == (code != errno.EIO) == ("VIREID_CACHE" in str(caught.value))
+    assert caught.value.errno == (errno.ENOSPC if full else code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_says_what_to_do(source, decode, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"decoded images of \w+ cannot be kept in .*data\.cache"):
+            decode(folder=folder, progress=never)
+        with pytest.raises(OSError, match=r"prepared \w+ cannot be kept in .*data\.prepared"):
+            prepared.prepare(source, out=folder, progress=never)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="VIREID_CACHE"):
+        decode(folder=tmp_path / "new", progress=never)
+
+
+def test_no_home_folder(monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("VIREID_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(FileNotFoundError, match="set VIREID_CACHE to a folder"):
+        files.user_folder("VIREID_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert files.user_folder("VIREID_CACHE", "x") == "/c/vireid_jax/x"

@@ -1,18 +1,27 @@
-"""Random erasing in torchvision's form, and what the two forms refuse and share."""
+"""Random erasing: how often, where, and in which shapes."""
 
-import functools
 import math
 
-import jax
 import numpy as np
 import pytest
 
 from tests.data import chain
-from tests.data.chain import KEY, distance_of_distributions, exact, noise
+from tests.data.chain import (
+    MANY,
+    MEAN,
+    VIEWS,
+    chi2,
+    distance_of_distributions,
+    exact,
+    noise,
+    unstandardize,
+)
 from tests.support.rows import each
-from vireid_jax.data.augment import FORMS, aspect_range, augment
+from vireid_jax.data.augment import FORMS
 
 VALUE = (9.0, 8.0, 7.0)
+
+
 TORCHVISION = dict(
     erase_form="log_uniform", erase_attempts=10, erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
 )
@@ -64,7 +73,7 @@ def naive_patch(rng, size, area, aspect, form, attempts):
     ],
 )
 def test_patches_have_the_distribution_of_the_authors_loop(size, area, aspect, form, attempts):
-    n, (height, width) = 2500, size
+    n, (height, width) = MANY, size
     batch = noise(n, size)
     options = dict(erase_area=area, erase_aspect=aspect, erase_form=form, erase_attempts=attempts)
     out = run(batch, erase=1.0, **options)
@@ -84,17 +93,15 @@ def test_patches_have_the_distribution_of_the_authors_loop(size, area, aspect, f
         assert (top == 0).any() and (top + h == height).any()  # both ends are reached
         assert (left == 0).any() and (left + w == width).any()
         within(h, w, area, aspect, size)
-        for statistic in (
-            lambda p: p[:, 0],
-            lambda p: p[:, 1],
-            lambda p: p[:, 2],
-            lambda p: p[:, 3],
-            lambda p: p[:, 2] * p[:, 3],
-            lambda p: p[:, 2] / p[:, 3],
-            lambda p: p[:, 0] / (height - p[:, 2]),
-        ):
-            gap = distance_of_distributions(statistic(mine), statistic(theirs))
+        for statistic in range(7):
+            gap = distance_of_distributions(*(facts(p, height)[statistic] for p in (mine, theirs)))
             assert gap < 1.95 * math.sqrt(1 / len(mine) + 1 / len(theirs))  # p = 1e-3
+
+
+def facts(patches, height):
+    """Position and size of patches, their area and aspect, and where they are of what fits."""
+    top, left, h, w = patches.T
+    return top, left, h, w, h * w, h / w, top / (height - h)
 
 
 def within(h, w, area, aspect, size):
@@ -108,71 +115,60 @@ def within(h, w, area, aspect, size):
 
 def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
     # A square image and patches small enough to fit always: the aspect is seen undistorted.
-    size, n = (80, 80), 600
     options = dict(erase=1.0, erase_area=(0.2, 0.25), erase_aspect=0.3)
-    tall, log_aspect = {}, {}
-    for form in FORMS:
-        _, _, h, w = sides(masks(run(noise(n, size), erase_form=form, **options)["visible"])).T
-        log_aspect[form] = np.log(h / w)
-        tall[form] = (h > w).mean()
-        assert np.abs(log_aspect[form]).max() < math.log(1 / 0.3) + 0.05
-    assert abs(tall["log_uniform"] - 1 / 2) < 0.07
-    assert abs(tall["uniform"] - 10 / 13) < 0.07  # (1/r - 1) / (1/r - r) = 1 / (1 + r) at r = 0.3
-    edge = math.log(1 / 0.3)
-    uniform = np.linspace(-edge, edge, 20001)
-    assert distance_of_distributions(log_aspect["log_uniform"], uniform) < 1.95 / math.sqrt(n)
-    assert distance_of_distributions(log_aspect["uniform"], uniform) > 0.2
+    for form, share in (("log_uniform", 1 / 2), ("uniform", 10 / 13)):  # 1 / (1 + r) at r = 0.3
+        out = run(noise(MANY, (40, 40)), erase_form=form, **options)["visible"]
+        _, _, h, w = sides(masks(out)).T
+        assert np.abs(np.log(h / w)).max() < math.log(1 / 0.3) + 0.1
+        assert abs((h > w).mean() + (h == w).mean() / 2 - share) < 0.03
 
 
 def test_torchvisions_defaults_stay_within_their_area_and_aspect():
-    size = (96, 48)
-    out = run(noise(400, size), erase=(0.5, 1.0), **TORCHVISION)
+    out = run(noise(MANY, (24, 12)), erase=(0.5, 1.0), **TORCHVISION)
     for m, probability in (("visible", 0.5), ("infrared", 1.0)):
         _, _, h, w = sides(masks(out[m])).T
         erased = h > 0
-        assert abs(erased.mean() - probability) < 0.1
-        within(h[erased], w[erased], (0.02, 0.33), (0.3, 3.3), size)
+        assert abs(erased.mean() - probability) < 0.04
+        within(h[erased], w[erased], (0.02, 0.33), (0.3, 3.3), (24, 12))
 
 
-def test_no_patch_of_the_image_s_height_or_width():
-    batch = noise(50, (8, 8))
-    # Every attempt gives 8 x 8: none is strictly smaller.
-    out = run(batch, erase=1.0, erase_form="log_uniform", erase_area=(1, 1), erase_aspect=1.0)
+def test_erasing_has_its_probability_and_every_view_its_own_patches():
+    out = run(noise(MANY), erase=(0.3, 1.0), second_view="adapt")
+    erased = [(out[m] >= 7.0).all(-1).any((1, 2)) for m in VIEWS]
+    assert erased[1].all()
+    expected = MANY * np.array([[0.7 * 0.7, 0.7 * 0.3], [0.3 * 0.7, 0.3 * 0.3]])
+    both = np.bincount(2 * erased[0] + erased[2], minlength=4)
+    assert chi2(both, expected.ravel()) < 16.3  # chi2(3), p = 1e-3
+    patches = [(out[m] >= 7.0).all(-1)[erased[0] & erased[2]] for m in VIEWS]
+    for other in patches[:2]:
+        assert (other != patches[2]).any((1, 2)).mean() > 0.9
+
+
+def test_the_default_color_is_the_mean_of_imagenet():
+    pixels = unstandardize(chain.run(noise(), erase=1.0, **chain.OFF)["visible"])
+    assert ((pixels == np.round(255 * MEAN)).all(-1)).any(axis=(1, 2)).all()
+
+
+@each("form", FORMS)
+def test_a_patch_that_never_fits_leaves_the_image(form):
+    # Every attempt has the image's height and width: none is strictly smaller.
+    batch = noise(size=(8, 8))
+    out = run(batch, erase=1.0, erase_form=form, erase_area=(1.0, 1.0), erase_aspect=1.0)
     np.testing.assert_array_equal(out["visible"], exact(batch["visible"]))
 
 
-def test_one_number_is_the_pair_with_its_inverse():
-    batch = noise(64, (24, 12))
-    for form in FORMS:
-        one, pair = (
-            run(batch, erase=1.0, erase_form=form, erase_aspect=aspect)["visible"]
-            for aspect in (0.3, (0.3, 1 / 0.3))
-        )
-        np.testing.assert_array_equal(one, pair)
-    assert aspect_range(0.25) == (0.25, 4.0)
-    assert aspect_range((0.3, 3.3)) == (0.3, 3.3)
+@each("form", FORMS)
+def test_one_number_is_the_pair_with_its_inverse(form):
+    options = dict(erase=1.0, erase_form=form)
+    one, pair = (run(noise(), erase_aspect=a, **options) for a in (0.25, (0.25, 4.0)))
+    chain.assert_same(one, pair)
 
 
 def test_which_images_are_erased_does_not_depend_on_the_form():
-    batch = noise(200, (24, 12))
-    rows = [
+    batch = noise(size=(24, 12))
+    one, *others = (
         masks(run(batch, erase=0.5, erase_area=(0.02, 0.1), **options)["visible"]).any((1, 2))
-        for options in ({}, {"erase_form": "log_uniform"}, {"erase_attempts": 50})
-    ]
-    np.testing.assert_array_equal(rows[0], rows[1])
-    np.testing.assert_array_equal(rows[0], rows[2])
-
-
-def test_bad_options_are_refused():
-    for options, message in (
-        ({"erase_form": "log"}, "erase_form is 'log', expected one of uniform, log_uniform"),
-        ({"erase_attempts": 0}, "erase_attempts is 0"),
-        ({"erase_attempts": 1.5}, "erase_attempts is 1.5"),
-        ({"erase_aspect": (0.3,)}, "erase_aspect is"),
-        ({"erase_aspect": (0.0, 1.0)}, "erase_aspect is"),
-        ({"erase_aspect": (3.3, 0.3)}, "smallest <= largest"),
-        ({"erase_aspect": (0.3, math.inf)}, "erase_aspect is"),
-        ({"erase_aspect": 3.3}, "a pair"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            jax.eval_shape(functools.partial(augment, **options), KEY, noise(2, (4, 4)))
+        for options in ({}, {"erase_form": "log_uniform"}, {"erase_attempts": 10})
+    )
+    for other in others:
+        np.testing.assert_array_equal(one, other)

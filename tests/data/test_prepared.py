@@ -1,15 +1,16 @@
 """Prepared data sets: what goes in comes out, and nothing half-written is ever taken for one."""
 
 import dataclasses
+import errno
 import logging
 import pathlib
-import threading
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.mixed_tree import copy_of, files_of, never, prepared_in, python, tree
+from tests.data.mixed_tree import at_once, broken_tree, files_of, in_files, never, python, tree
 from vireid_jax.data import arrays, cache, decoding, prepared
 from vireid_jax.data.readers.common import TreeError
 from vireid_jax.runtime import files
@@ -22,7 +23,16 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(source, tmp_path_factory):
-    return prepared_in(tmp_path_factory.mktemp("out"), source)
+    folder, calls = tmp_path_factory.mktemp("out"), []
+    in_files(source, folder, progress=lambda *x: calls.append(x))
+    assert calls == [(8, 24), (16, 24), (24, 24)]
+    return folder
+
+
+@pytest.fixture
+def copy(out, tmp_path):
+    """A prepared set that may be changed."""
+    return shutil.copytree(out, tmp_path / "copy")
 
 
 # --- What goes in comes out -----------------------------------------------------------------
@@ -87,10 +97,9 @@ def test_opening_and_taking_read_no_image(out, monkeypatch):
         ready.records.images[:2]
 
 
-def test_a_set_that_is_open_outlives_its_replacement(source, out, tmp_path):
-    folder = copy_of(out, tmp_path)
-    ready = prepared.find("regdb", out=folder)
-    prepared.prepare(source.take(np.arange(23, -1, -1)), out=folder)
+def test_a_set_that_is_open_outlives_its_replacement(source, out, copy):
+    ready = prepared.find("regdb", out=copy)
+    prepared.prepare(source.take(np.arange(23, -1, -1)), out=copy)
     assert list(ready.records.images) == list(prepared.find("regdb", out=out).records.images)
 
 
@@ -147,17 +156,11 @@ def test_the_reader_of_records_passes_over_other_fields():
 # --- When it is written again ---------------------------------------------------------------
 
 
-def test_an_unchanged_tree_is_not_prepared_again(source, out):
-    ready = prepared.prepare(source, out=out, progress=never)
-    assert len(ready.records) == 24 and ready.records.images.fingerprint == cache.fingerprint(
-        source
-    )
-
-
-def test_a_ready_set_needs_no_writing(source, out, monkeypatch):
+def test_an_unchanged_tree_is_not_prepared_again_and_needs_no_writing(source, out, monkeypatch):
     for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
         monkeypatch.setattr(files, forbidden, None)
-    assert len(prepared.prepare(source, out=out, progress=never).records) == 24
+    ready = prepared.prepare(source, out=out, progress=never).records
+    assert len(ready) == 24 and ready.images.fingerprint == cache.fingerprint(source)
 
 
 def test_a_changed_tree_is(tmp_path):
@@ -184,15 +187,14 @@ def test_a_changed_tree_is(tmp_path):
     assert len(prepared.prepare(fewer, out=tmp_path).records) == 5
 
 
-def test_a_record_that_rotted_is_an_error(out, tmp_path):
-    folder = copy_of(out, tmp_path)
-    shard = next(folder.rglob("*00001-of-*"))
+def test_a_record_that_rotted_is_an_error(copy):
+    shard = next(copy.rglob("*record-00001"))
     content = bytearray(shard.read_bytes())
     at = content.index(b"IHDR")
     content[at : at + 4] = b"RDHI"
     shard.write_bytes(content)
-    ready = prepared.find("regdb", out=folder)
-    with pytest.raises(TreeError, match=r"00001-of-00003 cannot be read: .* prepare it again"):
+    ready = prepared.find("regdb", out=copy)
+    with pytest.raises(TreeError, match=r"record-00001 cannot be read: .* prepare it again"):
         list(ready.records.images)
     # It is no image that could be skipped: prepared again, all are there.
     with pytest.raises(TreeError, match="prepare it again"):
@@ -203,10 +205,9 @@ DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.js
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
-    folder = copy_of(out, tmp_path)
-    version = folder / "regdb" / "1.0.0"
-    path = next(version.glob("*00001-of-*")) if "shard" in what else version / what
+def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
+    version = copy / "regdb" / "1.0.0"
+    path = next(version.glob("*record-00001")) if "shard" in what else version / what
     content = path.read_bytes()
     if what == "no shard":
         path.unlink()
@@ -215,9 +216,9 @@ def test_damage_is_noticed_and_repaired(source, out, tmp_path, what, caplog):
     else:
         path.write_bytes(content[:-70])
     with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
-        prepared.find("regdb", out=folder)
+        prepared.find("regdb", out=copy)
     with caplog.at_level(logging.WARNING, "vireid_jax"):
-        ready = prepared.prepare(source, out=folder)
+        ready = prepared.prepare(source, out=copy)
     assert "damaged" in caplog.text
     assert [len(x) for x in ready.records.images] == [
         len(x) for x in prepared.find("regdb", out=out).records.images
@@ -236,23 +237,16 @@ def test_where_sets_are_kept_and_found(source, out, monkeypatch):
         prepared.open(out / "regdb")
 
 
-def test_two_at_once_prepare_once(tmp_path):
-    listing = tree(tmp_path / "tree", 12)
-    calls, ready = [], []
-    prepared._builder_class("regdb")  # its import is not what is tested
+def test_several_at_once_prepare_once(tmp_path):
+    listing, calls = tree(tmp_path / "tree", 12), []
+    prepared._tfds()  # its import is not what is tested
 
     def one():
-        ready.append(prepared.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x)))
+        return prepared.prepare(listing, out=tmp_path, progress=lambda *x: calls.append(x))
 
-    threads = [threading.Thread(target=one) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert [len(ready.records) for ready in at_once(3, one)] == [12] * 3
     assert calls == [(12, 12)]
-    assert [len(r.records) for r in ready] == [12] * 3
-    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
-    assert len([p for p in (tmp_path / "regdb").iterdir()]) == 1
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
 
 
 def test_an_address_is_refused(source, monkeypatch):
@@ -273,5 +267,116 @@ def test_preparing_without_tfds_says_what_to_install(source, tmp_path):
     except ImportError as error:
         print(error, [p.name for p in out.iterdir()])
     """
-    told = python(code, tmp_path)
-    assert "pip install 'vireid_jax[data]'" in told and "['tree']" in told
+    said = python(code, tmp_path)
+    assert "pip install 'vireid_jax[data]'" in said and "['tree']" in said
+
+
+# --- Images that cannot be read -------------------------------------------------------------
+
+
+def test_unreadable_images_are_named_and_refused_or_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "_CHUNK", 3)
+    listing, rows = broken_tree(tmp_path / "tree")
+    with pytest.raises(cache.UnreadableError, match="4 of 20 images") as caught:
+        prepared.prepare(listing, out=tmp_path)
+    for row in rows:
+        assert listing.records.images[row] in str(caught.value)
+        assert any(listing.records.name[row] in line for line in caught.value.problems)
+    assert "unreadable='skip'" in str(caught.value) and "does not exist" in str(caught.value)
+    assert files_of(tmp_path / "regdb") == []
+    assert prepared.find("regdb", out=tmp_path) is None
+
+    ready = prepared.prepare(listing, out=tmp_path, unreadable="skip")
+    left = [n for n in range(20) if n not in rows]
+    assert ready.records.name == [listing.records.name[n] for n in left]
+    assert (ready.part == listing.part[left]).all()
+    kept = [listing.records.images[n] for n in left]
+    assert list(ready.records.images) == list(map(prepared._as_stored, kept))
+    assert len(ready.problems) == 1 + 4
+    for row in rows:
+        assert sum(listing.records.images[row] in line for line in ready.problems) == 1
+    # The tree is the same; who refuses still hears of them.
+    assert ready.records.images.fingerprint == cache.fingerprint(listing)
+    with pytest.raises(cache.UnreadableError, match="4 of 20"):
+        prepared.prepare(listing, out=tmp_path, progress=never)
+    prepared.prepare(listing, out=tmp_path, unreadable="skip", progress=never)
+    with pytest.raises(cache.UnreadableError, match="4 of 4"):
+        prepared.prepare(listing.take(np.array(rows)), out=tmp_path, unreadable="skip")
+
+
+def test_a_long_list_of_unreadable_images_is_cut():
+    error = cache.UnreadableError("sysu", [f"image{n}: bad" for n in range(900)], 1000)
+    assert "900 of 1,000" in str(error) and "and 895 more" in str(error)
+    assert len(error.problems) == 900 and len(str(error)) < 300
+
+
+def test_bad_options_and_listings(source, tmp_path):
+    with pytest.raises(ValueError, match="'ignore', expected refuse or skip"):
+        prepared.prepare(source, out=tmp_path, unreadable="ignore")
+    with pytest.raises(ValueError, match="sysu, regdb"):
+        prepared.prepare(dataclasses.replace(source, name="mars"), out=tmp_path)
+    with pytest.raises(ValueError, match="sysu, regdb"):
+        prepared.find("mars", out=tmp_path)
+    with pytest.raises(ValueError, match="no images"):
+        prepared.prepare(source.take(np.arange(0)), out=tmp_path)
+    assert files_of(tmp_path) == []
+
+
+# --- Interruptions and full disks -----------------------------------------------------------
+
+
+def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
+    code = """
+    def kill(done, total):
+        if done > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    out = pathlib.Path(sys.argv[1])
+    prepared._CHUNK = 3
+    prepared.prepare(tree(out / "tree", 12), out=out, progress=kill)
+    """
+    python(code, tmp_path, expected=-9)
+    assert any("array_record" in f for f in files_of(tmp_path / "regdb"))  # it was under way
+    assert prepared.find("regdb", out=tmp_path) is None
+    shutil.rmtree(tmp_path / "tree")
+    ready = prepared.prepare(tree(tmp_path / "tree", 12), out=tmp_path)
+    assert len(list(ready.records.images)) == 12
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+
+
+def test_an_interrupted_replacement_keeps_the_old_set(source, copy):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared.prepare(source.take(np.arange(4)), out=copy, progress=interrupt)
+    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert len(prepared.find("regdb", out=copy).records) == 24
+
+
+def test_a_disk_that_fills_up(copy):
+    """A limit on the size of files stands for the disk: the writer is told the same way."""
+    code = """
+    import resource
+    out = pathlib.Path(sys.argv[1])
+    listing = tree(out / "tree", 6)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    try:
+        prepared.prepare(listing, out=out)
+    except OSError as error:
+        print(error.errno, error)
+    """
+    said = python(code, copy)
+    assert said.startswith(f"{errno.ENOSPC} ") and "preparing regdb did not fit" in said
+    assert "VIREID_DATA" in said and str(copy / "regdb") in said
+    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert len(prepared.find("regdb", out=copy).records) == 24
+
+
+def test_a_disk_that_is_too_small_is_not_begun_with(source, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1234})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"needs [\d,]+ bytes .* 1\.2 kB are free") as caught:
+        prepared.prepare(source, out=tmp_path, progress=never)
+    assert caught.value.errno == errno.ENOSPC
+    assert files_of(tmp_path / "regdb") == []

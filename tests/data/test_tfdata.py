@@ -47,7 +47,7 @@ def test_tfdata_gathers_mapped_images_itself_and_copies_no_others(tmp_path, monk
     del images
     mapped = Pixels(np.load(tmp_path / "images.npy", mmap_mode="r"), rows)
     next(tf_loader(RECORDS))
-    monkeypatch.setattr(arrays, "batches", None)
+    monkeypatch.setattr(arrays, "gathered", None)
     before = resident()
     batches = list(tf_loader(make_records(mapped)))
     grown = resident() - before

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.support.rows import each
-from vireid_jax.types import INFRARED, VISIBLE, Records, check_batch, epochs_to_steps, train_labels
+from vireid_jax.types import Records, check_batch, epochs_to_steps, train_labels
 
 
 def make_records(person, modality):
@@ -34,19 +34,6 @@ def test_train_labels_number_the_persons_of_both_modalities_in_ascending_order()
     # 12 is visible only and 99 infrared only.
     assert persons.tolist() == [7, 30]
     assert label.tolist() == [1, 0, 1, -1, 0, -1, -1, 0]
-
-
-def test_train_labels_of_random_records_agree_with_a_loop():
-    rng = np.random.default_rng(0)
-    records = make_records(rng.integers(0, 40, 120), rng.integers(0, 2, 120))
-    label, persons = train_labels(records)
-    both = sorted(
-        set(records.person[records.modality == VISIBLE].tolist())
-        & set(records.person[records.modality == INFRARED].tolist())
-    )
-    assert 0 < len(both) < len(set(records.person.tolist()))
-    assert persons.tolist() == both
-    assert label.tolist() == [both.index(p) if p in both else -1 for p in records.person.tolist()]
 
 
 @each("modality", [[0, 0, 0], [0, 1, 0]])

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import common
+from tests.support.plain import plainly
 from vireid_jax import build
 from vireid_jax.methods import METHODS
 from vireid_jax.methods import common as common_options
@@ -96,14 +97,9 @@ def test_the_script_of_the_command_line_exists():
 
 def test_named_extras_exist():
     """Wherever a page or a file's text says pip install '...[extra]'."""
-    files = [
-        *PAGES,
-        ROOT / ".ci/run",
-        *ROOT.glob("vireid_jax/**/*.py"),
-        *ROOT.glob("benchmarks/*.py"),
-    ]
+    sources = [*ROOT.glob("vireid_jax/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     named = set()
-    for path in files:
+    for path in [*PAGES, ROOT / ".ci/run", *sources]:
         for names in re.findall(r"['\"](?:\.|vireid_jax)\[([a-z,]+)\]['\"]", path.read_text()):
             named |= set(names.split(","))
     assert {"test", "viz", "cuda"} <= named <= set(PROJECT["optional-dependencies"])
@@ -345,9 +341,9 @@ def test_the_recipes_that_the_texts_ask_for_exist():
             importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.name)
-def test_nothing_is_left_to_fill_in(path):
-    assert not re.findall(r"@@\w*|TODO|FIXME|XXX|\bTBD\b", path.read_text())
+def test_nothing_is_left_to_fill_in():
+    for path in PAGES:
+        assert not re.findall(r"@@\w*|TODO|FIXME|XXX|\bTBD\b", path.read_text()), path.name
 
 
 def run_blocks(path):
@@ -366,6 +362,7 @@ def test_the_python_blocks_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_page_on_python_run(tmp_path, monkeypatch):
+def test_the_blocks_of_the_page_on_python_run(tmp_path, monkeypatch, one_device):
     monkeypatch.chdir(tmp_path)
-    assert run_blocks(ROOT / "docs" / "python.md") == 4
+    with plainly():
+        assert run_blocks(ROOT / "docs" / "python.md") == 4

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import subprocess
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -73,3 +74,25 @@ def start(name: str, *arguments: str, **variables: str) -> subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def wait_for(path: pathlib.Path, seconds: float = 20) -> None:
+    """Until a file has content."""
+    end = time.monotonic() + seconds
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < end, f"no {path} within {seconds} s"
+        time.sleep(0.02)
+
+
+def ended(pid: int, seconds: float = 10) -> bool:
+    """Whether a process ends in time; a zombie has."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        except FileNotFoundError:
+            return True
+        if stat.rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False

@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from tests.launch.shell import LAUNCH, StandIns, run, script
-from tests.launch.test_local_pod import ended
+from tests.launch.shell import LAUNCH, StandIns, ended, run, script
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from tests.launch.shell import run, script, start
-from tests.launch.test_supervise import is_zombie, wait_for
+from tests.launch.shell import ended, run, script, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -36,15 +35,6 @@ sleep 300 & echo $! >>"$DIR/children"
 echo ready >>"$DIR/ready"
 while :; do sleep 0.05; done
 """
-
-
-def ended(pid: int, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not pathlib.Path(f"/proc/{pid}").exists() or is_zombie(pid):
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_each_process_is_told_who_it_is(tmp_path):
@@ -110,57 +100,54 @@ def test_exit_code(tmp_path, codes, code):
     assert result.returncode == code, result.stderr
 
 
-@pytest.mark.parametrize(("name", "code"), [("TERM", 42), ("HUP", 42), ("INT", 130)])
-def test_a_signal_goes_to_all(tmp_path, name, code):
+@pytest.fixture
+def waiting(tmp_path):
+    """Starts or runs two processes that wait for a signal; see _WAIT."""
     python = script(tmp_path / "python", _WAIT)
-    arguments = ["local_pod.sh", "2", "--logs", str(tmp_path), "--"]
-    with start(*arguments, PYTHON=str(python), DIR=str(tmp_path)) as pod:
-        wait_for(tmp_path / "pids")
-        while len(lines(tmp_path / "ready")) < 2:
+
+    def begin(how, *options, ready=2, **variables):
+        arguments = ["local_pod.sh", "2", *options, "--logs", str(tmp_path), "--"]
+        pod = how(*arguments, PYTHON=str(python), DIR=str(tmp_path), **variables)
+        while len(lines(tmp_path / "ready")) < ready:
             time.sleep(0.02)
+        wait_for(tmp_path / "pids")
+        return pod
+
+    yield begin
+    for pid in lines(tmp_path / "pids") + lines(tmp_path / "children"):
+        assert ended(int(pid)), pid
+
+
+@pytest.mark.parametrize(("name", "code"), [("TERM", 42), ("HUP", 42), ("INT", 130)])
+def test_a_signal_goes_to_all(waiting, name, code):
+    with waiting(start) as pod:
         pod.send_signal(getattr(signal, f"SIG{name}"))
         output, _ = pod.communicate(timeout=20)
     assert pod.returncode == code
     said = "stopped" if name == "INT" else "saved"
     assert sorted(output.splitlines()) == [f"[0] {said}", f"[1] {said}"]
-    for pid in lines(tmp_path / "pids") + lines(tmp_path / "children"):
-        assert ended(int(pid)), pid
 
 
-def test_one_that_ignores_signals_is_killed_in_time(tmp_path):
-    python = script(tmp_path / "python", _WAIT)
-    arguments = ["local_pod.sh", "2", "--grace=1", "--logs", str(tmp_path), "--"]
-    with start(*arguments, PYTHON=str(python), DIR=str(tmp_path), STUBBORN="1") as pod:
-        wait_for(tmp_path / "pids")
-        while len(lines(tmp_path / "ready")) < 2:
-            time.sleep(0.02)
+def test_one_that_ignores_signals_is_killed_in_time(waiting):
+    with waiting(start, "--grace=1", STUBBORN="1") as pod:
         before = time.monotonic()
         pod.send_signal(signal.SIGTERM)
         pod.communicate(timeout=30)
         assert 0.5 < time.monotonic() - before < 15
     assert pod.returncode == 137
-    for pid in lines(tmp_path / "pids") + lines(tmp_path / "children"):
-        assert ended(int(pid)), pid
 
 
-def test_others_are_told_to_stop_some_time_after_a_failure(tmp_path):
-    python = script(tmp_path / "python", _WAIT)
-    arguments = ["local_pod.sh", "2", "--grace=1", "--logs", str(tmp_path), "--"]
+def test_others_are_told_to_stop_some_time_after_a_failure(waiting):
     before = time.monotonic()
-    result = run(*arguments, PYTHON=str(python), DIR=str(tmp_path), LEAVES="0")
+    result = waiting(run, "--grace=1", ready=1, LEAVES="0")
     assert time.monotonic() - before < 20
     assert result.returncode == 1
     assert "[1] saved" in result.stdout
 
 
-def test_a_killed_process_is_the_failure(tmp_path):
-    python = script(tmp_path / "python", _WAIT)
-    arguments = ["local_pod.sh", "2", "--grace=1", "--logs", str(tmp_path), "--"]
-    with start(*arguments, PYTHON=str(python), DIR=str(tmp_path)) as pod:
-        wait_for(tmp_path / "pids")
-        first = int(lines(tmp_path / "pids")[0])
-        wait_for(tmp_path / "ready")
-        os.kill(first, signal.SIGKILL)
+def test_a_killed_process_is_the_failure(waiting, tmp_path):
+    with waiting(start, "--grace=1") as pod:
+        os.kill(int(lines(tmp_path / "pids")[0]), signal.SIGKILL)
         _, errors = pod.communicate(timeout=30)
     assert pod.returncode == 137
     assert "process 0 ended with 137" in errors

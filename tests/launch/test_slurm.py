@@ -7,8 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.launch.shell import BASH, LAUNCH, StandIns, clean_environment, script
-from tests.launch.test_supervise import wait_for
+from tests.launch.shell import BASH, LAUNCH, StandIns, clean_environment, script, wait_for
 
 pytestmark = pytest.mark.slow
 

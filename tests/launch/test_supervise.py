@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.launch.shell import run, script, start
+from tests.launch.shell import ended, run, script, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -161,12 +161,7 @@ def test_a_signal_during_the_back_off_stops_at_once(tmp_path):
 def test_what_a_command_leaves_behind_is_killed(tmp_path):
     text = f"sleep 300 & echo $! >{tmp_path}/pid; exit 0"
     assert run("supervise.sh", "--", "bash", "-c", text).returncode == 0
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        if not pathlib.Path(f"/proc/{pid}").exists() or is_zombie(pid):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{pid} still runs")
+    assert ended(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize(
@@ -183,17 +178,3 @@ def test_bad_options(arguments, message):
     result = run("supervise.sh", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
-
-
-def wait_for(path: pathlib.Path, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not (path.exists() and path.stat().st_size):
-        assert time.monotonic() < end, f"no {path} within {seconds} s"
-        time.sleep(0.02)
-
-
-def is_zombie(pid: int) -> bool:
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True

@@ -4,6 +4,8 @@ Networks are compared in float64: in float32 the gradients of either framework d
 float64 by a percent, whichever is right.
 """
 
+import functools
+
 import jax
 import pytest
 
@@ -13,80 +15,52 @@ from tests.support.parity import (
     loss_outputs,
     module_outputs,
     reference,
+    source_and_dtypes,
     sources,
 )
 from tests.support.reference import store
 from tests.support.reference.inputs import CASES, cases
-from tests.support.rows import each
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap, gem
 from vireid_jax.nets.resnet import ResNet
 
-KEY = jax.random.key(0)
-DTYPES = pytest.mark.parametrize(
-    "dtype, rtol", [pytest.param("float32", 2e-5, marks=pytest.mark.slow), ("float64", 1e-11)]
-)
+POOLS = {"gap": gap, "gem_fixed": gem}
 
 
-def _without(options, *names):
-    return {k: v for k, v in options.items() if k not in names}
+@functools.cache
+def outputs(name, dtype):
+    """Once for both sources."""
+    if name in POOLS:
+        return loss_outputs(name, POOLS[name], "maps", dtype)
+    options = dict(CASES[name].options)
+    call = {"train": options.pop("train", True)}
+    if CASES[name].kind == "batch_norm":
+        make, inputs, taken = BatchNorm, "x", lambda x: x
+    else:
+        make, inputs, taken = ResNet, image_names(name), lambda *images: images
+        call["stems"] = options.pop("stems", None)
+    net = make(**options)
 
-
-def _batch_norm(name, dtype):
-    options = CASES[name].options
-    train = options.get("train", True)
-    norm = BatchNorm(**_without(options, "train"))
-
-    def apply(variables, x):
-        y, updated = norm.apply(variables, x, train=train, mutable=["batch_stats"])
+    def apply(variables, *x):
+        y, updated = net.apply(variables, taken(*x), **call, mutable=["batch_stats"])
         return y, updated["batch_stats"]
 
-    return module_outputs(name, lambda x: norm.init(KEY, x, train=True), apply, "x", dtype)
+    def init(*x):
+        return net.init(jax.random.key(0), taken(*x), **{**call, "train": True})
+
+    return module_outputs(name, init, apply, inputs, dtype)
 
 
-@sources
-@DTYPES
-@each("name", cases("batch_norm"))
-def test_batch_norm(name, dtype, rtol, source):
-    store.compare(_batch_norm(name, dtype), reference(name, source), rtol=rtol)
-
-
-@sources
-@DTYPES
-def test_pooling(dtype, rtol, source):
-    for name, pool in (("gap", gap), ("gem_fixed", gem)):
-        store.compare(loss_outputs(name, pool, "maps", dtype), reference(name, source), rtol=rtol)
-
-
-def _resnet(name, dtype):
-    options = CASES[name].options
-    train, stems = options.get("train", True), options.get("stems")
-    net = ResNet(**_without(options, "train", "stems"))
-
-    def init(*images):
-        return net.init(KEY, images, stems=stems, train=True)
-
-    def apply(variables, *images):
-        y, updated = net.apply(variables, images, stems=stems, train=train, mutable=["batch_stats"])
-        return y, updated["batch_stats"]
-
-    return module_outputs(name, init, apply, image_names(name), dtype)
+@source_and_dtypes
+def test_layers(source, dtypes):
+    for name in (*POOLS, *cases("batch_norm")):
+        for dtype in dtypes:
+            rtol = {"float32": 2e-5, "float64": 1e-11}[dtype]
+            found, row = outputs(name, dtype), f"{name}, {dtype}"
+            store.compare(found, reference(name, source), rtol=rtol, row=row)
 
 
 @sources
 @pytest.mark.parametrize("name", first_fast(cases("resnet")))
-def test_resnet(name, source, resnet_outputs):
-    store.compare(resnet_outputs(name), reference(name, source), rtol=1e-10)
-
-
-@pytest.fixture(scope="module")
-def resnet_outputs():
-    """Outputs by case; each is computed once for both sources."""
-    known = {}
-
-    def outputs(name):
-        if name not in known:
-            known[name] = _resnet(name, "float64")
-        return known[name]
-
-    return outputs
+def test_resnet(name, source):
+    store.compare(outputs(name, "float64"), reference(name, source), rtol=1e-10)

@@ -107,19 +107,24 @@ class Recorder:
         return {step: scalars for step, s, scalars in self.rows if s == split}
 
 
+METHOD = linear()
+_STEPS = {}  # compiled once for all runs
+
+
 class Run:
     """The linear method with everything that `train` needs; each `go` resumes what is saved."""
 
-    def __init__(self, folder=None, *, method=None, augment=noisy, seed=3, optimizer=SGD):
-        self.method = method or linear()
-        self.transform, self.rate = optim.make(steps_per_epoch=EPOCH, epochs=3, **optimizer)
-        self.mesh = devices.make_mesh()
-        self.seed = seed
+    def __init__(self, folder=None, *, method=METHOD, augment=noisy, seed=3, optimizer=SGD):
+        self.method, self.seed, self.mesh = method, seed, devices.make_mesh()
+        self.transform, rate = optim.make(steps_per_epoch=EPOCH, epochs=3, **optimizer)
         self.checkpoints = Checkpoints(folder, keep=2) if folder else None
         self.writer = Recorder()
-        self.step_fn = make_train_step(
-            self.method, augment, self.transform, self.rate, mesh=self.mesh, seed=seed
-        )
+        key = (method.loss, augment, seed, *optimizer.items())
+        if key not in _STEPS:
+            _STEPS[key] = make_train_step(
+                method, augment, self.transform, rate, mesh=self.mesh, seed=seed
+            )
+        self.step_fn = _STEPS[key]
 
     def start(self):
         return restore_or_init(

@@ -26,7 +26,7 @@ def build(*, num_classes, image_size, backbone, from_step):
     pixels = image_size[0] * image_size[1] * 3
 
     def product(params, images):
-        return images.reshape(len(images), pixels) @ params["w"] / pixels + params["b"]
+        return images.reshape(len(images), pixels) @ params["w"] / pixels + params["b"][None]
 
     def init(key):
         # More numbers than `devices.SHARDED_FROM`, so that devices can share them.
@@ -46,7 +46,8 @@ def build(*, num_classes, image_size, backbone, from_step):
         return total, Aux(terms, {"batch_stats": {"seen": variables["batch_stats"]["seen"] + 1}})
 
     def embed(variables, images, modality):
-        return {"bn": product(variables["params"], images)}
+        features = product(variables["params"], images)
+        return {"bn": features, "pool": features**2}
 
     return Method(init, loss, embed)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vireid_jax import __version__
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
+from vireid_jax.runtime import EXIT_INTERRUPTED
 
 _SHOWN = 20  # unreadable files that `check` names
 
@@ -42,42 +43,28 @@ def _parser() -> argparse.ArgumentParser:
         help="draw a contact sheet and print a summary",
         description="Draws persons (rows) before the cameras (columns) and prints a summary.",
     )
+    root = "its folder as released; for folders that of your images, or a CSV file"
     for command in (check, prepare, show):
         command.add_argument("name", choices=tuple(READERS), help="of the data set")
-        command.add_argument(
-            "--root", required=True, metavar="DIR",
-            help="its folder as released; for folders that of your images, or a CSV file",
-        )  # fmt: skip
-    check.add_argument("--decode", action="store_true", help="open every image")
-    check.add_argument(
-        "--rand-perm", metavar="FILE", help="rand_perm_cam.mat, to be compared too (sysu)"
-    )
-    prepare.add_argument(
-        "--out", metavar="DIR", help="for the prepared files (default: $VIREID_DATA, else the "
-        "user's cache folder)",
-    )  # fmt: skip
-    prepare.add_argument(
-        "--unreadable", choices=("refuse", "skip"), default="refuse",
-        help="images that cannot be decoded (default refuse)",
-    )  # fmt: skip
-    prepare.add_argument(
-        "--no-strict", dest="strict", action="store_false",
-        help="go on although something differs from the release",
-    )  # fmt: skip
-    prepare.add_argument("--size", type=_size, metavar="HxW", help="decode to this size, too")
-    prepare.add_argument(
-        "--filter", choices=("lanczos", "bilinear"), default="lanczos",
-        help="of resizing (default lanczos)",
-    )  # fmt: skip
-    prepare.add_argument(
-        "--cache", metavar="DIR", help="for the decoded images (default: $VIREID_CACHE, else the "
-        "user's cache folder)",
-    )  # fmt: skip
-    show.add_argument(
-        "--sheet", required=True, metavar="PICTURE", help="the picture to write, e.g. sheet.png"
-    )
-    show.add_argument("--persons", type=int, default=8, help="rows (default 8)")
-    show.add_argument("--shots", type=int, help="images of a camera (default: what fits)")
+        command.add_argument("--root", required=True, metavar="DIR", help=root)
+    option = check.add_argument
+    option("--decode", action="store_true", help="open every image")
+    option("--rand-perm", metavar="FILE", help="rand_perm_cam.mat, to be compared too (sysu)")
+    option = prepare.add_argument
+    where = "(default: ${}, else the user's cache folder)"
+    option("--out", metavar="DIR", help=f"for the prepared files {where.format('VIREID_DATA')}")
+    unreadable = "images that cannot be decoded (default refuse)"
+    option("--unreadable", choices=("refuse", "skip"), default="refuse", help=unreadable)
+    anyway = "go on although something differs from the release"
+    option("--no-strict", dest="strict", action="store_false", help=anyway)
+    option("--size", type=_size, metavar="HxW", help="decode to this size, too")
+    resizing = "of resizing (default lanczos)"
+    option("--filter", choices=("lanczos", "bilinear"), default="lanczos", help=resizing)
+    option("--cache", metavar="DIR", help=f"for the decoded images {where.format('VIREID_CACHE')}")
+    option = show.add_argument
+    option("--sheet", required=True, metavar="PICTURE", help="the picture to write: sheet.png")
+    option("--persons", type=int, default=8, help="rows (default 8)")
+    option("--shots", type=int, help="images of a camera (default: what fits)")
     return parser
 
 
@@ -94,11 +81,11 @@ def _check(args: argparse.Namespace) -> int:
     print(common.table(checks))
     wrong = [c for c in checks if c.required and not c.ok]
     _print_problems([*common.beyond_checks(listing), *common.exchanged(listing)])
-    unreadable: list[str] = []
+    unreadable: cache.LeftOut = []
     if args.decode:
-        unreadable = cache.look_at(listing, progress=progress("decoding"))[1]
+        unreadable = cache.look_at(listing, progress=progress("decoding"))
         print(f"{len(unreadable):,} of {len(listing.records):,} images cannot be decoded")
-        for line in unreadable[:_SHOWN]:
+        for _, line in unreadable[:_SHOWN]:
             print(f"  {line}")
         if len(unreadable) > _SHOWN:
             print(f"  and {len(unreadable) - _SHOWN:,} more")
@@ -120,22 +107,22 @@ def _prepare(args: argparse.Namespace) -> int:
         ready = prepared.prepare(
             listing, out=args.out, unreadable=args.unreadable, progress=progress("preparing")
         )
-        folder = ready.records.images.folder
-        print(f"prepared {len(ready.records):,} images in {folder}")
+        print(f"prepared {len(ready.records):,} images in {ready.records.images.folder}")
         out = args.out or prepared.default_folder()
         print(f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)")
-    said = set(listing.problems)
     if args.size:
-        decoded = cache.decode_once(
-            ready, image_size=args.size, filter=args.filter, folder=args.cache,
-            unreadable=args.unreadable, progress=progress("decoding"),
-        )  # fmt: skip
-        height, width = args.size
-        gigabytes = decoded.records.images.array.nbytes / 1e9
+        ready = cache.decode_once(
+            ready,
+            image_size=args.size,
+            filter=args.filter,
+            folder=args.cache,
+            unreadable=args.unreadable,
+            progress=progress("decoding"),
+        )
+        gigabytes = ready.records.images.array.nbytes / 1e9
         folder = args.cache or files.user_folder("VIREID_CACHE")
-        print(f"decoded to {height} x {width}: {gigabytes:.2f} GB in {folder}")
-        ready = decoded
-    _print_problems([line for line in ready.problems if line not in said])
+        print(f"decoded to {args.size[0]} x {args.size[1]}: {gigabytes:.2f} GB in {folder}")
+    _print_problems([line for line in ready.problems if line not in listing.problems])
     return 0
 
 
@@ -173,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing half-written is left", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

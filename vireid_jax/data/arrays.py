@@ -16,6 +16,12 @@ Plan = Callable[[int], np.ndarray]  # epoch -> int32 [steps, 2, B], the same ste
 
 Loaded = Iterator[tuple[np.ndarray, np.ndarray]]  # a step's rows [2, b], images [2, b, H, W, 3]
 
+# Decoded images, the steps' rows, batches kept ready.
+Gather = Callable[[np.ndarray | Pixels, Iterator[np.ndarray], int], Loaded]
+
+# Hands the images of a step to the pool; the function that it returns waits for them.
+_Begin = Callable[[ThreadPoolExecutor, np.ndarray], Callable[[], np.ndarray]]
+
 
 def batches(
     records: Records,
@@ -28,16 +34,16 @@ def batches(
     image_size: tuple[int, int] | None = None,
     filter: str = "lanczos",
     prefetch: int = 2,
+    gather: Gather | None = None,
 ) -> Iterator[Batch]:
     """The host batches of steps start .. stop-1, loaded ahead of time in threads.
 
-    Step s is row s % steps of the plan of epoch s // steps, so a run resumed at step n
-    sees what an uninterrupted one would have seen, and nothing before n is touched.
+    Step s is row s % steps of the plan of epoch s // steps, so a run resumed at step n sees what
+    an uninterrupted one would have seen, and nothing before n is touched.
 
-    Decoded images are gathered: of a memory-mapped array only the rows of a batch are read.
-    Encoded images and paths are read when a batch needs them, decoded and resized as `decode`
-    does it, by as many threads as there are cores; no more than prefetch + 1 batches of them are
-    in memory. The batches are the same, to the last bit, as from the images decoded before.
+    Of a memory-mapped array only the rows of a batch are read. Encoded images and paths are
+    decoded when a batch needs them; the batches are the same as from images decoded before, to
+    the last bit, and no more than prefetch + 1 of them are in memory.
 
     Args:
       records: decoded images, encoded ones or paths.
@@ -49,6 +55,7 @@ def batches(
       image_size: height, width in pixels; needed for encoded images.
       filter: "lanczos" or "bilinear", both antialiased.
       prefetch: batches kept ready.
+      gather: of decoded images; None for `gathered`.
 
     Returns:
       An iterator of `Batch`, which may be dropped at any time; bad arguments raise here, before
@@ -59,19 +66,19 @@ def batches(
         iterating, naming the image that cannot be read or decoded.
       FileNotFoundError: while iterating, naming the file.
     """
-    check_options(records.images, image_size, filter, prefetch)
-    steps = plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
+    _check_options(records.images, image_size, filter, prefetch)
+    steps = _steps(records, label, plan, start, stop, rows)
     if is_decoded(records.images):
-        loaded = _gathered(records.images, steps, prefetch)
+        loaded = (gather or gathered)(records.images, steps, prefetch)
     else:
-        loaded = _decoded(records, steps, tuple(image_size or ()), filter, prefetch)
+        begin = _decoding(records, tuple(image_size or ()), filter)
+        loaded = _ahead(steps, begin, cores(), prefetch)
     return (host_batch(pixels, records, label, index) for index, pixels in loaded)
 
 
-def check_options(
+def _check_options(
     images: Any, image_size: tuple[int, int] | None, filter: str, prefetch: int
 ) -> None:
-    """Raises ValueError unless a loader's options are in range and fit the images."""
     check_filter(filter)
     if prefetch < 1:
         raise ValueError(f"prefetch is {prefetch}, expected at least 1 batch")
@@ -81,7 +88,10 @@ def check_options(
         if image_size is None:
             raise ValueError("image_size is None, but encoded images need a (height, width)")
         return
-    check_decoded(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"images is {images.dtype} {list(images.shape)}, expected uint8 [N, H, W, 3]"
+        )
     if image_size is not None and tuple(image_size) != tuple(images.shape[1:3]):
         raise ValueError(
             f"image_size is {tuple(image_size)}, but the decoded images are "
@@ -95,17 +105,19 @@ def array_of(images: np.ndarray | Pixels) -> tuple[np.ndarray, np.ndarray | None
     Raises:
       ValueError: if a row is not in the array.
     """
-    if isinstance(images, Pixels):
-        if len(images.rows) and not 0 <= images.rows.min() <= images.rows.max() < len(images.array):
-            raise ValueError(
-                f"the images are rows {images.rows.min()} .. {images.rows.max()} of an array of "
-                f"{len(images.array)}; was it made for other records?"
-            )
-        return np.asarray(images.array), images.rows
-    return np.asarray(images), None  # a plain view: np.memmap itself is slower to index
+    if not isinstance(images, Pixels):
+        return np.asarray(images), None  # a plain view: np.memmap itself is slower to index
+    rows, count = images.rows, len(images.array)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise ValueError(
+            f"the images are rows {rows.min()} .. {rows.max()} of an array of {count}; was it "
+            "made for other records?"
+        )
+    return np.asarray(images.array), rows
 
 
-def _gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch: int) -> Loaded:
+def gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch: int) -> Loaded:
+    """The images of each step, gathered by threads before they are asked for."""
     array, at = array_of(images)
 
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
@@ -120,45 +132,33 @@ def _gathered(images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch
     return _ahead(steps, begin, min(prefetch, cores()), prefetch)
 
 
-def _decoded(
-    records: Records, steps: Iterator[np.ndarray], size: tuple[int, ...], filter: str, prefetch: int
-) -> Loaded:
+def _decoding(records: Records, size: tuple[int, ...], filter: str) -> _Begin:
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
         # An identity with few images has some of them twice in a batch; one is decoded.
-        rows, first, again = np.unique(index, return_index=True, return_inverse=True)
-        source = first[again.ravel()]  # where in the batch each image is decoded
-        pixels = np.empty((index.size, *size, 3), np.uint8)
+        rows, place = np.unique(index, return_inverse=True)
+        pixels = np.empty((len(rows), *size, 3), np.uint8)
 
-        def fill(begin: int) -> None:
-            part = slice(begin, begin + UNIT)
-            for n, place in zip(rows[part].tolist(), first[part].tolist(), strict=True):
-                pixels[place] = load(records.images, n, size, filter, records.name)
+        def fill(first: int) -> None:
+            for n in range(first, min(first + UNIT, len(rows))):
+                pixels[n] = load(records.images, int(rows[n]), size, filter, records.name)
 
-        parts = [pool.submit(fill, begin) for begin in range(0, len(rows), UNIT)]
+        parts = [pool.submit(fill, first) for first in range(0, len(rows), UNIT)]
 
         def wait() -> np.ndarray:
             for part in parts:
                 part.result()  # raises what the thread raised
-            for place in np.flatnonzero(source != np.arange(index.size)).tolist():
-                pixels[place] = pixels[source[place]]
-            return pixels.reshape(2, -1, *size, 3)
+            return pixels[place.reshape(index.shape)]
 
         return wait
 
-    return _ahead(steps, begin, cores(), prefetch)
+    return begin
 
 
-def _ahead(
-    steps: Iterator[np.ndarray],
-    begin: Callable[[ThreadPoolExecutor, np.ndarray], Callable[[], np.ndarray]],
-    threads: int,
-    prefetch: int,
-) -> Loaded:
+def _ahead(steps: Iterator[np.ndarray], begin: _Begin, threads: int, prefetch: int) -> Loaded:
     """Begins each step's images `prefetch` batches before they are asked for.
 
-    `begin` hands the work to the pool and returns a function that waits for it. The threads
-    start with the first batch that is asked for. They end when the iterator does or is dropped;
-    work that has not begun is given up.
+    The threads start with the first batch that is asked for. They end when the iterator does or
+    is dropped; work that has not begun is given up.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="vireid-loader")
     waiting: collections.deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = collections.deque()
@@ -175,19 +175,10 @@ def _ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def plan_steps(
-    records: Records,
-    label: np.ndarray,
-    plan: Plan,
-    *,
-    start: int,
-    stop: int,
-    rows: slice = slice(None),
+def _steps(
+    records: Records, label: np.ndarray, plan: Plan, start: int, stop: int, rows: slice
 ) -> Iterator[np.ndarray]:
-    """The part of the plan that steps start .. stop-1 need, int32 [2, b] for each step.
-
-    Arguments and errors are those of `batches`.
-    """
+    """The part of the plan that steps start .. stop-1 need, int32 [2, b] for each step."""
     if label.shape != records.person.shape:
         raise ValueError(
             f"label has shape {label.shape} but there are {len(records)} records, expected "
@@ -195,40 +186,32 @@ def plan_steps(
         )
     if not 0 <= start <= stop:
         raise ValueError(f"steps are {start} .. {stop}, expected 0 <= start <= stop")
-    steps, _, size = _checked_plan(plan(0), 0, None).shape
+    steps, _, size = shape = _checked_plan(plan(0), 0).shape
     first, last, stride = rows.indices(size)
     if stride != 1 or first >= last:
         raise ValueError(f"rows is {rows}, expected a contiguous run of the {size} rows of a batch")
-    return _walk(records, label, plan, start, stop, slice(first, last), (steps, 2, size))
+
+    def walk() -> Iterator[np.ndarray]:
+        for epoch in range(start // steps, -(-stop // steps)):
+            planned = _checked_plan(plan(epoch), epoch)
+            if planned.shape != shape:
+                raise ValueError(
+                    f"the plan of epoch {epoch} has shape {list(planned.shape)}, the one of epoch "
+                    f"0 {list(shape)}; every epoch must have the same steps and rows"
+                )
+            _check_rows(records, label, planned, epoch)
+            begin = epoch * steps
+            for index in planned[max(start - begin, 0) : stop - begin]:
+                yield index[:, rows]
+
+    return walk()
 
 
-def _walk(
-    records: Records,
-    label: np.ndarray,
-    plan: Plan,
-    start: int,
-    stop: int,
-    rows: slice,
-    shape: tuple[int, int, int],
-) -> Iterator[np.ndarray]:
-    for epoch in range(start // shape[0], -(-stop // shape[0])):
-        epoch_plan = _checked_plan(plan(epoch), epoch, shape)
-        _check_rows(records, label, epoch_plan, epoch)
-        begin = epoch * shape[0]
-        for index in epoch_plan[max(start - begin, 0) : stop - begin]:
-            yield index[:, rows]
-
-
-def _checked_plan(plan: np.ndarray, epoch: int, shape: tuple[int, int, int] | None) -> np.ndarray:
+def _checked_plan(plan: np.ndarray, epoch: int) -> np.ndarray:
     if plan.ndim != 3 or plan.shape[1] != 2 or 0 in plan.shape or plan.dtype.kind not in "iu":
         raise ValueError(
             f"the plan of epoch {epoch} is {plan.dtype} {list(plan.shape)}, "
             "expected int32 [steps, 2, B]"
-        )
-    if shape is not None and plan.shape != shape:
-        raise ValueError(
-            f"the plan of epoch {epoch} has shape {list(plan.shape)} but that of epoch 0 has "
-            f"{list(shape)}; every epoch must have the same steps and rows"
         )
     return plan
 
@@ -240,15 +223,13 @@ def _check_rows(records: Records, label: np.ndarray, plan: np.ndarray, epoch: in
             f"the plan of epoch {epoch} names rows {plan.min()} .. {plan.max()}, but there are "
             f"{len(records)} records; make the plan from the labels of these records"
         )
-    visible, infrared = plan[:, 0], plan[:, 1]
-    if (records.modality[visible] != VISIBLE).any() or (
-        records.modality[infrared] != INFRARED
-    ).any():
+    if (records.modality[plan] != np.array([[VISIBLE], [INFRARED]])).any():
         raise ValueError(
             f"the plan of epoch {epoch} takes an image for the wrong modality; make the plan "
             "from the modality of these records"
         )
-    if (label[visible] < 0).any() or (label[visible] != label[infrared]).any():
+    visible, infrared = label[plan[:, 0]], label[plan[:, 1]]
+    if (visible < 0).any() or (visible != infrared).any():
         raise ValueError(
             f"the plan of epoch {epoch} pairs images of different classes, or uses images "
             "labeled -1; make the plan from the labels of these records"
@@ -263,11 +244,3 @@ def host_batch(images: np.ndarray, records: Records, label: np.ndarray, index: n
         label=label[index[0]].astype(np.int32),
         camera=np.ascontiguousarray(records.camera[index].T, dtype=np.int32),
     )
-
-
-def check_decoded(images: Any) -> None:
-    """Raises ValueError unless images is uint8 [N, H, W, 3]."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"images is {images.dtype} {list(images.shape)}, expected uint8 [N, H, W, 3]"
-        )

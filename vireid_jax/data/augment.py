@@ -12,14 +12,11 @@ MPANet and IDKL:
   flip                       RandomHorizontalFlip
   grayscale                  RandomGrayscale, on pixels
   erase, erase_*             RandomErasing of Zhong et al. and of torchvision,
-                             ChannelRandomErasing; see `erase_patch`
+                             ChannelRandomErasing; see `_erase`
   "exchange"                 ChannelExchange(gray=2): R, G or B into all three channels
   "exchange_luma"            ChannelExchange(gray=3): R, G, B or luma
   "adapt"                    ChannelAdap: R, G, B or unchanged, 1/4 each
   "adapt_gray"               ChannelAdapGray(p): R, G, B 1/4 each, luma p/4, unchanged (1-p)/4
-
-Erasing and the channel operators act on standardized values, so an erased patch of
-value 0 is the ImageNet mean color and "luma" weighs standardized channels, as in CAJ.
 
 The papers' chains, as options beside flip=0.5 and pad=10 (both modalities unless said):
 
@@ -36,11 +33,7 @@ The papers' chains, as options beside flip=0.5 and pad=10 (both modalities unles
                     erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
 
 Some of them flip before they pad and crop, or crop a gray image where others gray a crop: with
-padding of equal width on all sides and in gray these are the same distribution of images.
-
-CAJ shows the network every visible image twice, as it is and with its channels exchanged. The two
-views are separate runs of the chain on the same pixels, each with its own crop, flip and patch;
-the erasing is the same for both, but CAJ+ grays the first view only.
+gray padding of equal width on all sides these are the same distribution of images.
 
 Every draw is a function of (key, row of the global batch, modality, view, operator): it does not
 change with the number of devices, nor when another operator or the second view is switched on
@@ -49,6 +42,7 @@ or off.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -114,7 +108,9 @@ def augment(
 ) -> Batch:
     """Augments and standardizes both modalities of a batch, drawn independently.
 
-    `grayscale` and `erase` are one probability, or a pair (visible, infrared).
+    `grayscale` and `erase` are one probability, or a pair (visible, infrared). Erasing and the
+    channel operators act on standardized values: an erased patch of value 0 is the ImageNet mean
+    color, and "luma" weighs standardized channels, as in CAJ.
 
     Args:
       key: a `jax.random.key`, e.g. folded with the step.
@@ -132,8 +128,9 @@ def augment(
       erase_attempts: patches tried until one fits into the image.
       visible_channel: the channel operator of visible images, one of `CHANNEL`.
       infrared_channel: the channel operator of infrared images, one of `CHANNEL`.
-      second_view: "none", or the channel operator of a second view of the visible images, one
-        of `CHANNEL`. The view has draws of its own, also with `paired`, and is never grayed.
+      second_view: "none", or the channel operator of a second view of the visible images: another
+        run of the chain on the same pixels with draws of its own, also with `paired`, and never
+        grayed (CAJ, CAJ+).
       luma: in "adapt_gray", the probability that the fourth outcome is luma.
       paired: use the visible image's flip and crop for the infrared image of the same row
         (for aligned data such as RegDB when images are drawn in pairs).
@@ -148,18 +145,26 @@ def augment(
     """
     _check_probability("flip", flip)
     _check_probability("luma", luma)
-    _check_pad(pad, pad_value)
-    check_erasing(erase_area, erase_aspect, erase_value, erase_form, erase_attempts)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
-    for name, operator in (
-        ("visible_channel", visible_channel),
-        ("infrared_channel", infrared_channel),
-        ("second_view", second_view),
-    ):
+    _check_pad(pad, pad_value)
+    patch: dict[str, Any] = dict(
+        area=erase_area, value=erase_value, form=erase_form, attempts=erase_attempts
+    )
+    _check_erasing(**patch)
+    erased = partial(_erase, aspect=_checked_aspect(erase_aspect), **patch)
+    operators = dict(
+        visible_channel=visible_channel, infrared_channel=infrared_channel, second_view=second_view
+    )
+    for name, operator in operators.items():
         if operator not in CHANNEL:
             raise ValueError(f"{name} is {operator!r}, expected one of {', '.join(CHANNEL)}")
     for name in MODALITIES:
-        _check_images(name, batch[name])  # type: ignore[literal-required]
+        images = batch[name]  # type: ignore[literal-required]
+        if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"batch['{name}'] is {images.dtype} {list(images.shape)}, expected uint8 "
+                "[B, H, W, 3]: augment takes a host batch and standardizes it"
+            )
 
     keys = _row_keys(key, batch["label"].shape[0])  # [2, B]
     # name of the view: (modality, keys of its rows, probability of gray, channel operator)
@@ -168,7 +173,9 @@ def augment(
         "infrared": (INFRARED, keys[INFRARED], grayscale[INFRARED], infrared_channel),
     }
     if second_view != "none":
-        views["visible_second"] = (VISIBLE, _second_keys(keys[VISIBLE]), 0.0, second_view)
+        # Erasing folds 1 into a key of a row, so 2 is a stream that nothing else has.
+        second = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys[VISIBLE], 2)
+        views["visible_second"] = (VISIBLE, second, 0.0, second_view)
     out: dict[str, Any] = {"label": batch["label"], "camera": batch["camera"]}
     for name, (m, own_keys, gray, operator) in views.items():
         x = batch[MODALITIES[m]]  # type: ignore[literal-required]
@@ -183,16 +190,7 @@ def augment(
             x = _select(place[:, _FLIP] < flip, x[:, :, ::-1], x)
         x = standardize(x)
         if erase[m] > 0:
-            x = erase_patch(
-                own_keys,
-                x,
-                erase[m],
-                area=erase_area,
-                aspect=erase_aspect,
-                value=erase_value,
-                form=erase_form,
-                attempts=erase_attempts,
-            )
+            x = erased(own_keys, x, erase[m])
         if operator != "none":
             x = _copy_channel(x, _outcome(own[:, _CHANNEL], own[:, _LUMA], operator, luma))
         out[name] = x
@@ -205,12 +203,6 @@ def _row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(None, 0))(
         key, numbers
     )
-
-
-def _second_keys(keys: jax.Array) -> jax.Array:
-    """Keys [B] of the second view of images whose first view has keys [B]."""
-    # Erasing folds 1 into a key of a row, so 2 is a stream that nothing else has.
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
 
 
 def _uniform(keys: jax.Array) -> jax.Array:
@@ -261,91 +253,33 @@ def _copy_channel(images: jax.Array, outcome: jax.Array) -> jax.Array:
     weight = jnp.asarray(_COPY)[jnp.minimum(outcome, 3)].reshape(-1, 3, 1, 1)
     # Sums of products with 0 and 1 are exact, so a copied channel is the channel.
     r, g, b = (images[..., c] * weight[:, c] for c in range(3))
-    copied = r + g + b
-    copied = jnp.broadcast_to(copied[..., None], images.shape)
+    copied = jnp.broadcast_to((r + g + b)[..., None], images.shape)
     return _select(outcome == 4, images, copied)
 
 
-def aspect_range(aspect: float | Sequence[float]) -> tuple[float, float]:
-    """The smallest and largest height / width; a single number goes up to its inverse.
-
-    Raises:
-      ValueError: unless 0 < smallest <= largest.
-    """
-    if isinstance(aspect, (int, float)):
-        if not 0 < aspect <= 1:
-            raise ValueError(
-                f"erase_aspect is {aspect}, expected a height / width in (0, 1], whose inverse is "
-                "the largest, or a pair (smallest, largest)"
-            )
-        return aspect, 1 / aspect
-    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
-        raise ValueError(f"erase_aspect is {aspect}, expected 0 < smallest <= largest")
-    return aspect[0], aspect[1]
-
-
-def check_erasing(
-    area: Sequence[float],
-    aspect: float | Sequence[float],
-    value: Sequence[float],
-    form: str,
-    attempts: int,
-) -> None:
-    """Raises ValueError naming the option of `augment` that is out of range."""
-    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"erase_area is {area}, expected 0 < smallest <= largest <= 1")
-    aspect_range(aspect)
-    if len(value) != 3:
-        raise ValueError(f"erase_value is {value}, expected a value for R, G and B")
-    if form not in FORMS:
-        raise ValueError(f"erase_form is {form!r}, expected one of {', '.join(FORMS)}")
-    if attempts != int(attempts) or attempts < 1:
-        raise ValueError(f"erase_attempts is {attempts}, expected an integer, 1 or more")
-
-
-def erase_patch(
+def _erase(
     keys: jax.Array,
     images: jax.Array,
     probability: float,
     *,
     area: Sequence[float],
-    aspect: float | Sequence[float],
+    aspect: tuple[float, float],
     value: Sequence[float],
     form: str,
     attempts: int,
 ) -> jax.Array:
     """Fills a random rectangle; Algorithm 1 of arXiv 1708.04896 as CAJ's and torchvision's code.
 
-    The two rules differ in how the aspect is drawn and in when they give up:
+    The aspect is uniform in its range (AGW, CAJ, DEEN, PDM; 100 attempts), or log-uniform
+    (torchvision, and with it MPANet and IDKL; 10 attempts).
 
-      form           aspect (height / width)        area         attempts  used by
-      -------------  -----------------------------  -----------  --------  ---------------------
-      "uniform"      uniform in 0.3 .. 1 / 0.3      0.02 .. 0.4       100  AGW, CAJ, DEEN, PDM
-      "log_uniform"  log-uniform in 0.3 .. 3.3      0.02 .. 0.33       10  MPANet, IDKL
-
-    Before those that do not fit are refused, three patches in four are taller than wide under
-    "uniform" (10 in 13), half of them under "log_uniform".
-
-    The area fraction is uniform, the aspect is by `form`; height and width are rounded half to
-    even; a patch must be strictly smaller than the image in both directions, and an image for
-    which no attempt fits stays as it is. The authors' loop draws anew each time, so drawing all
-    attempts at once and taking the first that fits has the same distribution.
-
-    Args:
-      keys: B `jax.random` keys, one for each image.
-      images: float32 [B, H, W, 3], standardized.
-      probability: of erasing an image.
-      area: smallest and largest part of the image, within (0, 1].
-      aspect: smallest height / width, or the smallest and the largest.
-      value: the patch's color (R, G, B) in standardized units.
-      form: one of `FORMS`.
-      attempts: how many patches are tried.
-
-    Returns:
-      float32 [B, H, W, 3].
+    The area fraction is uniform; height and width are rounded half to even; a patch must be
+    strictly smaller than the image in both directions, and an image for which no attempt fits
+    stays as it is. The authors' loop draws one attempt after the other; drawing all of them at
+    once and taking the first that fits has the same distribution.
     """
     height, width = images.shape[1:3]
-    low, high = aspect_range(aspect)
+    low, high = aspect
 
     def patch(key: jax.Array) -> tuple[jax.Array, ...]:
         # Another stream than the uniform numbers of the other operators.
@@ -374,6 +308,9 @@ def erase_patch(
     return jnp.where(erased, np.array(value, np.float32).reshape(1, 1, 1, 3), images)
 
 
+# --- The options ----------------------------------------------------------------------------
+
+
 def _pair(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     numbers = (value,) if isinstance(value, (int, float)) else tuple(value)
     # A single number on the command line, where the recipe has a pair, arrives as a tuple of one.
@@ -399,9 +336,26 @@ def _check_pad(pad: int, pad_value: int) -> None:
         raise ValueError(f"pad_value is {pad_value}, expected a gray level 0 .. 255")
 
 
-def _check_images(name: str, images: Any) -> None:
-    if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"batch['{name}'] is {images.dtype} {list(images.shape)}, expected uint8 "
-            "[B, H, W, 3]: augment takes a host batch and standardizes it"
-        )
+def _check_erasing(area: Sequence[float], value: Sequence[float], form: str, attempts: int) -> None:
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"erase_area is {area}, expected 0 < smallest <= largest <= 1")
+    if len(value) != 3:
+        raise ValueError(f"erase_value is {value}, expected a value for R, G and B")
+    if form not in FORMS:
+        raise ValueError(f"erase_form is {form!r}, expected one of {', '.join(FORMS)}")
+    if attempts != int(attempts) or attempts < 1:
+        raise ValueError(f"erase_attempts is {attempts}, expected an integer, 1 or more")
+
+
+def _checked_aspect(aspect: float | Sequence[float]) -> tuple[float, float]:
+    """The smallest and largest height / width; a single number goes up to its inverse."""
+    if isinstance(aspect, (int, float)):
+        if not 0 < aspect <= 1:
+            raise ValueError(
+                f"erase_aspect is {aspect}, expected a height / width in (0, 1], whose inverse is "
+                "the largest, or a pair (smallest, largest)"
+            )
+        return aspect, 1 / aspect
+    if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
+        raise ValueError(f"erase_aspect is {aspect}, expected 0 < smallest <= largest")
+    return aspect[0], aspect[1]

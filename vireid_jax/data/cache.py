@@ -1,8 +1,8 @@
 """The pixel cache: every image of a data set decoded and resized once, in one file.
 
 The file is a plain .npy, uint8 [N, H, W, 3], that is memory-mapped: a step reads the rows that it
-needs and the operating system keeps what fits. Beside it lies a small JSON file with checksums,
-written last: without it, or if the two disagree, the cache is made anew.
+needs and the operating system keeps what fits. A small JSON file with checksums lies beside it and
+is written last: without it, or if the two disagree, the images are decoded again.
 """
 
 import dataclasses
@@ -19,21 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays, decoding
+from vireid_jax.data import decoding
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
 
 Progress = Callable[[int, int], None]  # images done, images in all
+LeftOut = list[tuple[int, str]]  # rows that cannot be decoded, and a line on why
 
 UNREADABLE = ("refuse", "skip")
-# Raise it whenever `arrays.decode` gives other pixels for the same file.
+# Raise it whenever `decoding.decode` gives other pixels for the same file.
 DECODER_VERSION = 1
 
 _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
 _BLOCK = 16  # images of one checksum
-_LOOK = 256  # images that `readable` opens at once
 _NAMED = 5  # unreadable images that an error message names
 _SAMPLED = 64  # checksums that are verified when a cache is opened
 
@@ -64,21 +64,16 @@ def decode_once(
 ) -> Listing:
     """Decodes and resizes all images into a file, unless it is there already.
 
-    The pixels are those of `arrays.decode`. The file is known by the data set's name, the names
-    and the sizes and times of change of the images (or the fingerprint of the prepared set), the
-    image size, the filter, and the versions of the decoder and of Pillow. It gets its name when
-    it is complete and on the disk; an interrupted call leaves nothing that is taken for it, and
-    the next one removes what it has left. Processes of one machine wait for each other, those of
-    several machines on one file system each write their own, the last one's stays, and all are
-    equal.
-
-    When a cache is opened, its size and shape are checked and the checksums of up to 64 blocks
-    of 16 images, spread over the file.
+    The pixels are those of `decoding.decode`. The file is known by all that they depend on, see
+    `_stem`. An interrupted call leaves nothing that is taken for a cache, and the next one clears
+    it away. Processes of one machine wait for each other. Several machines on one file system each
+    write their own; all are equal, and the last one stays. Opening a cache checks its size, its
+    shape and the checksums of up to 64 blocks of 16 images, spread over the file.
 
     Args:
       listing: of paths, or from `prepared`.
       image_size: height, width in pixels.
-      filter: "lanczos" or "bilinear", as for `arrays.decode`.
+      filter: "lanczos" or "bilinear".
       folder: where caches are kept, a local folder; default $VIREID_CACHE, else the user's cache
         folder.
       unreadable: "refuse" raises if any image cannot be decoded, "skip" leaves those out and
@@ -93,7 +88,10 @@ def decode_once(
       ValueError: for a bad size, filter or option.
       OSError: ENOSPC if the disk is full, before or while decoding.
     """
-    size = _checked(image_size, filter, unreadable)
+    check_unreadable(unreadable)
+    decoding.check_filter(filter)
+    decoding.check_size(image_size)
+    size = int(image_size[0]), int(image_size[1])
     where = files.user_folder("VIREID_CACHE") if folder is None else os.fspath(folder)
     if files.is_remote(where):
         raise ValueError(
@@ -114,7 +112,7 @@ def decode_once(
     if found is None:
         raise OSError(f"{path} was written but cannot be read back; is the disk sound?")
     array, left_out = found
-    return _listing_of(listing, Pixels(array), left_out, unreadable)
+    return _with_images(without(listing, left_out, unreadable), Pixels(array))
 
 
 def in_memory(listing: Listing) -> Listing:
@@ -122,44 +120,29 @@ def in_memory(listing: Listing) -> Listing:
     return _with_images(listing, listing.records.images[:])
 
 
-def look_at(listing: Listing, *, progress: Progress | None = None) -> tuple[np.ndarray, list[str]]:
-    """Opens every image and keeps none.
-
-    Args:
-      listing: of paths or encoded images.
-      progress: called with (images done, images in all).
-
-    Returns:
-      rows: int [m], the images that can be decoded.
-      problems: a line for every other image.
-    """
-    total, kept, problems = len(listing.records), [np.zeros(0, int)], []
-    for first in range(0, total, _LOOK):
-        part = listing.records.take(np.arange(first, min(first + _LOOK, total)))
-        _, rows, bad = decoding.decodable(part.images, part.name, (8, 8), "bilinear")
-        kept.append(first + rows)
-        problems += bad
-        if progress is not None:
-            progress(first + len(part), total)
-    return np.concatenate(kept), problems
+def _with_images(listing: Listing, images: Any) -> Listing:
+    return dataclasses.replace(listing, records=dataclasses.replace(listing.records, images=images))
 
 
-def readable(
-    listing: Listing, *, unreadable: str = "refuse", progress: Progress | None = None
-) -> Listing:
-    """The listing without the images that cannot be decoded, see `decode_once`.
+def look_at(listing: Listing, *, progress: Progress | None = None) -> LeftOut:
+    """Opens every image of a listing, keeps none, and names those that cannot be decoded."""
+    looked_at = _decoded(listing, (8, 8), "bilinear", progress)  # what costs is the decoding
+    return [line for _, left_out in looked_at for line in left_out]
+
+
+def without(listing: Listing, left_out: LeftOut, unreadable: str) -> Listing:
+    """The listing without some rows, which its `problems` then name.
 
     Raises:
-      UnreadableError: (a ValueError) naming the images that cannot be decoded.
+      UnreadableError: (a ValueError) there are such rows and they are refused, or all rows are.
     """
-    check_unreadable(unreadable)
-    rows, problems = look_at(listing, progress=progress)
-    if not problems:
+    if not left_out:
         return listing
-    if unreadable == "refuse" or not len(rows):
-        raise UnreadableError(listing.name, problems, len(listing.records))
-    left = listing.take(rows)
-    return dataclasses.replace(left, problems=(*listing.problems, *problems))
+    total, lines = len(listing.records), [line for _, line in left_out]
+    if unreadable == "refuse" or len(left_out) == total:
+        raise UnreadableError(listing.name, lines, total)
+    kept = listing.take(np.delete(np.arange(total), [row for row, _ in left_out]))
+    return dataclasses.replace(kept, problems=(*listing.problems, *lines))
 
 
 def check_unreadable(unreadable: str) -> None:
@@ -169,7 +152,7 @@ def check_unreadable(unreadable: str) -> None:
 
 
 def fingerprint(listing: Listing, *, times: bool = False) -> str:
-    """A digest of what is stored of a listing: every name, and the size of its image.
+    """A digest of what is stored of a listing: every name and label, and the size of its image.
 
     Args:
       listing: of paths, or from `prepared`.
@@ -207,45 +190,16 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
     return digest.hexdigest()[:32]
 
 
-def _checked(image_size: tuple[int, int], filter: str, unreadable: str) -> tuple[int, int]:
-    check_unreadable(unreadable)
-    arrays.check_filter(filter)
-    arrays.check_size(image_size)
-    return int(image_size[0]), int(image_size[1])
-
-
-def _with_images(listing: Listing, images: Any) -> Listing:
-    records = dataclasses.replace(listing.records, images=images)
-    return dataclasses.replace(listing, records=records)
-
-
-def _listing_of(
-    listing: Listing, images: Any, left_out: list[tuple[int, str]], unreadable: str
-) -> Listing:
-    """The rows that were decoded, with their pixels; `left_out` has a row and why for others."""
-    if not left_out:
-        return _with_images(listing, images)
-    lines = [line for _, line in left_out]
-    total = len(listing.records)
-    if unreadable == "refuse" or len(left_out) == total:
-        raise UnreadableError(listing.name, lines, total)
-    keep = np.ones(total, bool)
-    keep[[row for row, _ in left_out]] = False
-    kept = _with_images(listing.take(keep), images)
-    return dataclasses.replace(kept, problems=(*listing.problems, *lines))
-
-
 def _decoded(
     listing: Listing, size: tuple[int, int], filter: str, progress: Progress | None
-) -> Iterator[tuple[np.ndarray, list[tuple[int, str]]]]:
-    """Pixels uint8 [n, H, W, 3] of the images that can be decoded; row and why of the others."""
+) -> Iterator[tuple[np.ndarray, LeftOut]]:
+    """Pixels uint8 [n, H, W, 3] of some images after others, and those that have none."""
     records, total = listing.records, len(listing.records)
     step = min(max(_CHUNK_BYTES // (3 * size[0] * size[1]), 1), _CHUNK)
     for first in range(0, total, step):
         part = records.take(np.arange(first, min(first + step, total)))
-        pixels, rows, problems = decoding.decodable(part.images, part.name, size, filter)
-        bad = np.setdiff1d(np.arange(len(part)), rows)
-        yield pixels, [(first + n, line) for n, line in zip(bad.tolist(), problems, strict=True)]
+        pixels, left_out = decoding.decodable(part.images, part.name, size, filter)
+        yield pixels, [(first + n, line) for n, line in left_out]
         if progress is not None:
             progress(first + len(part), total)
 
@@ -254,7 +208,7 @@ def _decoded(
 
 
 def _stem(listing: Listing, size: tuple[int, int], filter: str) -> str:
-    """The file's name, a function of all that its pixels depend on."""
+    """The file's name: names, labels, sizes and times of the images; how they are decoded."""
     import PIL
 
     source = fingerprint(listing, times=True)
@@ -264,10 +218,9 @@ def _stem(listing: Listing, size: tuple[int, int], filter: str) -> str:
 
 
 def _header(count: int, size: tuple[int, int]) -> bytes:
-    """What precedes the pixels in a .npy file; NumPy leaves room for any count."""
+    """What precedes the pixels in a .npy file, as long for any count."""
     buffer = io.BytesIO()
-    shape = (count, *size, 3)
-    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    described = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
@@ -287,10 +240,9 @@ def _write(
     hint = "name another folder (data.cache, --cache or $VIREID_CACHE) on a larger disk"
     files.check_space(folder, len(header) + total * size[0] * size[1] * 3, what=what, hint=hint)
     _log.info("decoding %d images to %s", total, path)
-    part = folder / files.temporary_name(path.stem)
-    side = folder / files.temporary_name(path.stem)
+    part, side = (folder / files.temporary_name(path.stem) for _ in range(2))
     sums: list[tuple[int, int]] = []  # images of a block, and their checksum
-    kept, left_out = 0, []
+    left_out: LeftOut = []
     try:
         with files.explain_full_disk(folder, what=what, hint=hint):
             # Plain writes: a memory-mapped file kills the process when the disk is full.
@@ -301,57 +253,50 @@ def _write(
                     if left_out and unreadable == "refuse":
                         continue  # only to name every image that is wrong
                     file.write(pixels.data)
-                    for n in range(0, len(pixels), _BLOCK):
-                        block = pixels[n : n + _BLOCK]
-                        sums.append((len(block), zlib.crc32(block.data)))
-                    kept += len(pixels)
-                if left_out and (unreadable == "refuse" or not kept):
-                    raise UnreadableError(listing.name, [x for _, x in left_out], total)
-                if kept < total:
-                    file.seek(0)
-                    file.write(_header(kept, size))
+                    blocks = [pixels[n : n + _BLOCK] for n in range(0, len(pixels), _BLOCK)]
+                    sums += [(len(block), zlib.crc32(block.data)) for block in blocks]
+                kept = len(without(listing, left_out, unreadable).records)
+                file.seek(0)
+                file.write(_header(kept, size))
                 file.flush()
                 os.fsync(file.fileno())
-            told = {
+            said = {
                 "shape": [kept, *size, 3],
                 "bytes": part.stat().st_size,
                 "crc32": sums,
                 "left_out": left_out,
             }
-            side.write_text(json.dumps(told))
+            side.write_text(json.dumps(said))
             files.sync(side)
         os.replace(part, path)
         os.replace(side, path.with_suffix(".json"))
         files.sync(folder)
     finally:
-        for leftover in (part, side):
-            files.remove(leftover)
+        files.remove(part)
+        files.remove(side)
 
 
-def _read(path: pathlib.Path) -> tuple[np.ndarray, list[tuple[int, str]]] | None:
+def _read(path: pathlib.Path) -> tuple[np.ndarray, LeftOut] | None:
     """The cache's pixels and what it left out, or None where there is none that can be used."""
     side = path.with_suffix(".json")
     if not path.exists() or not side.exists():
         return None
     try:
-        told = json.loads(side.read_text())
-        if path.stat().st_size != told["bytes"]:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {told['bytes']:,}")
+        said = json.loads(side.read_text())
+        if path.stat().st_size != said["bytes"]:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {said['bytes']:,}")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.uint8 or list(array.shape) != told["shape"]:
+        if array.dtype != np.uint8 or list(array.shape) != said["shape"]:
             raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
-        ends = np.cumsum([count for count, _ in told["crc32"]])
+        ends = np.cumsum([count for count, _ in said["crc32"]])
         spread = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED).round().astype(int))
-
-        def wrong(n: int) -> bool:
-            count, checksum = told["crc32"][n]
-            block = np.ascontiguousarray(array[ends[n] - count : ends[n]])
-            return zlib.crc32(block.data) != checksum
-
-        with ThreadPoolExecutor(decoding.cores()) as pool:  # zlib lets go of the interpreter lock
-            if bad := sum(pool.map(wrong, spread.tolist())):
-                raise ValueError(f"{bad} of {len(spread)} checksums differ")
-        return np.asarray(array), [(int(row), str(line)) for row, line in told["left_out"]]
+        bad = 0
+        for n in spread.tolist():
+            count, checksum = said["crc32"][n]
+            bad += zlib.crc32(array[ends[n] - count : ends[n]].tobytes()) != checksum
+        if bad:
+            raise ValueError(f"{bad} of {len(spread)} checksums differ")
+        return np.asarray(array), [(int(row), str(line)) for row, line in said["left_out"]]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         _log.warning("%s cannot be used (%s); decoding the images again", path, error)
         return None

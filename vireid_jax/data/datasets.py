@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,13 +50,7 @@ def options_of(name: str) -> dict[str, Any]:
     """
     if name == "synthetic":
         return dict(synthetic.load.__kwdefaults__ or {})
-    own = readers.get_reader(name).split.__kwdefaults__
-    return {**_common(), **own}
-
-
-def _common() -> dict[str, Any]:
-    """The options of all data sets on disk."""
-    return dict(_from_disk.__kwdefaults__ or {})
+    return {**_from_disk.__kwdefaults__, **readers.get_reader(name).split.__kwdefaults__}
 
 
 def load(
@@ -100,15 +93,14 @@ def load(
     if name == "synthetic":
         split = synthetic.load(**given)
     else:
-        own = {key: given.pop(key) for key in list(given) if key not in _common()}
-        split = _from_disk(readers.get_reader(name), name, own, check, should_stop, **given)
+        own = {key: given.pop(key) for key in set(given) - set(_from_disk.__kwdefaults__)}
+        split = _from_disk(name, own, check, should_stop, **given)
     if check is not None:
         check(split)
     return split
 
 
 def _from_disk(
-    reader: ModuleType,
     name: str,
     own: Mapping[str, Any],
     check: Check | None,
@@ -123,14 +115,11 @@ def _from_disk(
     prepared: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
 ) -> Split:
-    """Loads a data set of `readers.READERS`.
+    """Loads a data set of `readers.READERS`; see `load`.
 
     Args:
-      reader: of the data set.
-      name: of the data set.
+      name, check, should_stop: as `load` takes them.
       own: options of the reader's `split`.
-      check: called with the split before any image is decoded; may raise.
-      should_stop: see `load`.
       root: the tree as released (or the CSV file of "folders"); None takes what is prepared.
       image_size: height, width in pixels.
       images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
@@ -140,11 +129,6 @@ def _from_disk(
       unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
       prepared: folder of prepared data sets; None for the default of `prepared`.
       cache: folder of decoded images; None for the default of `cache`.
-
-    Raises:
-      ValueError: an option is out of range, or (`TreeError`) the tree is not that set.
-      FileNotFoundError: there is neither a tree nor a prepared set.
-      OSError: no room on the disk; nothing half-written stays.
     """
     arrays.check_size(image_size)
     arrays.check_filter(filter)
@@ -158,48 +142,52 @@ def _from_disk(
             "one of them, the other None: a tree is read where it is, a prepared set needs none; "
             f"prepare one with: python -m vireid_jax.data prepare {name} --root DIR --out DIR"
         )
-    # Check the options before an hour of decoding.
+    # All that can be refused is refused before an hour of decoding.
+    reader = readers.get_reader(name)
     reader.check_options(**own)
-    listing = (
-        _prepared(reader, name, prepared) if root is None else reader.scan(root, strict=strict)
-    )
+    listing = _prepared(name, prepared) if root is None else reader.scan(root, strict=strict)
     early = reader.split(listing, **own)
     if check is not None:
         check(early)
     if images != "encoded":
-        size: dict[str, Any] = dict(image_size=image_size, filter=filter, unreadable=unreadable)
-        told = progress(f"decoding {name}", should_stop)
-        listing = pixels.decode_once(listing, folder=cache, progress=told, **size)
+        listing = pixels.decode_once(
+            listing,
+            image_size=image_size,
+            filter=filter,
+            folder=cache,
+            unreadable=unreadable,
+            progress=progress(f"decoding {name}", should_stop),
+        )
         if images == "memory":
             listing = pixels.in_memory(listing)
     elif root is not None:
-        told = progress(f"looking at the images of {name}", should_stop)
-        listing = pixels.readable(listing, unreadable=unreadable, progress=told)
+        looking = progress(f"looking at the images of {name}", should_stop)
+        left_out = pixels.look_at(listing, progress=looking)
+        listing = pixels.without(listing, left_out, unreadable)
     split = reader.split(listing, **own)
     return split._replace(notes=(*listing.problems, *split.notes))
 
 
-def _prepared(reader: ModuleType, name: str, folder: str | os.PathLike[str] | None) -> Listing:
+def _prepared(name: str, folder: str | os.PathLike[str] | None) -> Listing:
     """The prepared set of a data set."""
     from vireid_jax.data import prepared
 
+    reader, where = readers.get_reader(name), prepared.folder_of(name, folder)
     # Several sets of one's own may have been prepared: none of them is meant by itself.
     own = name == "folders"
     found = None if own and folder is None else prepared.find(name, out=folder)
     if found is not None:
         return found
     if own:
-        where = prepared.folder_of(name, folder)
         what = f"no such set is prepared in {where} and " if folder else ""
         raise FileNotFoundError(
             f"{what}data.root is not set; name your images with --config.data.root=DIR: "
             f"{reader.LAYOUT}; or, once prepared, their folder with --config.data.prepared=DIR"
         )
     raise FileNotFoundError(
-        f"{reader.TITLE} is not prepared in {prepared.folder_of(name, folder)} and data.root is "
-        "not set; name the folder of the data set as released with --config.data.root=DIR "
-        f"(it is obtained at {reader.AGREEMENT}), or the folder it was prepared in with "
-        "--config.data.prepared=DIR"
+        f"{reader.TITLE} is not prepared in {where} and data.root is not set; name the folder of "
+        "the data set as released with --config.data.root=DIR (it is obtained at "
+        f"{reader.AGREEMENT}), or the folder it was prepared in with --config.data.prepared=DIR"
     )
 
 
@@ -249,9 +237,9 @@ def records_summary(split: Split) -> str:
         )
     notes = list(split.notes)
     if len(notes) > _MOST_NOTES:  # of a tree with many broken files; the division's come last
-        more = len(notes) - _MOST_NOTES
-        told = "python -m vireid_jax.data check NAME --root DIR --decode"
-        notes[_MOST_NOTES - 5 : -5] = [f"and {more:,} more notes ({told} counts and names files)"]
+        command = "python -m vireid_jax.data check NAME --root DIR --decode"
+        more = f"and {len(notes) - _MOST_NOTES:,} more notes ({command} counts and names files)"
+        notes[_MOST_NOTES - 5 : -5] = [more]
     lines += [f"          {note}" for note in notes]
     return "\n".join(lines)
 

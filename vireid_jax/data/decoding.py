@@ -20,12 +20,11 @@ def decode(
     filter: str = "lanczos",
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Decodes stored images once, into an array for `batches`.
+    """Decodes stored images once, into an array for `arrays.batches`.
 
-    Always three channels: grayscale is repeated, alpha dropped, and 16-bit grayscale cut to its
-    upper 8 bits. An orientation in EXIF is not applied, as by the authors' code. An image is
-    resized only if its size differs, so images stored at their final size come out exactly as
-    stored.
+    Always three channels: gray is repeated, alpha dropped, and 16-bit gray cut to its upper 8
+    bits. An orientation in EXIF is not applied, as by the authors' code. An image is resized only
+    if its size differs, so images stored at their final size come out exactly as stored.
 
     Args:
       images: N encoded images (bytes) or paths.
@@ -51,54 +50,38 @@ def decode(
 
     # Pillow lets go of the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(cores()) as pool:
-        for _ in pool.map(fill, range(0, len(out), UNIT)):
-            pass
+        list(pool.map(fill, range(0, len(out), UNIT)))
     return out
 
 
 def decodable(
     images: Sequence[Any], names: Sequence[str], size: tuple[int, int], filter: str
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """`decode` of the images that can be decoded.
 
-    Args:
-      images: n encoded images or paths.
-      names: what to call them.
-      size: height, width in pixels.
-      filter: as `decode` takes it.
-
     Returns:
-      pixels: uint8 [m, H, W, 3].
-      rows: int [m], which of the n images these are.
-      problems: a line for every other image.
+      pixels: uint8 [m, H, W, 3] of the m images that can be decoded, in their order.
+      left_out: row and problem, a line, of every other image.
 
     Raises:
       TreeError: the prepared set that the images are read from is damaged.
     """
     try:
-        return decode(images, size, filter=filter), np.arange(len(images)), []
+        return decode(images, size, filter=filter), []
     except (ValueError, FileNotFoundError):
         pass  # which ones?
-    pixels, rows, problems = [], [], []
+    pixels, left_out = [np.empty((0, *size, 3), np.uint8)], []
     # A record of a prepared set that cannot be read is no broken image: `zip` raises for it.
     for n, (image, name) in enumerate(zip(images, names, strict=True)):
         try:
             pixels.append(decode([image], size, filter=filter))
-            rows.append(n)
         except (ValueError, FileNotFoundError) as error:
             # A path may still be a message's best name; the row number here means nothing.
             where = name if isinstance(image, bytes) else f"{name} ({os.fspath(image)})"
-            problems.append(f"{where}: {_reason(error)}")
-    empty = np.empty((0, *size, 3), np.uint8)
-    return np.concatenate([empty, *pixels]), np.array(rows, int), problems
-
-
-def _reason(error: Exception) -> str:
-    """Why the image cannot be decoded, in the words of who tried."""
-    cause = error.__cause__
-    if isinstance(cause, FileNotFoundError):
-        return "the file does not exist"
-    return str(cause or error)
+            cause = error.__cause__ or error
+            missing = isinstance(cause, FileNotFoundError)
+            left_out.append((n, f"{where}: {'the file does not exist' if missing else cause}"))
+    return np.concatenate(pixels), left_out
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -135,15 +118,15 @@ def load(
             "replace the file, or leave it out of the records"
         ) from error
     if picture.size != (size[1], size[0]):
-        resample = {"lanczos": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
+        resample = Image.Resampling[filter.upper()]
         if picture.mode == "RGB":
             # Channels are resized alike, and infrared images mostly have three equal ones.
             picture = _gray(picture)
         # Rows first, then columns, each rounded to 8 bits: what Pillow always did. From 13.0
         # on it takes columns first for tall images, and a third of the pixels would change
         # with Pillow's version; one direction at a time leaves it no choice.
-        picture = picture.resize((size[1], picture.height), resample[filter])
-        picture = picture.resize((size[1], size[0]), resample[filter])
+        picture = picture.resize((size[1], picture.height), resample)
+        picture = picture.resize((size[1], size[0]), resample)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 

@@ -1,30 +1,26 @@
 """Prepared data sets: images and columns in a few ArrayRecord files, as a tfds data set.
 
-Made only by the command `python -m vireid_jax.data prepare`, used where no tree is given. A few
-large files in place of 45,000 small ones are copied and mounted at full speed, and say whether the
-tree that they were made from is still the same. Encoded JPEG and PNG images are stored byte for
-byte. A prepared set is a folder as tensorflow_datasets (tfds) writes it, `NAME/VERSION/`, plus one
-file of our own: `listing.npz` has the columns of the listing (name, person, camera, modality,
-part), so that opening a set reads no image. `tfds.builder_from_directory(folder)` reads it too.
-
+Made only by the command `python -m vireid_jax.data prepare`, used where no tree is given. A
+prepared set is a folder as tensorflow_datasets (tfds) writes it, `NAME/VERSION/`, plus one file of
+our own: `listing.npz` has the columns of the listing (name, person, camera, modality, part), so
+that opening a set reads no image. Encoded JPEG and PNG images are stored byte for byte.
 Preparing needs tensorflow_datasets, reading neither that nor TensorFlow.
 """
 
-import contextlib
-import functools
 import io
+import itertools
 import json
 import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import arrays, cache, decoding
+from vireid_jax.data import cache, decoding
 from vireid_jax.data.readers import get_reader
 from vireid_jax.data.readers.common import Check, Listing, TreeError
 from vireid_jax.runtime import files
@@ -34,7 +30,7 @@ VERSION = "1.0.0"  # of what is stored; raise it when that changes
 SPLIT = "images"  # one tfds split; `part` says what an image is for
 COLUMNS = "listing.npz"
 
-_SHARD_BYTES = 64 * 2**20  # of images; one shard's images are in memory while it is written
+_SHARD_BYTES = 64 * 2**20  # of images in a file
 _CHUNK = 128  # images that are read and checked at once
 _VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
@@ -61,31 +57,19 @@ def folder_of(name: str, out: str | os.PathLike[str] | None) -> pathlib.Path:
     return pathlib.Path(where).expanduser() / name / VERSION
 
 
-def _write_columns(listing: Listing, folder: pathlib.Path) -> None:
-    """Writes `listing.npz`."""
-    records = listing.records
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        name=np.array(list(records.name), np.str_),
-        person=np.asarray(records.person, np.int32),
-        camera=np.asarray(records.camera, np.int32),
-        modality=np.asarray(records.modality, np.int8),
-        part=np.asarray(listing.part, np.str_),
-    )
-    (folder / COLUMNS).write_bytes(buffer.getvalue())
+def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | None:
+    """The prepared set of a key of `readers.READERS` in `out` (as for `prepare`), or None.
+
+    Raises:
+      ValueError: for a name that does not exist, or a prepared set that is damaged.
+    """
+    get_reader(name)
+    folder = folder_of(name, out)
+    return open(folder) if (folder / "dataset_info.json").exists() else None
 
 
 def open(folder: str | os.PathLike[str]) -> Listing:
-    """The prepared set in `folder`, which is .../NAME/VERSION.
-
-    Reads a few small files and no image. Works without TensorFlow and tfds.
-
-    Args:
-      folder: where `prepare` has put it.
-
-    Returns:
-      A Listing whose images are `Stored`.
+    """The prepared set in `folder`, which is .../NAME/VERSION; its images are `Stored`.
 
     Raises:
       FileNotFoundError: there is no prepared set in folder.
@@ -97,59 +81,37 @@ def open(folder: str | os.PathLike[str]) -> Listing:
             f"no prepared data set in {path} (dataset_info.json is missing); expected "
             f"OUT/NAME/{VERSION} as python -m vireid_jax.data prepare writes it"
         )
-    with _damage(path):
+    try:
         info = json.loads((path / "dataset_info.json").read_text())
-        metadata = read_metadata(path)
+        metadata = json.loads((path / "metadata.json").read_text())
         with np.load(io.BytesIO((path / COLUMNS).read_bytes()), allow_pickle=False) as stored:
             columns = {key: stored[key] for key in stored.files}
-        paths, lengths = _shards(path, info)
+        (split,) = (split for split in info["splits"] if split["name"] == SPLIT)
+        lengths = [int(n) for n in split["shardLengths"]]
+        shards = sorted(map(str, path.glob(f"{info['name']}-{SPLIT}.array_record-*")))
         count = len(columns["name"])
         for key in ("person", "camera", "modality", "part"):
             if columns[key].shape != (count,):
                 raise ValueError(f"{COLUMNS} has {columns[key].shape} of {key} for {count} names")
+        if len(shards) != len(lengths):
+            raise ValueError(f"it has {len(shards)} files of images, {len(lengths)} were written")
         if sum(lengths) != count:
             raise ValueError(f"{COLUMNS} lists {count} images, the shards hold {sum(lengths)}")
-        images = Stored(
-            _Shards(paths, lengths), np.arange(count), str(path), metadata["fingerprint"]
-        )
-        records = Records(
-            images,
-            columns["person"],
-            columns["camera"],
-            columns["modality"],
-            columns["name"].tolist(),
-        )
+        source = _Shards(shards, lengths)
         return Listing(
             name=info["name"],
-            records=records,
+            records=Records(
+                Stored(source, np.arange(count), str(path), metadata["fingerprint"]),
+                columns["person"],
+                columns["camera"],
+                columns["modality"],
+                columns["name"].tolist(),
+            ),
             part=columns["part"],
             checks=tuple(Check(*check) for check in metadata["checks"]),
             problems=(*metadata["problems"], *metadata["unreadable"]),
             persons=tuple(metadata["persons"]),
         )
-
-
-def read_metadata(folder: Any) -> dict[str, Any]:
-    """What was kept of the listing beside its columns."""
-    with _damage(folder):
-        return json.loads((folder / "metadata.json").read_text())
-
-
-def _shards(path: Any, info: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """Paths of the shards, and how many records were written to each."""
-    split = {split["name"]: split for split in info["splits"]}[SPLIT]
-    lengths = [int(n) for n in split["shardLengths"]]
-    total = len(lengths)
-    files = [
-        path / f"{info['name']}-{SPLIT}.array_record-{n:05d}-of-{total:05d}" for n in range(total)
-    ]
-    return [str(f) for f in files], lengths
-
-
-@contextlib.contextmanager
-def _damage(path: Any) -> Iterator[None]:
-    try:
-        yield
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise TreeError(
@@ -180,9 +142,6 @@ class Stored(Sequence[bytes]):
             )
         return image_of(self._source[int(self._rows[index])])
 
-    def __iter__(self) -> Iterator[bytes]:
-        return (self[n] for n in range(len(self)))
-
     def take(self, rows: np.ndarray) -> "Stored":
         """The images at `rows` (int [n]), in that order."""
         return Stored(self._source, self._rows[rows], self.folder, self.fingerprint)
@@ -196,9 +155,20 @@ class _Shards:
     """
 
     def __init__(self, paths: Sequence[str], lengths: Sequence[int]) -> None:
+        try:
+            from array_record.python import array_record_module
+        except ImportError as error:
+            raise ImportError(
+                f"reading {paths[0]} needs array_record ({error}): pip install 'vireid_jax[data]'"
+            ) from error
         self._ends = np.cumsum(lengths)
         self._paths = paths
-        self._readers = [_open_shard(*shard) for shard in zip(paths, lengths, strict=True)]
+        # Rows are drawn at random: reading ahead would read what nobody asked for.
+        options = dict(options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+        self._readers = [array_record_module.ArrayRecordReader(p, **options) for p in paths]
+        for path, length, reader in zip(paths, lengths, self._readers, strict=True):
+            if (found := reader.num_records()) != length:  # 0 for what is no such file at all
+                raise ValueError(f"{path} has {found} records, {length} were written")
 
     def __getitem__(self, row: int) -> bytes:
         shard = int(np.searchsorted(self._ends, row, side="right"))
@@ -212,23 +182,6 @@ class _Shards:
             ) from error
 
 
-def _open_shard(path: str, length: int) -> Any:
-    """A reader of the records of one file; ValueError if it does not have `length` of them."""
-    try:
-        from array_record.python import array_record_module
-    except ImportError as error:
-        raise ImportError(
-            f"reading {path} needs array_record ({error}): pip install 'vireid_jax[data]'"
-        ) from error
-    # Rows are drawn at random: reading ahead would read what nobody asked for.
-    reader = array_record_module.ArrayRecordReader(
-        path, options="readahead_buffer_size:0", file_reader_buffer_size=32768
-    )
-    if (found := reader.num_records()) != length:  # 0 for what is no such file at all
-        raise ValueError(f"{path} has {found} records, {length} were written")
-    return reader
-
-
 def image_of(record: bytes) -> bytes:
     """The bytes of the feature "image" of a serialized tf.train.Example.
 
@@ -240,21 +193,18 @@ def image_of(record: bytes) -> bytes:
     Raises:
       ValueError: if there is none.
     """
-    for features in _fields(memoryview(record), 1):
-        for entry in _fields(features, 1):
-            if bytes(next(_fields(entry, 1), b"")) == b"image":
-                for feature in _fields(entry, 2):
-                    for values in _fields(feature, 1):
-                        for value in _fields(values, 1):
-                            return bytes(value)
+    for entry in _fields(memoryview(record), 1, 1):
+        if bytes(next(_fields(entry, 1), b"")) == b"image":
+            for value in _fields(entry, 2, 1, 1):
+                return bytes(value)
     raise ValueError(
         f"a record of {len(record)} bytes has no feature 'image'; it was not written by "
         "vireid_jax, or its file is damaged: prepare the data set again"
     )
 
 
-def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
-    """The contents of the length-delimited fields `number` of a protocol buffer message."""
+def _fields(message: memoryview, number: int, *within: int) -> Iterator[memoryview]:
+    """The length-delimited fields `number` of a message, or the fields `within` them."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -262,7 +212,8 @@ def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
             return
         length, at = _varint(message, at)
         if key >> 3 == number:
-            yield message[at : at + length]
+            content = message[at : at + length]
+            yield from _fields(content, *within) if within else (content,)
         at += length
 
 
@@ -285,24 +236,20 @@ def prepare(
     *,
     out: str | os.PathLike[str] | None = None,
     unreadable: str = "refuse",
-    shards: int | None = None,
     progress: cache.Progress | None = None,
 ) -> Listing:
     """Writes a data set in prepared form, unless it is there already.
 
-    Every image is decoded once to see that it can be. JPEG and PNG files are stored byte for
-    byte, other formats as PNG with the same pixels. A set that was prepared from
-    other names, sizes or labels is replaced once the new one is complete; one that is up to
-    date is returned as it is. A folder has one set of a name: give trees of your own that
-    share a name an `out` each. An interrupted call leaves nothing that is taken for a data set,
+    Every image is decoded once to see that it can be. Files that are no JPEG or PNG are stored as
+    PNG with the same pixels. A set that was prepared from other names, sizes or labels is replaced
+    once the new one is complete. An interrupted call leaves nothing that is taken for a data set,
     and the next call removes it. Processes of one machine wait for each other.
 
     Args:
       listing: of paths; its name is a key of `readers.READERS`.
-      out: the folder of prepared sets; default $VIREID_DATA, else the user's cache folder.
+      out: the folder of prepared sets, one of a name; see `default_folder`.
       unreadable: "refuse" raises if any image cannot be decoded, "skip" leaves those out and
         names each in the listing's `problems`.
-      shards: number of files; by default one for each 64 MiB of images.
       progress: called with (images done, images in all).
 
     Returns:
@@ -316,29 +263,14 @@ def prepare(
     """
     cache.check_unreadable(unreadable)
     get_reader(listing.name)
-    count = len(listing.records)
-    if not count:
+    if not len(listing.records):
         raise ValueError(f"the listing of {listing.name!r} has no images to prepare")
-    with ThreadPoolExecutor(decoding.cores()) as pool:
-        size = sum(pool.map(_size, listing.records.images))
-    if shards is None:
-        shards = min(max(-(-size // _SHARD_BYTES), 1), count)
-    if not 1 <= shards <= count:
-        raise ValueError(f"shards is {shards}, expected 1 to {count}, the number of images")
-
     digest = cache.fingerprint(listing)
     target = folder_of(listing.name, out)
-
-    def write(data_dir: Any) -> None:
-        builder = _builder_class(listing.name)(
-            data_dir=os.fspath(data_dir), file_format="array_record"
-        )
-        builder.write(listing, digest, shards, unreadable, progress)
-
     # Before any lock: a set that is ready may be where nothing can be written.
     if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
         return ready
-    _builder_class(listing.name)  # says what to install, before anything is made
+    _tfds()  # says what to install, before anything is made
     folder = target.parent
     hint = "name another folder (data.prepared, --out or $VIREID_DATA)"
     files.make_folder(folder, what=f"the prepared {listing.name}", hint=hint)
@@ -346,40 +278,30 @@ def prepare(
     what = f"preparing {listing.name}"
     with files.locked(folder / f"{VERSION}.lock"):
         files.clear_temporaries(folder, VERSION)
-        # Another process may have prepared it while this one waited; the reasons are told.
+        # Another process may have prepared it while this one waited; the reasons were given.
         if (ready := _up_to_date(target, listing, digest, unreadable, quiet=True)) is not None:
             return ready
+        with ThreadPoolExecutor(decoding.cores()) as pool:
+            there = pool.map(os.path.exists, listing.records.images)  # the others are named below
+            found = itertools.compress(listing.records.images, there)
+            size = sum(pool.map(os.path.getsize, found))
         files.check_space(folder, size, what=what, hint=hint)
         stage = folder / files.temporary_name(VERSION)
+        (stage / "new").mkdir(parents=True)
         try:
             with files.explain_full_disk(folder, what=what, hint=hint):
-                write(stage)
+                _write(stage / "new", listing, digest, size, unreadable, progress)
             if target.exists():
                 target.rename(stage / "old")
-            (stage / listing.name / VERSION).rename(target)
+            (stage / "new").rename(target)
             files.sync(folder)
         finally:
             files.remove(stage)
     return open(target)
 
 
-def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | None:
-    """The prepared set of a data set, or None if there is none; needs no root of the original.
-
-    Args:
-      name: a key of `readers.READERS`.
-      out: as for `prepare`.
-
-    Raises:
-      ValueError: for a name that does not exist, or a prepared set that is damaged.
-    """
-    get_reader(name)
-    folder = folder_of(name, out)
-    return open(folder) if (folder / "dataset_info.json").exists() else None
-
-
 def _up_to_date(
-    folder: Any, listing: Listing, digest: str, unreadable: str, *, quiet: bool = False
+    folder: pathlib.Path, listing: Listing, digest: str, unreadable: str, *, quiet: bool = False
 ) -> Listing | None:
     """The set in `folder` if it is what `prepare` would write again; else logs why not."""
     level = logging.DEBUG if quiet else logging.WARNING
@@ -388,189 +310,102 @@ def _up_to_date(
     except FileNotFoundError:
         return None
     except TreeError as error:
-        _log.log(level, "%s; preparing it anew", error)
+        _log.log(level, "%s; preparing it again", error)
         return None
     if ready.records.images.fingerprint != digest:
-        _log.log(
-            level,
-            "%s holds other images or labels than are listed now; preparing %s anew",
-            folder,
-            listing.name,
-        )
+        why = "holds other images or labels than are listed now"
+        _log.log(level, "%s %s; preparing %s again", folder, why, listing.name)
         return None
-    left_out = read_metadata(folder)["unreadable"]
+    left_out = json.loads((folder / "metadata.json").read_text())["unreadable"]
     if left_out and unreadable == "refuse":
         raise cache.UnreadableError(listing.name, left_out, len(listing.records))
     return ready
 
 
-@functools.cache
-def _builder_class(name: str) -> Any:
-    """The tfds builder of a data set."""
-    reader, base = get_reader(name), _listing_builder()
-    text = f"{reader.TITLE}: {reader.DESCRIPTION}."
-    described = {"__doc__": text, "name": name, "__module__": __name__}
-    return type(base)(name.capitalize(), (base,), described, skip_registration=True)
-
-
-@functools.cache
-def _listing_builder() -> Any:
-    """The base of all builders: a tfds builder that writes a Listing."""
+def _tfds() -> Any:
     try:  # tfds and what it brings take half a second to import, and readers do without
-        import tensorflow_datasets as tfds
+        import tensorflow_datasets
     except ImportError as error:
         raise ImportError(
             f"preparing a data set needs tensorflow_datasets ({error}): pip install "
             "'vireid_jax[data]'. Training from the tree itself (data.root) does without"
         ) from error
-
-    class ListingBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Writes the images of a Listing, in its order, in shards of equal numbers of images.
-
-        A shard-based builder streams: tfds's others would shuffle the images, or sort them in
-        memory.
-        """
-
-        VERSION = tfds.core.Version(VERSION)
-
-        def write(
-            self,
-            listing: Listing,
-            digest: str,
-            shards: int,
-            unreadable: str,
-            progress: cache.Progress | None,
-        ) -> None:
-            """Writes the data set to the folder that the builder was made for."""
-            self._listing, self._digest, self._unreadable = listing, digest, unreadable
-            self._rows = np.array_split(np.arange(len(listing.records)), shards)
-            self._progress = progress
-            self._kept: list[np.ndarray] = []
-            self._problems: list[str] = []
-            self.download_and_prepare(file_format="array_record")
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3)),
-                        "name": tfds.features.Text(),
-                        "person": np.int32,
-                        "camera": np.int32,
-                        "modality": np.int8,
-                        "part": tfds.features.Text(),
-                    }
-                ),
-                metadata=tfds.core.MetadataDict(),
-            )
-
-        def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, Sequence[Callable]]:
-            del dl_manager  # nothing is downloaded
-            return {SPLIT: [functools.partial(self._examples, r) for r in self._rows]}
-
-        def _examples(self, shard: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-            total = len(self._listing.records)
-            for first in range(0, len(shard), _CHUNK):
-                chunk = shard[first : first + _CHUNK]
-                part = self._listing.take(chunk)
-                images, rows, problems = _encoded(part)
-                self._problems += problems
-                # Refused, it goes on only to name every image that is wrong.
-                if not (self._problems and self._unreadable == "refuse"):
-                    self._kept.append(chunk[rows])
-                    for image, row in zip(images, rows.tolist(), strict=True):
-                        yield int(chunk[row]), _example(part, row, image)
-                if self._progress is not None:
-                    self._progress(int(chunk[-1]) + 1, total)
-            nothing = not any(map(len, self._kept))
-            last = int(shard[-1]) + 1 == total
-            if last and self._problems and (self._unreadable == "refuse" or nothing):
-                raise cache.UnreadableError(self._listing.name, self._problems, total)
-
-        def _download_and_prepare(self, **options: Any) -> None:
-            # tfds gives the folder its name when all is written; so our files belong here.
-            super()._download_and_prepare(**options)
-            self.info.metadata.update(
-                {
-                    "fingerprint": self._digest,
-                    "checks": [list(check) for check in self._listing.checks],
-                    "problems": list(self._listing.problems),
-                    "unreadable": self._problems,
-                    "persons": list(self._listing.persons),
-                }
-            )
-            folder = pathlib.Path(self.data_dir)
-            _write_columns(self._listing.take(np.concatenate(self._kept)), folder)
-            for path in folder.iterdir():
-                files.sync(path)
-
-        # tfds would print to standard output, whoever calls.
-        def _log_download_bytes(self) -> None:
-            _log.info("preparing %s in %s", self.name, self.data_dir)
-
-        def _log_download_done(self) -> None:
-            _log.info("prepared %s", self.name)
-
-    return ListingBuilder
+    return tensorflow_datasets
 
 
-def _example(listing: Listing, row: int, image: bytes) -> dict[str, Any]:
-    """One record."""
+def _write(
+    folder: pathlib.Path,
+    listing: Listing,
+    digest: str,
+    size: int,
+    unreadable: str,
+    progress: cache.Progress | None,
+) -> None:
+    """Writes the data set to an empty folder; `size` is the bytes of all images."""
+    tfds, reader, total = _tfds(), get_reader(listing.name), len(listing.records)
+    text = tfds.features.Text()
+    features: dict[str, Any] = dict(
+        person=np.int32, camera=np.int32, modality=np.int8, name=text, part=text
+    )
+    features["image"] = tfds.features.Image(shape=(None, None, 3))
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=listing.name,
+            version=tfds.core.Version(VERSION),
+            data_dir=os.fspath(folder),
+            module_name=__name__,
+        ),
+        description=f"{reader.TITLE}: {reader.DESCRIPTION}.",
+        features=tfds.features.FeaturesDict(features),
+        metadata=tfds.core.MetadataDict(),
+    )
+    shards = min(max(-(-size // _SHARD_BYTES), 1), total)
+    writer = tfds.core.SequentialWriter(info, -(-total // shards), file_format="array_record")
+    writer.initialize_splits([SPLIT])
+    left_out: cache.LeftOut = []
+    with ThreadPoolExecutor(decoding.cores()) as pool:
+        for first in range(0, total, _CHUNK):
+            chunk = listing.take(np.arange(first, min(first + _CHUNK, total)))
+            images, names = chunk.records.images, chunk.records.name
+            _, bad = decoding.decodable(images, names, (8, 8), "bilinear")  # any size would do
+            left_out += [(first + n, line) for n, line in bad]
+            if not (left_out and unreadable == "refuse"):  # else only to name all that are wrong
+                good = chunk.take(np.delete(np.arange(len(images)), [n for n, _ in bad]))
+                rows: dict[str, Any] = {"image": pool.map(_as_stored, good.records.images)}
+                rows |= _columns(good)
+                table = zip(*rows.values(), strict=True)
+                writer.add_examples({SPLIT: [dict(zip(rows, row, strict=True)) for row in table]})
+            if progress is not None:
+                progress(first + len(images), total)
+    kept = cache.without(listing, left_out, unreadable)  # or it raises
+    info.metadata.update(
+        fingerprint=digest,
+        checks=[list(check) for check in listing.checks],
+        problems=list(listing.problems),
+        unreadable=[line for _, line in left_out],
+        persons=list(listing.persons),
+    )
+    writer.close_all()
+    np.savez_compressed(folder / COLUMNS, **_columns(kept))
+    for path in folder.iterdir():
+        files.sync(path)
+
+
+def _columns(listing: Listing) -> dict[str, np.ndarray]:
+    """What is stored of images beside their bytes."""
     records = listing.records
     return {
-        "image": image,
-        "name": records.name[row],
-        "person": int(records.person[row]),
-        "camera": int(records.camera[row]),
-        "modality": int(records.modality[row]),
-        "part": str(listing.part[row]),
+        "name": np.array(list(records.name), np.str_),
+        "person": np.asarray(records.person, np.int32),
+        "camera": np.asarray(records.camera, np.int32),
+        "modality": np.asarray(records.modality, np.int8),
+        "part": np.asarray(listing.part, np.str_),
     }
 
 
-def _size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a file; 0 for one that is not there, which is named among the unreadable ones."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
-def _encoded(listing: Listing) -> tuple[list[bytes], np.ndarray, list[str]]:
-    """The images of a listing of paths as they are stored.
-
-    Returns:
-      images: m of the N images, JPEG or PNG.
-      rows: int [m], which of the N rows they are.
-      problems: a line for every image that cannot be decoded.
-    """
-    paths = [os.fspath(path) for path in listing.records.images]
-    names = [f"{n} ({path})" for n, path in zip(listing.records.name, paths, strict=True)]
-    with ThreadPoolExecutor(decoding.cores()) as pool:
-        read = list(pool.map(_read, paths))
-        problems = [f"{names[n]}: {x}" for n, x in enumerate(read) if isinstance(x, str)]
-        there = np.array([n for n, x in enumerate(read) if isinstance(x, bytes)], int)
-        data: list[Any] = [read[n] for n in there.tolist()]
-        # Any size would do; what costs is the decoding.
-        found = [names[n] for n in there.tolist()]
-        _, good, bad = decoding.decodable(data, found, (8, 8), "bilinear")
-        kept = list(pool.map(lambda n: _as_stored(data[n]), good.tolist()))
-    return kept, there[good], problems + bad
-
-
-def _read(path: str) -> bytes | str:
-    """The encoded image, or why it cannot be read."""
-    try:
-        return pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        return "the file does not exist"
-    except OSError as error:
-        return str(error)
-
-
-def _as_stored(data: bytes) -> bytes:
-    """JPEG and PNG as they are, anything else as PNG with the pixels that `arrays` decodes."""
+def _as_stored(path: str | os.PathLike[str]) -> bytes:
+    """JPEG and PNG files as they are, others as PNG with the pixels that `decode` gives."""
+    data = pathlib.Path(path).read_bytes()
     if data.startswith(_VERBATIM):
         return data
     from PIL import Image
@@ -578,5 +413,5 @@ def _as_stored(data: bytes) -> bytes:
     with Image.open(io.BytesIO(data)) as picture:
         width, height = picture.size
     buffer = io.BytesIO()
-    Image.fromarray(arrays.decode([data], (height, width))[0]).save(buffer, "PNG")
+    Image.fromarray(decoding.decode([data], (height, width))[0]).save(buffer, "PNG")
     return buffer.getvalue()

@@ -14,7 +14,7 @@ import numpy as np
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Listing
 from vireid_jax.runtime import files
-from vireid_jax.types import MODALITIES, Records
+from vireid_jax.types import MODALITIES
 
 _GAP, _HEAD, _LETTER = 3, 34, 6  # pixels; the default font is about 6 wide
 _COLUMNS = 12  # aimed at: few cameras show several images each
@@ -34,11 +34,7 @@ class Sheet:
     ) -> None:
         """Writes up to two lines above each column and before each row.
 
-        Args:
-          heads: lines for each column.
-          captions: lines for each row.
-          size: (height, width) of a place in pixels.
-          shots: places side by side.
+        `size` is the (height, width) of a place in pixels.
         """
         from PIL import Image, ImageDraw  # only users of pictures need Pillow
 
@@ -51,14 +47,14 @@ class Sheet:
         )
         self.picture = Image.new("RGB", whole, "white")
         self._pen = ImageDraw.Draw(self.picture)
-        for k, lines in enumerate(heads):
-            for n, line in enumerate(lines):
-                at = self._margin + k * self._block + 2, 4 + 14 * n
-                self._pen.text(at, line, fill="dimgray" if n else "black")
+        for column, lines in enumerate(heads):
+            self._write(lines, self.corner(0, column)[0] + 2, 4, 14)
         for row, lines in enumerate(captions):
-            for n, line in enumerate(lines):
-                at = 4, self.corner(row, 0)[1] + self.height // 2 - 12 + 12 * n
-                self._pen.text(at, line, fill="dimgray" if n else "black")
+            self._write(lines, 4, self.corner(row, 0)[1] + self.height // 2 - 12, 12)
+
+    def _write(self, lines: Sequence[str], x: int, y: int, step: int) -> None:
+        for n, line in enumerate(lines):
+            self._pen.text((x, y + step * n), line, fill="dimgray" if n else "black")
 
     def corner(self, row: int, column: int, shot: int = 0) -> tuple[int, int]:
         """(x, y) of a place's upper left pixel."""
@@ -89,7 +85,7 @@ def picture_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """The path, if a picture can be written there.
 
     Raises:
-      ValueError: its ending is not that of a picture format.
+      ValueError: its ending is not a picture format's.
       FileNotFoundError: its folder does not exist.
     """
     from PIL import Image
@@ -103,15 +99,9 @@ def picture_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def write_picture(picture: Any, target: pathlib.Path, *, optimize: bool = False) -> None:
-    """Saves a Pillow picture under another name first, so that half of it is never there.
+    """Saves a Pillow picture to a `picture_path`, whole or not at all.
 
-    Args:
-      picture: a Pillow picture.
-      target: from `picture_path`.
-      optimize: take longer for a smaller file.
-
-    Raises:
-      OSError: it cannot be written; nothing is left behind.
+    With `optimize` it takes longer for a smaller file.
     """
     from PIL import Image
 
@@ -152,36 +142,38 @@ def contact_sheet(
         common.check_number("shots", shots, 1, 20)
     target = picture_path(path)
     records = listing.records
-    chosen = common.paired(records, np.ones(len(records), bool))
-    if not len(chosen):
+    people = common.paired(records, np.ones(len(records), bool))
+    if not len(people):
         raise ValueError(
             f"nobody of {listing.name!r} has images of both modalities: nothing to show"
         )
-    chosen = common.spread(chosen, min(persons, len(chosen)))
+    chosen = common.spread(people, min(persons, len(people))).tolist()
     columns = np.unique(np.stack([records.modality, records.camera], axis=1), axis=0).tolist()
-    shown = np.isin(records.person, chosen)
-    groups = [records.person[shown], records.modality[shown], records.camera[shown]]
-    most = int(np.unique(np.stack(groups, axis=1), axis=0, return_counts=True)[1].max())
-    shots = min(most, shots or max(1, _COLUMNS // len(columns)))
+    rows = {}  # of each place's images
+    for person in chosen:
+        for modality, camera in columns:
+            mine = (records.person == person) & (records.modality == modality)
+            rows[person, modality, camera] = np.flatnonzero(mine & (records.camera == camera))
+    shots = min(max(map(len, rows.values())), shots or max(1, _COLUMNS // len(columns)))
     heads = [(f"camera {c}" if c else "no camera", MODALITIES[m]) for m, c in columns]
-    captions = [_caption(listing, p) for p in chosen.tolist()]
-    sheet = Sheet(heads, captions, image_size, shots=shots)
+    sheet = Sheet(heads, [_caption(listing, p) for p in chosen], image_size, shots=shots)
     problems = []
-    for row, person in enumerate(chosen.tolist()):
-        for column, (modality, camera) in enumerate(columns):
-            rows = _shots(records, person, modality, camera, shots)
-            for shot in range(shots):
-                sheet.clear(row, column, shot)
-                if shot >= len(rows):
-                    continue
-                try:
-                    picture = _opened(records.images[rows[shot]], *image_size)
-                # Pillow raises SyntaxError and struct.error too, depending on the format.
-                except Exception as error:
-                    problems.append(f"{records.name[rows[shot]]} cannot be opened: {error}")
-                    sheet.clear(row, column, shot, crossed=True)
-                else:
-                    sheet.paste(picture, row, column, shot)
+    for (person, *column), mine in rows.items():
+        place = chosen.index(person), columns.index(column)
+        shown = common.spread(mine, min(shots, len(mine))).tolist() if len(mine) else []
+        for shot in range(shots):
+            sheet.clear(*place, shot)
+            if shot >= len(shown):
+                continue
+            row = shown[shot]
+            try:
+                picture = _opened(records.images[row], *image_size)
+            # Pillow raises SyntaxError and struct.error too, depending on the format.
+            except Exception as error:
+                problems.append(f"{records.name[row]} cannot be opened: {error}")
+                sheet.clear(*place, shot, crossed=True)
+            else:
+                sheet.paste(picture, *place, shot)
     write_picture(sheet.picture, target)
     return problems
 
@@ -192,22 +184,12 @@ def _caption(listing: Listing, person: int) -> list[str]:
     return [name[:_NAME], part] if part in ("train", "val", "test") else [name[:_NAME]]
 
 
-def _shots(records: Records, person: int, modality: int, camera: int, shots: int) -> list[int]:
-    """Up to `shots` rows of a person and camera, evenly spread."""
-    mine = (records.person == person) & (records.modality == modality)
-    rows = np.flatnonzero(mine & (records.camera == camera))
-    return common.spread(rows, min(shots, len(rows))).tolist() if len(rows) else []
-
-
 def _opened(image: Any, height: int, width: int) -> Any:
     """The image as a Pillow picture in RGB that fits into a place."""
     from PIL import Image
 
-    if isinstance(image, np.ndarray):
-        picture = Image.fromarray(image)
-    else:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as stored:
-            picture = stored.convert("RGB")
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as stored:
+        picture = stored.convert("RGB")
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)

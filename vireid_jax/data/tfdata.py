@@ -1,98 +1,57 @@
 """The batches of `arrays.batches`, with decoded images gathered and kept ready by tf.data.
 
 The only file that imports TensorFlow at module level; it is imported only where this loader
-is asked for. Only the pixels go through TensorFlow; which rows, labels and cameras make up
-a batch is decided by the same NumPy code as in the array loader.
+is asked for. Only the pixels go through TensorFlow.
 
 No Python runs inside the tf.data pipeline (no from_generator, no numpy_function): a process
 that ends while such a pipeline lives may hang, waiting for an interpreter that is gone.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from vireid_jax.data import arrays
-from vireid_jax.types import Batch, Records, is_decoded
+from vireid_jax.types import Batch, Pixels, Records
 
 _SEGMENT = 512  # steps that one tf.data pipeline is made for
 _ALIGNMENT = 64  # bytes; TensorFlow ends the process if a tensor's memory starts elsewhere
 
 
 def batches(
-    records: Records,
-    label: np.ndarray,
-    plan: arrays.Plan,
-    *,
-    start: int,
-    stop: int,
-    rows: slice = slice(None),
-    image_size: tuple[int, int] | None = None,
-    filter: str = "lanczos",
-    prefetch: int = 2,
+    records: Records, label: np.ndarray, plan: arrays.Plan, **options: Any
 ) -> Iterator[Batch]:
     """The same batches in the same order as `arrays.batches`, to the last bit.
 
     Decoded images in a memory-mapped .npy file, as the pixel cache has them, are used where they
-    are: tf.data walks the plan, gathers the rows of each batch in its own threads and keeps
-    batches ready, and only those rows are read. TensorFlow uses memory as it is only if it
-    starts on a multiple of 64 bytes, which arrays in memory mostly do not; those are gathered by
-    `arrays.batches`, because TensorFlow would need a second copy of them all.
+    are. TensorFlow uses memory as it is only if it starts on a multiple of 64 bytes, which arrays
+    in memory mostly do not; those are gathered as by `arrays.batches`, because TensorFlow would
+    need a second copy of them all.
 
-    Encoded images and paths are decoded by `arrays.batches` too: TensorFlow's JPEG decoder is no
-    faster, its Lanczos filter takes twice the time of Pillow's and rounds otherwise (up to 2 gray
-    levels), and it cannot read records on demand.
+    Encoded images and paths are decoded as by `arrays.batches`, too: TensorFlow's JPEG decoder is
+    no faster, its Lanczos filter takes twice the time of Pillow's and rounds otherwise (up to 2
+    gray levels), and it cannot read records on demand.
 
-    Args:
-      records: decoded images, encoded ones or paths.
-      label: int32 [N], the class of each image.
-      plan: the rows of every batch of an epoch.
-      start: first step.
-      stop: one past the last step.
-      rows: this process's contiguous rows of the B rows of a batch.
-      image_size: height, width in pixels; needed for encoded images.
-      filter: "lanczos" or "bilinear", both antialiased.
-      prefetch: batches kept ready.
-
-    Returns:
-      An iterator of `Batch`; it may be dropped at any time. Images may be read-only.
-
-    Raises:
-      ValueError: as `arrays.batches`.
-      FileNotFoundError: as `arrays.batches`.
+    Arguments and errors are those of `arrays.batches`. Images may be read-only.
     """
-    arrays.check_options(records.images, image_size, filter, prefetch)
-    if is_decoded(records.images):
-        array, at = arrays.array_of(records.images)
-        if array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0:
-            steps = arrays.plan_steps(records, label, plan, start=start, stop=stop, rows=rows)
-            loaded = _gathered(array, at, steps, prefetch)
-            return (arrays.host_batch(pixels, records, label, index) for index, pixels in loaded)
-    return arrays.batches(
-        records,
-        label,
-        plan,
-        start=start,
-        stop=stop,
-        rows=rows,
-        image_size=image_size,
-        filter=filter,
-        prefetch=prefetch,
-    )
+    return arrays.batches(records, label, plan, gather=_gathered, **options)
 
 
 def _gathered(
-    array: np.ndarray, at: np.ndarray | None, steps: Iterator[np.ndarray], prefetch: int
+    images: np.ndarray | Pixels, steps: Iterator[np.ndarray], prefetch: int
 ) -> arrays.Loaded:
+    array, at = arrays.array_of(images)
+    if not array.flags.c_contiguous or array.ctypes.data % _ALIGNMENT:
+        return arrays.gathered(images, steps, prefetch)
     # TensorFlow would take the memory of the accelerator that JAX trains on.
     for kind in ("GPU", "TPU"):
-        try:
+        with contextlib.suppress(RuntimeError):  # it has started already, by whoever asked for it
             tf.config.set_visible_devices([], kind)
-        except RuntimeError:
-            pass  # it has started already, by whoever asked for it
-    images, threads = _shared(array), min(prefetch, arrays.cores())
+    tensor, threads = _shared(array), min(prefetch, arrays.cores())
     options = tf.data.Options()
     # The rewriting of pipelines, and an early start, copy what the pipeline refers to: all
     # images, once for each segment.
@@ -100,14 +59,17 @@ def _gathered(
     options.experimental_warm_start = False
     options.autotune.enabled = False
 
-    while ahead := list(itertools.islice(steps, _SEGMENT)):
-        index = np.stack(ahead)
-        dataset = tf.data.Dataset.from_tensor_slices(index if at is None else at[index])
-        dataset = dataset.map(
-            lambda rows: tf.gather(images, rows), num_parallel_calls=threads, deterministic=True
-        )
-        dataset = dataset.prefetch(prefetch).with_options(options)
-        yield from zip(index, dataset.as_numpy_iterator(), strict=True)
+    def segments() -> arrays.Loaded:
+        while ahead := list(itertools.islice(steps, _SEGMENT)):
+            index = np.stack(ahead)
+            dataset = tf.data.Dataset.from_tensor_slices(index if at is None else at[index])
+            dataset = dataset.map(
+                lambda rows: tf.gather(tensor, rows), num_parallel_calls=threads, deterministic=True
+            )
+            dataset = dataset.prefetch(prefetch).with_options(options)
+            yield from zip(index, dataset.as_numpy_iterator(), strict=True)
+
+    return segments()
 
 
 class _Memory:

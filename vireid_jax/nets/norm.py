@@ -1,7 +1,5 @@
 """Batch normalization with PyTorch's arithmetic: of the global batch, or of runs of its rows."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,25 +58,19 @@ class BatchNorm(nn.Module):
                 rows = rows.reshape(groups, -1, *rows.shape[1:])
             mean, var = _moments(rows, running_mean.value, groups)
             if not self.is_initializing():
-                self._update(rows, mean, var, running_mean, running_var, groups)
+                # Of all groups, computed where their rows are; the first is then taken.
+                first, spread = (mean[0], var[0]) if groups > 1 else (mean, var)
+                count = rows.size // width // groups
+                unbiased = spread * (count / max(count - 1, 1))
+                for stat, new in ((running_mean, first), (running_var, unbiased)):
+                    value = (1 - self.momentum) * stat.value + self.momentum * new
+                    stat.value = jax.lax.stop_gradient(value).astype(stat.value.dtype)
         factor = _row(scale, var.ndim) * jax.lax.rsqrt(var + self.epsilon)
         y = (rows - _row(mean, rows.ndim)) * _row(factor, rows.ndim)
         y = y.reshape(x.shape)
         if self.use_bias:
             y = y + _row(self.param("bias", init.constant(0.0), (width,)), x.ndim)
         return y.astype(x.dtype)
-
-    def _update(
-        self, rows: Any, mean: Any, var: Any, running_mean: Any, running_var: Any, groups: int
-    ) -> None:
-        """Moves the running statistics toward the batch's, or the first group's."""
-        count = rows.size // rows.shape[-1] // groups
-        if groups > 1:  # of all groups, computed where their rows are; the first is then taken
-            mean, var = mean[0], var[0]
-        unbiased = var * (count / max(count - 1, 1))
-        for stat, new in ((running_mean, mean), (running_var, unbiased)):
-            value = (1 - self.momentum) * stat.value + self.momentum * new
-            stat.value = jax.lax.stop_gradient(value).astype(stat.value.dtype)
 
 
 def _row(vector: jax.Array, ndim: int) -> jax.Array:

@@ -234,8 +234,6 @@ def test_prepare_with_an_unreadable_image(released, tmp_path, capsys):
 
 def test_preparing_without_tfds_is_one_line(released, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    prepared._listing_builder.cache_clear()
-    prepared._builder_class.cache_clear()
     status, _, err = run(capsys, "prepare", "folders", "--root", released["folders"])
     assert status == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert "pip install 'vireid_jax[data]'" in err

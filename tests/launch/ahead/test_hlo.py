@@ -174,10 +174,6 @@ def test_gradients_that_are_scattered():
     assert hlo.group_of(half, **sizes) == hlo.OTHER
 
 
-def test_shapes_that_differ_in_their_order_are_the_same():
-    assert hlo.axes((64, 1, 3, 3)) == hlo.axes((3, 3, 64)) != hlo.axes((3, 64))
-
-
 # --- Memory: a program as the TPU compiler writes it ------------------------------------
 
 SCHEDULED = """HloModule jit_f, is_scheduled=true

@@ -66,17 +66,22 @@ def compiled_for_eight(tmp_path_factory):
     return json.loads(file.read_text()), run.stdout
 
 
-def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight):
+@pytest.fixture(scope="module")
+def built():
+    """The same step on one device, not compiled."""
+    config = _tiny(idkl.get_config("sysu"), 8, 1)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+    return programs.assemble(config, programs.facts(config), mesh)
+
+
+def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight, built):
     figures, shown = compiled_for_eight
     assert figures["recipe"] == "idkl-sysu" and figures["classes"] == 395
     step = figures["step"]
     assert (step["chips"], step["rows"], step["num_ids"]) == (8, 8, 8)
     groups = step["collectives"]
     assert not groups["other"]["operations"], groups["other"]["list"]
-    # Every parameter's gradient is in the all-reduces; the idkl network at width 4 has these.
-    config = _tiny(idkl.get_config("sysu"), 8, 1)
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    built = programs.assemble(config, programs.facts(config), mesh)
+    # Every parameter's gradient is in the all-reduces.
     size = sum(4 * np.prod(x.shape) for x in jax.tree.leaves(built.state.variables["params"]))
     assert size <= groups["gradients and statistics"]["bytes"] <= 2 * size
     embed = step["embed"]
@@ -87,11 +92,8 @@ def test_a_step_of_eight_devices_moves_no_maps(compiled_for_eight):
     assert step["fits"] is None
 
 
-def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight):
+def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight, built):
     """Arguments: the state on every device, a share of the batch; donated: the state."""
-    config = _tiny(idkl.get_config("sysu"), 8, 1)
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-    built = programs.assemble(config, programs.facts(config), mesh)
     state = sum(x.dtype.itemsize * np.prod(x.shape) for x in jax.tree.leaves(built.state))
     batch = sum(x.dtype.itemsize * np.prod(x.shape) / 8 for x in jax.tree.leaves(built.batch))
     memory = compiled_for_eight[0]["step"]["memory_bytes"]
@@ -168,12 +170,8 @@ def test_the_facts_are_those_of_the_data():
     modality = split.train.modality[label >= 0]
     found = programs.facts(config)
     assert found == (len(persons), (modality == 0).sum(), (modality == 1).sum())
-    facts = {name: programs.facts(smcl.get_config(name)) for name in ("sysu", "regdb", "llcm")}
-    assert {name: f.classes for name, f in facts.items()} == {
-        "sysu": 395,
-        "regdb": 206,
-        "llcm": 713,
-    }
+    for name, classes in (("sysu", 395), ("regdb", 206), ("llcm", 713)):
+        assert programs.facts(smcl.get_config(name)).classes == classes
     held = smcl.get_config("sysu")
     held.data.val_ids = 99
     assert programs.facts(held) == (296, 20284, 9929)
@@ -301,10 +299,7 @@ def test_weights_and_statistics_stay_and_maps_grow():
     assert {5 * 14, 14 * 14} <= found
     assert not {8 * 14, 9 * 14, 8 * 5, 9 * 5, 8 * 25, 9 * 25} & found
     assert 25 not in found  # what a loop has of each row is no statistic
-
-
-def test_one_batch_alone_tells_nothing():
-    assert 8 * 14 in _sizes(8, 8)
+    assert 8 * 14 in _sizes(8, 8), "one batch alone tells nothing"
 
 
 def test_a_larger_batch_divides_as_the_recipes_does():

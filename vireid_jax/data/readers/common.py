@@ -399,7 +399,7 @@ def exchanged(listing: Listing) -> list[str]:
         rows = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
         images = [records.images[n] for n in rows.tolist()]
         names = [records.name[n] for n in rows.tolist()]
-        pixels, _, _ = decodable(images, names, (48, 24), "bilinear")
+        pixels, _ = decodable(images, names, (48, 24), "bilinear")
         if not len(pixels):
             continue
         seen += 1

@@ -11,14 +11,14 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-from benchmarks import loader, loader_data, loader_parts, loader_torch  # noqa: E402
+from benchmarks import loader, loader_parts, loader_torch  # noqa: E402
 from vireid_jax.data.augment import standardize  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loader")
-    loader_data.write_data(folder, cached=640, encoded=640, rendered=2)
+    loader.write_data(folder, cached=640, encoded=640, rendered=2)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_the_data_is_what_the_docstring_says(folder):
     images = np.load(folder / "images.npy", mmap_mode="r")
     assert images.shape == (640, 288, 144, 3) and images.dtype == np.uint8
     assert len({x.tobytes() for x in images[:50]}) == 50
-    packed = loader_data.Packed(folder)
+    packed = loader.Packed(folder)
     assert len(packed) == 640
     sizes = set()
     for n in range(40):

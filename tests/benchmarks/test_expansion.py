@@ -7,23 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import candidates, expansion, expansion_parts, generator
-from benchmarks.expansion_parts import FORMS, NETWORK
+from benchmarks import candidates, expansion, generator
+from benchmarks.expansion import FORMS, NETWORK
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
-from vireid_jax.runtime import devices
 
 PAIRS = 4
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Sharding has tests of its own; one device compiles faster."""
-    axes = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=axes, devices=jax.devices()[:1])
-    monkeypatch.setattr(devices, "make_mesh", lambda **_: mesh)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def tiny():
@@ -37,7 +28,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def found():
-    return expansion_parts.parts(tiny(), PAIRS)
+    return expansion.parts(tiny(), PAIRS)
 
 
 def variables_of(part):
@@ -148,9 +139,9 @@ def test_the_dropout_drops(found):
 def test_identities_of_a_number_of_pairs():
     s = {"num_instances": 4}
     for pairs, want in ((2, 2), (3, 3), (4, 2), (6, 2), (7, 7), (8, 2), (16, 4), (32, 8)):
-        assert expansion_parts.identities(s, pairs) == want, pairs
+        assert expansion.identities(s, pairs) == want, pairs
     with pytest.raises(ValueError, match="1 pairs of images, expected 2 or more"):
-        expansion_parts.identities(s, 1)
+        expansion.identities(s, 1)
 
 
 def test_a_value_that_is_not_finite_is_refused(found):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.data.readers import trees
-from tests.test_released import small
+from tests.support.recipes import small
+from tests.support.rows import each
 from vireid_jax import build, main, train
 from vireid_jax.data import datasets
 from vireid_jax.runtime import preemption, runfolder
@@ -31,20 +32,17 @@ def refusal(dataset, root, tmp_path, capsys, **changes):
     return capsys.readouterr().err
 
 
-def test_fewer_people_than_in_a_batch(tmp_path, capsys):
-    root = trees.people(tmp_path / "own", both(PEOPLE[:4]))
-    said = refusal("folders", root, tmp_path, capsys)
-    assert "num_ids is 4, but only 2 identities have images in both modalities" in said
-
-
-def test_one_image_of_everybody(tmp_path, capsys):
-    root = trees.people(tmp_path / "own", both(PEOPLE, images=1))
-    assert "has too few" in refusal("folders", root, tmp_path, capsys)
-
-
-def test_more_people_held_out_than_there_are(tmp_path, capsys):
-    root = trees.people(tmp_path / "own", both(PEOPLE))
-    assert "give 0 to 3" in refusal("folders", root, tmp_path, capsys, data__val_ids=5)
+@each("layout, changes, message", [
+    (both(PEOPLE[:4]), {}, "num_ids is 4, but only 2 identities have images in both modalities"),
+    (both(PEOPLE, images=1), {}, "has too few"),
+    (both(PEOPLE), {"data__val_ids": 5}, "give 0 to 3"),
+    (both(PEOPLE, top="train/") | {"test/visible/a": 2, "test/infrared/b": 2}, {},
+     "folders/i2v: none of the 2 infrared images of the test people"),
+])  # fmt: skip
+def test_people_that_are_too_few(layout, changes, message, tmp_path_factory, capsys):
+    tmp_path = tmp_path_factory.mktemp("few")
+    root = trees.people(tmp_path / "own", layout)
+    assert message in refusal("folders", root, tmp_path, capsys, **changes)
 
 
 def test_nobody_to_test_on(tmp_path, capsys):
@@ -56,12 +54,6 @@ def test_nobody_to_test_on(tmp_path, capsys):
     (root / "a.csv").write_text("\n".join(["path,person,modality,split", *lines]))
     said = refusal("folders", root / "a.csv", tmp_path, capsys)
     assert "folders/i2v searches with infrared images, and the test people have none" in said
-
-
-def test_nobody_to_find(tmp_path, capsys):
-    layout = both(PEOPLE, top="train/") | {"test/visible/a": 2, "test/infrared/b": 2}
-    said = refusal("folders", trees.people(tmp_path / "own", layout), tmp_path, capsys)
-    assert "folders/i2v: none of the 2 infrared images of the test people" in said
 
 
 def test_indoor_search_without_indoor_cameras(tmp_path, capsys):
@@ -100,22 +92,17 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
     assert seen == [split]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fsdp": 3}, "devices.fsdp is 3, which does not divide 4 devices; choose one of 1, 2, 4"),
-        ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
-        ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
-        ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
-        ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
-        ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
-    ],
-)
-def test_a_layout_that_the_batch_or_the_devices_cannot_have(tmp_path, capsys, changes, message):
-    root = trees.people(tmp_path / "own", both(PEOPLE))
-    sampler = {"sampler__num_ids": 4, "sampler__num_instances": 2}
+@each("changes, message", [
+    ({"fsdp": 3}, "devices.fsdp is 3, which does not divide 4 devices; choose one of 1, 2, 4"),
+    ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
+    ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
+    ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
+    ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
+    ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
+])  # fmt: skip
+def test_a_layout_that_the_batch_or_the_devices_cannot_have(changes, message, tmp_path, capsys):
     layout = {f"devices__{key}": value for key, value in changes.items()}
-    assert message in refusal("folders", root, tmp_path, capsys, **sampler, **layout)
+    assert message in refusal("folders", tmp_path / "none", tmp_path, capsys, **layout)
 
 
 def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
