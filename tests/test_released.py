@@ -22,7 +22,7 @@ from tests.support.rows import each
 from vireid_jax import build, main, methods, optim, train, weights
 from vireid_jax.data import prepared
 from vireid_jax.data.readers import get_reader
-from vireid_jax.runtime import checkpoint, runfolder
+from vireid_jax.runtime import checkpoint, devices, runfolder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -291,8 +291,10 @@ def test_a_run_starts_from_the_weights_of_a_file_and_goes_on_without_it(tmp_path
     assert "params/backbone/stem/conv1/kernel <- conv1.weight" in lines
     assert "unused in the file: fc.bias" in lines
     assert "not from the file: params/classifier/kernel" in lines
-    shapes = jax.eval_shape(build.build(c)[0].method.init, jax.random.key(0))
-    variables, _ = checkpoint.restore_variables(workdir / "checkpoints", dict(shapes))
+    parts, _ = build.build(c)
+    shapes = dict(jax.eval_shape(parts.method.init, jax.random.key(0)))
+    target = devices.abstract(shapes, parts.mesh)
+    variables, _ = checkpoint.restore_variables(workdir / "checkpoints", target)
     stem = np.asarray(variables["params"]["backbone"]["stem"]["conv1"]["kernel"])
     file = weights.read(FIXTURE)
     np.testing.assert_array_equal(stem, file["conv1.weight"].transpose(2, 3, 1, 0))

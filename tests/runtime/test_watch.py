@@ -56,10 +56,10 @@ def test_nothing_is_said_while_all_are_there(world):
     for phase in ("data", "compile", "train"):
         for each in world.watches.values():
             each.phase(phase)
-        world.run(200)
+        world.run(70)
     for process, each in world.watches.items():
         each.end(0 if process else 42)
-    world.run(200)
+    world.run(70)
     assert not world.said and not world.left
 
 

@@ -30,6 +30,7 @@ from vireid_jax.ablation import cells as cells_
 from vireid_jax.ablation import page
 from vireid_jax.ablation.cells import Cell, Score, Table
 from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from vireid_jax.runtime.writer import duration
 
 LOG, LOCK = "console.log", ".lock"
 TAIL = 15  # lines of a log that a report shows
@@ -224,9 +225,9 @@ class _Pool:
             raise ValueError(
                 f"scoring {what} has left no finite result of that kind in {cell.folder}"
             )
-        minutes, seconds = divmod(round(time.monotonic() - started), 60)
         mean = f", mAP {100 * shown['mAP']:.1f}" if shown else ""
-        _say(f"{cell.name}: {'scored' if score else 'trained'}{mean} ({minutes}:{seconds:02})")
+        took = duration(time.monotonic() - started)
+        _say(f"{cell.name}: {'scored' if score else 'trained'}{mean} ({took})")
         return True
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
