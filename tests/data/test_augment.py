@@ -64,10 +64,10 @@ def test_augmentation_off_is_standardize_exactly():
 
 
 def test_one_program_gives_the_same_bits():
-    options = ALL | dict(paired=True, erase_form="log_uniform")
-    assert_same(
-        run(noise(), **options), jax.jit(functools.partial(augment, **options))(KEY, noise())
-    )
+    # Without luma, whose sum a compiler may fuse.
+    options = ALL | dict(infrared_channel="adapt", paired=True)
+    program = jax.jit(functools.partial(augment, **options))
+    assert_same(run(noise(), **options), program(KEY, noise()))
 
 
 @each("pad, pad_value", [(3, 0), (2, 127), (1, 255)])
