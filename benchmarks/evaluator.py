@@ -378,7 +378,7 @@ def main() -> None:
     parser.add_argument("--million", action="store_true", help="also the large gallery")
     parser.add_argument("--only-million", action="store_true", help="the large gallery alone")
     parser.add_argument("--images", type=int, default=1_000_000, help="of the large gallery")
-    parser.add_argument("--block-mb", type=int, default=512, help="working memory, large gallery")
+    parser.add_argument("--block-mb", type=int, default=1024, help="working memory, large gallery")
     parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
     flags = parser.parse_args()
     report: dict[str, Any] = {

@@ -84,7 +84,7 @@ def trunk(s: dict[str, Any]) -> ResNet:
 def parts(s: dict[str, Any], pairs: int) -> dict[str, Part]:
     """The parts at the settings `s` of `benchmarks.step_mun`, for so many pairs of images."""
     method = s["method"]
-    kernels = with_backbone(method)["backbone"].module_options()["kernels"]
+    kernels = with_backbone(method)["backbone"].resnet_options()["kernels"]
     channels = feature_width(method["depth"], method["width"]) // 8  # after layer1
     if method["specific"] == 1:
         channels = method["width"]  # after the stem

@@ -17,7 +17,7 @@ import numpy as np
 
 from vireid_jax.data import arrays
 from vireid_jax.data.augment import standardize
-from vireid_jax.metrics.distance import unit_rows
+from vireid_jax.metrics.inputs import unit_rows
 from vireid_jax.runtime import devices
 from vireid_jax.types import (
     INFRARED,

@@ -124,11 +124,15 @@ def double_loss(module, s):
     return loss, kept[0], images, torch.tensor(batch["label"], dtype=torch.int64)
 
 
+def batch_of(images, labels):
+    return {"visible": images[0], "infrared": images[1], "label": labels}
+
+
 def test_the_torch_step_of_smcl_has_the_loss_of_the_reference():
     s = tiny("smcl")
     s["method"]["metric_weight"] = 2.0
     loss, model, images, labels = double_loss(step_smcl, s)
-    want = model.total(model.terms(*images, labels), True)
+    want = model.total(model.terms(batch_of(images, labels), 0), 0)
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
@@ -137,7 +141,7 @@ def test_the_torch_step_of_idkl_has_the_loss_of_the_reference(scale):
     s = tiny("idkl")
     s["method"]["tgsa_scale"] = scale
     loss, model, images, labels = double_loss(step_idkl, s)
-    want = model.total(model.terms(images, labels))
+    want = model.total(model.terms(batch_of(images, labels), 0), 0)
     assert float(loss(*images, labels).detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
@@ -148,10 +152,10 @@ def test_the_torch_step_of_pdm_has_the_loss_of_the_reference(normalize):
     s["method"]["normalize"] = normalize
     s["method"]["ort_weight"] = 1.0
     loss, model, images, labels = double_loss(step_pdm, s)
-    terms = model.terms(dict(zip(("visible", "infrared"), images, strict=True)), labels, labels)
+    terms = model.terms(batch_of(images, labels), 0)
     assert set(terms) == {"id_global", "id_full", "tri", "cpm", "ch", "dcs", "ort"}
     assert all(abs(float(v.detach())) > 0.01 for v in terms.values())
-    got, want = loss(*images, labels), model.total(terms)
+    got, want = loss(*images, labels), model.total(terms, 0)
     assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
 
 
@@ -163,12 +167,11 @@ def test_the_torch_step_of_mun_has_the_loss_of_the_reference(normalize):
     s["method"] |= {"normalize": normalize}
     s["facts"]["num_steps"] = 5
     loss, model, images, labels = double_loss(step_mun, s)
-    memory = model.new_memory()
     for at in range(3):
-        terms, memory = model.terms(images, labels, at, memory)
+        terms = model.terms(batch_of(images, labels), at)
         assert set(terms) == {"id_visible", "id_infrared", "tri", "idc", "ia", "ma"}
         assert all(float(v.detach()) > 0 for v in terms.values())
-        got, want = loss(*images, labels), model.total(terms)
+        got, want = loss(*images, labels), model.total(terms, at)
         assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
         with torch.no_grad():  # other weights, so that the past of the prototypes counts
             for p in model.parameters():

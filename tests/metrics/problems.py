@@ -1,4 +1,4 @@
-"""Random problems of RegDB, LLCM, IDKL's variants and own folders, and their scores by loops."""
+"""Random problems of the protocols, and their scores by loops."""
 
 import random
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.metrics import reference
-from vireid_jax.metrics import get_protocol
+from vireid_jax.metrics import chance_map, get_protocol
 
 LLCM = ("llcm/i2v", "llcm/v2i", "llcm/v2i_released")
 EVERYTHING = ("regdb/v2t", "regdb/t2v", "llcm/idkl_i2v", "llcm/idkl_v2i")
@@ -61,57 +61,79 @@ def arguments(query, gallery):
     }
 
 
-def draw_by_hand(pool, trial):
-    """AGW's draw: rows of one image of each person and camera."""
+def sides_of(arguments):
+    """(query, gallery) as `problem` returns them, from arguments of `evaluate`."""
+    return [
+        {k.removeprefix(side): v for k, v in arguments.items() if k.startswith(side)}
+        for side in ("query_", "gallery_")
+    ]
+
+
+def draw_by_hand(pool, trial, cameras=VISIBLE, shots=1):
+    """AGW's draw: rows of some images of each person and camera."""
     generator = random.Random(trial)
+    labels = list(zip(pool["name"], pool["person"], pool["camera"], strict=True))
     rows = []
     for person in sorted(set(pool["person"])):
-        for camera in VISIBLE:
-            names = sorted(
-                name
-                for name, p, c in zip(pool["name"], pool["person"], pool["camera"], strict=True)
-                if (p, c) == (person, camera)
+        for camera in cameras:
+            there = sorted(
+                (name, row) for row, (name, *who) in enumerate(labels) if who == [person, camera]
             )
-            if names:
-                rows.append(pool["name"].index(generator.choice(names)))
+            if there and shots == 1:
+                rows.append(generator.choice(there)[1])
+            elif there:
+                picked = generator.sample(there, min(shots, len(there)))
+                rows += [row for _, row in sorted(picked)]
     return rows
 
 
+def left_out(protocol, person, camera, other, other_camera):
+    if protocol.startswith("sysu"):
+        return camera == 3 and other_camera == 2
+    return protocol in LLCM and (person, camera) == (other, other_camera)
+
+
+def score_by_loops(protocol, query, gallery, rows, columns):
+    """`reference.rank_all` of some rows; exact where the features are -1 and 1."""
+    a = np.asarray(query["features"], float)[rows]
+    b = np.asarray(gallery["features"], float)[columns]
+    distance = -(a @ b.T) / np.sqrt(np.outer((a * a).sum(axis=1), (b * b).sum(axis=1)))
+    asked, images = (
+        [(side["person"][row], side["camera"][row]) for row in some]
+        for side, some in ((query, rows), (gallery, columns))
+    )
+    excluded = [[left_out(protocol, *q, *g) for g in images] for q in asked]
+    people = [p for p, _ in asked], [p for p, _ in images]
+    return reference.rank_all(distance.tolist(), *people, excluded)
+
+
 def by_loops(protocol, query, gallery, trials):
-    """The means of each trial, in exact integers where the features are -1 and 1."""
+    """(results of each query, means) of each trial, after the protocol's text."""
     out = []
     for trial in range(trials):
-        rows, columns = range(len(query["person"])), range(len(gallery["person"]))
+        rows, columns = list(range(len(query["person"]))), list(range(len(gallery["person"])))
         if protocol == "llcm/v2i_released":
             rows = draw_by_hand(query, trial)
         elif protocol in LLCM:
             columns = draw_by_hand(gallery, trial)
-        distance, excluded = [], []
-        for q in rows:
-            a = query["features"][q]
-            line = []
-            for g in columns:
-                b = gallery["features"][g]
-                line.append(-float(a @ b) / np.sqrt(float(a @ a) * float(b @ b)))
-            distance.append(line)
-            excluded.append(
-                [
-                    protocol in LLCM
-                    and query["person"][q] == gallery["person"][g]
-                    and query["camera"][q] == gallery["camera"][g]
-                    for g in columns
-                ]
-            )
-        found, mean = reference.rank_all(
-            distance,
-            [query["person"][q] for q in rows],
-            [gallery["person"][g] for g in columns],
-            excluded,
-        )
-        people = (query["person"][q] for q in rows)
-        valid = [{**f, "person": p} for f, p in zip(found, people, strict=True) if f is not None]
-        out.append((len(rows), valid, mean))
+        elif protocol.startswith("sysu"):
+            _, place, shot = protocol.split("/")
+            cameras = {"all": (1, 2, 4, 5), "indoor": (1, 2)}[place]
+            columns = draw_by_hand(gallery, trial, cameras, {"single": 1, "multi": 10}[shot])
+        out.append(score_by_loops(protocol, query, gallery, rows, columns))
     return out
+
+
+def check_chance(result, trials):
+    """Holds the chance level of a result against what `by_loops` returns."""
+    chances = []
+    for found, _ in trials:
+        valid = [f for f in found if f is not None]
+        true, kept, people = ([f[k] for f in valid] for k in ("num_true", "num_kept", "person"))
+        chances.append(chance_map(true, kept, query_person=people))
+    for name in ("mAP", "R1", "mAP_sigma"):
+        mean = np.mean([getattr(chance, name) for chance in chances])
+        assert result["chance"][name] == pytest.approx(mean, abs=1e-9), name
 
 
 def check_refusals(call, rows):

@@ -17,28 +17,20 @@ def rank_one(distance, person, own, excluded, max_rank, ties="stable"):
     hits = [rank for rank, g in enumerate(order, start=1) if person[g] == own]
     if not hits:
         return None
-    seen = []
-    for g in order:
-        if person[g] not in seen:
-            seen.append(person[g])
-    rank_id = seen.index(own) + 1
-    tied = sum(
-        any(distance[g] == distance[o] and person[o] != own for o in order)
-        for g in order
-        if person[g] == own
-    )
+    rank_id = list(dict.fromkeys(person[g] for g in order)).index(own) + 1
+    others = {distance[g] for g in order if person[g] != own}
     return {
         "ap": math.fsum(j / rank for j, rank in enumerate(hits, start=1)) / len(hits),
         "inp": len(hits) / hits[-1],
-        "ranks": hits,
         "order": order,
         "rank_image": hits[0],
         "rank_id": rank_id,
         "num_true": len(hits),
         "num_kept": len(order),
-        "num_tied": tied,
+        "num_tied": sum(person[g] == own and distance[g] in others for g in order),
         "cmc_image": [float(hits[0] <= r) for r in range(1, max_rank + 1)],
         "cmc_id": [float(rank_id <= r) for r in range(1, max_rank + 1)],
+        "person": own,
     }
 
 

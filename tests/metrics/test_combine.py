@@ -1,5 +1,6 @@
 """Means over results, and the command that prints those of several runs."""
 
+import functools
 import json
 
 import numpy as np
@@ -9,13 +10,13 @@ from vireid_jax.metrics import __main__ as command
 from vireid_jax.metrics import combine, evaluate, row_label
 
 
-def result(seed, **changes):
-    """A real result of random features under a SYSU-MM01 protocol."""
+@functools.cache
+def scored(seed):
     rng = np.random.default_rng(seed)
     person = np.repeat(np.arange(6), 8)
     camera = np.tile([1, 2, 4, 5, 1, 2, 4, 5], 6)
     features = rng.normal(size=(48, 4)) + 2 * np.eye(6, 4)[person]
-    scored = evaluate(
+    return evaluate(
         rng.normal(size=(12, 4)) + 2 * np.eye(6, 4)[np.arange(12) % 6],
         features,
         query_person=np.arange(12) % 6,
@@ -26,7 +27,12 @@ def result(seed, **changes):
         protocol="sysu/all/single",
         trials=2,
     )
-    return {"feature": "bn", "dataset": "mine", "seed": seed, "step": 3, **scored, **changes}
+
+
+def result(seed, **changes):
+    """A real result of random features under a SYSU-MM01 protocol."""
+    about = {"feature": "bn", "dataset": "mine", "seed": seed, "step": 3}
+    return {**about, **scored(seed), **changes}
 
 
 def test_each_result_counts_once():
@@ -45,12 +51,9 @@ def test_each_result_counts_once():
     assert (found["over"], found["results"], found["feature"]) == ("seeds", 3, "bn")
     assert found["counts"]["queries"] == 12
     json.dumps(found, allow_nan=False)
-
-
-def test_one_result_has_no_spread():
-    found = combine([result(0)], over="splits")
-    assert set(found["std"].values()) == {0.0}
-    assert found["metrics"] == result(0)["metrics"]
+    alone = combine(results[:1], over="splits")
+    assert set(alone["std"].values()) == {0.0}
+    assert alone["metrics"] == results[0]["metrics"]
 
 
 def test_results_that_were_measured_otherwise_are_not_averaged():
@@ -69,9 +72,6 @@ def test_results_that_were_measured_otherwise_are_not_averaged():
     }.items():
         with pytest.raises(ValueError, match=rf"differ in '{key}': .*{value}"):
             combine([first, {**second, key: value}], over="runs")
-
-
-def test_nothing_to_combine():
     with pytest.raises(ValueError, match="no results"):
         combine([], over="runs")
 
@@ -132,12 +132,8 @@ def test_the_command_leaves_out_what_a_run_lacks_and_says_so(tmp_path, capsys):
 def test_rows_of_other_galleries_and_data_sets_have_tables_of_their_own(tmp_path, capsys):
     runs = [tmp_path / name for name in ("a", "b")]
     for seed, run in enumerate(runs):
-        rows = [
-            result(seed),
-            result(seed + 10, gallery="official"),
-            result(seed + 20, dataset="other"),
-        ]
-        save(run, rows)
+        official = result(seed + 10, gallery="official")
+        save(run, [result(seed), official, result(seed + 20, dataset="other")])
     out = tmp_path / "out.json"
     assert command.main([*map(str, runs), "--json", str(out)]) == 0
     text = capsys.readouterr().out
@@ -155,10 +151,8 @@ def test_rows_of_other_numbers_of_draws_have_a_table_of_their_own(tmp_path, caps
     save(tmp_path, [result(0), result(1, flip=True, **once), result(2, feature="pool", **once)])
     assert command.main([str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert [line for line in text.splitlines() if line.startswith("mine")] == [
-        "mine",
-        "mine (draws: 1)",
-    ]
+    titles = [line for line in text.splitlines() if line.startswith("mine")]
+    assert titles == ["mine", "mine (draws: 1)"]
     assert text.index("mine (draws: 1)") < text.index("bn, flip")
     assert text.index("mine (draws: 1)") < text.index("pool")
 
@@ -189,15 +183,14 @@ def test_the_folder_of_a_step_is_a_run_too(tmp_path, capsys):
 
 
 def test_the_command_refuses_what_cannot_be_averaged(tmp_path, capsys):
-    runs = [tmp_path / name for name in ("a", "b")]
-    save(runs[0], [result(0)])
-    save(runs[1], [result(1, trials=result(1)["trials"][:1])])
-    assert command.main([*map(str, runs)]) == 1
-    assert "differ in 'trials': 1, 2" in capsys.readouterr().err
-    save(runs[1], [result(1, ties="pessimistic")])
-    assert command.main([*map(str, runs)]) == 1
-    assert "differ in 'ties'" in capsys.readouterr().err
-    assert command.main([str(tmp_path / "c")]) == 1
-    assert "no step" in capsys.readouterr().err
-    assert command.main([str(runs[0]), "--step", "9"]) == 1
-    assert "holds results of 3, expected step 9" in capsys.readouterr().err
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    save(tmp_path / "a", [result(0)])
+    for other, arguments, message in (
+        ({"trials": result(1)["trials"][:1]}, runs, "differ in 'trials': 1, 2"),
+        ({"ties": "pessimistic"}, runs, "differ in 'ties'"),
+        ({}, [str(tmp_path / "c")], "no step"),
+        ({}, [runs[0], "--step", "9"], "holds results of 3, expected step 9"),
+    ):
+        save(tmp_path / "b", [result(1, **other)])
+        assert command.main(arguments) == 1
+        assert message in capsys.readouterr().err

@@ -95,18 +95,34 @@ def loss_outputs(name: str, function: Callable[..., Any], arguments: str, dtype:
       arguments: names of inputs, by spaces; integer ones get no gradient.
       dtype: of inputs, "float32" or "float64".
     """
-    names = arguments.split()
-    with precision(dtype):
-        x = [to_jax(case_inputs(name)[k], dtype) for k in names]
+    return losses_outputs({name: (function, arguments)}, dtype)[name]
+
+
+def losses_outputs(
+    functions: Mapping[str, tuple[Callable[..., Any], str]], dtype: str
+) -> dict[str, Arrays]:
+    """`loss_outputs` of {case: (function, arguments)}, in one program: that compiles sooner."""
+
+    def graded(name: str, x: list[jax.Array]) -> Any:
+        function, arguments = functions[name]
 
         def objective(*args: Any) -> Any:
             value = function(*args)
             return (to_jax(direction(name, value.shape), dtype) * value).sum(), value
 
         which = [n for n, v in enumerate(x) if jnp.issubdtype(v.dtype, jnp.floating)]
-        (_, value), gradients = jax.jit(jax.value_and_grad(objective, which, has_aux=True))(*x)
-        by_name = {f"grad/{names[n]}": g for n, g in zip(which, gradients, strict=True)}
-        return to_numpy({"value": value, **by_name})
+        (_, value), gradients = jax.value_and_grad(objective, which, has_aux=True)(*x)
+        names = [arguments.split()[n] for n in which]
+        by_name = {f"grad/{k}": g for k, g in zip(names, gradients, strict=True)}
+        return {"value": value, **by_name}
+
+    with precision(dtype):
+        inputs = {
+            name: [to_jax(case_inputs(name)[k], dtype) for k in arguments.split()]
+            for name, (_, arguments) in functions.items()
+        }
+        found = jax.jit(lambda inputs: {k: graded(k, x) for k, x in inputs.items()})(inputs)
+        return {name: to_numpy(arrays) for name, arrays in found.items()}
 
 
 def module_outputs(
@@ -171,20 +187,21 @@ def loss_tests(
     """
 
     @functools.cache
-    def ours(name: str, dtype: str) -> Arrays:
+    def ours(dtype: str) -> dict[str, Arrays]:
         """Once for both sources."""
-        function, arguments = functions[CASES[name].kind]
-        function = functools.partial(function, **CASES[name].options)
-        return loss_outputs(name, function, arguments, dtype)
+        of_cases = {}
+        for name in cases(*functions):
+            function, arguments = functions[CASES[name].kind]
+            of_cases[name] = functools.partial(function, **CASES[name].options), arguments
+        return losses_outputs(of_cases, dtype)
 
     @source_and_dtypes
     def test_value_and_gradient(source: str, dtypes: tuple[str, ...]) -> None:
-        for name in cases(*functions):
-            for dtype in dtypes:
-                rtol = 1e-5 if dtype == "float32" else rtol64
-                actual, row = ours(name, dtype), f"{name}, {dtype}"
-                assert {str(x.dtype) for x in actual.values()} == {dtype}, row
-                store.compare(actual, reference(name, source), rtol=rtol, row=row)
+        for dtype in dtypes:
+            rtol = 1e-5 if dtype == "float32" else rtol64
+            for name, actual in ours(dtype).items():
+                assert {str(x.dtype) for x in actual.values()} == {dtype}, name
+                store.compare(actual, reference(name, source), rtol=rtol, row=f"{name}, {dtype}")
 
     def test_the_cases_test_something() -> None:
         """A hinge that no row is in would agree with anything that is 0."""

@@ -41,7 +41,7 @@ or off.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -151,7 +151,9 @@ def augment(
         area=erase_area, value=erase_value, form=erase_form, attempts=erase_attempts
     )
     _check_erasing(**patch)
-    erased = partial(_erase, aspect=_checked_aspect(erase_aspect), **patch)
+    erased: Callable[..., jax.Array] = partial(
+        _erase, aspect=_checked_aspect(erase_aspect), **patch
+    )
     operators = dict(
         visible_channel=visible_channel, infrared_channel=infrared_channel, second_view=second_view
     )

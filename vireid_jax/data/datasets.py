@@ -50,7 +50,12 @@ def options_of(name: str) -> dict[str, Any]:
     """
     if name == "synthetic":
         return dict(synthetic.load.__kwdefaults__ or {})
-    return {**_from_disk.__kwdefaults__, **readers.get_reader(name).split.__kwdefaults__}
+    return {**_common(), **readers.get_reader(name).split.__kwdefaults__}
+
+
+def _common() -> dict[str, Any]:
+    """The options of all data sets on disk."""
+    return dict(_from_disk.__kwdefaults__ or {})
 
 
 def load(
@@ -93,7 +98,7 @@ def load(
     if name == "synthetic":
         split = synthetic.load(**given)
     else:
-        own = {key: given.pop(key) for key in set(given) - set(_from_disk.__kwdefaults__)}
+        own = {key: given.pop(key) for key in set(given) - set(_common())}
         split = _from_disk(name, own, check, should_stop, **given)
     if check is not None:
         check(split)

@@ -371,8 +371,7 @@ def _write(
             left_out += [(first + n, line) for n, line in bad]
             if not (left_out and unreadable == "refuse"):  # else only to name all that are wrong
                 good = chunk.take(np.delete(np.arange(len(images)), [n for n, _ in bad]))
-                rows: dict[str, Any] = {"image": pool.map(_as_stored, good.records.images)}
-                rows |= _columns(good)
+                rows = {"image": pool.map(_as_stored, good.records.images), **_columns(good)}
                 table = zip(*rows.values(), strict=True)
                 writer.add_examples({SPLIT: [dict(zip(rows, row, strict=True)) for row in table]})
             if progress is not None:
@@ -391,7 +390,7 @@ def _write(
         files.sync(path)
 
 
-def _columns(listing: Listing) -> dict[str, np.ndarray]:
+def _columns(listing: Listing) -> dict[str, Any]:
     """What is stored of images beside their bytes."""
     records = listing.records
     return {

@@ -15,6 +15,7 @@ epoch, position) and not of a global generator: a plan needs no earlier one, eve
 the same, and resuming in the middle of an epoch needs no state.
 """
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable
@@ -33,7 +34,8 @@ _EXHAUST_IDENTITY, _EXHAUST_IMAGES, _TOP_UP_IMAGES = 6, (7, 8), (9, 10)
 _legacy_lock = threading.Lock()
 
 
-class Index(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Index:
     """Where the images of each class are.
 
     Class c of modality m: `order[m][first[m, c] : first[m, c] + count[m, c]]`.
@@ -177,7 +179,7 @@ def _checked(
                 f"no usable {name} image among {len(label)} rows (label >= 0 and modality "
                 f"{name}); a plan needs both modalities"
             )
-    lonely = np.setxor1d(*(np.unique(label[rows]) for rows in usable))
+    lonely = np.setxor1d(label[usable[0]], label[usable[1]])
     if len(lonely):
         raise ValueError(
             f"{len(lonely)} classes lack a modality, the first are {lonely[:5].tolist()}; set "

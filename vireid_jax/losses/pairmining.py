@@ -82,6 +82,15 @@ def center_pair_mining(
     return total
 
 
+def by_branch(
+    features: jax.Array, num_ids: int, *, margin: float = 0.2, form: str = "three"
+) -> list[jax.Array]:
+    """`center_pair_mining` of each branch, of features [P * K, 2, 1 + G, D], the images' first."""
+    centers = by_identity(features, num_ids).mean(1)  # [P, 2, 1 + G, D]
+    original, *made = (centers[:, :, i] for i in range(centers.shape[2]))
+    return [center_pair_mining(original, x, margin=margin, form=form) for x in made]
+
+
 def orthogonality(generated: jax.Array) -> jax.Array:
     """L_ort of DEEN's code: inner products of what the branches made of one image.
 

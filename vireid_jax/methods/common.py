@@ -65,74 +65,62 @@ class Backbone(NamedTuple):
         """D, the channels of the last map."""
         return feature_width(self.depth, self.width)
 
-    @property
-    def compute(self) -> Any:
-        """The compute type of modules; None (for "float32") lets them follow their input.
-
-        A float64 input then stays float64, which is how whole networks are compared.
-        """
-        return jnp.bfloat16 if self.dtype == "bfloat16" else None
-
-    def module_options(self) -> dict[str, Any]:
-        """What modules beside the ResNet take too: `kernels`, `dtype`, `groups`."""
+    def resnet_options(self) -> dict[str, Any]:
+        """Keyword arguments of `nets.resnet.ResNet`; modules beside it take the last three."""
         kernels = self.kernels
         if kernels == "auto":
             kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
-        return {"kernels": kernels, "dtype": self.compute, "groups": self.bn_groups}
-
-    def resnet_options(self) -> dict[str, Any]:
-        """Keyword arguments of `nets.resnet.ResNet`."""
         sizes = dict(depth=self.depth, width=self.width, last_stride=self.last_stride)
-        return {**sizes, "remat": self.remat, **self.module_options()}
+        # None follows the input; in float64 whole networks are compared.
+        dtype = jnp.bfloat16 if self.dtype == "bfloat16" else None
+        own = dict(kernels=kernels, dtype=dtype, groups=self.bn_groups)
+        return {**sizes, "remat": self.remat, **own}
 
 
 def with_backbone(options: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options of a recipe as arguments of a `build`: {"backbone": Backbone, others}."""
-    own = {k: v for k, v in options.items() if k in Backbone._fields}
-    rest = {k: v for k, v in options.items() if k not in Backbone._fields}
+    rest = dict(options)
+    own = {k: rest.pop(k) for k in Backbone._fields if k in rest}
     return {"backbone": Backbone(**own), **rest}
 
 
 def check(
+    options: Mapping[str, Any],
     *,
-    num_classes: int,
-    num_ids: int | None = None,
-    backbone: Backbone = Backbone(),
-    choices: Mapping[str, tuple[str, Collection[str]]] | None = None,
-    not_negative: Mapping[str, float] | None = None,
+    choices: Mapping[str, Collection[str]] | None = None,
+    not_negative: Collection[str] = (),
 ) -> None:
     """Refuses impossible options before anything is traced.
 
     Args:
-      num_classes: C, identities in training.
-      num_ids: P of a batch, for losses that need negatives.
-      backbone: checks itself.
-      choices: option -> (value, allowed values).
-      not_negative: option -> number.
+      options: by name, such as `locals()` of a `build`; its num_classes and backbone are checked,
+        and num_ids where losses need negatives.
+      choices: option -> allowed values.
+      not_negative: options that are numbers from 0 on.
 
     Raises:
       ValueError: naming the option, what it is and what it may be.
     """
-    for name, (value, allowed) in (choices or {}).items():
-        if value not in allowed:
-            raise ValueError(f"method.{name} is {value!r}, expected one of {list(allowed)}")
-    for name, number in (not_negative or {}).items():
-        if not number >= 0:  # NaN too
-            raise ValueError(f"method.{name} is {number}, expected 0 or more")
-    if num_classes < 2:
-        raise ValueError(f"{num_classes} training identities, expected at least 2")
-    backbone.check()
-    if num_ids is not None and num_ids < 2:
-        raise ValueError(f"sampler.num_ids is {num_ids}, expected at least 2: negatives are needed")
+    for name, allowed in (choices or {}).items():
+        if options[name] not in allowed:
+            raise ValueError(f"method.{name} is {options[name]!r}, expected one of {list(allowed)}")
+    for name in not_negative:
+        if not options[name] >= 0:  # NaN too
+            raise ValueError(f"method.{name} is {options[name]}, expected 0 or more")
+    if options["num_classes"] < 2:
+        raise ValueError(f"{options['num_classes']} training identities, expected at least 2")
+    options["backbone"].check()
+    if options.get("num_ids", 2) < 2:
+        raise ValueError(
+            f"sampler.num_ids is {options['num_ids']}, expected at least 2: negatives are needed"
+        )
 
 
-def initialize(
-    net: nn.Module, image_size: tuple[int, int], *, rows: int = 2
-) -> Callable[[Any], Variables]:
-    """`Method.init` of a network that is called with a visible and an infrared batch of `rows`."""
+def initialize(net: nn.Module, image_size: tuple[int, int]) -> Callable[[Any], Variables]:
+    """`Method.init` of a network that is called with a visible and an infrared batch."""
 
     def start(key: Any) -> Variables:
-        image = jax.ShapeDtypeStruct((rows, *image_size, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
         return init.start(net.init, key, image, image)
 
     return start
@@ -144,18 +132,17 @@ def train_pass(
     variables: Variables,
     images: Sequence[jax.Array],
     key: Any,
-    *rest: Any,
+    *,
     stream: str | None = None,
 ) -> tuple[Any, Any]:
     """The network's training pass on a batch, in `backbone.accumulate` chunks.
 
     Args:
-      net: called with the images and `rest`.
+      net: called with the images.
       backbone: how.
       variables: of the network.
       images: arrays [B, H, W, 3], a modality each.
       key: of the random stream; chunks fold theirs from it.
-      rest: further arguments of the network, no arrays of rows.
       stream: name of the random stream that the network draws from, if it does.
 
     Returns:
@@ -173,7 +160,7 @@ def train_pass(
 
     def forward(variables: Variables, images: Any, key: Any) -> tuple[Any, Any]:
         rngs = {} if stream is None else {stream: key}
-        return net.apply(variables, *images, *rest, mutable=["batch_stats"], rngs=rngs)
+        return net.apply(variables, *images, mutable=["batch_stats"], rngs=rngs)
 
     return chunks.apply(forward, variables, images, key, chunks=backbone.accumulate)
 

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vireid_jax import __version__
+from vireid_jax.metrics.results import combine, row_label
+from vireid_jax.metrics.table import format_table, to_markdown
+
+Result = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,23 +23,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"vireid_jax {__version__}")
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, or of a step (RUN/eval/400)"
+        "runs",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="RUN",
+        help="folders of runs, or of a step (RUN/eval/400)",
     )
     parser.add_argument("--step", help="which of a run's scored steps (default: the last)")
     parser.add_argument("--over", default="runs", help="what the runs differ in (default: runs)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--json", metavar="FILE", help="write the combined results as JSON, too")
     args = parser.parse_args(argv)
-
-    from vireid_jax.metrics.results import combine
-    from vireid_jax.metrics.table import format_table, to_markdown
-
     try:
-        groups = _groups([pathlib.Path(run) for run in args.runs], args.step)
-        combined = [combine(results, over=args.over) for results in groups.values()]
+        combined = [combine(alike, over=args.over) for alike in _groups(args.runs, args.step)]
         show = to_markdown if args.markdown else format_table
-        for number, (title, rows) in enumerate(_tables(combined)):
-            print("\n" * bool(number) + f"{title}\n\n{show(rows)}")
+        print("\n\n".join(f"{title}\n\n{show(rows)}" for title, rows in _tables(combined)))
         if args.json:
             text = json.dumps(combined, indent=1, allow_nan=False)
             pathlib.Path(args.json).write_text(text + "\n")
@@ -45,37 +47,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _groups(
-    runs: Sequence[pathlib.Path], step: str | None
-) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+def _groups(runs: Sequence[pathlib.Path], step: str | None) -> list[list[Result]]:
     """The results that make one row each, of all runs; a row that a run lacks is left out.
 
     Raises:
       ValueError: no row is left, a run has one of two test sets, or a run is named twice.
     """
-    from vireid_jax.metrics.results import row_label
-
     if len({run.resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named twice, expected each once: it would count double")
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    sources: dict[tuple[str, ...], list[tuple[pathlib.Path, Any]]] = {}
+    # row -> {(run, split): result}
+    groups: dict[tuple[str, ...], dict[tuple[pathlib.Path, Any], Result]] = {}
     for run in runs:
         for result in read_results(run, step):
             about = [str(result.get(k, "")) for k in ("dataset", "protocol", "gallery", "cmc")]
-            key = (*about, row_label(result))
-            source = (run, result.get("trial"))
-            if source in sources.setdefault(key, []):
+            group = groups.setdefault((*about, row_label(result)), {})
+            if (source := (run, result.get("trial"))) in group:
                 raise ValueError(
-                    f"{run} holds results of {' '.join(key[1:])} on two sets of test images of "
-                    f"{key[0]!r}, expected one; delete those that are not meant from its eval "
-                    "folder"
+                    f"{run} holds results of {' '.join([*about[1:], row_label(result)])} on two "
+                    f"sets of test images of {about[0]!r}, expected one; delete those that are "
+                    "not meant from its eval folder"
                 )
-            sources[key].append(source)
-            groups.setdefault(key, []).append(result)
-    for key, found in sources.items():
-        each = [sum(source[0] == run for source in found) for run in runs]
-        if len(set(each)) > 1:
-            lacking = [str(run) for run, n in zip(runs, each, strict=True) if n < max(each)]
+            group[source] = result
+    for key, group in list(groups.items()):
+        each = [sum(source[0] == run for source in group) for run in runs]
+        lacking = [str(run) for run, n in zip(runs, each, strict=True) if n < max(each)]
+        if lacking:
             print(
                 f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
                 f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
@@ -85,19 +81,15 @@ def _groups(
             del groups[key]
     if not groups:
         raise ValueError("no row was scored in all runs, expected one at least")
-    return groups
+    return [list(group.values()) for group in groups.values()]
 
 
-def _tables(
-    results: Sequence[dict[str, Any]],
-) -> list[tuple[str, dict[tuple[str, str], dict[str, Any]]]]:
+def _tables(results: Sequence[Result]) -> list[tuple[str, dict[tuple[str, str], Result]]]:
     """(title, rows) of a table for each data set, and for each way to draw the gallery.
 
     Results of one protocol are beside each other only if they are means over as many draws.
     """
-    from vireid_jax.metrics.results import row_label
-
-    tables: list[tuple[str, dict[tuple[str, str], dict[str, Any]]]] = []
+    tables: list[tuple[str, dict[tuple[str, str], Result]]] = []
     for result in results:
         title = str(result.get("dataset", "results"))
         if result["gallery"] == "official":
@@ -114,7 +106,7 @@ def _tables(
     return tables
 
 
-def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, Any]]:
+def read_results(run: pathlib.Path, step: str | None = None) -> list[Result]:
     """The results that a run saved at a step (None: the last that was scored).
 
     Args:
@@ -127,10 +119,8 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, A
     if run.parent.name == "eval" and run.name.isdigit():
         run, step = run.parent.parent, run.name
     folder = run / "eval"
-    steps = sorted(
-        (p.name for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else (), key=int
-    )
-    if not steps or (step is not None and step not in steps):
+    steps = sorted((p.name for p in folder.glob("*") if p.name.isdigit()), key=int)
+    if not steps or step not in (None, *steps):
         raise FileNotFoundError(
             f"{folder} holds results of {', '.join(steps) or 'no step'}, expected "
             f"{'some' if step is None else 'step ' + step}; score the run with "

@@ -2,16 +2,12 @@
 
 `agw`, after the code of AGW (arXiv 2001.04193), which CAJ, DEEN and PDM share: trial t seeds
 Python's Mersenne Twister with t, then takes, for people in the order of their four-digit
-numbers and for each of their cameras, one `choice` of the sorted image names. Here the
-generator is a private one; its draws are the same. Indoor search is its own stream, so its
-gallery is not a part of the all-search gallery. AGW's code draws no multi-shot gallery: ours
-takes a `sample` of ten from the same generator instead.
+numbers and for each of their cameras, one `choice` of the sorted image names. Indoor search is
+its own stream. AGW's code draws no multi-shot gallery: ours takes a `sample` of ten instead.
 
-`official`, of SYSU-MM01's own evaluation code (MPANet and IDKL use it): a file of fixed
-permutations of the image numbers of each camera and person. Trial t takes, for each camera and
-within a camera for each person, the first 1 or 10 entries of row t. The file,
-`rand_perm_cam.mat`, comes with the data set's evaluation code and is not distributed with us;
-`check_permutations` says whether a file is the released one.
+`official`, of SYSU-MM01's own evaluation code (MPANet and IDKL use it): `rand_perm_cam.mat` has
+fixed permutations of the image numbers of each camera and person. Trial t takes, for each camera
+and within a camera for each person, the first 1 or 10 entries of row t.
 """
 
 import hashlib
@@ -23,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.metrics.labels import check_ids
+from vireid_jax.metrics.inputs import check_ids
 
 DRAWS = ("agw", "official")
 WHERE = "https://github.com/wuancong/SYSU-MM01"
@@ -66,8 +62,7 @@ def draw_gallery(
     Args:
       person: int [N].
       camera: int [N].
-      name: N distinct names; of one person and camera they are drawn from in sorted order,
-        so the draw does not depend on the order of the pool.
+      name: N distinct names; those of one person and camera are sorted before the draw.
       cameras: cameras to draw from, in this order for each person.
       shots: images of one person and camera; fewer where there are not as many.
       trial: seed of the draw, 0 for the first.
@@ -78,8 +73,8 @@ def draw_gallery(
     Raises:
       ValueError: unequal lengths, names that occur twice, or shots < 1.
     """
-    groups = pool_groups(person, camera, name)
-    return _draw_agw([groups[key] for key in _by_person(groups, cameras)], shots, trial)
+    groups = _group(person, camera, name)
+    return _draw_agw([groups[key] for key in _keys(groups, cameras, "agw")], shots, trial)
 
 
 def draw_official(
@@ -104,8 +99,8 @@ def draw_official(
       cameras: cameras to draw from.
       shots: images of one person and camera; fewer where there are not as many.
       trial: row of the permutations, 0 for the first.
-      people: int [any], further people whose images have to be in the pool where the
-        permutations know of some: the people of the queries.
+      people: int [any], the people of the queries: their images have to be in the pool, too,
+        where the permutations know of some.
 
     Returns:
       int64 [G] rows, by camera, then person, then place in the permutation.
@@ -115,7 +110,7 @@ def draw_official(
         Python code goes on with a smaller gallery), or the pool has a person or a name that
         the permutations do not know, or there is no such trial.
     """
-    groups = pool_groups(person, camera, name)
+    groups = _group(person, camera, name)
     return _draw_official(groups, name, permutations, cameras, shots, trial, people)
 
 
@@ -131,44 +126,36 @@ def draw_trials(
     permutations: Permutations | None = None,
     people: Any = (),
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The draws of several trials.
-
-    Args:
-      draw: "agw" or "official"; see `draw_gallery` and `draw_official` for the others.
-      trials: their numbers, from 0.
+    """The draws of several trials, "agw" or "official"; see `draw_gallery` and `draw_official`.
 
     Returns:
       rows: int64 [U], the rows of the pool that some trial draws, in the order of the draw, so
         that equal distances rank alike however the caller ordered the pool.
       places: for each trial, int64 [G], ascending: what it draws, as places in `rows`.
     """
-    groups = pool_groups(person, camera, name)
-    if draw == "official":
-        if permutations is None:
-            raise ValueError(
-                "the official draw needs `permutations`, got None; pass "
-                "read_permutations('rand_perm_cam.mat') (the file is in the evaluation code at "
-                f"{WHERE}, not in the data set)"
-            )
-        keys = _by_camera(groups, cameras)
+    groups = _group(person, camera, name)
+    pool = [groups[key] for key in _keys(groups, cameras, draw)]
+    if draw == "agw":
+        picks = [_draw_agw(pool, shots, trial) for trial in trials]
+    elif permutations is None:
+        raise ValueError(
+            "the official draw needs `permutations`, got None; pass "
+            "read_permutations('rand_perm_cam.mat') (the file is in the evaluation code at "
+            f"{WHERE}, not in the data set)"
+        )
+    else:
         picks = [
             _draw_official(groups, name, permutations, cameras, shots, trial, people)
             for trial in trials
         ]
-    else:
-        keys = _by_person(groups, cameras)
-        pool = [groups[key] for key in keys]
-        picks = [_draw_agw(pool, shots, trial) for trial in trials]
+    order = np.array(list(itertools.chain.from_iterable(pool)), np.int64)
+    rows = order[np.isin(order, np.concatenate(picks))]
     place = np.full(len(name), -1)
-    order = [row for key in keys for row in groups[key]]
-    place[order] = np.arange(len(order))
-    rows = np.unique(np.concatenate([np.empty(0, np.int64), *picks]))
-    rows = rows[np.argsort(place[rows])]
     place[rows] = np.arange(len(rows))
     return rows, [np.sort(place[pick]) for pick in picks]
 
 
-def pool_groups(person: Any, camera: Any, name: Sequence[str]) -> dict[tuple[int, int], list[int]]:
+def _group(person: Any, camera: Any, name: Sequence[str]) -> dict[tuple[int, int], list[int]]:
     """Rows of each (person, camera), sorted by name."""
     person, camera = check_ids(person, len(name), "person"), check_ids(camera, len(name), "camera")
     order = sorted(range(len(name)), key=name.__getitem__)
@@ -184,24 +171,20 @@ def pool_groups(person: Any, camera: Any, name: Sequence[str]) -> dict[tuple[int
     return groups
 
 
-def _people(groups: Mapping[tuple[int, int], Any]) -> list[int]:
-    return sorted({p for p, _ in groups}, key=lambda p: f"{p:04d}")  # as folder names sort
-
-
-def _by_person(
-    groups: Mapping[tuple[int, int], Any], cameras: Sequence[int]
+def _keys(
+    groups: Mapping[tuple[int, int], Any], cameras: Sequence[int], draw: str
 ) -> list[tuple[int, int]]:
-    return [(p, c) for p in _people(groups) for c in cameras if (p, c) in groups]
-
-
-def _by_camera(
-    groups: Mapping[tuple[int, int], Any], cameras: Sequence[int]
-) -> list[tuple[int, int]]:
-    return [(p, c) for c in cameras for p in _people(groups) if (p, c) in groups]
+    """The groups of some cameras in the order of a draw."""
+    people = sorted({p for p, _ in groups}, key=lambda p: f"{p:04d}")  # as folder names sort
+    if draw == "agw":
+        pairs = [(p, c) for p in people for c in cameras]
+    else:
+        pairs = [(p, c) for c in cameras for p in people]
+    return [pair for pair in pairs if pair in groups]
 
 
 def _draw_agw(groups: list[list[int]], shots: int, trial: int) -> np.ndarray:
-    check_shots(shots)
+    _check_shots(shots)
     generator = random.Random(trial)
     rows: list[int] = []
     for group in groups:
@@ -224,32 +207,31 @@ def _draw_official(
 ) -> np.ndarray:
     everyone = sorted({p for p, _ in groups} | set(np.unique(people).astype(int).tolist()))
     rows: list[int] = []
-    for c in cameras:
-        for p in everyone:
-            numbers = take_numbers(permutations, c, p, shots, trial)
-            there = groups.get((p, c), [])
-            if there and not numbers:
+    for c, p in itertools.product(cameras, everyone):
+        numbers = _take_numbers(permutations, c, p, shots, trial)
+        there = groups.get((p, c), [])
+        if there and not numbers:
+            raise ValueError(
+                f"the pool has {len(there)} images of person {p} before camera {c} "
+                f"({name[there[0]]} is one), the permutations have none; are they those of "
+                "this data set?"
+            )
+        found: dict[int, int] = {}
+        for row in there:
+            number = _image_number(name[row])
+            if number in found:
                 raise ValueError(
-                    f"the pool has {len(there)} images of person {p} before camera {c} "
-                    f"({name[there[0]]} is one), the permutations have none; are they those of "
-                    "this data set?"
+                    f"{name[found[number]]} and {name[row]} are both image {number} of person "
+                    f"{p} before camera {c}, expected one: the official draw goes by numbers"
                 )
-            found: dict[int, int] = {}
-            for row in there:
-                number = image_number(name[row])
-                if number in found:
-                    raise ValueError(
-                        f"{name[found[number]]} and {name[row]} are both image {number} of person "
-                        f"{p} before camera {c}, expected one: the official draw goes by numbers"
-                    )
-                found[number] = row
-            if missing := [n for n in numbers if n not in found]:
-                raise ValueError(
-                    f"{image_name(c, p, missing[0])} is missing: trial {trial} of the official "
-                    f"draw takes it, and the pool has {len(there)} other images of person {p} "
-                    f"before camera {c}; is the copy of the data set complete?"
-                )
-            rows.extend(found[n] for n in numbers)
+            found[number] = row
+        if missing := [n for n in numbers if n not in found]:
+            raise ValueError(
+                f"{_image_name(c, p, missing[0])} is missing: trial {trial} of the official "
+                f"draw takes it, and the pool has {len(there)} other images of person {p} "
+                f"before camera {c}; is the copy of the data set complete?"
+            )
+        rows.extend(found[n] for n in numbers)
     return np.array(rows, np.int64)
 
 
@@ -268,25 +250,24 @@ def read_permutations(path: str | os.PathLike[str]) -> dict[tuple[int, int], np.
     """
     import scipy.io  # jax needs scipy, so it is there; nothing else of the metrics does
 
+    file = repr(os.fspath(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"no file {os.fspath(path)!r}, expected SYSU-MM01's rand_perm_cam.mat (it is in the "
+            f"no file {file}, expected SYSU-MM01's rand_perm_cam.mat (it is in the "
             f"evaluation code at {WHERE}, not in the data set)"
         )
     try:
         content = scipy.io.loadmat(path, variable_names=["rand_perm_cam"])
     except Exception as error:  # loadmat raises whatever a broken header leads to
         raise ValueError(
-            f"{os.fspath(path)!r} is not a MATLAB 5 file: {error}; expected rand_perm_cam.mat"
+            f"{file} is not a MATLAB 5 file: {error}; expected rand_perm_cam.mat"
         ) from error
     if "rand_perm_cam" not in content:
-        raise ValueError(
-            f"{os.fspath(path)!r} has no variable rand_perm_cam; expected rand_perm_cam.mat"
-        )
+        raise ValueError(f"{file} has no variable rand_perm_cam; expected rand_perm_cam.mat")
     cameras = content["rand_perm_cam"]
     if cameras.dtype != object or cameras.size != 6:
         raise ValueError(
-            f"rand_perm_cam of {os.fspath(path)!r} is {cameras.dtype} {list(cameras.shape)}, "
+            f"rand_perm_cam of {file} is {cameras.dtype} {list(cameras.shape)}, "
             "expected a cell for each of six cameras"
         )
     out: dict[tuple[int, int], np.ndarray] = {}
@@ -296,7 +277,7 @@ def read_permutations(path: str | os.PathLike[str]) -> dict[tuple[int, int], np.
             if cell.size:
                 out[camera, person] = _check_cell(cell, camera, person)
     if not out:
-        raise ValueError(f"rand_perm_cam of {os.fspath(path)!r} holds no permutation")
+        raise ValueError(f"rand_perm_cam of {file} holds no permutation")
     return out
 
 
@@ -310,37 +291,6 @@ def _check_cell(cell: np.ndarray, camera: int, person: int) -> np.ndarray:
             f"1 .. {cell.shape[1]}"
         )
     return cell.astype(np.int64)
-
-
-def official_names(
-    permutations: Permutations,
-    people: Iterable[int],
-    *,
-    cameras: Sequence[int],
-    shots: int,
-    trial: int,
-) -> list[str]:
-    """Names ("cam1/0006/0005") of the official gallery of a trial, without a look at images.
-
-    Args:
-      permutations: see `read_permutations`.
-      people: the test people.
-      cameras: cameras to draw from.
-      shots: images of one person and camera.
-      trial: 0 for the first.
-    """
-    people = sorted(people)
-    return [
-        image_name(c, p, n)
-        for c in cameras
-        for p in people
-        for n in take_numbers(permutations, c, p, shots, trial)
-    ]
-
-
-def draw_digest(names: Iterable[str]) -> str:
-    """Twelve hexadecimal digits of the SHA-1 of names, one a line."""
-    return hashlib.sha1("\n".join(names).encode()).hexdigest()[:12]
 
 
 def check_permutations(permutations: Permutations, people: Iterable[int]) -> None:
@@ -357,7 +307,11 @@ def check_permutations(permutations: Permutations, people: Iterable[int]) -> Non
     for (draw, cameras, shots, trial), golden in GOLDEN.items():
         if draw != "official":
             continue
-        names = official_names(permutations, people, cameras=cameras, shots=shots, trial=trial)
+        names = [
+            _image_name(c, p, n)
+            for c, p in itertools.product(cameras, people)
+            for n in _take_numbers(permutations, c, p, shots, trial)
+        ]
         if (found := draw_digest(names)) != golden:
             raise ValueError(
                 f"the official gallery of cameras {list(cameras)}, {shots} shots, trial {trial} "
@@ -366,18 +320,22 @@ def check_permutations(permutations: Permutations, people: Iterable[int]) -> Non
             )
 
 
-def check_shots(shots: int) -> None:
-    """Raises ValueError unless something is drawn."""
+def draw_digest(names: Iterable[str]) -> str:
+    """Twelve hexadecimal digits of the SHA-1 of names, one a line."""
+    return hashlib.sha1("\n".join(names).encode()).hexdigest()[:12]
+
+
+def _check_shots(shots: int) -> None:
     if shots < 1:
         raise ValueError(f"shots is {shots}, expected at least 1")
 
 
-def take_numbers(
+def _take_numbers(
     permutations: Permutations, camera: int, person: int, shots: int, trial: int
 ) -> list[int]:
     """The image numbers that a trial takes of one camera and person."""
-    check_shots(shots)
-    rows = np.asarray(permutations.get((camera, person), np.zeros((0, 0), np.int64)))
+    _check_shots(shots)
+    rows = np.asarray(permutations.get((camera, person), ()))
     if not rows.size:
         return []
     if not 0 <= trial < len(rows):
@@ -385,7 +343,7 @@ def take_numbers(
     return rows[trial, :shots].tolist()
 
 
-def image_number(name: str) -> int:
+def _image_number(name: str) -> int:
     """The number that a name such as "cam1/0006/0005" or "0005.jpg" ends in."""
     stem = name.replace("\\", "/").rsplit("/", 1)[-1].split(".", 1)[0]
     if not (stem.isascii() and stem.isdigit()):
@@ -396,6 +354,6 @@ def image_number(name: str) -> int:
     return int(stem)
 
 
-def image_name(camera: int, person: int, number: int) -> str:
+def _image_name(camera: int, person: int, number: int) -> str:
     """The name that SYSU-MM01 gives to an image, without its ending."""
     return f"cam{camera}/{person:04d}/{number:04d}"

@@ -1,28 +1,9 @@
 """The named evaluation protocols, and `evaluate`, which scores features under one of them.
 
 A protocol says which modality searches, what each trial draws, and which gallery images a query
-must not be compared with. Galleries and queries that are not drawn are every image of a side.
-
-  name                  query     gallery                          not compared            CMC
-  sysu/all/single       infrared  1 of each person and camera,     camera 3 with camera 2  people
-                                  visible cameras 1, 2, 4, 5
-  sysu/all/multi        infrared  up to 10 of each                 camera 3 with camera 2  people
-  sysu/indoor/{...}     infrared  the same of cameras 1, 2         camera 3 with camera 2  people
-  regdb/v2t             visible   every infrared (thermal) image   -                       images
-  regdb/t2v             infrared  every visible image              -                       images
-  llcm/i2v              infrared  1 of each person and camera,     same person's           people
-                                  visible cameras 1 .. 9           same camera
-  llcm/v2i              visible   1 of each person and camera,     same person's           people
-                                  infrared cameras 1, 2, 4 .. 9    same camera
-  llcm/v2i_released     infrared, every visible image              same person's           people
-                        drawn                                      same camera
-  llcm/idkl_{i2v,v2i}   one side  every image of the other         -                       people
-  folders/{i2v,v2i}     one side  every image of the other         -                       images
-
-"People" counts distinct people up to the first image of the right one, "images" counts images;
-the two agree at rank 1. `synthetic` keeps SYSU-MM01's camera roles and uses its protocols. RegDB
-is ten problems, a half of the data set each: score each with the model trained on the other half.
-The draws are described in `vireid_jax.metrics.draws`.
+must not be compared with. What is not drawn is every image of its side. `docs/evaluation.md` has
+the table. `synthetic` keeps SYSU-MM01's camera roles and uses its protocols. RegDB is ten
+problems, a half of the data set each: score each with the model trained on the other half.
 """
 
 import functools
@@ -31,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.distance import as_array
 from vireid_jax.metrics.draws import Permutations, draw_trials
-from vireid_jax.metrics.labels import Exclude, Labels, check_labels
+from vireid_jax.metrics.inputs import Exclude, Labels, as_array, check_labels
 from vireid_jax.metrics.ranking import BLOCK_BYTES, check_ties
 from vireid_jax.metrics.results import REPORTED_RANKS, make_result
-from vireid_jax.metrics.trials import Rules, Trials, rank_features, rank_similarity
+from vireid_jax.metrics.search import Rules, Trials, rank_similarity, rank_trials
 from vireid_jax.types import MODALITIES
 
 CMC = ("id", "image")
@@ -177,24 +157,19 @@ def sampled_rows(
     permutations: Permutations | None = None,
     trial: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the queries and of the gallery, int [q] and [g], that one trial uses.
+    """The rows of the queries and of the gallery, int [q] and [g], that a trial (from 0) uses.
 
-    Args:
-      protocol: a key of `PROTOCOLS`; see `evaluate` for the others.
-      trial: its number, from 0.
-
-    Raises:
-      ValueError: see `evaluate`.
+    Arguments and errors are those of `evaluate`.
     """
     query = check_labels("query", len(query_person), query_person, query_camera, query_name)
     images = check_labels(
         "gallery", len(gallery_person), gallery_person, gallery_camera, gallery_name
     )
     trials = _draw(protocol, query, images, gallery, [trial], permutations)
-    return tuple(
-        np.arange(len(labels.person)) if rows is None else rows
-        for labels, rows in ((query, trials.query), (images, trials.gallery))
-    )  # type: ignore[return-value]
+    return (
+        query.number if trials.query is None else trials.query,
+        images.number if trials.gallery is None else trials.gallery,
+    )
 
 
 def evaluate(
@@ -227,8 +202,7 @@ def evaluate(
       query_features: [Q, D], every image of the modality that searches (`Protocol.query`), also
         where the trials draw some of them.
       gallery_features: [G, D], every image of the other modality that a trial may draw.
-      similarity: [Q, G] instead of features, of any scale, larger for what is closer: for
-        similarities that are no cosine of two vectors.
+      similarity: [Q, G] instead of features, of any scale, larger for what is closer.
       query_person: int [Q].
       gallery_person: int [G].
       query_camera: int [Q], needed where a rule or a draw of the protocol goes by cameras.
@@ -242,9 +216,9 @@ def evaluate(
       permutations: for "official", see `read_permutations`.
       cmc: "id" or "image" instead of the protocol's convention.
       trials: draws to average over; None for the benchmark's number, 10 where something is drawn.
-      ties: order of images at one distance. "stable": the lower gallery index first, which is
-        the order of the draw, and the order given where the gallery is not drawn; "pessimistic"
-        and "optimistic" put true images last and first, to audit a result.
+      ties: order of images at one distance. "stable": the lower gallery index first, in the order
+        of the draw, or as given where nothing is drawn; "pessimistic" and "optimistic" put true
+        images last and first, to audit a result.
       rerank: None, or k-reciprocal re-ranking with neighbors among "all" images or "queries"
         alone. Its result is not comparable with others, and `block_bytes` does not bound it.
       max_rank: length of the CMC curves, at least 20. Beyond the last rank that a short gallery
@@ -256,8 +230,7 @@ def evaluate(
       A dict of plain values, ready for JSON; metrics are fractions 0..1.
         protocol, gallery ("agw", "official", or "all" where nothing is drawn), cmc, ties, rerank,
           direction: what was measured.
-        metrics: R1, R5, R10, R20, mAP, mINP, each the mean over trials.
-        std: their standard deviation over trials (divided by the number of trials).
+        metrics, std: R1, R5, R10, R20, mAP, mINP; mean over trials and standard deviation.
         trials: the metrics of each trial, with its counts.
         chance: mAP, R1 of a random ranking, and mAP_sigma (see `chance_map`).
         curves: cmc_id and cmc_image, lists [max_rank], mean over trials.
@@ -270,27 +243,28 @@ def evaluate(
           rank of a true image in any trial), best_rank_id (among distinct people), valid_trials.
 
     Raises:
-      ValueError: unknown protocol or option, wrong shapes, cameras or names missing that the
-        protocol needs, a camera that it does not know (swapped modalities), an image of the
-        official draw that is missing, features that are not finite (naming the image), no valid
-        query (naming the likely cause), features and a similarity both or neither, or re-ranking
-        of a similarity, which says nothing of queries among themselves.
+      ValueError: unknown protocol or option, wrong shapes, cameras or names that the protocol
+        needs, a camera that it does not know (swapped modalities), an image of the official draw
+        that is missing, features that are not finite (naming the image), no valid query (naming
+        the likely cause), features and a similarity both or neither, or re-ranking of a
+        similarity, which says nothing of queries among themselves.
     """
     rule = get_protocol(protocol)
     if cmc is None:
         cmc = rule.cmc
     _check_options(cmc, ties, rerank, max_rank, block_bytes)
-    count, images = _check_sides(query_features, gallery_features, similarity, rerank)
+    sides = _check_sides(query_features, gallery_features, similarity, rerank)
+    count, images = map(len, sides) if similarity is None else sides[0].shape
     queries = check_labels("query", count, query_person, query_camera, query_name)
     searched = check_labels("gallery", images, gallery_person, gallery_camera, gallery_name)
     numbers = range(rule.trials if trials is None else trials)
     drawn = _draw(protocol, queries, searched, gallery, numbers, permutations)
     rules = Rules(rule.exclude, ties, max_rank, block_bytes)
     if similarity is None:
-        sides = as_array(query_features), as_array(gallery_features)
-        rankings = rank_features(*sides, drawn, queries, searched, rules, rerank=rerank)
+        first, second = sides
+        rankings = rank_trials(first, second, drawn, queries, searched, rules, rerank=rerank)
     else:
-        rankings = rank_similarity(as_array(similarity), drawn, queries, searched, rules)
+        rankings = rank_similarity(sides[0], drawn, queries, searched, rules)
     result = make_result(rankings, drawn.queries(count), queries.person, cmc)
     result["counts"]["pool_images"] = count if rule.drawn == "query" else images
     known = {"person": queries.person.tolist()}
@@ -324,39 +298,27 @@ def _check_options(
         )
 
 
-def _check_sides(query: Any, gallery: Any, similarity: Any, rerank: str | None) -> tuple[int, int]:
-    """How many queries and gallery images there are."""
-    given = [x is not None for x in (query, gallery, similarity)]
-    if given not in ([True, True, False], [False, False, True]):
+def _check_sides(query: Any, gallery: Any, similarity: Any, rerank: str | None) -> list[np.ndarray]:
+    """The features of both sides, or the similarity."""
+    sides = {"query features": query, "gallery features": gallery, "the similarity": similarity}
+    given = {what: as_array(x) for what, x in sides.items() if x is not None}
+    if list(given) not in (["query features", "gallery features"], ["the similarity"]):
         raise ValueError(
             "expected features of both sides or a similarity, got "
-            + (", ".join(name for name, x in zip(_SIDES, given, strict=True) if x) or "nothing")
+            + (", ".join(given) or "nothing")
         )
-    if similarity is None:
-        return tuple(
-            _rows_of(x, f"{what} features") for what, x in (("query", query), ("gallery", gallery))
-        )  # type: ignore[return-value]
-    if rerank is not None:
+    for what, matrix in given.items():
+        if matrix.ndim != 2:
+            raise ValueError(
+                f"{what} are {matrix.dtype} {list(matrix.shape)}, expected a real matrix "
+                "[rows, width], one row per image"
+            )
+    if similarity is not None and rerank is not None:
         raise ValueError(
             f"rerank is {rerank!r} with a similarity, expected None: re-ranking compares queries "
             "and gallery images among themselves, and needs features"
         )
-    matrix = as_array(similarity)
-    _rows_of(matrix, "the similarity")
-    return matrix.shape
-
-
-_SIDES = ("query features", "gallery features", "a similarity")
-
-
-def _rows_of(values: Any, what: str) -> int:
-    values = as_array(values)
-    if values.ndim != 2:
-        raise ValueError(
-            f"{what} are {values.dtype} {list(values.shape)}, expected a real matrix "
-            "[rows, width], one row per image"
-        )
-    return len(values)
+    return list(given.values())
 
 
 def _draw(
@@ -367,11 +329,7 @@ def _draw(
     trials: Sequence[int],
     permutations: Permutations | None,
 ) -> Trials:
-    """Draws what the protocol called `protocol` draws, from labels of every image.
-
-    Raises:
-      ValueError: what the protocol needs is missing, or is not what it expects.
-    """
+    """Draws from labels of every image; refuses labels that the protocol cannot use."""
     rule = get_protocol(protocol)
     known = rule.draws or ("agw", "all")
     if draw not in known:
@@ -388,15 +346,13 @@ def _draw(
         )
     _check_cameras(protocol, rule, query, gallery)
     if rule.drawn is None or rule.shots is None:
-        return Trials(None, None, ((None, None),))
+        return Trials()
     pool, other = (query, gallery) if rule.drawn == "query" else (gallery, query)
-    if pool.name is None:
+    if pool.name is None or pool.camera is None:  # cameras have been checked
         raise ValueError(
             f"{protocol} needs {rule.drawn}_name, got None: its draw goes by the names of the "
             "images, such as cam1/0006/0025"
         )
-    if pool.camera is None:  # for the type checker; `_check_cameras` has refused it
-        raise ValueError(f"{protocol} needs {rule.drawn}_camera, got None")
     rows, places = draw_trials(
         draw,
         pool.person,

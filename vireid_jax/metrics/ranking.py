@@ -14,31 +14,31 @@ SYSU-MM01 and LLCM use the second, RegDB the first. They agree at rank 1.
 
 Ties: of two images at exactly the same distance, the one with the lower gallery index
 comes first (`ties="stable"`). For an audit, `pessimistic` puts the true images after the
-others at that distance and `optimistic` before them. How many true images such a rule
-touches is counted, so that nobody mistakes an order of the gallery for a result.
+others at that distance and `optimistic` before them. The true images that such a rule
+touches are counted, so that nobody mistakes an order of the gallery for a result.
 
-How it is computed: only the few true images need a rank, and a rank is a count: the images that
-are closer, and of those at the same distance the ones that the rule for ties puts before it. No
-ranking is written out. Counts of disjoint parts of a gallery add up to the same whatever the
-parts, so `vireid_jax.metrics.streaming` uses the same functions for a gallery in blocks.
+A row of distances becomes a row of integers that no two images share: the distance, what the rule
+for ties says, the gallery index, and in the last bit whether the image is a true one. Sorting them
+gives the ranks.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.distance import as_array
-from vireid_jax.metrics.labels import check_ids
+from vireid_jax.metrics.inputs import as_array, check_ids
 
 TIES = ("stable", "pessimistic", "optimistic")  # orders of images at one distance
 BLOCK_BYTES = 128 << 20  # working memory
 CACHED_PAIRS = 1 << 18  # of a block, so that passing over it many times stays in the cache
 
+LATE = 1 << 31  # bit of a key: after the others at that distance
+NONE = np.iinfo(np.int64).max - 1  # key of an excluded image
+
 
 class Rows(NamedTuple):
-    """What is known of each query of a block; 0 or NaN where the query is not valid."""
+    """The results of each query; 0 or NaN where the query is not valid."""
 
     ap: np.ndarray  # float64 [Q]
     inp: np.ndarray  # float64 [Q]
@@ -52,6 +52,16 @@ class Rows(NamedTuple):
     def valid(self) -> np.ndarray:
         """Bool [Q]: the query has at least one true image."""
         return self.num_true > 0
+
+    @classmethod
+    def empty(cls, queries: int) -> "Rows":
+        """Of queries that are not valid."""
+        return cls(*np.full((2, queries), np.nan), *np.zeros((5, queries), np.int64))
+
+    def put(self, at: Any, rows: "Rows") -> None:
+        """Writes the results of some queries."""
+        for field, known in zip(self, rows, strict=True):
+            field[at] = known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +126,10 @@ def rank_metrics(
         raise ValueError(
             f"max_rank is {max_rank} and block_bytes {block_bytes}, expected at least 1 of each"
         )
-    index = index_gallery(gallery_person)
-    blocks = rank_blocks(
-        distance, query_person, index, excluded=excluded, block_bytes=block_bytes, ties=ties
-    )
-    return summarize(blocks, query_person, index.person, g, max_rank=max_rank)
+    check_ties(ties)
+    index = index_gallery(gallery_person, np.arange(g))
+    rows, _ = rank_blocks(distance, query_person, index, excluded, ties, block_bytes)
+    return summarize(rows, query_person, index.person, g, max_rank)
 
 
 def check_ties(ties: str) -> None:
@@ -129,333 +138,197 @@ def check_ties(ties: str) -> None:
         raise ValueError(f"unknown ties {ties!r}, expected one of {', '.join(TIES)}")
 
 
+class GalleryIndex(NamedTuple):
+    """The gallery's columns in a distance matrix, laid out for ranking.
+
+    The layout is the first image of every person, then the second of all that have one, and so on,
+    people with more images first. So the closest image of each person is an elementwise minimum of
+    parts of a matrix, many times faster than one reduction per person.
+    """
+
+    person: np.ndarray  # int64 [I] the distinct people, ascending
+    start: np.ndarray  # int64 [I] where each person's run begins in `place`
+    size: np.ndarray  # int64 [I] images of each person
+    place: np.ndarray  # int64 [G] person by person, where an image is laid out
+    order: np.ndarray  # int64 [G] columns as laid out
+    parts: np.ndarray  # int64, how many people have a first, second, ... image
+
+
+def index_gallery(gallery_person: np.ndarray, column: np.ndarray) -> GalleryIndex:
+    """Groups a gallery, int [G], by person; `column` are its columns, int [G] below 2 ** 30."""
+    person, size = np.unique(gallery_person, return_counts=True)
+    start = np.cumsum(size) - size
+    rank = np.empty_like(size)
+    rank[np.argsort(-size, kind="stable")] = np.arange(len(size))
+    number = np.arange(len(column)) - np.repeat(start, size)  # of an image within its person
+    laid_out = np.lexsort((np.repeat(rank, size), number))
+    place = np.empty_like(laid_out)
+    place[laid_out] = np.arange(len(laid_out))
+    order = column[np.argsort(gallery_person, kind="stable")[laid_out]]
+    return GalleryIndex(person, start, size, place, order, np.bincount(number))
+
+
 def rank_blocks(
     distance: np.ndarray,
     query_person: np.ndarray,
-    index: "GalleryIndex",
-    *,
-    excluded: np.ndarray | None = None,
-    block_bytes: int = BLOCK_BYTES,
-    ties: str = "stable",
-) -> list[Rows]:
-    """Ranks queries, int [Q], in blocks that take at most `block_bytes` of working memory.
+    index: GalleryIndex,
+    excluded: np.ndarray | None,
+    ties: str,
+    block_bytes: int,
+    top_k: int = 0,
+) -> tuple[Rows, np.ndarray]:
+    """The results of queries, and the keys of their closest images, int64 [Q, top_k].
 
     Args:
       distance: float [Q, columns], at least the columns that `index` names.
       query_person: int [Q].
-      index: the gallery grouped by person.
+      index: the gallery, grouped by person.
       excluded: bool like `distance`, or None.
+      ties: see the top of this file.
       block_bytes: bound on the working memory.
-      ties: "stable", "pessimistic" or "optimistic", see the top of this file.
+      top_k: how many of the closest images to return, see `read_keys`.
 
     Raises:
-      ValueError: a distance is not finite, or an unknown rule for ties.
+      ValueError: a distance is not finite.
     """
-    check_ties(ties)
-    # Per pair: a copy of the distances, a sorted one and one of the rows with ties, masks, and
-    # minima. Per true image: counts and ranks.
-    most = int(find_people(index, query_person)[1].max(initial=0))
-    g = max(1, len(index.column))
-    step = max(1, min(block_bytes // (24 * g + 128 * most), CACHED_PAIRS // g))
-    return [
-        _rank_rows(
-            distance[at : at + step],
-            query_person[at : at + step],
-            index,
-            None if excluded is None else excluded[at : at + step],
-            at,
-            ties,
-        )
-        for at in range(0, len(distance), step)
-    ]
+    q, g = len(distance), len(index.order)
+    found = Rows.empty(q)
+    top = np.full((q, top_k), NONE)
+    if g:
+        pair_bytes = 6 * max(4, distance.itemsize)
+        step = max(1, min(block_bytes // (pair_bytes * g), CACHED_PAIRS // g))
+        for at in range(0, q, step):
+            part = slice(at, at + step)
+            dropped = None if excluded is None else np.take(excluded[part], index.order, axis=1)
+            keys, closer = _sorted_keys(
+                distance[part], query_person[part], index, dropped, ties, first_row=at
+            )
+            num_kept = g if dropped is None else g - np.count_nonzero(dropped, axis=1)
+            found.put(part, _read_ranks(keys, closer, num_kept))
+            top[part, :g] = keys[:, :top_k]
+    return found, top
 
 
-def _rank_rows(
+def _sorted_keys(
     distance: np.ndarray,
     query_person: np.ndarray,
-    index: "GalleryIndex",
-    excluded: np.ndarray | None,
-    first_row: int,
+    index: GalleryIndex,
+    dropped: np.ndarray | None,
     ties: str,
-) -> Rows:
-    """Ranks one block of queries; `first_row` is its first row's number, for errors."""
-    q, g = len(distance), len(index.column)
-    if not q or not g:
-        return Rows(*np.full((2, q), np.nan), *np.zeros((5, q), np.int64))
+    first_row: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys, int64 [q, G] ascending, and how many people come before the first true image, [q]."""
     value = np.take(distance, index.order, axis=1)
-    if value.dtype.itemsize < 4:
-        value = value.astype(np.float32)
-    if not np.isfinite(value.min()) or not np.isfinite(value.max()):
-        columns = np.sort(index.column)
+    if not (np.isfinite(value.min()) and np.isfinite(value.max())):
+        columns = np.sort(index.order)
         row, at = np.argwhere(~np.isfinite(distance[:, columns]))[0]
         raise ValueError(
             f"distance row {first_row + row} holds {distance[row, columns[at]]} at gallery column "
             f"{columns[at]}, expected finite numbers; look at the features of that query "
             "and of that gallery image"
         )
-    num_kept = np.full(q, g, np.int64)
-    if excluded is not None:
-        dropped = np.take(excluded, index.order, axis=1)
-        np.copyto(value, np.inf, where=dropped)
-        num_kept -= np.count_nonzero(dropped, axis=1)
-    row, number, place = true_places(index, query_person)
-    truth = Truth.empty(q, int(number.max(initial=0)) + 1, value.dtype)
-    truth.value[row, number] = value[row, place]
-    truth.column[row, number] = index.order[place]
-    truth = truth.sorted()
-    found = count_block(value, index, truth, query_person, 0, ties)
-    closer = np.count_nonzero(found.closer, axis=1)
-    return finish_rows(truth, found.less, found.equal, found.before, closer, num_kept, ties)
+    keys = _levels(value)
+    del value
+    keys <<= 32
+    keys |= 2 * index.order + (LATE if ties == "optimistic" else 0)
+    row, place = _true_places(index, query_person)
+    keys[row, place] ^= 1 if ties == "stable" else 1 | LATE
+    if dropped is not None:
+        np.copyto(keys, NONE, where=dropped)
+    first = np.full(len(keys), NONE)
+    np.minimum.at(first, row, keys[row, place])
+    closer = np.count_nonzero(_closest_images(keys, index) < first[:, None], axis=1)
+    keys.sort(axis=1)
+    return keys, closer
 
 
-# --- Counts over a block of queries and a block of the gallery --------------------------------
+def _levels(value: np.ndarray) -> np.ndarray:
+    """Int64 [q, G] of 32 bits that order as the values do."""
+    if value.itemsize > 4:  # too many bits for a key: the number of the value within its row
+        order = np.argsort(value, axis=1)
+        value = np.take_along_axis(value, order, axis=1)
+        step = np.zeros(value.shape, np.int64)
+        np.cumsum(value[:, 1:] != value[:, :-1], axis=1, out=step[:, 1:])
+        level = np.empty_like(step)
+        np.put_along_axis(level, order, step, axis=1)
+        return level
+    bits = (value + np.float32(0)).view(np.int32)  # the sum makes 0 of -0
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)  # negative floats order backwards
+    return bits.astype(np.int64)
 
 
-class GalleryIndex(NamedTuple):
-    """The gallery's columns in a distance matrix, grouped by person.
-
-    Counting works on a matrix whose columns are in `order`: the first image of every person,
-    then the second of all that have one, and so on, people with more images first. So the
-    closest image of each person is an elementwise minimum of parts of the matrix, many times
-    faster than one reduction per person.
-    """
-
-    person: np.ndarray  # int64 [I] the distinct people, ascending
-    column: np.ndarray  # int64 [G] columns, person by person
-    start: np.ndarray  # int64 [I] where each person's run begins in `column`
-    size: np.ndarray  # int64 [I] images of each person
-    order: np.ndarray  # int64 [G] columns as laid out
-    place: np.ndarray  # int64 [G] where `column[i]` is laid out
-    rank: np.ndarray  # int64 [I] number of each person in the layout
-    parts: np.ndarray  # int64, how many people have a first, second, ... image
+def read_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and float32 distances of keys; -1 and infinity where there is no image."""
+    level = keys >> 32
+    value = (level ^ (level >> 31) & 0x7FFFFFFF).astype(np.int32).view(np.float32)
+    there = keys != NONE
+    return np.where(there, keys % LATE >> 1, -1), np.where(there, value, np.float32(np.inf))
 
 
-class Truth(NamedTuple):
-    """The true images of each query; infinity where there is none or it is excluded."""
-
-    value: np.ndarray  # float [q, n] distances
-    column: np.ndarray  # int64 [q, n]
-    block: np.ndarray  # int64 [q, n] which block of the gallery holds the image
-
-    @classmethod
-    def empty(cls, q: int, n: int, dtype: Any = np.float32) -> "Truth":
-        """No image is known yet."""
-        return cls(np.full((q, n), np.inf, dtype), *np.zeros((2, q, n), np.int64))
-
-    def sorted(self) -> "Truth":
-        """Closest first; images at one distance stay in the order they are in."""
-        order = np.argsort(self.value, axis=1, kind="stable")
-        return Truth(*(np.take_along_axis(field, order, axis=1) for field in self))
-
-
-class Counts(NamedTuple):
-    """What a part of the gallery adds to the ranks of each query's true images."""
-
-    less: np.ndarray  # int64 [q, n] images that are closer
-    equal: np.ndarray  # int64 [q, n] images at the same distance, itself among them
-    before: np.ndarray  # int64 [q, n] of these, the ones with a lower column; "stable" alone
-    closer: np.ndarray  # bool [q, I] people, as laid out, who come before the first true image
-
-
-def index_gallery(gallery_person: np.ndarray, column: np.ndarray | None = None) -> GalleryIndex:
-    """Groups a gallery by person; within a person the order is kept.
-
-    Args:
-      gallery_person: int [G].
-      column: int [G] or None, the gallery's columns in a wider distance matrix; ascending
-        among the images of a person.
-    """
-    by_person = np.argsort(gallery_person, kind="stable")
-    ordered = gallery_person[by_person]
-    start = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
-    size = np.diff(start, append=len(ordered))
-    column = by_person if column is None else column[by_person]
-    rank = np.empty_like(size)
-    rank[np.argsort(-size, kind="stable")] = np.arange(len(size))
-    number = np.arange(len(ordered)) - np.repeat(start, size)  # of an image within its person
-    laid_out = np.lexsort((np.repeat(rank, size), number))
-    place = np.empty_like(laid_out)
-    place[laid_out] = np.arange(len(laid_out))
-    return GalleryIndex(
-        ordered[start], column, start, size, column[laid_out], place, rank, np.bincount(number)
-    )
-
-
-def find_people(index: GalleryIndex, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Int64 [q] positions in `index.person`, and how many images each has (0: not there)."""
-    if not len(index.person):
-        none = np.zeros(len(person), np.int64)
-        return none, none
+def _true_places(index: GalleryIndex, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every true image: its query and where it is laid out, int64."""
     group = np.minimum(np.searchsorted(index.person, person), len(index.person) - 1)
-    return group, np.where(index.person[group] == person, index.size[group], 0)
-
-
-def true_places(
-    index: GalleryIndex, query_person: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every true image: its query, its number within its person, and where it is laid out.
-
-    All int64, query by query.
-    """
-    group, size = find_people(index, query_person)
+    size = np.where(index.person[group] == person, index.size[group], 0)
     query = np.repeat(np.arange(len(size)), size)
     number = np.arange(len(query)) - np.repeat(np.cumsum(size) - size, size)
-    return query, number, index.place[np.repeat(index.start[group], size) + number]
+    return query, index.place[np.repeat(index.start[group], size) + number]
 
 
-def count_block(
-    value: np.ndarray,
-    index: GalleryIndex,
-    truth: Truth,
-    query_person: np.ndarray,
-    block: int,
-    ties: str,
-) -> Counts:
-    """What this part of the gallery adds to the ranks.
-
-    Args:
-      value: float [q, G], columns as laid out by `index`; infinity where excluded.
-      index: this part of the gallery.
-      truth: the true images of each query in the whole gallery, sorted.
-      query_person: int64 [q].
-      block: the number of this part, as in `truth.block`.
-      ties: see the top of this file.
-    """
-    less, equal = count_less(value, truth.value)
-    before = np.zeros_like(less)
-    first = truth.value[:, :1]
-    closest = closest_images(value, index)
-    closer = closest <= first if ties == "pessimistic" else closest < first
-    if ties == "stable":
-        others = np.isfinite(truth.value) & (equal > (truth.block == block))
-        rows = np.flatnonzero(others.any(axis=1))
-        if len(rows):
-            some = value[rows]
-            owner = np.concatenate([np.arange(people) for people in index.parts])
-            for j in range(truth.value.shape[1]):
-                earlier = some == truth.value[rows, j : j + 1]
-                earlier &= index.order < truth.column[rows, j : j + 1]
-                before[rows, j] = np.count_nonzero(earlier, axis=1)
-                if j == 0:
-                    row, column = np.nonzero(earlier)
-                    closer[rows[row], owner[column]] = True
-    group, size = find_people(index, query_person)
-    known = np.flatnonzero(size)
-    closer[known, index.rank[group[known]]] = False  # the query's own person
-    return Counts(less, equal, before, closer)
-
-
-def closest_images(value: np.ndarray, index: GalleryIndex) -> np.ndarray:
-    """Float [q, I]: the least distance of each person, people as laid out."""
-    closest = value[:, : index.parts[0]].copy()
+def _closest_images(keys: np.ndarray, index: GalleryIndex) -> np.ndarray:
+    """Int64 [q, I]: the least key of each person, people as laid out."""
+    closest = keys[:, : index.parts[0]].copy()
     at = index.parts[0]
     for people in index.parts[1:]:
         some = closest[:, :people]
-        np.minimum(some, value[:, at : at + people], out=some)
+        np.minimum(some, keys[:, at : at + people], out=some)
         at += people
     return closest
 
 
-def count_less(rows: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many entries of a row are less than each value, and how many equal it.
-
-    Args:
-      rows: float [q, G], no NaN; in any order.
-      value: float [q, n], of the same dtype.
-
-    Returns:
-      Two int64 [q, n].
-    """
-    less, equal = np.empty((2, *value.shape), np.int64)
-    # NumPy sorts a row of floats faster than it compares it with ten values.
-    for i, row in enumerate(np.sort(rows, axis=1)):
-        less[i] = row.searchsorted(value[i])
-        equal[i] = row.searchsorted(value[i], "right")
-    equal -= less
-    return less, equal
-
-
-# --- From counts to results -------------------------------------------------------------------
-
-
-def finish_rows(
-    truth: Truth,
-    less: np.ndarray,
-    equal: np.ndarray,
-    before: np.ndarray,
-    closer: np.ndarray,
-    num_kept: np.ndarray,
-    ties: str,
-) -> Rows:
-    """The results of each query from the counts of the whole gallery.
-
-    Args:
-      truth: the true images of each query, sorted.
-      less: int64 [q, n], see `Counts`; and the next two.
-      equal: int64 [q, n].
-      before: int64 [q, n].
-      closer: int64 [q], people who come before the first true image.
-      num_kept: int64 [q].
-      ties: the rule that the counts were made by.
-    """
-    is_true = np.isfinite(truth.value)
-    num_true = np.count_nonzero(is_true, axis=1)
+def _read_ranks(keys: np.ndarray, closer: np.ndarray, num_kept: Any) -> Rows:
+    """The results of each query from its sorted keys."""
+    q, g = keys.shape
+    flat = keys.reshape(-1)
+    hit = np.flatnonzero((flat & 1).astype(bool))
+    row, rank = hit // g, hit % g + 1
+    num_true = np.bincount(row, minlength=q)
     valid = num_true > 0
-    # True images at one distance stand side by side in `truth`, from `start` to `end`.
-    n = truth.value.shape[1]
-    order = np.arange(n)
-    new = truth.value[:, 1:] != truth.value[:, :-1]
-    start, end = np.zeros_like(less), np.full_like(less, n - 1)
-    start[:, 1:] = np.where(new, order[1:], 0)
-    np.maximum.accumulate(start, axis=1, out=start)
-    end[:, :-1] = np.where(new, order[:-1], n - 1)
-    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
-    others = equal - (end - start + 1)  # images of others at that distance
-    if ties == "pessimistic":
-        before = others + order - start
-    elif ties == "optimistic":
-        before = order - start
-
-    rank = np.where(is_true, 1 + less + before, 1)
-    # A running sum adds one by one, so that it does not depend on the padding.
-    precision = np.cumsum(np.where(is_true, (order + 1) / rank, 0.0), axis=1)[:, -1]
-    last = np.take_along_axis(rank, np.maximum(num_true - 1, 0)[:, None], axis=1)[:, 0]
+    end = np.cumsum(num_true)
+    number = np.arange(len(hit)) - (end - num_true)[row] + 1  # of a true image within its query
     some = np.maximum(num_true, 1)
+    first, last = (np.where(valid, np.append(rank, 0)[at], 0) for at in (end - num_true, end - 1))
+    precision = np.bincount(row, number / rank, minlength=q)
+
+    # Where a distance is shared, someone else's image stands beside a run of true ones.
+    level = flat[hit] >> 32
+    tied = np.zeros(len(hit), bool)
+    for beside, border in ((hit - 1, 1), (hit + 1, g)):
+        other = flat[beside % len(flat)]
+        tied |= (rank != border) & (other >> 32 == level) & (other & 1 == 0)
+    run = np.cumsum((np.diff(level, prepend=0) != 0) | (np.diff(row, prepend=0) != 0))
+    tied = np.bincount(run, tied)[run] > 0
     return Rows(
         ap=np.where(valid, precision / some, np.nan),
-        inp=np.where(valid, num_true / last, np.nan),
-        rank_image=np.where(valid, rank[:, 0], 0),
+        inp=np.where(valid, num_true / np.maximum(last, 1), np.nan),
+        rank_image=first,
         rank_id=np.where(valid, 1 + closer, 0),
         num_true=num_true,
         num_kept=num_kept,
-        num_tied=np.count_nonzero(is_true & (others > 0), axis=1),
+        num_tied=np.bincount(row[tied], minlength=q),
     )
 
 
 def summarize(
-    blocks: Sequence[Rows],
-    query_person: np.ndarray,
-    people: np.ndarray,
-    num_images: int,
-    *,
-    max_rank: int,
+    rows: Rows, query_person: np.ndarray, people: np.ndarray, num_images: int, max_rank: int
 ) -> Ranking:
-    """The means over valid queries of all blocks, in order.
-
-    Args:
-      blocks: the results of the queries, block by block.
-      query_person: int [Q].
-      people: int [I], the distinct people of the gallery, ascending.
-      num_images: gallery images.
-      max_rank: length of the CMC curves.
+    """The means over valid queries; `people` are the distinct ones of the gallery, ascending.
 
     Raises:
       ValueError: no query is valid; the message names the likely cause.
     """
-    rows = Rows(*(np.concatenate(field) for field in zip(*blocks, strict=True))) if blocks else None
-    if rows is None or not rows.valid.any():
-        raise ValueError(no_valid_query(query_person, people))
     valid = rows.valid
+    if not valid.any():
+        raise ValueError(no_valid_query(query_person, people))
     ranks = np.arange(1, max_rank + 1)
     return Ranking(
         cmc_id=(rows.rank_id[valid, None] <= ranks).mean(axis=0),

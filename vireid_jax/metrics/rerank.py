@@ -15,15 +15,12 @@ With N = Q + G images and squared Euclidean distances D of unit vectors:
 These are the conventions of the released code of the paper and of its copies in MPANet and
 IDKL. `scope="queries"` is what the two use on SYSU-MM01: before the neighbor search every
 distance to a gallery image becomes the largest of all, so that neighbors are queries only.
-A result then leans on all other queries of the test set; it is not comparable with a
-ranking of one query at a time, and must be labelled.
 
 Differs from their code: V and the Jaccard distance are float32 instead of float16, and of
 two images at one distance the lower index is the nearer one.
 
 Memory: the unit features (4 D bytes per image), the result (4 Q G bytes), the working
 memory `block_bytes`, and two sparse rows of V per image (for k1 = 20, k2 = 6 about 2 kB).
-No matrix of N x N is made.
 """
 
 import itertools
@@ -31,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.distance import check_widths, unit_rows
+from vireid_jax.metrics.inputs import check_widths, unit_rows
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
@@ -66,8 +63,7 @@ def k_reciprocal(
       lam: weight of the original distance, 0 to 1.
       scope: "all" looks for neighbors in queries and gallery, "queries" in queries alone.
       excluded: bool [Q, G] or None. True: the two come last in each other's neighbor
-        search. None is what the released codes do, also where a protocol excludes pairs;
-        exclude them from the ranking in either case.
+        search. None is what the released codes do, also where a protocol excludes pairs.
       block_bytes: bound on the working memory (see the top of this file).
 
     Raises:
@@ -110,10 +106,7 @@ def _neighbors(
     excluded: np.ndarray | None,
     block_bytes: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest images [N, k1 + 1] of each image and its largest distance [N].
-
-    Writes the original distances T of query to gallery into `result` on the way.
-    """
+    """Nearest images [N, k1 + 1] and largest distance [N] of each image; writes T to `result`."""
     q, n = len(result), len(features)
     k = min(k1 + 1, n)
     rank = np.empty((n, k), np.int64)
@@ -130,20 +123,18 @@ def _neighbors(
             some = slice(at, min(at + step, q))
             result[some] = distance[: q - at, q:] / farthest[some, None]
         if excluded is not None:
-            _push_back(distance, excluded, at)
+            asked = max(0, min(q - at, len(distance)))  # rows that are queries
+            distance[:asked, q:][excluded[at : at + asked]] = np.inf
+            images = slice(max(0, at - q), max(0, rows.stop - q))
+            distance[asked:, :q][excluded[:, images].T] = np.inf
         if scope == "queries":
             distance[:, q:] = np.inf
-        rank[rows] = nearest_columns(distance, k)
+        rank[rows] = _nearest_columns(distance, k)
     return rank, farthest
 
 
-def nearest_columns(value: np.ndarray, k: int) -> np.ndarray:
-    """Int64 [q, k] columns of each row's k least values, in order; ties by column.
-
-    Args:
-      value: float [q, G], no NaN.
-      k: 1 to G.
-    """
+def _nearest_columns(value: np.ndarray, k: int) -> np.ndarray:
+    """Int64 [q, k] columns of each row's k least values, in order; ties by column."""
     if k >= value.shape[1]:
         return np.argsort(value, axis=1, kind="stable")[:, :k]
     column = np.argpartition(value, k - 1, axis=1)[:, :k]
@@ -156,16 +147,6 @@ def nearest_columns(value: np.ndarray, k: int) -> np.ndarray:
     if level.any():
         column[level] = np.argsort(value[level], axis=1, kind="stable")[:, :k]
     return column
-
-
-def _push_back(distance: np.ndarray, excluded: np.ndarray, at: int) -> None:
-    """Sets the excluded pairs of rows at, at + 1, ... to infinity, in place."""
-    q = len(excluded)
-    ours = max(0, min(q - at, len(distance)))  # rows that are queries
-    distance[:ours, q:][excluded[at : at + ours]] = np.inf
-    first = max(0, at - q)
-    theirs = len(distance) - ours
-    distance[ours:, :q][excluded[:, first : first + theirs].T] = np.inf
 
 
 def _reciprocal(rank: np.ndarray, block_bytes: int) -> np.ndarray:

@@ -2,16 +2,7 @@
 
 `make_result` averages over the gallery draws of one model. `combine` averages over models (RegDB's
 ten splits, seeds) or over repeats of a random corruption: each result counts once, and the spread
-is over the results, not over the draws within them.
-
-`chance_map` is what a random ranking scores: the level below which a result says nothing. Let n of
-the N gallery images that a query keeps be true, in random order, and let I_r be 1 if the image at
-rank r is true. Any k given ranks are all true with probability
-
-  p_k = n (n-1) ... (n-k+1) / (N (N-1) ... (N-k+1))
-
-and n * AP = sum_{s <= r} I_s I_r / r. Both moments below are sums of p_k over the ranks that occur
-in that product, so they are exact.
+is over the results, not over the draws within them. `chance_map` is what a random ranking scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,12 +62,12 @@ def chance_map(num_true: Any, num_gallery: Any, *, query_person: Any = None) -> 
     valid = n > 0
     if not valid.any():
         raise ValueError("no query has a true image, so a random ranking has no mAP either")
-    pairs, which = np.unique(np.stack([n, big_n], 1)[valid], axis=0, return_inverse=True)
-    moments = np.array([_ap_moments(int(t), int(m)) for t, m in pairs])[which.reshape(-1)]
+    base = int(big_n.max()) + 1
+    pairs, which = np.unique((n * base + big_n)[valid], return_inverse=True)
+    moments = np.array([_ap_moments(*divmod(int(pair), base)) for pair in pairs])[which]
     mean, deviation = moments.T
-    if query_person is None:
-        draws = deviation
-    else:
+    draws = deviation
+    if query_person is not None:
         person = np.asarray(query_person)
         if person.shape != n.shape:
             raise ValueError(
@@ -91,7 +82,12 @@ def chance_map(num_true: Any, num_gallery: Any, *, query_person: Any = None) -> 
 
 
 def _ap_moments(n: int, big_n: int) -> tuple[float, float]:
-    """Mean and standard deviation of the AP of n true images among N in random order."""
+    """Mean and standard deviation of the AP of n true images among N in random order, exact.
+
+    Let I_r be 1 if the image at rank r is true. Any k given ranks are all true with probability
+    p_k = n (n-1) ... (n-k+1) / (N (N-1) ... (N-k+1)), and n AP = sum_{s <= r} I_s I_r / r: both
+    moments are sums of p_k over the ranks in that product.
+    """
     r = np.arange(1, big_n + 1, dtype=np.float64)
     p = [1.0]
     for k in range(4):
@@ -125,80 +121,51 @@ def make_result(
       query_person: int [Q], of all queries.
       cmc: "id" or "image", what R1 ... R20 count.
     """
-    trials = []
-    for ranking in rankings:
-        curve = ranking.cmc_id if cmc == "id" else ranking.cmc_image
-        values = {f"R{rank}": float(curve[rank - 1]) for rank in REPORTED_RANKS}
-        counts = ranking.counts
-        left_out = counts["queries"] - counts["valid_queries"]
-        trials.append(
-            {
-                **values,
-                "mAP": ranking.mAP,
-                "mINP": ranking.mINP,
-                **counts,
-                "invalid_queries": left_out,
-            }
-        )
     names = [*(f"R{rank}" for rank in REPORTED_RANKS), "mAP", "mINP"]
-    chances = np.mean(_chances([r.rows for r in rankings], queries, query_person), axis=0)
+    trials: list[dict[str, Any]] = []
+    chances: list[Chance] = []
+    for ranking, some in zip(rankings, queries, strict=True):
+        rows, counts = ranking.rows, ranking.counts
+        curve = ranking.cmc_id if cmc == "id" else ranking.cmc_image
+        values = [*(float(curve[rank - 1]) for rank in REPORTED_RANKS), ranking.mAP, ranking.mINP]
+        invalid = counts["queries"] - counts["valid_queries"]
+        trials.append(dict(zip(names, values, strict=True)) | counts | {"invalid_queries": invalid})
+        person = query_person[some]
+        chances.append(chance_map(rows.num_true, rows.num_kept, query_person=person))
     return {
         "metrics": {name: float(np.mean([t[name] for t in trials])) for name in names},
         "std": {name: float(np.std([t[name] for t in trials])) for name in names},
         "trials": trials,
-        "chance": dict(zip(("mAP", "R1", "mAP_sigma"), chances.tolist(), strict=True)),
+        "chance": dict(zip(Chance._fields, np.mean(chances, axis=0).tolist(), strict=True)),
         "curves": {
-            "cmc_id": np.mean([r.cmc_id for r in rankings], axis=0).tolist(),
-            "cmc_image": np.mean([r.cmc_image for r in rankings], axis=0).tolist(),
+            name: np.mean([getattr(r, name) for r in rankings], axis=0).tolist()
+            for name in ("cmc_id", "cmc_image")
         },
         "counts": {
             **{name: trials[0][name] for name in (*rankings[0].counts, "invalid_queries")},
             "tied_true_images": sum(r.counts["tied_true_images"] for r in rankings),
         },
-        "per_query": _per_query(
-            [
-                _spread(r.rows, some, len(query_person))
-                for r, some in zip(rankings, queries, strict=True)
-            ]
-        ),
+        "per_query": _per_query([r.rows for r in rankings], queries, len(query_person)),
     }
 
 
-def _chances(
-    trials: Sequence[Rows], queries: Sequence[np.ndarray], query_person: np.ndarray
-) -> list[Chance]:
-    """The chance level of each trial; most draws offer as many true images as the first."""
-    known: dict[tuple[bytes, ...], Chance] = {}
-    out = []
-    for rows, some in zip(trials, queries, strict=True):
-        key = tuple(x.tobytes() for x in (rows.num_true, rows.num_kept, some))
-        if key not in known:
-            person = query_person[some]
-            known[key] = chance_map(rows.num_true, rows.num_kept, query_person=person)
-        out.append(known[key])
-    return out
-
-
-def _spread(rows: Rows, queries: np.ndarray, total: int) -> Rows:
-    """The rows of some queries among all; the others are not valid."""
-    out = Rows(*np.full((2, total), np.nan), *np.zeros((5, total), np.int64))
-    for field, known in zip(out, rows, strict=True):
-        field[queries] = known
-    return out
-
-
-def _per_query(trials: Sequence[Rows]) -> Mapping[str, list]:
-    """Lists [Q] over the trials in which a query is valid; None where it never is."""
-    valid = np.stack([rows.valid for rows in trials])  # [T, Q]
+def _per_query(
+    trials: Sequence[Rows], queries: Sequence[np.ndarray], total: int
+) -> dict[str, list]:
+    """Lists [total] over the trials in which a query is valid; None where it never is."""
+    spread = [Rows.empty(total) for _ in trials]
+    for all_rows, rows, some in zip(spread, trials, queries, strict=True):
+        all_rows.put(some, rows)
+    valid = np.stack([rows.valid for rows in spread])  # [T, Q]
     times = valid.sum(axis=0)
 
     def mean(field: Callable[[Rows], np.ndarray]) -> list[float | None]:
-        total = np.where(valid, np.stack([field(rows) for rows in trials]), 0.0).sum(axis=0)
-        return [float(s / n) if n else None for s, n in zip(total, times, strict=True)]
+        sums = np.where(valid, np.stack([field(rows) for rows in spread]), 0.0).sum(axis=0)
+        return [float(s / n) if n else None for s, n in zip(sums, times, strict=True)]
 
     def best(field: Callable[[Rows], np.ndarray]) -> list[int | None]:
         far = np.iinfo(np.int64).max
-        least = np.where(valid, np.stack([field(rows) for rows in trials]), far).min(axis=0)
+        least = np.where(valid, np.stack([field(rows) for rows in spread]), far).min(axis=0)
         return [int(r) if n else None for r, n in zip(least, times, strict=True)]
 
     return {
@@ -231,12 +198,8 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
     if not results:
         raise ValueError("there are no results to combine, expected at least one")
     first = results[0]
-    kept = {key: first[key] for key in MEASURED if key in first}
-    if over == "splits":
-        kept.pop("test_set", None)  # the splits' own
-    for key in (*MEASURED, "trials"):
-        if key == "test_set" and over == "splits":
-            continue
+    alike = [key for key in MEASURED if key != "test_set" or over != "splits"]
+    for key in (*alike, "trials"):
         values = {str(len(r[key]) if key == "trials" else r.get(key)) for r in results}
         if len(values) > 1:
             raise ValueError(
@@ -244,15 +207,16 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
                 "say nothing, combine those that were measured alike"
                 + (" (of RegDB's trials: over 'splits')" if key == "test_set" else "")
             )
-    names = list(first["metrics"])
-    each = {name: np.array([result["metrics"][name] for result in results]) for name in names}
+    each = {name: np.array([r["metrics"][name] for r in results]) for name in first["metrics"]}
     tied = sum(result["counts"]["tied_true_images"] for result in results)
     return {
-        **kept,
+        **{key: first[key] for key in alike if key in first},
         "metrics": {name: float(v.mean()) for name, v in each.items()},
         "std": {name: float(v.std()) for name, v in each.items()},
         "trials": [dict(result["metrics"]) for result in results],
-        "chance": _mean([result["chance"] for result in results]),
+        "chance": {
+            key: float(np.mean([r["chance"][key] for r in results])) for key in first["chance"]
+        },
         "curves": {
             key: np.mean([result["curves"][key] for result in results], axis=0).tolist()
             for key in first["curves"]
@@ -262,10 +226,6 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
         "results": len(results),
         "draws": first.get("draws", len(first["trials"])),
     }
-
-
-def _mean(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([d[key] for d in dicts])) for key in dicts[0]}
 
 
 def row_label(result: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The one table that an evaluation prints."""
 
+import itertools
 import math
 import textwrap
 from collections.abc import Collection, Mapping
@@ -61,7 +62,7 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
       ValueError: no rows, or rows of one group that were not measured alike.
     """
     groups = _groups(rows, baselines)
-    header, lines, sizes = _cells(rows, groups, baselines)
+    header, lines = _cells(rows, groups, baselines)
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def text(line: list[str]) -> str:
@@ -71,12 +72,10 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     out = [text(header), rule]
-    at = 0
-    for size in sizes:
-        out += [""] * bool(at)  # between groups
-        for first, line in enumerate(lines[at : at + size]):
-            out.append(text(line if not first else ["", *line[1:]]))
-        at += size
+    for heading, group in itertools.groupby(lines, key=lambda line: line[0]):
+        out += [""] * (len(out) > 2)  # between groups
+        for number, line in enumerate(group):
+            out.append(text(["" if number else heading, *line[1:]]))
     out.append(rule)
     for note in _notes(rows, groups, baselines):
         out += textwrap.wrap(
@@ -88,7 +87,7 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
 def to_markdown(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection[str] = ()) -> str:
     """The same table for a README; see `format_table`."""
     groups = _groups(rows, baselines)
-    header, lines, _ = _cells(rows, groups, baselines)
+    header, lines = _cells(rows, groups, baselines)
     rule = ["---", "---", *("---:" for _ in header[2:])]
     table = [
         "| " + " | ".join(cell.strip() for cell in line) + " |" for line in [header, rule, *lines]
@@ -104,20 +103,22 @@ def _groups(
         raise ValueError("there are no rows to print, expected at least one evaluation result")
     groups: dict[_Heading, list[Key]] = {}
     for key, result in rows.items():
-        heading = _Heading(
-            key[0],
-            result["gallery"],
-            result["cmc"],
-            result.get("ties", "stable"),
-            result.get("corrupt"),
-        )
+        marks = result.get("ties", "stable"), result.get("corrupt")
+        heading = _Heading(key[0], result["gallery"], result["cmc"], *marks)
         groups.setdefault(heading, []).append(key)
     # Groups of one protocol stand together; plain rows come first, baselines last.
     protocols = list(dict.fromkeys(key[0] for key in rows))
     order = sorted(groups, key=lambda heading: protocols.index(heading.protocol))
     for heading, keys in groups.items():
         keys.sort(key=lambda key: (key[1] in baselines, *_extras(rows[key])))
-        _check_alike(str(heading), {key[1]: rows[key] for key in keys})
+        first = _measured(rows[keys[0]])
+        for key in keys:
+            if (found := _measured(rows[key])) != first:
+                raise ValueError(
+                    f"rows {keys[0][1]!r} and {key[1]!r} of {heading} were not measured alike: "
+                    "(mean over, trials, queries, valid, gallery images, people) is "
+                    f"{first} and {found}; print two tables"
+                )
     return {heading: groups[heading] for heading in order}
 
 
@@ -141,35 +142,31 @@ def _cells(
     rows: Mapping[Key, Mapping[str, Any]],
     groups: Mapping[_Heading, list[Key]],
     baselines: Collection[str],
-) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows of cells, and how many of them each group has."""
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of cells; the heading is the first cell of every row."""
     lines: list[list[str]] = []
-    sizes: list[int] = []
     for heading, keys in groups.items():
         if any(_extras(rows[keys[0]])):  # what leads a group is read as the result
             lines.append([str(heading), "(plain: not scored)", *("-" for _ in COLUMNS), "-"])
         for key in keys:
             result, feature = rows[key], key[1]
             value = {name: _percent(result["metrics"][name]) for name in COLUMNS}
-            spread = _percent(result["std"]["mAP"])
+            if len(result["trials"]) > 1:
+                value["mAP"] += f" ± {_percent(result['std']['mAP'])}"
             flag = " !" if feature not in baselines and near_chance(result) else ""
-            value["mAP"] += f" ± {spread}" if len(result["trials"]) > 1 else ""
             chance = _percent(result["chance"]["mAP"]) + flag
-            name = _label(feature, result)
-            lines.append([str(heading), name, *(value[name] for name in COLUMNS), chance])
-        sizes.append(len(lines) - sum(sizes))
+            lines.append([str(heading), _label(feature, result), *value.values(), chance])
     _pad_right(lines, COLUMNS.index("mAP") + 2, " ± ")
     _pad_right(lines, -1, " !")
-    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines, sizes
+    return ["protocol", "feature", *COLUMNS, "chance mAP"], lines
 
 
 def _pad_right(lines: list[list[str]], column: int, mark: str) -> None:
     """Fills cells without what follows the mark, so that the numbers before it stand in line."""
-    rest = max((len(c) - c.find(mark) for line in lines if mark in (c := line[column])), default=0)
-    for line in lines:
-        cell = line[column]
-        own = len(cell) - cell.find(mark) if mark in cell else 0
-        line[column] = cell + " " * (rest - own)
+    rests = ["".join(line[column].partition(mark)[1:]) for line in lines]
+    width = max(map(len, rests))
+    for line, rest in zip(lines, rests, strict=True):
+        line[column] += " " * (width - len(rest))
 
 
 def _percent(fraction: float) -> str:
@@ -180,17 +177,6 @@ def _measured(result: Mapping[str, Any]) -> tuple:
     counts = result["counts"]
     names = ("queries", "valid_queries", "gallery_images", "gallery_ids")
     return (result.get("over"), len(result["trials"]), *(counts[name] for name in names))
-
-
-def _check_alike(heading: str, results: Mapping[str, Mapping[str, Any]]) -> None:
-    first = next(iter(results))
-    for feature, result in results.items():
-        if _measured(result) != _measured(results[first]):
-            raise ValueError(
-                f"rows {first!r} and {feature!r} of {heading} were not measured alike: (mean over, "
-                "trials, queries, valid, gallery images, people) is "
-                f"{_measured(results[first])} and {_measured(result)}; print two tables"
-            )
 
 
 def _notes(
@@ -213,12 +199,12 @@ def _notes(
         else:
             draw = "" if heading.gallery == "official" else f"{heading.gallery} "  # said already
             what = f"{trials} {draw}draw{'s' if trials > 1 else ''}"
-        searched, found = f"{some} queries", f"{images} gallery images"
-        if "direction" in result:
-            query, gallery = result["direction"].split(" to ")
-            searched, found = f"{some} {query} queries", f"{images} {gallery} images"
+        query, gallery = result["direction"].split(" to ")
         ranks = ", ranks count images" if heading.cmc == "image" else ""
-        notes.append(f"{heading}: {searched}, {found} of {people} people, {what}{ranks}")
+        notes.append(
+            f"{heading}: {some} {query} queries, {images} {gallery} images of {people} people, "
+            f"{what}{ranks}"
+        )
     low: dict[str, list[str]] = {}
     for heading, keys in groups.items():
         for key in keys:

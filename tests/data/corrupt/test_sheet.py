@@ -35,7 +35,7 @@ def test_the_command_writes_a_sheet(tmp_path, person, capsys):
 def test_a_sheet_is_a_function_of_image_and_seed(tmp_path):
     paths = [tmp_path / name for name in ("0.png", "1.png", "2.png", "jpeg.jpg")]
     for path, seed in zip(paths, (0, 0, 1, 0), strict=True):
-        sheet.contact_sheet(path, picture(1, (32, 16)), seed=seed, shown=(32, 16))
+        sheet.contact_sheet(path, picture(1, (32, 16)), seed=seed)
     one, two, other, jpeg = (path.read_bytes() for path in paths)
     assert one == two != other
     assert jpeg[:2] == b"\xff\xd8"
@@ -70,5 +70,3 @@ def test_the_sheet_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "--sheet" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="shown is"):
-        sheet.contact_sheet("s.png", picture(0), shown=(8, 4))

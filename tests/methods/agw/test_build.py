@@ -1,6 +1,5 @@
 """AGW as a whole: rates, weights, what a fresh model says; and rates of its descendants."""
 
-import functools
 import inspect
 import math
 import re
@@ -11,20 +10,21 @@ import numpy as np
 import pytest
 
 from configs import agw as recipe
-from configs import deen, pdm
+from configs import deen as deen_recipe
+from configs import pdm as pdm_recipe
+from tests.methods import fresh
+from tests.methods.fresh import CLASSES, P
 from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax import optim
 from vireid_jax.methods import get_build
 from vireid_jax.methods.agw import method as agw
 from vireid_jax.methods.common import with_backbone
-from vireid_jax.optim import path_name
+from vireid_jax.methods.deen import method as deen
+from vireid_jax.methods.pdm import method as pdm
 from vireid_jax.weights.resnet import fill
 
-SIZE, CLASSES, P, K = (32, 16), 395, 4, 2
-SMALL = dict(depth=10, width=8)
-# A program runs once or twice here: the compiler's time counts, not the program's.
-FAST = {"xla_backend_optimization_level": 0}
+SIZE, SMALL = (32, 16), dict(depth=10, width=8)
 FACTS = dict(num_classes=CLASSES, num_ids=P)
 
 
@@ -33,21 +33,6 @@ def build(preset="agw", **changes):
     del options["name"]
     facts = dict(FACTS, image_size=SIZE, second_view=preset == "caj")
     return agw.build(**with_backbone({**facts, **options, **SMALL, **changes}))
-
-
-def shapes(method):
-    """{path: shape} of the parameters."""
-    params = jax.eval_shape(method.init, jax.random.key(0))["params"]
-    return {path_name(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(params)}
-
-
-def sizes(method):
-    """{part: number of parameters}."""
-    found = {}
-    for path, shape in shapes(method).items():
-        part = re.sub(r"_layer.*", "", path.split("/")[0])
-        found[part] = found.get(part, 0) + math.prod(shape)
-    return found
 
 
 # --- Rates ---------------------------------------------------------------------------------
@@ -69,9 +54,9 @@ def authors_rate(epoch, second, third=None):
     [
         (recipe.get_config("sysu"), (50,), 81),
         (recipe.get_config("regdb,caj"), (50,), 100),
-        (deen.get_config("llcm"), (80,), 151),
-        (pdm.get_config("sysu"), (80,), 200),
-        (pdm.get_config("sysu,paper"), (80, 120), 150),
+        (deen_recipe.get_config("llcm"), (80,), 151),
+        (pdm_recipe.get_config("sysu"), (80,), 200),
+        (pdm_recipe.get_config("sysu,paper"), (80, 120), 150),
     ],
 )
 def test_rates_are_those_of_adjust_learning_rate(config, drops, epochs):
@@ -86,7 +71,7 @@ def test_rates_are_those_of_adjust_learning_rate(config, drops, epochs):
     np.testing.assert_allclose(actual, np.repeat(expected, steps).reshape(epochs, -1), rtol=1e-5)
 
 
-@each("config", [recipe.get_config("sysu"), pdm.get_config("sysu")])
+@each("config", [recipe.get_config("sysu"), pdm_recipe.get_config("sysu")])
 def test_necks_and_classifiers_learn_at_the_whole_rate(config):
     options = config.method.to_dict()
     facts = dict(FACTS, image_size=(64, 32))
@@ -98,7 +83,7 @@ def test_necks_and_classifiers_learn_at_the_whole_rate(config):
     params = jax.eval_shape(method.init, jax.random.key(0))["params"]
     ones = jax.tree.map(lambda x: jnp.ones(()), params)
     updates, _ = tx.update(ones, tx.init(ones), ones)
-    factors = {path_name(k): float(v) for k, v in jax.tree_util.tree_leaves_with_path(updates)}
+    factors = {k: float(v) for k, v in fresh.by_path(updates).items()}
     whole = {k for k, v in factors.items() if v == 1}
     assert whole == {k for k in factors if k.split("/")[0].split("_")[0] in ("neck", "classifier")}
     assert len(whole) in (2, 4)
@@ -108,22 +93,26 @@ def test_necks_and_classifiers_learn_at_the_whole_rate(config):
 # --- The network ---------------------------------------------------------------------------
 
 
-def test_defaults_are_the_recipe():
-    defaults = {k: v.default for k, v in inspect.signature(agw.build).parameters.items()}
-    options = recipe.get_config("sysu").method.to_dict()
+@each(
+    ("method", "config", "facts"),
+    [(agw, recipe, {"second_view"}), (deen, deen_recipe, set()), (pdm, pdm_recipe, set())],
+)
+def test_defaults_are_the_recipe(method, config, facts):
+    """For PDM the preset "code"."""
+    defaults = {k: v.default for k, v in inspect.signature(method.build).parameters.items()}
+    options = config.get_config("sysu").method.to_dict()
     del options["name"]
-    options = with_backbone(options)
-    assert options.items() <= defaults.items()
     required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
     assert required == {"num_classes", "image_size", "num_ids"}
-    assert set(defaults) == set(options) | required | {"second_view"}
+    given = {k: v for k, v in defaults.items() if k not in required | facts}
+    assert given == with_backbone(options)
 
 
 def test_parameters_of_the_network_of_the_paper():
     method = agw.build(**FACTS, image_size=(288, 144))
-    blocks = {k.split("/")[0] for k in shapes(method) if k.startswith("attention")}
+    blocks = {k.split("/")[0] for k in fresh.shapes(method) if k.startswith("attention")}
     assert blocks == {f"attention_layer{n}" for n in ("2_2", "2_3", "3_3", "3_4", "3_5")}
-    found = sizes(method)
+    found = fresh.sizes(method)
     stem = 64 * 3 * 7 * 7 + 2 * 64
     # torchvision's ResNet-50 has 25,557,032 with its classifier of 1000.
     assert found["backbone"] == 25_557_032 - 2048 * 1000 - 1000 + stem
@@ -150,51 +139,17 @@ def test_imagenet_weights_fill_both_stems_and_all_layers():
         np.testing.assert_array_equal(filled["params"]["backbone"][stem]["conv1"]["kernel"], kernel)
 
 
-@functools.cache
-def evaluated():
-    """Of CAJ: total, Aux and gradient of a fresh model, and the gradient past the start."""
-    method = build("caj")
-    variables = dict(method.init(jax.random.key(0)))
-    params = variables.pop("params")
-    r = np.random.default_rng(5)
-    label = np.repeat(r.permutation(CLASSES)[:P], K).astype(np.int32)
-    names = ("visible", "infrared", "visible_second")
-    images = {k: r.normal(size=(P * K, *SIZE, 3)).astype(np.float32) for k in names}
-
-    @functools.partial(jax.jit, compiler_options=FAST)
-    def step(params):
-        def loss(params):
-            batch = {**images, "label": label}
-            return method.loss({**variables, "params": params}, batch, jax.random.key(1), 0)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (total, aux), gradient = step(params)
-    moved = jax.tree_util.tree_map_with_path(
-        lambda k, x: x + 0.5 if re.search(r"attention.*bn/scale", path_name(k)) else x, params
-    )
-    (_, _), later = step(moved)
-    return total, aux, gradient, later
-
-
-def largest(gradient):
-    leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    return {path_name(k): float(np.abs(v).max()) for k, v in leaves}
-
-
 @pytest.mark.slow
-def test_a_fresh_model_knows_nothing():
-    total, aux, _, _ = evaluated()
+def test_a_fresh_model_knows_nothing_and_every_parameter_gets_a_gradient():
+    """Of CAJ; within attention once that has a scale."""
+    views = ("visible", "infrared", "visible_second")
+    step, params = fresh.stepper(build("caj"), fresh.batch(SIZE, views))
+    total, aux, first = step(params)
     assert float(aux.terms["id"]) == pytest.approx(math.log(CLASSES), abs=0.05)
     assert aux.metrics["accuracy"] < 0.2 and float(aux.metrics["feature_norm"]) > 0
     expected = float(aux.terms["id"]) + float(aux.terms["tri"])
     assert float(total) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.slow
-def test_every_parameter_gets_a_gradient_once_attention_has_a_scale():
-    _, _, first, later = evaluated()
-    first, later = largest(first), largest(later)
+    _, _, later = step(fresh.with_scales(params, r"attention.*bn/scale"))
     assert np.isfinite([*first.values(), *later.values()]).all()
     inside = {k for k in first if re.search(r"attention_layer\w+/(theta|phi|g|w)/", k)}
     assert len(inside) == 2 * 4 * 2

@@ -1,18 +1,13 @@
 """AGW and CAJ's joint learning as a whole against PyTorch with the same weights, in float64."""
 
 import numpy as np
-import pytest
 
-from tests.methods.whole import idle_terms, model, trajectory, without_gradient
-from tests.support.parity import first_fast, reference, sources
+from tests.methods import whole
 from tests.support.reference import store
 from tests.support.reference.inputs import CASES, cases
 
-
-@sources
-@pytest.mark.parametrize("name", first_fast(cases("agw")))
-def test_model(name, source):
-    store.compare(model(name), reference(name, source), rtol=1e-10)
+# Six steps of Nesterov's SGD with the recipe's rates: a staircase, and a milestone.
+test_model, test_training_trajectory = whole.tests("agw", fast=("agw_caj",))
 
 
 def test_every_parameter_gets_a_gradient_and_every_term_counts():
@@ -23,16 +18,8 @@ def test_every_parameter_gets_a_gradient_and_every_term_counts():
         assert len(blocks) == (4 if name == "agw" else 2), name
         shifts = ("w/bias", "bn/bias") if CASES[name].options["depth"] == 14 else ("w/bias",)
         expected = {f"{block}/{k}" for block in blocks for k in shifts}
-        assert without_gradient(name) == expected, name
-        assert not idle_terms(name), name
-
-
-@pytest.mark.slow
-@sources
-def test_training_trajectory(source):
-    """Six steps of Nesterov's SGD with the recipe's rates: a staircase, and a milestone."""
-    for name in cases("agw_trajectory"):
-        store.compare(trajectory(name), reference(name, source), rtol=1e-8, row=name)
+        assert whole.without_gradient(name) == expected, name
+        assert not whole.idle_terms(name), name
 
 
 def test_a_trajectory_goes_somewhere():

@@ -1,92 +1,30 @@
 """IDKL as a whole: its weights, what a fresh model says, what inference needs, bad options."""
 
-import functools
-import math
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import idkl as recipe
+from tests.methods import fresh
+from tests.methods.fresh import CLASSES, K, P
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.idkl import method as idkl
 from vireid_jax.nets.pooling import gem_above
 from vireid_jax.nets.resnet import ResNet
-from vireid_jax.optim import path_name
 
-SIZE, CLASSES = (32, 16), 395
-SMALL = dict(depth=10, width=8)
+SIZE, SMALL = (32, 16), dict(depth=10, width=8)
 
 
-def build(preset="paper", *, num_ids=6, num_instances=2, **changes):
+def build(preset="paper", *, num_ids=P, num_instances=K, **changes):
     options = recipe.get_config(f"sysu,{preset}").method.to_dict()
     options.pop("name")
     facts = dict(num_classes=CLASSES, image_size=SIZE, num_ids=num_ids, num_instances=num_instances)
     return idkl.build(**facts, **with_backbone({**options, **SMALL, **changes}))
 
 
-def batch(num_ids=6, num_instances=2):
-    r = np.random.default_rng(5)
-    shape = (num_ids * num_instances, *SIZE, 3)
-    label = np.repeat(r.permutation(CLASSES)[:num_ids], num_instances).astype(np.int32)
-    images = {k: r.normal(size=shape).astype(np.float32) for k in ("visible", "infrared")}
-    return {**images, "label": label}
-
-
-WEIGHTS = {
-    "paper": {
-        **dict.fromkeys(("id_sh", "tri_sh", "id_sp", "tri_sp", "id_purified", "tri_purified"), 1.0),
-        **dict.fromkeys(("confuser", "discriminator", "mdr_tgsa", "mdr_csa"), 1.0),
-        **dict(enhance=0.1, reduce=0.1, tgsa=0.6, csa=0.8),
-    },
-    "official": {
-        **dict.fromkeys(("id_sh", "tri_sh", "id_purified", "tri_purified"), 1.0),
-        **dict.fromkeys(("confuser", "discriminator", "mdr_tgsa", "mdr_csa"), 1.0),
-        **dict(mdr_csa_block=1.0, enhance=0.1, reduce=0.1, tgsa=0.6, csa=0.8, csa_block=0.8),
-    },
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", recipe.PRESETS)
-def test_a_fresh_model(preset):
-    """Its total, its terms, and its gradients."""
-    method = build(preset)
-    variables = dict(method.init(jax.random.key(0)))
-    params = variables.pop("params")
-
-    def loss(params):
-        return method.loss({**variables, "params": params}, batch(), jax.random.key(1), 0)
-
-    (total, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    # Eq. 21, on a batch that has not the 120 images on which the released code's weights depend.
-    assert set(aux.terms) == set(WEIGHTS[preset])
-    expected = sum(WEIGHTS[preset][name] * float(term) for name, term in aux.terms.items())
-    np.testing.assert_allclose(total, expected, rtol=1e-6)
-    # It knows nothing.
-    for name in {"id_sh", "id_sp", "id_purified"} & set(aux.terms):
-        assert float(aux.terms[name]) == pytest.approx(math.log(CLASSES), abs=0.6)
-    for name in ("confuser", "discriminator"):
-        assert float(aux.terms[name]) == pytest.approx(math.log(2), abs=0.4)
-    # In the code's [.]_+ no person is: masks of a fresh purifier are nearly one for all images.
-    assert (float(aux.terms["reduce"]) == 0) == (preset == "official")
-    # Every parameter gets a gradient. The released L_r gives none, but its mask is in the purified
-    # features too. Biases before a batch normalization get none, but for rounding.
-    size = {
-        path_name(path): float(np.abs(leaf).max())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-    }
-    assert np.isfinite(list(size.values())).all()
-    heads = ("confuser_neck", "discriminator_neck")
-    without = {name for name, largest in size.items() if largest < 1e-6}
-    assert without == {f"{head}/fc{i}/bias" for head in heads for i in (1, 2)}
-    assert jax.tree.structure(gradient) == jax.tree.structure(params)
-
-
 @pytest.mark.slow
 def test_embedding_needs_the_shared_branch_alone():
-    method, images = build(), batch()["visible"]
+    method, images = build(), fresh.batch(SIZE)["visible"]
     variables = method.init(jax.random.key(0))
     embed = jax.jit(lambda v, x: method.embed(v, x, 0))
     whole = embed(variables, images)
@@ -113,27 +51,6 @@ def test_embedding_needs_the_shared_branch_alone():
     ratio = flops(lambda v, x: method.embed(v, x, 0), variables) / flops(plain, parts)
     assert 1 <= ratio < 1.02
     np.testing.assert_allclose(jax.jit(plain)(parts, images), whole["pool"], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_half_precision_stays_inside_the_network():
-    for preset in recipe.PRESETS:
-        method = build(preset, dtype="bfloat16")
-        variables = jax.eval_shape(method.init, jax.random.key(0))
-
-        def loss(params, method=method, variables=variables):
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(variables))
-            return method.loss({**zeros, "params": params}, batch(), jax.random.key(1), 0)
-
-        step = jax.value_and_grad(loss, has_aux=True)
-        (total, aux), gradient = jax.eval_shape(step, variables["params"])
-        assert set(aux.terms) == set(WEIGHTS[preset])
-        leaves = jax.tree.leaves([total, list(aux.terms.values()), aux.updates, gradient])
-        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}, preset
-        image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
-        jaxpr = jax.make_jaxpr(lambda v, x, embed=method.embed: embed(v, x, 0))(variables, image)
-        convolutions = [e for e in jaxpr.eqns if "conv_general" in e.primitive.name]
-        assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}, preset
 
 
 def test_heads_are_there_for_what_needs_them():
@@ -170,26 +87,3 @@ def test_bad_options_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             build(**changes)
-
-
-@pytest.mark.slow
-def test_the_reversal_is_as_strong_as_asked_for():
-    """The gradient of the shared layers from the confuser is -strength times its own."""
-    only = dict(purifier=False, tgsa_weight=0.0, csa_weight=0.0)
-    only |= dict(mdr_tgsa_weight=0.0, mdr_csa_weight=0.0, modality_dropout=0.0)
-    variables = dict(build(**only).init(jax.random.key(0)))
-    params = variables.pop("params")
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def layer4(method, params):
-        def loss(params):
-            return method.loss({**variables, "params": params}, batch(), jax.random.key(1), 0)[0]
-
-        return jax.grad(loss)(params)["backbone"]["layer4_0"]["conv1"]["kernel"]
-
-    none, half, one = (
-        layer4(build(**only, reversal_strength=strength), params) for strength in (0.0, 0.5, 1.0)
-    )
-    scale = float(jnp.abs(none).max())
-    assert float(jnp.abs(one - none).max()) > 1e-3 * scale
-    np.testing.assert_allclose(one - none, 2 * (half - none), atol=1e-5 * scale)

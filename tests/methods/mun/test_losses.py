@@ -21,13 +21,8 @@ align_gradient = jax.jit(jax.value_and_grad(alignment_loss))
 mmd = jax.jit(losses.mmd)
 mmd_gradient = jax.jit(jax.value_and_grad(lambda x, y: losses.mmd(x, y).sum()))
 
-test_value_and_gradient, test_the_cases_test_something = loss_tests(
-    {
-        "mun_alignment": (alignment_loss, "features labels"),
-        "mmd": (losses.mmd, "x y"),
-    },
-    rtol64=1e-12,
-)
+FUNCTIONS = {"mun_alignment": (alignment_loss, "features labels"), "mmd": (losses.mmd, "x y")}
+test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-12)
 
 
 def _features(ids=P, instances=K, seed=0):
@@ -62,22 +57,15 @@ def _inner(x, labels, margin):
     return np.array(inner)
 
 
-def test_alignment_is_a_sum_over_identities():
+def test_alignment_is_a_sum_over_identities_in_any_order():
     x = _features()
     inner = _inner(x, LABELS, MARGIN)
-    np.testing.assert_allclose(
-        align(x, LABELS, margin=MARGIN), np.maximum(inner, 0).sum(), rtol=1e-5
-    )
-    assert (inner > 0).any() and (inner < 0).any()
-
-
-def test_identities_may_be_permuted_jointly():
-    x = _features()
     value, gradient = align_gradient(x, LABELS, margin=MARGIN)
-    for order in (
-        np.arange(P * K).reshape(P, K)[[2, 0, 3, 1]].ravel(),
-        np.random.default_rng(3).permutation(P * K),
-    ):
+    np.testing.assert_allclose(value, np.maximum(inner, 0).sum(), rtol=1e-5)
+    assert (inner > 0).any() and (inner < 0).any()
+    # In any order.
+    identities = np.arange(P * K).reshape(P, K)[[2, 0, 3, 1]].ravel()
+    for order in (identities, np.random.default_rng(3).permutation(P * K)):
         moved, moved_gradient = align_gradient(x[order], LABELS[order], margin=MARGIN)
         np.testing.assert_allclose(moved, value, rtol=1e-5)
         np.testing.assert_allclose(moved_gradient, gradient[order], rtol=1e-4, atol=1e-6)
@@ -103,37 +91,20 @@ def test_the_farther_modality_pulls_and_the_nearest_of_either_pushes():
     np.testing.assert_allclose(center[1, 0], 0, atol=1e-5)  # neither farthest nor nearest
 
 
-def test_visible_and_infrared_centers_are_never_compared():
-    """Moving the nearer positive, as long as it stays nearer, changes nothing."""
-    x = _at([(-2, 0), *CORNERS[1:]], [(-3, 0), *CORNERS[1:]], CORNERS)
-    y = _at([(-1, -1.5), *CORNERS[1:]], [(-3, 0), *CORNERS[1:]], CORNERS)
-    # In neither batch is identity 0's visible center the nearest negative of anybody.
-    values = [float(align(f, LABELS, margin=20.0)) for f in (x, y)]
-    assert values[1] == pytest.approx(values[0], rel=1e-5)
-
-
 def test_degenerate_batches_are_finite():
     for fill in (0.0, 1.0):
         value, gradient = align_gradient(jnp.full((P * K, 3, D), fill), LABELS, margin=MARGIN)
         assert np.isfinite(gradient).all() and float(value) == pytest.approx(P * MARGIN, rel=1e-4)
-    for ids, instances in ((2, 1), (2, 2), (3, 1)):
-        x, labels = _features(ids, instances), np.repeat(np.arange(ids), instances)
-        value, gradient = align_gradient(x, labels, margin=MARGIN)
-        expected = np.maximum(_inner(x, labels, MARGIN), 0).sum()
-        assert np.isfinite(gradient).all(), (ids, instances)
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    x, labels = _features(2, 1), np.arange(2)
+    value, gradient = align_gradient(x, labels, margin=MARGIN)
+    assert np.isfinite(gradient).all()
+    expected = np.maximum(_inner(x, labels, MARGIN), 0).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     value, gradient = align_gradient(_features(), np.zeros_like(LABELS), margin=MARGIN)
     assert float(value) == 0 and np.isfinite(gradient).all()  # one identity
     same = np.repeat(_features()[:, :1], 3, 1)  # one image shown in every modality
     value, gradient = align_gradient(same, LABELS, margin=MARGIN)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-
-
-def test_half_precision_features_give_float32_near_the_exact_value():
-    x = _features()
-    value = align(jnp.asarray(x, jnp.bfloat16), LABELS, margin=MARGIN)
-    assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, align(x, LABELS, margin=MARGIN), rtol=2e-2)
 
 
 # --- Prototypes, eqs. 13 and 14 ---------------------------------------------------------------
@@ -204,7 +175,7 @@ def test_modalities_are_compared_identity_by_identity(bridge):
 
 
 def test_degenerate_prototypes_are_finite():
-    for ids, instances, bridge in ((2, 1, True), (2, 3, False), (1, 4, True)):
+    for ids, instances, bridge in ((2, 1, True), (1, 4, False)):
         loss = partial(prototype_loss, num_instances=instances, bridge=bridge)
         both = jax.jit(jax.value_and_grad(loss))
         value, gradient = both(_features(ids, instances))
@@ -226,18 +197,12 @@ Y = (1.5 * R.normal(size=(4, 6)) + 0.5).astype(np.float32)
 def test_mmd_is_the_mean_of_kernels():
     value = mmd(X, Y)
     np.testing.assert_allclose(value, _mmd_by_hand(X, Y), rtol=1e-5)
-    np.testing.assert_allclose(losses.mmd(jnp.asarray(X), jnp.asarray(Y)), value, rtol=1e-6)
     for other in (mmd(Y, X), mmd(X[[2, 0, 3, 1]], Y[[1, 3, 0, 2]])):  # symmetric, no order
         np.testing.assert_allclose(other, value, rtol=1e-5)
-    x, y = R.normal(size=(2, 3, 4, 6)), R.normal(size=(2, 3, 4, 6)) + 1
-    values = mmd(jnp.float32(x), jnp.float32(y))
-    assert values.shape == (2, 3)  # leading axes are batches
-    for at in np.ndindex(2, 3):
-        np.testing.assert_allclose(values[at], _mmd_by_hand(x[at], y[at]), rtol=1e-4)
 
 
 def test_a_set_is_at_no_distance_from_itself():
-    for x in (X, np.ones((3, 1, 5), np.float32), np.ones((3, 4, 5), np.float32)):
+    for x in (X, np.ones_like(X)):
         value, gradient = mmd_gradient(x, x)
         np.testing.assert_allclose(value, 0, atol=1e-6)
         np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -256,10 +221,10 @@ def test_the_scale_of_features_does_not_matter():
     value = float(mmd(X, Y))
     for scale in (0.1, 30.0):
         np.testing.assert_allclose(mmd(X * scale, Y * scale), value, rtol=1e-4)
-    assert float(mmd(X * 1e-6, Y * 1e-6)) < 0.1 * value  # the floor of 1e-9 takes over
-    for scale in (1e-15, 1e-4, 1e15):
+    for scale in (1e-15, 1e-6, 1e15):
         found, gradient = mmd_gradient(X * np.float32(scale), Y * np.float32(scale))
         assert np.isfinite(found) and np.isfinite(gradient).all(), scale
+        assert scale > 1 or float(found) < 0.1 * value  # the floor of 1e-9 takes over
 
 
 def test_no_gradient_passes_through_the_bandwidth():
@@ -269,11 +234,13 @@ def test_no_gradient_passes_through_the_bandwidth():
 
 
 def test_half_precision_is_computed_in_float32():
-    x, y = (jnp.asarray(v, jnp.bfloat16) for v in (X, Y))
-    value = mmd(x, y)
-    assert value.dtype == jnp.float32
+    x, y, features = (jnp.asarray(v, jnp.bfloat16) for v in (X, Y, _features()))
+    value, aligned = mmd(x, y), align(features, LABELS, margin=MARGIN)
+    assert value.dtype == aligned.dtype == jnp.float32
     np.testing.assert_allclose(value, mmd(x.astype("float32"), y.astype("float32")), rtol=1e-6)
     np.testing.assert_allclose(value, mmd(X, Y), rtol=5e-2)
+    exact, _ = align_gradient(_features(), LABELS, margin=MARGIN)
+    np.testing.assert_allclose(aligned, exact, rtol=2e-2)
 
 
 # --- Refusals -----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """DEEN and PDM as a whole: sizes, shapes, weights, what a fresh model says, bad options."""
 
 import functools
-import inspect
 import math
 import re
 
@@ -12,20 +11,19 @@ import pytest
 
 from configs import deen as deen_recipe
 from configs import pdm as pdm_recipe
-from tests.methods.agw.test_build import FAST, largest, shapes, sizes
+from tests.methods import fresh
+from tests.methods.fresh import CLASSES, P, shapes, sizes
 from tests.support.parity import first_fast
 from tests.support.rows import each
 from tests.weights import trunk
 from vireid_jax.methods.common import with_backbone
 from vireid_jax.methods.deen import method as deen
 from vireid_jax.methods.pdm import method as pdm
-from vireid_jax.optim import path_name
 from vireid_jax.weights.resnet import fill
 
-SIZE, CLASSES, P, K = (64, 32), 395, 4, 2
+SIZE = (64, 32)
 SMALL = dict(depth=10, width=8)
 FACTS = dict(num_classes=CLASSES, num_ids=P)
-PRESETS = ("code", "paper")
 
 
 def build(preset="code", **changes):
@@ -36,23 +34,17 @@ def build(preset="code", **changes):
     return make(**with_backbone({**FACTS, "image_size": SIZE, **options, **SMALL, **changes}))
 
 
-@each(("module", "recipe"), [(deen, deen_recipe), (pdm, pdm_recipe)])
-def test_defaults_are_the_recipe(module, recipe):
-    """For PDM the preset "code"."""
-    defaults = {k: v.default for k, v in inspect.signature(module.build).parameters.items()}
-    options = recipe.get_config("sysu").method.to_dict()
-    del options["name"]
-    required = {k for k, v in defaults.items() if v is inspect.Parameter.empty}
-    assert required == {"num_classes", "image_size", "num_ids"}
-    assert {k: v for k, v in defaults.items() if k not in required} == with_backbone(options)
-
-
 # --- The networks of the papers ------------------------------------------------------------
+
+
+@functools.cache
+def whole(size=(384, 192), stages=4):
+    return pdm.build(**FACTS, image_size=size, stages=stages)
 
 
 def test_parameters_of_pdm():
     """ResNet-50 at 384 x 192; counted apart from the flax modules, layer by layer."""
-    found = sizes(pdm.build(**FACTS, image_size=(384, 192)))
+    found = sizes(whole())
     stem = 64 * 3 * 7 * 7 + 2 * 64
     assert found["backbone"] == 25_557_032 - 2048 * 1000 - 1000 + stem
 
@@ -91,17 +83,10 @@ def test_parameters_of_deen():
 
 @pytest.mark.parametrize(
     ("size", "stages", "places", "width"),
-    first_fast(
-        [
-            ((384, 192), 4, 24 * 12, 2048),
-            ((384, 144), 4, 24 * 9, 2048),
-            ((288, 144), 4, 18 * 9, 2048),
-            ((384, 192), 3, 24 * 12, 1024),
-        ]
-    ),
+    first_fast([((384, 192), 4, 24 * 12, 2048), ((384, 192), 3, 24 * 12, 1024)]),
 )
 def test_shapes_of_features(size, stages, places, width):
-    method = pdm.build(**FACTS, image_size=size, stages=stages)
+    method = whole(size, stages)
     found = shapes(method)
     assert found["prototypes/prototypes"] == (10, width)
     assert found["prototypes/positions"] == (places, width)
@@ -111,16 +96,11 @@ def test_shapes_of_features(size, stages, places, width):
     variables = jax.eval_shape(method.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((3, *size, 3), jnp.float32)
     features = jax.eval_shape(lambda v, x: method.embed(v, x, 0), variables, image)
-    assert {k: v.shape for k, v in features.items()} == {
-        "bn": (3, width),
-        "pool": (3, width),
-        "globals": (3, 3 * width),
-        "fulls": (3, 3 * 11 * width),
-    }
+    wide = {"globals": 3 * width, "fulls": 3 * 11 * width}  # together 73,728 of four stages
+    expected = {k: (3, d) for k, d in {"bn": width, "pool": width, **wide}.items()}
+    assert {k: v.shape for k, v in features.items()} == expected
     assert all(v.dtype == jnp.float32 for v in features.values())
-    assert set().union(*method.fusions.values()) == {"globals", "fulls"}
-    if stages == 4:
-        assert 3 * width + 3 * 11 * width == 73_728
+    assert set().union(*method.fusions.values()) == set(wide)
 
 
 def test_a_later_stage_needs_the_size_it_was_made_for():
@@ -174,104 +154,31 @@ def test_weights_of_another_depth_are_refused_with_three_stages():
 # --- A fresh model -------------------------------------------------------------------------
 
 
-@functools.cache
-def batch():
-    r = np.random.default_rng(5)
-    label = np.repeat(r.permutation(CLASSES)[:P], K).astype(np.int32)
-    images = {k: r.normal(size=(P * K, *SIZE, 3)).astype(np.float32) for k in ("visible", "other")}
-    return {"visible": images["visible"], "infrared": images["other"], "label": label}
-
-
-@functools.cache
-def stepper(preset):
-    method = build(preset)
-    variables = dict(method.init(jax.random.key(0)))
-    params = variables.pop("params")
-
-    @functools.partial(jax.jit, compiler_options=FAST)
-    def step(params, key):
-        def loss(params):
-            return method.loss({**variables, "params": params}, batch(), key, 0)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    return step, params
-
-
-@functools.cache
-def evaluated(preset):
-    """Total, Aux and gradient of a fresh model, and the gradient once attention has a scale."""
-    step, params = stepper(preset)
-    (total, aux), first = step(params, jax.random.key(1))
-    moved = jax.tree_util.tree_map_with_path(
-        lambda k, x: x + 0.5 if re.match(r"mfa.*bn/scale", path_name(k)) else x, params
-    )
-    (_, _), later = step(moved, jax.random.key(1))
-    return total, aux, largest(first), largest(later)
-
-
-# eqs. (11) and (12), and train_pdm_os.py: 0.5 * 0.8 and 0.5 * 0.5.
-WEIGHTS = {
-    "code": dict(id_full=1, id_global=1, tri=1, cpm=0.4, ch=0.25, dcs=1, ort=0.01),
-    "paper": dict(id_full=1, tri=1, cpm=1, ch=1, dcs=1),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_fresh_model_knows_nothing(preset):
-    total, aux, _, _ = evaluated(preset)
-    for name in {"id_full", "id_global"} & set(aux.terms):
+def test_a_fresh_model_knows_nothing_and_every_parameter_gets_a_gradient():
+    """Within attention once that has a scale."""
+    step, params = fresh.stepper(build(), fresh.batch(SIZE))
+    total, aux, first = step(params)
+    for name in ("id_full", "id_global"):
         assert float(aux.terms[name]) == pytest.approx(math.log(CLASSES), abs=0.05)
     assert float(aux.metrics["accuracy"]) < 0.2
     assert 0.2 < float(aux.metrics["similarity"]) < 0.8
-    assert set(aux.terms) == set(WEIGHTS[preset])
-    expected = sum(WEIGHTS[preset][name] * float(term) for name, term in aux.terms.items())
+    # eqs. (11) and (12), and train_pdm_os.py: 0.5 * 0.8 and 0.5 * 0.5.
+    weights = dict(id_full=1, id_global=1, tri=1, cpm=0.4, ch=0.25, dcs=1, ort=0.01)
+    expected = sum(weights.pop(name) * float(term) for name, term in aux.terms.items())
     np.testing.assert_allclose(total, expected, rtol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_parameter_gets_a_gradient_once_attention_has_a_scale(preset):
-    _, _, first, later = evaluated(preset)
+    assert not weights
+    _, _, later = step(fresh.with_scales(params, r"^mfa.*bn/scale"))
     assert np.isfinite([*first.values(), *later.values()]).all()
     inside = {k for k in first if re.match(r"mfa_\d/\w+/(theta|phi|g|w)/", k)}
-    assert len(inside) == (3 * 2 * 4 * 2 if preset == "code" else 0)
-    # The paper has no identity loss of F_g: its neck serves the test alone.
-    never = set() if preset == "code" else {"neck_global/scale"}
-    assert {k for k, v in first.items() if v == 0} == inside | never
+    assert len(inside) == 3 * 2 * 4 * 2
+    assert {k for k, v in first.items() if v == 0} == inside
     # A shift in front of a batch normalization has rounding for a gradient.
     shifts = {k for k in later if k.startswith("mfa") and k.endswith("w/bias")}
-    assert {k for k, v in later.items() if v == 0} - shifts == never
+    assert {k for k, v in later.items() if v == 0} <= shifts
     assert all(later[k] < 1e-3 * later[k.replace("bias", "kernel")] for k in shifts)
-
-
-@pytest.mark.slow
-def test_dropout_is_the_key_s():
-    step, params = stepper("code")
-    totals = [float(step(params, jax.random.key(k))[0][0]) for k in (1, 2, 1)]
-    assert totals[0] == totals[2] != totals[1]
-    assert totals[1] == pytest.approx(totals[0], rel=0.2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", first_fast([*PRESETS, "deen"]))
-def test_half_precision_stays_inside_the_network(preset):
-    method = build(preset, dtype="bfloat16")
-    variables = dict(jax.eval_shape(method.init, jax.random.key(0)))
-
-    def loss(params, rest):
-        return method.loss({**rest, "params": params}, batch(), jax.random.key(1), 0)
-
-    step = jax.value_and_grad(loss, has_aux=True)
-    (total, aux), gradient = jax.eval_shape(step, variables["params"], variables)
-    leaves = jax.tree.leaves([total, list(aux.terms.values()), aux.updates, gradient])
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
-    jaxpr = jax.make_jaxpr(lambda v, x: method.embed(v, x, 0))(variables, image)
-    convolutions = [e for e in jaxpr.eqns if "conv_general" in e.primitive.name]
-    assert convolutions
-    assert {e.outvars[0].aval.dtype for e in convolutions} == {jnp.dtype("bfloat16")}
+    other, again = (float(step(params, key)[0]) for key in (2, 1))  # dropout is the key's
+    assert float(total) == again != other == pytest.approx(again, rel=0.2)
 
 
 # --- Bad options ---------------------------------------------------------------------------

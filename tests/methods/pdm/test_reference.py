@@ -1,36 +1,32 @@
-"""DEEN and PDM as a whole against PyTorch with the same weights, in float64.
+"""PDM as a whole against PyTorch with the same weights, in float64; and what DEEN shares.
 
 The reference sees every batch in the released codes' order: a modality after the other, and the
-batch once more for each branch. Ours are the presets as configs/deen.py and configs/pdm.py give
-them.
+batch once more for each branch.
 """
 
 import numpy as np
 import pytest
 
-from tests.methods.whole import idle_terms, model, trajectory, without_gradient
-from tests.support.parity import first_fast, reference, sources
+from tests.methods import whole
 from tests.support.reference import store
 from tests.support.reference.inputs import CASES, case_inputs, cases
 
-
-@sources
-@pytest.mark.parametrize("name", ["pdm", *first_fast(sorted({*cases("multi_feature")} - {"pdm"}))])
-def test_model(name, source):
-    """The first cases of both methods, "pdm" and "deen", are in the fast tier."""
-    store.compare(model(name), reference(name, source), rtol=1e-10)
-    _has_its_features_and_fused_rows(name)
+# Six steps of Nesterov's SGD with the recipe's rates: a staircase, and a milestone.
+# The fast tier has a step of either method; together they have all parts of the network.
+FAST = ("pdm_paper", "deen_regdb")
+test_model, test_training_trajectory = whole.tests("multi_feature", fast=FAST)
 
 
-def _has_its_features_and_fused_rows(name):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases("multi_feature"))
+def test_features_and_fused_rows(name):
     """Which features there are, and that the rows are sums over 1 + G unit vectors."""
-    found = model(name)
-    case = CASES[name]
+    found, case = whole.model(name), CASES[name]
     kinds = {k.split("/")[2] for k in found if k.startswith("embed/")}
     deen = case.options["preset"] == "deen"
     assert kinds == {"bn", "pool"} | ({"pools", "necks"} if deen else {"globals", "fulls"})
     rows = 1 + case.options.get("branches", 2)
-    for modality in ("visible", "infrared"):
+    for modality in whole.MODALITIES:
         for kind in kinds - {"bn", "pool"}:
             x = found[f"embed/{modality}/{kind}"]
             vectors = x.reshape(len(x), rows, -1)
@@ -49,8 +45,8 @@ def test_every_parameter_gets_a_gradient_and_every_term_counts():
         assert len(expected) == (0 if without_mfa else 2 * (stages - 1)), name
         if CASES[name].options["preset"] == "paper":
             expected.add("neck_global/scale")  # no classifier follows
-        assert without_gradient(name) == expected, name
-        assert not idle_terms(name), name
+        assert whole.without_gradient(name) == expected, name
+        assert not whole.idle_terms(name), name
 
 
 def test_the_released_order_of_labels_is_harmless():
@@ -64,11 +60,3 @@ def test_the_released_order_of_labels_is_harmless():
 
     np.testing.assert_array_equal(*orders(label, label))
     assert not np.array_equal(*orders(label, label[::-1]))
-
-
-@pytest.mark.slow
-@sources
-def test_training_trajectory(source):
-    """Six steps of Nesterov's SGD with the recipe's rates: a staircase, and a milestone."""
-    for name in cases("multi_feature_trajectory"):
-        store.compare(trajectory(name), reference(name, source), rtol=1e-8, row=name)

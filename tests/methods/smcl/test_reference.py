@@ -1,138 +1,83 @@
-"""The whole SMCL model against PyTorch with the same weights, in float64."""
+"""The whole SMCL model against PyTorch with the same weights, in float64; and incremental training.
+
+The other tests here run the program of the first comparison.
+"""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.parity import (
-    first_fast,
-    precision,
-    reference,
-    sources,
-    to_jax,
-    to_numpy,
-    weights,
-)
+from tests.methods import whole
+from tests.support.parity import precision, relative_error
 from tests.support.reference import store
-from tests.support.reference.cases_mun import settled, start
-from tests.support.reference.convert import flatten, nest
-from tests.support.reference.inputs import CASES, case_inputs, cases
-from vireid_jax import optim
-from vireid_jax.methods.common import with_backbone
-from vireid_jax.methods.smcl import method as smcl
+from tests.support.reference.convert import flatten
+from tests.support.reference.inputs import CASES, cases
 
-KEY = jax.random.key(0)
-STEPS_PER_EPOCH = 5
-SWITCH = 5
-NOT_OF_THE_MODEL = ("optimizer", "switch")
+SWITCH, CLASSES, P, K = 5, 6, 4, 2
 
-
-def _method(name, switch):
-    case = CASES[name]
-    options = {k: v for k, v in case.options.items() if k not in NOT_OF_THE_MODEL}
-    return smcl.build(
-        image_size=case.shape["size"],
-        steps_per_epoch=STEPS_PER_EPOCH,
-        metric_from_epoch=switch / STEPS_PER_EPOCH,
-        **with_backbone(options),
-    )
-
-
-def _batch(name, step, dtype="float64"):
-    batch = {k: to_jax(v[step], dtype) for k, v in case_inputs(name).items()}
-    rows = len(batch["label"])
-    return {**batch, "camera": jnp.zeros((rows, 2), jnp.int32)}
-
-
-def _embeddings(method, variables, batch):
-    return {
-        name: jax.jit(method.embed, static_argnums=2)(variables, batch[name], modality)
-        for modality, name in enumerate(("visible", "infrared"))
-    }
-
-
-@functools.cache
-def _model(name):
-    """Terms, total, gradients and statistics at the step at which the metric terms come in."""
-    with precision("float64"):
-        method = _method(name, switch=SWITCH)
-        variables = weights(lambda: method.init(KEY), name, "float64")
-        batch = _batch(name, 0)
-
-        def objective(params, rest, batch, step):
-            return method.loss({**rest, "params": params}, batch, KEY, step)
-
-        (total, aux), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(
-            variables["params"], variables, batch, jnp.asarray(SWITCH)
-        )
-        return to_numpy(
-            {
-                "total": total,
-                "terms": aux.terms,
-                **settled(to_numpy({"grad": {"params": gradient}})),
-                **aux.updates,
-                "embed": _embeddings(method, variables, batch),
-            }
-        )
-
-
-@sources
-@pytest.mark.parametrize("name", first_fast(cases("smcl")))
-def test_model(name, source):
-    store.compare(_model(name), reference(name, source), rtol=1e-10)
+# Adam with coupled decay; ADSL and a milestone come in on the way.
+test_model, test_training_trajectory = whole.tests("smcl", fast=("smcl",))
 
 
 def test_every_parameter_gets_a_gradient():
-    """Of the stored ones, which ours equal; the digest of an array of zeros is zero."""
     for name in cases("smcl"):
-        gradients = {k: v for k, v in store.load(name).items() if "grad/" in k}
-        assert any("backbone" in k for k in gradients), name
-        assert not [k for k, v in gradients.items() if not v.any()], name
+        assert any("grad/params/backbone" in k for k in store.load(name)), name
+        assert not whole.without_gradient(name), name
 
 
 @functools.cache
-def _trajectory(name):
-    """Losses of every step, final weights and embeddings of a short training."""
-    options = dict(CASES[name].options["optimizer"])
-    milestones = [m / STEPS_PER_EPOCH for m in options.pop("milestones", ())]
-    tx, learning_rate = optim.make(
-        steps_per_epoch=STEPS_PER_EPOCH, epochs=2, milestones=milestones, **options
-    )
+def started():
+    variables = whole.method_of("smcl").init(whole.KEY)
+    return jax.tree.map(lambda x: jnp.asarray(x, "float64"), variables)
+
+
+def run(step=SWITCH, order=slice(None)):
+    """(total, aux, gradient as {path: array}) of a fresh model, with slots in some order."""
     with precision("float64"):
-        method = _method(name, switch=CASES[name].options["switch"])
-        variables = weights(lambda: method.init(KEY), name, "float64")
-        variables["params"] = nest(start(flatten(variables["params"])))
-        state = tx.init(variables["params"])
-
-        @jax.jit
-        def update(variables, state, batch, step):
-            def objective(params):
-                return method.loss({**variables, "params": params}, batch, KEY, step)
-
-            (total, aux), gradient = jax.value_and_grad(objective, has_aux=True)(
-                variables["params"]
-            )
-            updates, state = tx.update(gradient, state, variables["params"])
-            params = optim.apply(variables["params"], updates, learning_rate(step))
-            values = {**aux.terms, "total": total}
-            return {**variables, **aux.updates, "params": params}, state, values
-
-        history = []
-        for t in range(CASES[name].shape["steps"]):
-            step, batch = jnp.asarray(t), _batch(name, t)
-            variables, state, values = update(variables, state, batch, step)
-            history.append(values)
-        stacked = {k: np.stack([h[k] for h in history]) for k in history[0]}
-        embeddings = _embeddings(method, variables, _batch(name, 0))
-        return to_numpy({"history": stacked, **variables, "embed": embeddings})
+        batch = {k: v[order] for k, v in whole.batch_of("smcl", 0).items()}
+        step_of, variables = whole.step_of(whole.method_of("smcl")), started()
+        args = variables["params"], variables, batch, jnp.asarray(step)
+        (total, aux), gradient = step_of(*args)
+        return float(total), aux, {k: np.asarray(v) for k, v in flatten(gradient).items()}
 
 
-@pytest.mark.slow
-@sources
-@pytest.mark.parametrize("name", cases("trajectory"))
-def test_training_trajectory(name, source):
-    """Adam with coupled decay; ADSL and a milestone come in on the way."""
-    store.compare(_trajectory(name), reference(name, source), rtol=1e-8)
+def test_first_losses_are_those_of_a_fresh_classifier():
+    assert CASES["smcl"].options["switch"] == SWITCH
+    terms = run()[1].terms
+    assert float(terms["id_visible"]) == pytest.approx(math.log(CLASSES), abs=0.02)
+    assert float(terms["id_syncretic"]) == pytest.approx(math.log(CLASSES), abs=0.02)
+    harder = math.log(1 + (CLASSES - 1) * math.e**4)  # than that of visible images, by the margin
+    assert float(terms["id_infrared"]) == pytest.approx(harder, abs=0.02)
+
+
+def test_total_is_the_identity_terms_until_the_metric_terms_come_in():
+    for step, metric in ((0, 0), (SWITCH - 1, 0), (SWITCH, 0.5), (10**6, 0.5)):
+        total, aux, _ = run(step)
+        t = {k: float(v) for k, v in aux.terms.items()}
+        identity = t["id_visible"] + t["id_infrared"] + t["id_syncretic"]
+        adsl = t["tri_center"] + t["global_center"]
+        assert total == pytest.approx(identity + metric * adsl, rel=1e-5)
+        assert len(t) == 5 and adsl > 0.1  # the terms are reported before they count
+        names = {f"accuracy_{m}" for m in ("visible", "infrared", "syncretic")}
+        assert set(aux.metrics) == names | {"auxiliary_std"}
+
+
+def test_metric_terms_train_the_generator_and_the_trunk_but_not_neck_and_classifier():
+    before, after = run(SWITCH - 1)[2], run(SWITCH)[2]
+    changed = {k.split("/")[0] for k in after if relative_error(before[k], after[k]) > 1e-3}
+    assert changed == {"auxiliary", "backbone"}
+
+
+def test_identities_may_be_permuted_jointly():
+    total, aux, gradient = run()
+    order = np.arange(P * K).reshape(P, K)[[2, 0, 3, 1]].ravel()
+    moved, moved_aux, moved_gradient = run(order=order)
+    assert moved == pytest.approx(total, rel=1e-9)
+    for k, v in aux.terms.items():
+        assert float(moved_aux.terms[k]) == pytest.approx(float(v), rel=1e-9)
+    for k, v in gradient.items():
+        assert relative_error(moved_gradient[k], v) < 1e-6, k

@@ -4,8 +4,6 @@ Rows are in the order of the authors' code: a modality after the other, visible 
 with CAJ's second view [visible; the same in other channels; infrared].
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -61,10 +59,11 @@ class AGW(nn.Module):
                 x = x if attention is None else attention(x)
         return self.pool(x)
 
-    def terms(self, visible: list[torch.Tensor], infrared: torch.Tensor, t: torch.Tensor) -> Any:
-        """The unweighted terms; `visible` are one or two views, t the labels of a modality."""
-        pool = self.pooled({"visible": torch.cat(visible), "infrared": infrared})
-        person = t.repeat(len(visible) + 1)
+    def terms(self, batch: Tensors, step: int) -> Tensors:
+        """The unweighted terms."""
+        visible = [batch[k] for k in ("visible", "visible_second") if k in batch]
+        pool = self.pooled({"visible": torch.cat(visible), "infrared": batch["infrared"]})
+        person = batch["label"].repeat(len(visible) + 1)
         terms = {"id": functional.cross_entropy(self.classifier(self.neck(pool)), person)}
         if self.tri_weight:
             rows = functional.normalize(pool) if self.normalize else pool
@@ -74,32 +73,11 @@ class AGW(nn.Module):
                 terms["tri"] = squared_difference(rows[:, None], person)
         return terms
 
-    def total(self, terms: Tensors) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """What is minimized."""
         return terms["id"] + self.tri_weight * terms["tri"] if "tri" in terms else terms["id"]
 
-    @torch.no_grad()
     def embed(self, images: torch.Tensor, modality: int) -> Tensors:
-        """Test features."""
-        training = self.training
-        self.eval()
+        """Features after the neck, and before it."""
         pool = self.pooled({NAMES[modality]: images})
-        neck = self.neck(pool)
-        self.train(training)
-        return {"bn": neck, "pool": pool}
-
-
-def optimizer(model: nn.Module, options: dict[str, Any]) -> torch.optim.SGD:
-    """SGD as in the authors' code: necks and classifiers at the rate, all else at a tenth."""
-    heads = [p for k, p in model.named_parameters() if k.startswith(("neck", "classifier"))]
-    ids = {id(p) for p in heads}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    lr = options["lr"]
-    groups: Any = [{"params": rest, "lr": 0.1 * lr}, {"params": heads, "lr": lr}]
-    return torch.optim.SGD(groups, **{"momentum": 0.9, "nesterov": True, **options})
-
-
-def adjust(optimizer: torch.optim.SGD, lr: float) -> None:
-    """Gives the groups of `optimizer` their rates."""
-    for group, factor in zip(optimizer.param_groups, (0.1, 1.0), strict=True):
-        group["lr"] = factor * lr
+        return {"bn": self.neck(pool), "pool": pool}

@@ -1,26 +1,10 @@
 """What the PyTorch references give for a case: values, gradients, new statistics, in float64."""
 
-from . import (
-    expected_auxiliary,
-    expected_core,
-    expected_idkl,
-    expected_metric,
-    expected_mun,
-    expected_pdm,
-    expected_pdm_model,
-)
+from . import expected_models, expected_parts
 from .case import Arrays
 from .inputs import CASES
 
-COMPUTE = {
-    **expected_core.COMPUTE,
-    **expected_metric.COMPUTE,
-    **expected_auxiliary.COMPUTE,
-    **expected_mun.COMPUTE,
-    **expected_idkl.COMPUTE,
-    **expected_pdm.COMPUTE,
-    **expected_pdm_model.COMPUTE,
-}
+COMPUTE = {**expected_parts.COMPUTE, **expected_models.COMPUTE}
 
 
 def compute(name: str) -> Arrays:

@@ -1,11 +1,11 @@
-"""IDKL (Ren and Zhang, CVPR 2024) in PyTorch: network, terms, one training step.
+"""IDKL (Ren and Zhang, CVPR 2024) in PyTorch: network and terms.
 
 Written from the paper's equations, and for what it calls "official" from what the released code
 (1KK077/IDKL at 8676b62) computes. The network always sees a batch in that code's order, infrared
 and visible images in turn, infrared first; see `idkl_losses`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,39 +19,16 @@ from .resnet import BatchNorm, ForkedResNet
 
 Tensors = dict[str, torch.Tensor]
 
-PAPER: dict[str, Any] = {
-    "tri_margin": 1.3,
-    "specific_weight": 1.0,
-    "confuser": "reversal",
-    "reversal_strength": 1.0,
-    "discriminator_input": "sp",
-    "purifier": True,
-    "mask": "channel",
-    "ip_weight": 0.1,
-    "purified_weight": 1.0,
-    "enhance_form": "softplus",
-    "enhance_head": "raw",
-    "reduce_form": "softplus",
-    "tgsa_weight": 0.6,
-    "tgsa_pairs": "all",
-    "tgsa_cross": "true",
-    "tgsa_scale": "none",
-    "csa_weight": 0.8,
-    "mdr_tgsa_weight": 1.0,
-    "mdr_csa_weight": 1.0,
-    "block_weight": 0.0,
-}
+PAPER: dict[str, Any] = dict(tri_margin=1.3, specific_weight=1.0, confuser="reversal")
+PAPER |= dict(reversal_strength=1.0, discriminator_input="sp", purifier=True, mask="channel")
+PAPER |= dict(ip_weight=0.1, purified_weight=1.0, enhance_form="softplus", enhance_head="raw")
+PAPER |= dict(reduce_form="softplus", tgsa_weight=0.6, tgsa_pairs="all", tgsa_cross="true")
+PAPER |= dict(tgsa_scale="none", csa_weight=0.8, mdr_tgsa_weight=1.0, mdr_csa_weight=1.0)
+PAPER |= dict(block_weight=0.0)
 # What of it decides on the parts of the network in the released code, and on weights. Its terms are
 # coded apart, in `released_terms`.
-OFFICIAL = {
-    **PAPER,
-    "specific_weight": 0.0,
-    "confuser": "half_flip",
-    "discriminator_input": "purified",
-    "mask": "map",
-    "enhance_head": "own",
-    "block_weight": 1.0,
-}
+OFFICIAL = PAPER | dict(specific_weight=0.0, confuser="half_flip", block_weight=1.0)
+OFFICIAL |= dict(discriminator_input="purified", mask="map", enhance_head="own")
 PRESETS = {"paper": PAPER, "official": OFFICIAL}
 
 
@@ -133,21 +110,17 @@ class IDKL(nn.Module):
         out["confuser"] = self.confuser_neck(x)
         return out
 
-    @torch.no_grad()
-    def embed(self, images: torch.Tensor) -> Tensors:
-        """Test features: of the shared branch, after its neck ("bn") and before."""
-        training = self.training
-        self.eval()
+    def embed(self, images: torch.Tensor, modality: int) -> Tensors:
+        """Features of the shared branch, after its neck ("bn") and before."""
         f = gem(self.backbone(images)[0][-1])
-        z = self.head("sh", f)[0]
-        self.train(training)
-        return {"bn": z, "pool": f}
+        return {"bn": self.head("sh", f)[0], "pool": f}
 
     # --- Objective -----------------------------------------------------------------------
 
-    def terms(self, images: Sequence[torch.Tensor], labels: torch.Tensor) -> Tensors:
+    def terms(self, batch: Tensors, step: int) -> Tensors:
         """The unweighted terms whose weight is not 0; images visible and infrared [N, 3, H, W]."""
-        out = self(losses.released_order(torch.stack(list(images), 1)))
+        images, labels = [batch["visible"], batch["infrared"]], batch["label"]
+        out = self(losses.released_order(torch.stack(images, 1)))
         person, t = labels.repeat_interleave(2), losses.released_labels(len(labels))
         found = (released_terms if self.official else paper_terms)(self, out, person, t)
         return {k: v for k, v in found.items() if self.weight(k)}
@@ -172,7 +145,7 @@ class IDKL(nn.Module):
             weight = o[f"{term}_weight"]
         return weight
 
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """Eq. (21)."""
         return torch.stack([self.weight(k) * v for k, v in terms.items()]).sum()
 
@@ -244,21 +217,3 @@ def released_terms(
         + losses.bg_kl(block(z[i]), block(z_p[i])),
         "mdr_csa_block": losses.bg_kl(block(z[v]), block(z[i])),
     }
-
-
-# --- Training ----------------------------------------------------------------------------
-
-
-def train_step(
-    model: IDKL,
-    optimizer: torch.optim.Optimizer,
-    images: Sequence[torch.Tensor],
-    labels: torch.Tensor,
-) -> Tensors:
-    """One step on eq. (21); returns terms and total."""
-    optimizer.zero_grad()
-    terms = model.terms(images, labels)
-    total = model.total(terms)
-    total.backward()
-    optimizer.step()
-    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}

@@ -2,29 +2,12 @@
 
 import functools
 
-from . import (
-    cases_auxiliary,
-    cases_core,
-    cases_idkl,
-    cases_metric,
-    cases_mun,
-    cases_pdm,
-    cases_pdm_model,
-)
+from . import cases_models, cases_parts
 from .case import Arrays, Case
 
-_MODULES = (
-    cases_core,
-    cases_metric,
-    cases_auxiliary,
-    cases_mun,
-    cases_idkl,
-    cases_pdm,
-    cases_pdm_model,
-)
-_ALL: list[Case] = [case for module in _MODULES for case in module.CASES]
+_ALL: list[Case] = [*cases_parts.CASES, *cases_models.CASES]
 CASES = {c.name: c for c in _ALL}
-INPUTS = {kind: make for module in _MODULES for kind, make in module.INPUTS.items()}
+INPUTS = {**cases_parts.INPUTS, **cases_models.INPUTS}
 
 
 def cases(*kinds: str) -> list[str]:

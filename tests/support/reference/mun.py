@@ -1,11 +1,9 @@
-"""The whole MUN model (Yu et al., ICCV 2023) and its training step in PyTorch.
+"""The whole MUN model (Yu et al., ICCV 2023) in PyTorch.
 
-Visible, infrared and auxiliary are v, r and a in the paper; Z are pooled features. The memory
-of the prototypes is an argument and a result, never a state of the model.
+Visible, infrared and auxiliary are v, r and a in the paper; Z are pooled features.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -19,8 +17,7 @@ from .pooling import GeM
 from .resnet import BatchNorm, ResNet
 from .smcl import generator_of
 
-Features = dict[str, torch.Tensor]  # by modality, [B, D] each
-Memory = dict[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
 NAMES = ("visible", "infrared", "auxiliary")
 
 
@@ -89,13 +86,17 @@ class MUN(nn.Module):
             "ia": ia_weight,
             "ma": ma_weight,
         }
-        self.num_steps, self.rows = num_steps, num_ids * num_instances
+        self.num_steps = num_steps
         self.normalize, self.tri_margin, self.ia_margin = normalize, tri_margin, ia_margin
         self.bridge = bridge
+        # The prototypes of the step before; nothing of them is used in the first one.
+        self.memory: Tensors = {}
+        if self.prototypes:
+            self.memory = {"prototype": torch.zeros(num_ids * num_instances, 3, d).double()}
 
     # --- From images to features ---
 
-    def features(self, visible: torch.Tensor, infrared: torch.Tensor) -> Features:
+    def features(self, visible: torch.Tensor, infrared: torch.Tensor) -> Tensors:
         """The training pass: [B, 3, H, W] for each modality -> Z [B, D] for each."""
         images, stems, generate = [visible, infrared], [0, 1], None
         names = NAMES[:2] if self.kind == "none" else NAMES
@@ -110,20 +111,15 @@ class MUN(nn.Module):
         z = self.pool(self.backbone(images, stems, generate, self.specific))
         return dict(zip(names, z.unflatten(0, (-1, len(names))).unbind(1), strict=True))
 
-    def normalized(self, z: Features) -> Features:
+    def normalized(self, z: Tensors) -> Tensors:
         """Z after the neck, which all modalities pass together."""
         f = self.neck(torch.stack(list(z.values()), 1).flatten(0, 1))
         return dict(zip(z, f.unflatten(0, (-1, len(z))).unbind(1), strict=True))
 
-    @torch.no_grad()
-    def embed(self, images: torch.Tensor, modality: int) -> dict[str, torch.Tensor]:
-        """Test features of one modality: after the neck ("bn"), and Z."""
-        training = self.training
-        self.eval()
+    def embed(self, images: torch.Tensor, modality: int) -> Tensors:
+        """Features of one modality: after the neck ("bn"), and Z."""
         z = self.pool(self.backbone([images], [modality], after=self.specific))
-        result = {"bn": self.neck(z), "pool": z}
-        self.train(training)
-        return result
+        return {"bn": self.neck(z), "pool": z}
 
     # --- Prototypes ---
 
@@ -135,32 +131,21 @@ class MUN(nn.Module):
             result.append(torch.stack([w @ row for row in z[:, m]]))
         return torch.stack(result, 1)
 
-    def new_memory(self) -> Memory:
-        """What the memory is before the first step; nothing of it is used there."""
-        return {"prototype": torch.zeros(self.rows, 3, self.backbone.features).double()}
-
-    def remembered(self, z: torch.Tensor, step: int, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """T of eqs. (13) and (14), or Z itself, and the memory that it leaves."""
+    def remembered(self, z: torch.Tensor, step: int) -> torch.Tensor:
+        """T of eqs. (13) and (14), which the memory then has, or Z itself."""
         if not self.prototypes:
-            return z, {}
+            return z
         weight = beta(step, self.num_steps) if step else 1.0  # eq. (13)
-        t = accumulate(self.mapped(z), weight, memory["prototype"])
-        return t, {"prototype": t.detach()}
+        t = accumulate(self.mapped(z), weight, self.memory["prototype"])
+        self.memory = {"prototype": t.detach()}
+        return t
 
     # --- Objective ---
 
-    def terms(
-        self,
-        images: Sequence[torch.Tensor],
-        labels: torch.Tensor,
-        step: int,
-        memory: Memory,
-    ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """The unweighted terms of eq. (17) whose weight is not 0, and the new memory.
-
-        images: visible, infrared.
-        """
-        z = self.features(*images)
+    def terms(self, batch: Tensors, step: int) -> Tensors:
+        """The unweighted terms of eq. (17) whose weight is not 0."""
+        labels = batch["label"]
+        z = self.features(batch["visible"], batch["infrared"])
         f = self.normalized(z)
 
         def classify(head: str, modality: str) -> torch.Tensor:
@@ -186,48 +171,13 @@ class MUN(nn.Module):
             rows = unit(torch.stack([z[m] for m in NAMES], 1))
             terms["ia"] = alignment(rows, labels, self.ia_margin)
         if self.weights["ma"]:
-            t, memory = self.remembered(torch.stack([z[m] for m in NAMES], 1), step, memory)
+            t = self.remembered(torch.stack([z[m] for m in NAMES], 1), step)
             terms["ma"] = modality_alignment(t, labels, self.bridge)
-        return terms, memory
+        return terms
 
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """Eq. (17)."""
         return torch.stack([self.weights[k] * v for k, v in terms.items()]).sum()
-
-
-# --- Training ---------------------------------------------------------------------------
-
-
-def make_optimizer(
-    model: MUN, options: Mapping[str, Any]
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a lower rate for the trunk, and MultiStepLR.
-
-    Normalization layers, biases and layer scales, all that is not a matrix or a kernel, do
-    not decay.
-
-    `options`: lr, weight_decay, backbone (factor of the rate), milestones in steps, gamma.
-    """
-    groups = []
-    for in_trunk in (True, False):
-        for decays in (True, False):
-            members = [
-                p
-                for name, p in model.named_parameters()
-                if name.startswith("backbone.") == in_trunk and (p.ndim > 1) == decays
-            ]
-            groups.append(
-                {
-                    "params": members,
-                    "lr": options["lr"] * (options["backbone"] if in_trunk else 1.0),
-                    "weight_decay": options["weight_decay"] if decays else 0.0,
-                }
-            )
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, options.get("milestones", ()), options.get("gamma", 0.1)
-    )
-    return optimizer, schedule
 
 
 @torch.no_grad()
@@ -236,21 +186,3 @@ def project(model: MUN) -> None:
     for name, p in model.named_parameters():
         if name.endswith("layer_scale"):
             p.copy_(functional.hardtanh(p, 1e-6, 1.0))
-
-
-def train_step(
-    model: MUN,
-    optimizer: torch.optim.Optimizer,
-    images: Sequence[torch.Tensor],
-    labels: torch.Tensor,
-    step: int,
-    memory: Memory,
-) -> tuple[dict[str, torch.Tensor], Memory]:
-    """One step on eq. (17), then the projection; returns terms and total, and the memory."""
-    optimizer.zero_grad()
-    terms, memory = model.terms(images, labels, step, memory)
-    total = model.total(terms)
-    total.backward()
-    optimizer.step()
-    project(model)
-    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}, memory

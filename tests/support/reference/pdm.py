@@ -6,7 +6,6 @@ the order of those codes: [visible; infrared], and after the expansion all of th
 branch, with the labels as the codes repeat them.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,47 +22,18 @@ Tensors = dict[str, torch.Tensor]
 
 NAMES = ("visible", "infrared")
 # Both codes' and the paper's methods. lambda_1 and lambda_2 are the codes' 0.8 and 0.01.
-DEEN: dict[str, Any] = {
-    "mfa": True,
-    "gate": False,
-    "branches": 2,
-    "mfgm": "none",  # the mean of the convolutions, no attention
-    "num_prototypes": 0,
-    "id_global_weight": 0.0,
-    "tri_margin": 0.3,
-    "cpm_form": "three",
-    "cpm_margin": 0.2,
-    "cpm_weight": 0.8,
-    "ch_form": "code_rms",
-    "ch_weight": 0.0,
-    "dcs_pull_margin": 0.01,
-    "dcs_push_margin": 0.7,
-    "dcs_weight": 0.0,
-    "normalize": False,
-    "ort_weight": 0.01,
-}
-CODE = {
-    **DEEN,
-    "gate": True,
-    "mfgm": "code",
-    "num_prototypes": 10,
-    "id_global_weight": 1.0,
-    "cpm_weight": 0.5 * 0.8,
-    "ch_weight": 0.5 * 0.5,  # once in the model, once in the sum
-    "dcs_weight": 1.0,
-}
-PAPER = {
-    **CODE,
-    "mfa": False,
-    "gate": False,
-    "mfgm": "paper",  # eqs. (1) and (2)
-    "id_global_weight": 0.0,
-    "cpm_form": "single",  # eqs. (3) and (4)
-    "cpm_weight": 1.0,
-    "ch_form": "cos_min",  # eq. (9), its sign turned
-    "ch_weight": 1.0,
-    "ort_weight": 0.0,
-}
+# DEEN's expansion is the mean of the convolutions, without attention.
+DEEN: dict[str, Any] = dict(mfa=True, gate=False, branches=2, mfgm="none", num_prototypes=0)
+DEEN |= dict(id_global_weight=0.0, tri_margin=0.3, normalize=False)
+DEEN |= dict(cpm_form="three", cpm_margin=0.2, cpm_weight=0.8, ort_weight=0.01)
+DEEN |= dict(ch_form="code_rms", ch_weight=0.0)
+DEEN |= dict(dcs_pull_margin=0.01, dcs_push_margin=0.7, dcs_weight=0.0)
+CODE = DEEN | dict(gate=True, mfgm="code", num_prototypes=10, id_global_weight=1.0)
+CODE |= dict(cpm_weight=0.5 * 0.8, dcs_weight=1.0)
+CODE |= dict(ch_weight=0.5 * 0.5)  # once in the model, once in the sum
+# eqs. (1) to (4), and (9) with its sign turned.
+PAPER = CODE | dict(mfa=False, gate=False, mfgm="paper", id_global_weight=0.0, ort_weight=0.0)
+PAPER |= dict(cpm_form="single", cpm_weight=1.0, ch_form="cos_min", ch_weight=1.0)
 PRESETS = {"deen": DEEN, "code": CODE, "paper": PAPER}
 
 
@@ -139,14 +109,10 @@ class MultiFeature(nn.Module):
             found["full"] = torch.cat([parts.flatten(1), found["global"]], 1)
         return found, logits
 
-    @torch.no_grad()
     def embed(self, images: torch.Tensor, modality: int) -> Tensors:
-        """Test features of one modality, those of the branches side by side."""
-        training = self.training
-        self.eval()
+        """Features of one modality, those of the branches side by side."""
         pool, _ = self.features({NAMES[modality]: images})
         neck = {k: self.get_submodule(f"neck_{k}")(x) for k, x in pool.items()}
-        self.train(training)
         first = slice(len(images))
         last = list(pool)[-1]
         kinds = {"pools": pool["global"], "necks": neck["global"]}
@@ -160,13 +126,13 @@ class MultiFeature(nn.Module):
 
     # --- Terms ---------------------------------------------------------------------------
 
-    def terms(self, images: Tensors, label1: torch.Tensor, label2: torch.Tensor) -> Tensors:
+    def terms(self, batch: Tensors, step: int) -> Tensors:
         """The unweighted terms whose weight is not 0, of visible and infrared [B, 3, H, W]."""
-        o = self.o
+        o, label = self.o, batch["label"]
         rows = 1 + o["branches"]
-        found, prototypes = self.features(images)
+        found, prototypes = self.features({k: batch[k] for k in NAMES})
         # The order of the released labels is not that of the rows; it does no harm.
-        labels = torch.cat([label1] * rows + [label2] * rows)
+        labels = torch.cat([label] * rows + [label] * rows)
         last = list(found)[-1]
         terms = {}
         for name in found:
@@ -194,7 +160,7 @@ class MultiFeature(nn.Module):
             terms["ch"] = pairmining.heterogeneity(prototypes, o["ch_form"])
         x = f[last]
         if (o["dcs_pull_margin"], o["dcs_push_margin"]) == (0.01, 0.7):
-            terms["dcs"] = pairmining.released_dcs(x, label1)
+            terms["dcs"] = pairmining.released_dcs(x, label)
         else:
             terms["dcs"] = pairmining.dual_center_separation(
                 x.reshape(self.num_ids, -1, x.shape[-1]), o["dcs_pull_margin"], o["dcs_push_margin"]
@@ -211,18 +177,14 @@ class MultiFeature(nn.Module):
         if self.o["cpm_form"] == "three":
             return pairmining.released_cpm(f, self.num_ids, self.o["cpm_margin"])
         centers = f.unflatten(0, (self.num_ids, -1)).mean(1)
-        return pairmining.center_pair_mining(
-            centers[:, :, 0],
-            centers[:, :, 1],
-            self.o["cpm_margin"],
-            self.o["cpm_form"],
-        )
+        margin, form = self.o["cpm_margin"], self.o["cpm_form"]
+        return pairmining.center_pair_mining(centers[:, :, 0], centers[:, :, 1], margin, form)
 
     def weight(self, term: str) -> float:
         """Of a term in the total."""
         return 1.0 if term in ("id", "id_full", "tri") else self.o[f"{term}_weight"]
 
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """What is minimized."""
         return _sum(self.weight(k) * v for k, v in terms.items())
 

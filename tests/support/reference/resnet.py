@@ -85,15 +85,6 @@ class Stem(nn.Module):
         return functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
 
 
-class Stage(nn.Sequential):
-    """Blocks one after the other."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self:
-            x = block(x)
-        return x
-
-
 def _stages(depth: int, width: int, last_stride: int, first: int, end: int) -> dict[str, nn.Module]:
     """The stages first .. end-1 by name; stage 0 is the stem, stage n is layer n."""
     bottleneck, blocks = LAYOUTS[depth]
@@ -104,18 +95,10 @@ def _stages(depth: int, width: int, last_stride: int, first: int, end: int) -> d
             result["stem"] = Stem(width)
             continue
         planes = width * 2 ** (n - 1)
-        inputs = width if n == 1 else growth * planes // 2
-        stride = {1: 1, 4: last_stride}.get(n, 2)
-        result[f"layer{n}"] = Stage(
-            *(
-                Block(
-                    inputs if b == 0 else growth * planes,
-                    planes,
-                    stride if b == 0 else 1,
-                    bottleneck,
-                )
-                for b in range(blocks[n - 1])
-            )
+        first_of = (width if n == 1 else growth * planes // 2, {1: 1, 4: last_stride}.get(n, 2))
+        sizes = [first_of, *[(growth * planes, 1)] * (blocks[n - 1] - 1)]
+        result[f"layer{n}"] = nn.Sequential(
+            *(Block(inputs, planes, stride, bottleneck) for inputs, stride in sizes)
         )
     return result
 
@@ -130,12 +113,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        depth: int = 50,
-        width: int = 64,
-        last_stride: int = 1,
-        specific: int = 0,
-        copies: int = 2,
+        self, depth: int, width: int, last_stride: int = 1, specific: int = 0, copies: int = 2
     ) -> None:
         super().__init__()
         self.specific = specific

@@ -1,7 +1,6 @@
 """Runs a PyTorch reference on a case: values, gradients, new statistics, in float64."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +52,9 @@ def parameter_gradients(model: torch.nn.Module) -> Arrays:
     return {f"grad/{k}": v for k, v in flat_from_torch(gradients).items()}
 
 
-def loss(case: Case, function: Callable[..., torch.Tensor], *names: str) -> Arrays:
-    """Value and gradient of a function of the named inputs; labels get no gradient."""
-    x = {k: tensor(case_inputs(case.name)[k]) for k in names}
+def loss(case: Case, function: Callable[..., torch.Tensor]) -> Arrays:
+    """Value and gradient of a function of the inputs; labels get no gradient."""
+    x = {k: tensor(v) for k, v in case_inputs(case.name).items()}
     for k, v in x.items():
         v.requires_grad_(k != "labels")
     value = function(*x.values(), **case.options)
@@ -64,14 +63,14 @@ def loss(case: Case, function: Callable[..., torch.Tensor], *names: str) -> Arra
     return {"value": numpy(value), **gradients}
 
 
-def module(case: Case, model: torch.nn.Module, inputs: Tensors, *args: Any) -> Arrays:
-    """Output, gradients and statistics of a module that takes the images, then `args`."""
+def module(case: Case, model: torch.nn.Module, inputs: Tensors) -> Arrays:
+    """Output, gradients and statistics of a module of the inputs."""
     model.double()
     load(model, case.name)
     model.train(case.options.get("train", True))
     for x in inputs.values():
         x.requires_grad_()
-    value = rows_last(model(*inputs.values(), *args))
+    value = rows_last(model(*inputs.values()))
     (value * tensor(direction(case.name, tuple(value.shape)))).sum().backward()
     return {
         "value": numpy(value),

@@ -1,7 +1,4 @@
-"""The whole SMCL model (Wei et al., ICCV 2021) and its training step in PyTorch."""
-
-from collections.abc import Iterable
-from typing import Any
+"""The whole SMCL model (Wei et al., ICCV 2021) in PyTorch."""
 
 import torch
 from torch import nn
@@ -11,6 +8,7 @@ from . import metric as metrics
 from .pooling import GAP
 from .resnet import BatchNorm, ResNet
 
+Tensors = dict[str, torch.Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the standardized images
 
 
@@ -32,29 +30,22 @@ class SMGM(nn.Module):
         return (s - mean) / std if self.space == "unit" else s
 
 
-def _sum(values: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(values)).sum()
-
-
-def adsl(terms: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Eq. (8): the metric terms, unweighted."""
-    return _sum(v for k, v in terms.items() if not k.startswith("id_"))
-
-
 def generator_of(auxiliary: str, smgm: tuple[int, str]) -> nn.Module | None:
     """What makes the third modality, an image."""
     from . import auxiliary as modalities  # which imports this module
 
-    match auxiliary:
-        case "syncretic":
-            return SMGM(*smgm)
-        case "x":
-            return modalities.X()
-        case "gray":
-            return modalities.Gray()
-        case "mixed":
-            return modalities.Mixed()
-    return None
+    if auxiliary == "syncretic":
+        return SMGM(*smgm)
+    images = {"x": modalities.X, "gray": modalities.Gray, "mixed": modalities.Mixed}
+    return images[auxiliary]() if auxiliary in images else None
+
+
+METRICS = {
+    "bh_tri": metrics.batch_hard_triplet,
+    "hc_tri": metrics.hetero_center_triplet,
+    "bdtr": metrics.bdtr,
+    "bicenter": metrics.bi_center,
+}
 
 
 class SMCL(nn.Module):
@@ -80,6 +71,7 @@ class SMCL(nn.Module):
         triplet_margin: float = 0.3,
         bicenter_margin: float = 0.5,
         metric_weight: float = 0.5,
+        switch: int = 0,
     ) -> None:
         super().__init__()
         self.kind = auxiliary
@@ -90,7 +82,7 @@ class SMCL(nn.Module):
         self.classifier = nn.Linear(self.backbone.features, num_classes, bias=False)
         self.id_margin = id_margin
         self.center_margin, self.normalize = center_margin, normalize_centers
-        self.metric_weight, self.metric = metric_weight, metric
+        self.metric_weight, self.metric, self.switch = metric_weight, metric, switch
         self.of_metric = {
             "bh_tri": dict(margin=triplet_margin),
             "hc_tri": dict(margin=triplet_margin),
@@ -109,11 +101,10 @@ class SMCL(nn.Module):
         split = (-1, len(images))
         return g.unflatten(0, split), self.classifier(self.neck(g)).unflatten(0, split)
 
-    def terms(
-        self, visible: torch.Tensor, infrared: torch.Tensor, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def terms(self, batch: Tensors, step: int) -> Tensors:
         """The unweighted terms of eq. (4) and eq. (8)."""
-        g, logits = self(visible, infrared)
+        labels = batch["label"]
+        g, logits = self(batch["visible"], batch["infrared"])
         terms = {
             "id_visible": losses.cross_entropy(logits[:, 0], labels),
             "id_infrared": losses.cross_entropy(logits[:, 1], labels, self.id_margin),
@@ -122,67 +113,26 @@ class SMCL(nn.Module):
             terms[f"id_{self.kind}"] = losses.cross_entropy(logits[:, 2], labels)
         return {**terms, **self.metric_terms(g, labels)}
 
-    def metric_terms(self, g: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def metric_terms(self, g: torch.Tensor, labels: torch.Tensor) -> Tensors:
         """The terms of eq. (8), or the one in their place."""
         if self.metric != "adsl":
-            function = {
-                "bh_tri": metrics.batch_hard_triplet,
-                "hc_tri": metrics.hetero_center_triplet,
-                "bdtr": metrics.bdtr,
-                "bicenter": metrics.bi_center,
-            }[self.metric]
             pair = g[:, :2]
             if self.normalize:
                 pair = torch.stack([x / losses.norm(x) for x in pair.flatten(0, 1)]).view_as(pair)
-            return {self.metric: function(pair, labels, **self.of_metric[self.metric])}
+            return {self.metric: METRICS[self.metric](pair, labels, **self.of_metric[self.metric])}
         terms = {"global_center": losses.global_center(g, labels, self.normalize)}
         if self.kind != "none":
             terms["tri_center"] = losses.tri_center(g, labels, self.center_margin, self.normalize)
         return terms
 
-    def total(self, terms: dict[str, torch.Tensor], metric: bool) -> torch.Tensor:
+    def total(self, terms: Tensors, step: int) -> torch.Tensor:
         """Eq. (4), or eq. (9) once incremental training has brought the metric losses in."""
-        total = _sum(v for k, v in terms.items() if k.startswith("id_"))
-        return total + self.metric_weight * adsl(terms) if metric else total
+        by_name = [(k.startswith("id_"), v) for k, v in terms.items()]
+        total = torch.stack([v for identity, v in by_name if identity]).sum()
+        adsl = torch.stack([v for identity, v in by_name if not identity]).sum()  # eq. (8)
+        return total + self.metric_weight * adsl if step >= self.switch else total
 
-    @torch.no_grad()
-    def embed(self, images: torch.Tensor, modality: int) -> dict[str, torch.Tensor]:
-        """Test features of one modality: f after the neck ("bn") and g before it ("pool")."""
-        training = self.training
-        self.eval()
+    def embed(self, images: torch.Tensor, modality: int) -> Tensors:
+        """Features of one modality: f after the neck ("bn") and g before it ("pool")."""
         g = self.pool(self.backbone([images]))
-        f = self.neck(g)
-        self.train(training)
-        return {"bn": f, "pool": g}
-
-
-def make_optimizer(
-    model: nn.Module, options: dict[str, Any]
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam or SGD as PyTorch has them (weight decay joins the gradient), and MultiStepLR.
-
-    `options`: name, lr, weight_decay, (momentum), milestones in steps, gamma.
-    """
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    rest = {k: v for k, v in options.items() if k not in ("name", "milestones", "gamma")}
-    optimizer = kinds[options["name"]](model.parameters(), **rest)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, options.get("milestones", ()), options.get("gamma", 0.1)
-    )
-    return optimizer, schedule
-
-
-def train_step(
-    model: SMCL,
-    optimizer: torch.optim.Optimizer,
-    images: tuple[torch.Tensor, torch.Tensor],
-    labels: torch.Tensor,
-    metric: bool,
-) -> dict[str, torch.Tensor]:
-    """One step on eq. (4) or (9), Algorithm 1 with one update; returns terms and total."""
-    optimizer.zero_grad()
-    terms = model.terms(*images, labels)
-    total = model.total(terms, metric)
-    total.backward()
-    optimizer.step()
-    return {**{k: v.detach() for k, v in terms.items()}, "total": total.detach()}
+        return {"bn": self.neck(g), "pool": g}

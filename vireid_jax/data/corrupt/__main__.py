@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vireid_jax import __version__
-from vireid_jax.data.corrupt import KINDS, MIN_SIDE, SEVERITIES, corrupt
+from vireid_jax.data.corrupt import KINDS, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
 
 IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
@@ -43,38 +43,29 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     return np.asarray(picture.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS))
 
 
-def contact_sheet(
-    path: str | os.PathLike[str],
-    image: np.ndarray,
-    *,
-    seed: int = 0,
-    shown: tuple[int, int] = _SHOWN,
-) -> None:
+def contact_sheet(path: str | os.PathLike[str], image: np.ndarray, *, seed: int = 0) -> None:
     """Writes `image` and its 20 x 5 corruptions, a row for each kind, in two groups.
 
     Args:
       path: the picture to write; its ending picks the format, such as .png.
       image: uint8 [H, W, 3]; corrupted as it is, shown reduced.
       seed: of the corruptions' random numbers.
-      shown: (height, width) in pixels of each image on the sheet.
 
     Raises:
       ValueError: the ending is not that of a picture format, or see `corrupt`.
       OSError: the file cannot be written.
     """
     target = picture_path(path)
-    if min(shown) < MIN_SIDE:
-        raise ValueError(f"shown is {shown}, expected sides of {MIN_SIDE} pixels or more")
     heads = [[text] for text in ("clean", *map(str, SEVERITIES))]
     halves = []
     for first in (0, len(KINDS) // 2):
         half = KINDS[first : first + len(KINDS) // 2]
-        sheet = Sheet(heads, [kind.split("_") for kind in half], shown)
+        sheet = Sheet(heads, [kind.split("_") for kind in half], _SHOWN)
         for row, kind in enumerate(half):
             for severity in (0, *SEVERITIES):
                 rng = np.random.default_rng([seed, first + row, severity])
                 cell = corrupt(image, kind, severity, rng=rng) if severity else image
-                small = Image.fromarray(cell).resize(shown[::-1], Image.Resampling.BOX)
+                small = Image.fromarray(cell).resize(_SHOWN[::-1], Image.Resampling.BOX)
                 sheet.paste(small, row, severity)
         halves.append(np.asarray(sheet.picture))
     # Noise hardly compresses: without the two lowest bits the file is a quarter smaller.

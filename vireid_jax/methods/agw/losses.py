@@ -1,7 +1,8 @@
 """The triplet losses of AGW and of CAJ: every pair counts, by a softmax of its distance.
 
-Both take features [B, M, D] and labels [B] in any order of rows. A batch of one identity has no
-negatives, and gives 0 with a zero gradient.
+Both take features [B, M, D] and labels int [B] that the modalities share, in any order of rows,
+and return a scalar, float32 or wider. A batch of one identity has no negatives, and gives 0 with a
+zero gradient. Shapes that do not fit raise ValueError.
 """
 
 import jax
@@ -25,16 +26,6 @@ def weighted_regularized_triplet(features: jax.Array, labels: jax.Array) -> jax.
     shifting d first, so that beyond distances of 14 to 18, where sum exp(-d) falls below
     1e-6, the negatives' weights vanish and nothing pushes any more. Here the weights always
     sum to 1, as in the paper.
-
-    Args:
-      features: [B, M, D].
-      labels: int [B], shared by the M modalities.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
     """
     gap, valid = _weighted_gap(features, labels)
     return valid_mean(jax.nn.softplus(gap), valid)
@@ -46,18 +37,8 @@ def squared_difference(features: jax.Array, labels: jax.Array) -> jax.Array:
     mean_a softplus( sign(g_a) min(g_a^2, 88) ), g_a the gap sum_p w_p d(a, p) - sum_n w_n d(a, n)
     of `weighted_regularized_triplet`: the same order, with a gradient that grows with the gap, and
     that vanishes where there is none. As in the authors' code (ICCV21_CAJ/loss.py,
-    `TripletLoss_ADP` with alpha, gamma and square of 1, the values of its command line); the
-    difference of the weights that is told there holds here too.
-
-    Args:
-      features: [B, M, D].
-      labels: int [B], shared by the M modalities.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    `TripletLoss_ADP` with alpha, gamma and square of 1, the values of its command line), but for
+    the same difference.
     """
     gap, valid = _weighted_gap(features, labels)
     square = jnp.minimum(gap * gap, MAX_SQUARE)
@@ -65,11 +46,7 @@ def squared_difference(features: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _weighted_gap(features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each of all rows its positives' softmax-weighted distance less its negatives'.
-
-    Returns:
-      gap [M * B], and whether the row has negatives.
-    """
+    """Of each of M * B rows the positives' weighted distance less the negatives'; has it any?"""
     rows, labels = joint_rows(features, labels)
     distance = pairwise_distance(rows, rows)
     positive, negative = joint_pairs(labels)

@@ -55,13 +55,7 @@ def build(
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    common.check(
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
-        choices={"tri_form": (tri_form, TRIPLETS)},
-        not_negative={"tri_weight": tri_weight},
-    )
+    common.check(locals(), choices={"tri_form": TRIPLETS}, not_negative=("tri_weight",))
     weights = {"id": 1.0, "tri": tri_weight} if tri_weight else {"id": 1.0}
     net = AGWNet(num_classes, {**backbone.resnet_options(), "specific": 1})
 

@@ -63,17 +63,8 @@ def build(
     Raises:
       ValueError: for a value out of range, naming the option.
     """
-    common.check(
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
-        not_negative=dict(
-            tri_margin=tri_margin,
-            cpm_weight=cpm_weight,
-            cpm_margin=cpm_margin,
-            ort_weight=ort_weight,
-        ),
-    )
+    numbers = ("tri_margin", "cpm_weight", "cpm_margin", "ort_weight")
+    common.check(locals(), not_negative=numbers)
     net = multifeature.make(
         num_classes=num_classes,
         image_size=image_size,
@@ -100,13 +91,7 @@ def build(
             ),
         }
         if "cpm" in weights:
-            centers = pairmining.by_identity(f, num_ids).mean(1)  # [P, 2, 1 + G, D]
-            terms["cpm"] = sum(
-                pairmining.center_pair_mining(
-                    centers[:, :, 0], centers[:, :, 1 + i], margin=cpm_margin
-                )
-                for i in range(branches)
-            )
+            terms["cpm"] = sum(pairmining.by_branch(f, num_ids, margin=cpm_margin))
         if "ort" in weights:
             terms["ort"] = pairmining.orthogonality(f[:, :, 1:].reshape(-1, branches, f.shape[-1]))
         metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(feature).mean()}

@@ -7,6 +7,8 @@ affinity          15   logits of a graph of features
 divergence        16   Kullback-Leibler divergence, row by row; of logits in eqs. 19 and 20
 graph_alignment   16   L_tgsa^(a;b)
 by_instance       -    the block-wise view of logits, which the released code alone has
+
+Losses are scalars, float32 or wider. Shapes that do not fit and unknown choices raise ValueError.
 """
 
 import jax
@@ -32,12 +34,7 @@ def half_flipped(rows: int) -> jax.Array:
     labels 1, 0, 1, 0, ..., each twice, rolled left by one: 1, 0, 0, 1, repeated. In our order
     infrared images have label 1 in even slots and visible images in odd ones; with an odd
     number of slots the last visible image has label 1 too.
-
-    Args:
-      rows: B, slots of a batch.
-
-    Returns:
-      int32 [2 * B], row 2b + m for modality m of slot b.
+    Returns int32 [2 * B], row 2b + m for modality m of slot b, with B = `rows`.
     """
     infrared = (jnp.arange(rows) + 1) % 2
     return jnp.stack([jnp.roll(infrared, -1), infrared], 1).reshape(-1).astype(jnp.int32)
@@ -57,15 +54,8 @@ def enhancing_loss(enhanced: jax.Array, plain: jax.Array, *, form: str = "softpl
     mean_n exp([h(enhanced_n) - h(plain_n)]_+) - 1.
 
     Args:
-      enhanced: logits of f^d+, [N, C].
-      plain: logits of f, [N, C].
+      enhanced, plain: logits of f^d+ and of f, [N, C].
       form: one of `ENHANCING_FORMS`.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit or an unknown form.
     """
     if enhanced.ndim != 2 or enhanced.shape != plain.shape:
         raise ValueError(f"got {enhanced.shape} and {plain.shape}, expected two of [N, C]")
@@ -86,17 +76,11 @@ def reducing_loss(
     released code's, which has [.]_+ ("relu") for softplus.
 
     Args:
-      reduced: f^m-, pooled features of the masked map, [B, 2, D], visible and infrared.
-      plain: f^, pooled features of the normalized map, [B, 2, D].
+      reduced, plain: f^m- and f^, pooled features of the masked and of the normalized map,
+        [B, 2, D], visible and infrared.
       labels: int [B], shared by the two modalities.
       form: one of `REDUCING_FORMS`. Any mask in (0, 1) that is the same for all images lowers d,
         and "relu" is then 0 with a gradient of 0.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit or an unknown form.
     """
     if reduced.ndim != 3 or reduced.shape[1] != 2 or reduced.shape != plain.shape:
         raise ValueError(f"got {reduced.shape} and {plain.shape}, expected two of [B, 2, D]")
@@ -125,9 +109,6 @@ def affinity(a: jax.Array, b: jax.Array, *, scale: str = "none") -> jax.Array:
 
     Returns:
       [N, N - 1]; softmax over the rows gives A.
-
-    Raises:
-      ValueError: for shapes that do not fit or an unknown scale.
     """
     if a.shape != b.shape:
         raise ValueError(f"got {a.shape} and {b.shape}, expected two of one shape [N, D]")
@@ -143,20 +124,10 @@ def affinity(a: jax.Array, b: jax.Array, *, scale: str = "none") -> jax.Array:
 
 
 def divergence(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence between rows of two logit matrices, in both directions.
+    """Kullback-Leibler divergence between rows of two logit matrices [N, L], in both directions.
 
     KL(p || q) + KL(q || p) = sum_j (p_j - q_j) (log p_j - log q_j), with p and q the softmax of
-    a row of `first` and `second`, as the released code. The paper's KL(first, second) can be
-    read as either direction. Mean over rows, the code's batchmean; the paper prints a sum.
-
-    Args:
-      first, second: [N, L], unnormalized or normalized log-probabilities.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    a row of `first` and `second`. Both directions and the mean over rows are the released code's.
     """
     if first.ndim != 2 or first.shape != second.shape:
         raise ValueError(f"got {first.shape} and {second.shape}, expected two of one shape [N, L]")
@@ -177,12 +148,6 @@ def graph_alignment(
       cross: A_(a;b) has the "true" distances D(a_i, b_j), or the code's "mix": distances within
         the first halves of a and b put together, whose rows are other samples.
       scale: see `affinity`.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit, an unknown choice, or a mix of an odd N.
     """
     _check("pairs", pairs, PAIRS)
     _check("cross", cross, CROSSES)
@@ -203,15 +168,7 @@ def graph_alignment(
 def by_instance(logits: jax.Array, num_instances: int) -> jax.Array:
     """The released code's block-wise view: row k holds the logits of image k of all identities.
 
-    Args:
-      logits: [P * K, C], identity-major.
-      num_instances: K.
-
-    Returns:
-      [K, P * C].
-
-    Raises:
-      ValueError: if the rows do not divide by K.
+    Logits [P * K, C], identity-major, to [K, P * C].
     """
     if logits.ndim != 2 or logits.shape[0] % num_instances:
         raise ValueError(

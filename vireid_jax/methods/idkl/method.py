@@ -180,34 +180,20 @@ def build(
         return common.total(weights, terms), Aux(terms, dict(updates), scalars)
 
     # Checks stand last for the sake of the reader; they come before anything is traced.
-    common.check(
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
-        choices={
-            "confuser": (confuser, CONFUSERS),
-            "discriminator_input": (discriminator_input, ("sp", "purified")),
-            "mask": (mask, MASKS),
-            "enhance_form": (enhance_form, losses.ENHANCING_FORMS),
-            "enhance_head": (enhance_head, ("raw", "own")),
-            "reduce_form": (reduce_form, losses.REDUCING_FORMS),
-            "tgsa_pairs": (tgsa_pairs, losses.PAIRS),
-            "tgsa_cross": (tgsa_cross, losses.CROSSES),
-            "tgsa_scale": (tgsa_scale, losses.SCALES),
-        },
-        not_negative=dict(
-            tri_margin=tri_margin,
-            specific_weight=specific_weight,
-            reversal_strength=reversal_strength,
-            ip_weight=ip_weight,
-            purified_weight=purified_weight,
-            tgsa_weight=tgsa_weight,
-            csa_weight=csa_weight,
-            mdr_tgsa_weight=mdr_tgsa_weight,
-            mdr_csa_weight=mdr_csa_weight,
-            block_weight=block_weight,
-        ),
-    )
+    choices = {
+        "confuser": CONFUSERS,
+        "discriminator_input": ("sp", "purified"),
+        "mask": MASKS,
+        "enhance_form": losses.ENHANCING_FORMS,
+        "enhance_head": ("raw", "own"),
+        "reduce_form": losses.REDUCING_FORMS,
+        "tgsa_pairs": losses.PAIRS,
+        "tgsa_cross": losses.CROSSES,
+        "tgsa_scale": losses.SCALES,
+    }
+    numbers = ["tri_margin", "specific_weight", "reversal_strength", "ip_weight", "block_weight"]
+    numbers += ["purified_weight", "tgsa_weight", "csa_weight", "mdr_tgsa_weight", "mdr_csa_weight"]
+    common.check(locals(), choices=choices, not_negative=numbers)
     if not 0 <= modality_dropout < 1:
         raise ValueError(f"method.modality_dropout is {modality_dropout}, expected 0 to below 1")
     if tgsa_cross == "mix" and num_ids * num_instances % 2:

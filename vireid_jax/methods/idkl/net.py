@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vireid_jax.losses.distance import wide
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gem_above
@@ -31,6 +32,7 @@ from vireid_jax.types import SPECIFIC
 MASKS = ("channel", "map")
 RATIO = 16  # r of eq. 8
 HIDDEN = (100, 100)  # of confuser and discriminator, as in the released code
+EPSILON = 1e-5  # added to the variance in eq. 7
 
 
 class Out(NamedTuple):
@@ -133,17 +135,10 @@ class IDKLNet(nn.Module):
 def reverse_gradient(x: jax.Array, strength: Any) -> jax.Array:
     """Gradient reversal (Ganin and Lempitsky, ICML 2015, arXiv 1409.7495).
 
-    Layers before it maximize the loss that layers after it minimize.
-
-    Args:
-      x: any shape; returned as it is.
-      strength: a number or a scalar array; the gradient of x is multiplied by -strength.
+    Layers before it maximize the loss that layers after it minimize: x is returned as it is, and
+    its gradient is multiplied by -strength.
     """
     return x
-
-
-def _forward(x: jax.Array, strength: Any) -> tuple[jax.Array, Any]:
-    return x, strength
 
 
 def _backward(strength: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
@@ -151,18 +146,14 @@ def _backward(strength: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
     return reversed_, jnp.zeros_like(jnp.asarray(strength))
 
 
-reverse_gradient.defvjp(_forward, _backward)
+reverse_gradient.defvjp(lambda x, strength: (x, strength), _backward)
 
 
 class ModalityClassifier(nn.Module):
     """Confuser C and discriminator D: two hidden layers with BN, ReLU and dropout, two logits.
 
-    As in the released code; the paper does not describe it.
-
-    Attributes:
-      widths: of the hidden layers.
-      dropout: probability of leaving out a hidden unit.
-      groups: see `BatchNorm`.
+    As in the released code; the paper does not describe it. `dropout` is the probability of
+    leaving out a hidden unit.
     """
 
     widths: Sequence[int] = HIDDEN
@@ -172,20 +163,13 @@ class ModalityClassifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, D] -> [N, 2]; in training with dropout it draws from the stream "dropout"."""
-        for i, width in enumerate(self.widths, 1):
-            x = _dense(width, x.shape[-1], f"fc{i}")(x)
-            x = nn.relu(BatchNorm(groups=self.groups, name=f"bn{i}")(x, train=train))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _dense(2, x.shape[-1], f"fc{len(self.widths) + 1}")(x)
-
-
-def _dense(width: int, inputs: int, name: str) -> nn.Dense:
-    return nn.Dense(
-        width,
-        kernel_init=init.torch_uniform(),
-        bias_init=init.torch_uniform_bias(inputs),
-        name=name,
-    )
+        for i, width in enumerate([*self.widths, 2], 1):
+            starts = init.torch_uniform(), init.torch_uniform_bias(x.shape[-1])
+            x = nn.Dense(width, kernel_init=starts[0], bias_init=starts[1], name=f"fc{i}")(x)
+            if i <= len(self.widths):
+                x = nn.relu(BatchNorm(groups=self.groups, name=f"bn{i}")(x, train=train))
+                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return x
 
 
 # --- Section 3.2: the information purifier ------------------------------------------------------
@@ -201,25 +185,14 @@ class Purified(NamedTuple):
 
 
 class Purifier(nn.Module):
-    """Eqs. 7 to 12: two masks, one made of the map, one of the map without its style.
-
-    Attributes:
-      mask: see `Mask.form`.
-      dtype: compute type of the masks; None follows the input.
-    """
+    """Eqs. 7 to 12: two masks, one made of the map, one of the map without its style."""
 
     mask: str = "channel"
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> Purified:
-        """Purifies maps F_sp [N, h, w, F].
-
-        Raises:
-          ValueError: for an unknown mask.
-        """
-        if self.mask not in MASKS:
-            raise ValueError(f"mask is {self.mask!r}, expected one of {MASKS}")
+        """Purifies maps F_sp [N, h, w, F]."""
         F = x
         F_n = InstanceNorm(name="norm")(F)  # F^, eq. 7
         m_e = Mask(self.mask, self.dtype, name="mask_e")(F).astype(F.dtype)  # eq. 8
@@ -232,19 +205,13 @@ class InstanceNorm(nn.Module):
     """Eq. 7: every channel of every sample by its mean and biased variance over the map.
 
     Then a learned scale and shift, as in the released code; the paper has none.
-
-    Attributes:
-      epsilon: added to the variance.
     """
-
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, h, w, F] -> the same shape and dtype."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        moved = wide - wide.mean((1, 2), keepdims=True)
-        y = moved * jax.lax.rsqrt((moved * moved).mean((1, 2), keepdims=True) + self.epsilon)
+        moved = wide(x) - wide(x).mean((1, 2), keepdims=True)
+        y = moved * jax.lax.rsqrt((moved * moved).mean((1, 2), keepdims=True) + EPSILON)
         shape = (1, 1, 1, x.shape[-1])
         scale = self.param("scale", init.constant(1.0), shape[-1:])
         bias = self.param("bias", init.constant(0.0), shape[-1:])
@@ -259,7 +226,6 @@ class Mask(nn.Module):
         would be the same number for every normalized map, and the mask the same for all images.)
         "map": no g and a mask at every place [N, h, w, F], as in the released code. Both have the
         same parameters.
-      dtype: compute type; None follows the input.
     """
 
     form: str = "channel"

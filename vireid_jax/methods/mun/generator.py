@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vireid_jax.losses.distance import wide
 from vireid_jax.nets import init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.remat import rematerialized
@@ -53,20 +54,17 @@ class ModalityUnifying(nn.Module):
 
         Returns:
           The auxiliary map (F^a of eq. 9) and the refined visible and infrared ones (eq. 5).
-
-        Raises:
-          ValueError: the ratios do not divide the map, or C is odd.
         """
         remat = self.remat and train
         intra = rematerialized(IntraModality, self, remat, static=(2,))
         cross = rematerialized(CrossModality, self, remat, static=(3,))
         common: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
-        learners = [intra(kernels=self.kernels, **common, name=f"intra_{m}") for m in MODALITIES]
-        refined_visible = learners[0](visible, train)
-        refined_infrared = learners[1](infrared, train)
+        visible, infrared = (
+            intra(kernels=self.kernels, **common, name=f"intra_{name}")(x, train)
+            for name, x in zip(MODALITIES, (visible, infrared), strict=True)
+        )
         learner = cross(ratios=tuple(self.ratios), form=self.form, **common, name="cross")
-        auxiliary = learner(refined_visible, refined_infrared, train)
-        return auxiliary, refined_visible, refined_infrared
+        return learner(visible, infrared, train), visible, infrared
 
 
 class IntraModality(nn.Module):
@@ -80,11 +78,6 @@ class IntraModality(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Refines a map [B, h, w, C]; C must be even."""
         channels = x.shape[-1]
-        if channels % 2:
-            raise ValueError(
-                f"a map of {channels} channels cannot be split into halves (eq. 1); expected an "
-                "even number"
-            )
         x = x if self.dtype is None else x.astype(self.dtype)
         first, second = jnp.split(x, 2, -1)  # eq. 1
         # Eq. 2, which gives the 5x5 to the first half; the text beside it the 7x7.
@@ -98,8 +91,7 @@ class IntraModality(nn.Module):
 
     def _depthwise(self, x: jax.Array, size: int, use_bias: bool = False) -> jax.Array:
         shape = (size, size, 1, x.shape[-1])
-        weights = Weights(shape, 2 / size**2, use_bias, name=f"depthwise{size}")
-        kernel, bias = weights()
+        kernel, bias = Weights(shape, 2 / size**2, use_bias, name=f"depthwise{size}")()
         y = depthwise(x, kernel, kernels=self.kernels)
         return y if bias is None else y + _row(bias, y)
 
@@ -142,9 +134,7 @@ class CrossModality(nn.Module):
     @nn.compact
     def __call__(self, visible: jax.Array, infrared: jax.Array, train: bool) -> jax.Array:
         """The auxiliary map [B, h, w, C] of two refined maps of that shape."""
-        _, height, width, channels = visible.shape
-        check_ratios(self.ratios, height, width)
-        check_form(self.form, self.groups)
+        channels = visible.shape[-1]
         kernels = [
             Weights((r, r, channels, channels), 1 / channels, False, name=f"transposed{n}")()[0]
             for n, r in enumerate(self.ratios)
@@ -181,7 +171,7 @@ class CrossModality(nn.Module):
         weights and statistics, and lie side by side in the channels of cells [B, p, q, 2 * C].
         """
         cells = [jnp.concatenate(both, -1) for both in zip(*pooled, strict=True)]
-        of_cells = [moments(x, 2) for x in cells]
+        of_cells = [moments(x) for x in cells]
         of_maps = [
             expanded_moments(mean, covariance, kernel)
             for (mean, covariance), kernel in zip(of_cells, kernels, strict=True)
@@ -204,32 +194,11 @@ class CrossModality(nn.Module):
 def check(
     image_size: tuple[int, int], channels: int, ratios: Sequence[int], form: str, groups: int
 ) -> None:
-    """Refuses what the generator cannot be built of, before anything is traced.
-
-    Args:
-      image_size: (height, width) in pixels.
-      channels: C, of the maps after the first stage.
-      ratios, form, groups: see `ModalityUnifying`.
+    """Refuses what the generator cannot be built of; channels C are those of the first stage.
 
     Raises:
       ValueError: naming the option, what it is and what it may be.
     """
-    # The stem halves twice and rounds up each time, which is a quarter rounded up.
-    height, width = (-(-side // 4) for side in image_size)
-    check_form(form, groups)
-    try:
-        check_ratios(ratios, height, width)
-    except ValueError as error:
-        raise ValueError(f"data.image_size is {tuple(image_size)}, but {error}") from error
-    if channels % 2:
-        raise ValueError(
-            f"method.auxiliary='mun' splits the {channels} channels of the first stage into "
-            "halves, expected an even number; change method.width"
-        )
-
-
-def check_form(form: str, groups: int) -> None:
-    """Raises ValueError for an unknown form, or one that does not go with groups."""
     if form not in FORMS:
         raise ValueError(f"method.generator_form is {form!r}, expected one of {list(FORMS)}")
     if form == "folded" and groups > 1:
@@ -237,24 +206,27 @@ def check_form(form: str, groups: int) -> None:
             f"method.generator_form is 'folded' with devices.bn_groups={groups}, expected "
             "'direct': folding has the statistics of the whole batch"
         )
-
-
-def check_ratios(ratios: Sequence[int], height: int, width: int) -> None:
-    """Raises ValueError unless ratios are distinct numbers that divide a map of height x width."""
-    given = list(ratios)
+    given = tuple(ratios)
     if not given or len(set(given)) < len(given) or any(type(r) is not int or r < 1 for r in given):
         raise ValueError(
-            f"method.generator_ratios is {tuple(given)}, expected distinct whole numbers from 1 "
-            "on, such as (2, 4, 6, 12)"
+            f"method.generator_ratios is {given}, expected distinct whole numbers from 1 on, such "
+            "as (2, 4, 6, 12)"
         )
-    if any(height % r or width % r for r in given):
-        need = math.lcm(*given)
+    # The stem halves twice and rounds up each time, which is a quarter rounded up.
+    height, width = (-(-side // 4) for side in image_size)
+    need = math.lcm(*given)
+    if height % need or width % need:
         fitting = [4 * need * max(1, math.ceil(side / need)) for side in (height, width)]
         raise ValueError(
-            f"a map of {height} x {width} does not divide by the ratios {tuple(given)}; expected "
-            f"a height and a width that are multiples of {need}, from images whose sides are "
-            f"multiples of {4 * need} such as {fitting[0]} x {fitting[1]}; "
-            "choose such a data.image_size, or other method.generator_ratios"
+            f"data.image_size is {tuple(image_size)}, but a map of {height} x {width} does not "
+            f"divide by the ratios {given}; expected a height and a width that are multiples of "
+            f"{need}, from images whose sides are multiples of {4 * need} such as {fitting[0]} x "
+            f"{fitting[1]}; choose such a data.image_size, or other method.generator_ratios"
+        )
+    if channels % 2:
+        raise ValueError(
+            f"method.auxiliary='mun' splits the {channels} channels of the first stage into "
+            "halves, expected an even number; change method.width"
         )
 
 
@@ -271,14 +243,8 @@ def pool(x: jax.Array, ratio: int) -> jax.Array:
 def expand(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution with kernel = stride: one matrix product, then depth to space.
 
-    Place (a, b) of cell (p, q) is x[p, q] @ kernel[a, b].
-
-    Args:
-      x: cells [B, p, q, C].
-      kernel: [a, b, C, F].
-
-    Returns:
-      [B, p * a, q * b, F] in the dtype of x.
+    Place (a, b) of cell (p, q) is x[p, q] @ kernel[a, b]: cells [B, p, q, C] and a kernel
+    [a, b, C, F] give [B, p * a, q * b, F] in the dtype of x.
     """
     a, b, inputs, features = kernel.shape
     matrix = kernel.astype(x.dtype).transpose(2, 0, 1, 3).reshape(inputs, a * b * features)
@@ -295,9 +261,9 @@ def depth_to_space(x: jax.Array) -> jax.Array:
 # --- Folding, see `CrossModality` -----------------------------------------------------------
 
 
-def moments(cells: jax.Array, modalities: int) -> tuple[jax.Array, jax.Array]:
-    """E[s] [M, C] and Cov(s) [M, C, C] of cells [B, p, q, M * C], float32 or wider."""
-    rows = cells.reshape(-1, modalities, cells.shape[-1] // modalities)
+def moments(cells: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """E[s] [2, C] and Cov(s) [2, C, C] of cells [B, p, q, 2 * C], float32 or wider."""
+    rows = cells.reshape(-1, 2, cells.shape[-1] // 2)
     mean = rows.mean(0)
     centered = rows - mean[None]
     covariance = jnp.einsum("nmc,nmd->mcd", centered, centered, precision=HIGHEST)
@@ -307,12 +273,7 @@ def moments(cells: jax.Array, modalities: int) -> tuple[jax.Array, jax.Array]:
 def expanded_moments(
     mean: jax.Array, covariance: jax.Array, kernel: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [M, F] of the transposed convolution of cells.
-
-    Args:
-      mean, covariance: of cells, [M, C] and [M, C, C].
-      kernel: [a, b, C, F].
-    """
+    """Mean and biased variance [2, F] of the transposed convolution of cells of these moments."""
     a, b, inputs, features = kernel.shape
     taps = kernel.astype(mean.dtype).reshape(a * b, inputs, features)
     by_tap = jnp.einsum("mc,kcf->mkf", mean, taps, precision=HIGHEST)
@@ -326,14 +287,14 @@ def expanded_moments(
 def project(
     cells: jax.Array, center: jax.Array, kernel: jax.Array, weights: jax.Array, dtype: Any
 ) -> jax.Array:
-    """The product s (W[a, b] P) at every place, summed over modalities.
+    """The product s (W[a, b] P) at every place, summed over both modalities.
 
     Args:
-      cells: [B, p, q, M * C].
-      center: [M, C] subtracted from cells and added after the product, which then loses no
+      cells: [B, p, q, 2 * C].
+      center: [2, C] subtracted from cells and added after the product, which then loses no
         digits of what differs between places; any value gives the same result.
       kernel: W, [a, b, C, F].
-      weights: P of each modality, [M, F, C'].
+      weights: P of each modality, [2, F, C'].
       dtype: of the product's operands.
 
     Returns:
@@ -342,7 +303,7 @@ def project(
     kernel = kernel.astype(weights.dtype)
     folded = jnp.einsum("abcf,mfd->abmcd", kernel, weights)
     folded = folded.reshape(*kernel.shape[:2], -1, weights.shape[-1])
-    center = jax.lax.stop_gradient(center)  # any value gives the same result
+    center = jax.lax.stop_gradient(center)
     places = jnp.einsum(
         "npqc,abcd->npqabd",
         (cells - center.reshape(1, 1, 1, -1)).astype(dtype),
@@ -356,10 +317,7 @@ def project(
 
 
 class MomentNorm(nn.Module):
-    """`BatchNorm` of a map whose moments are known and which is never made: y = x factor + shift.
-
-    The same parameters, statistics and arithmetic.
-    """
+    """`BatchNorm` of a map that is never made, by its moments: y = x factor + shift."""
 
     momentum: float = 0.1
     epsilon: float = 1e-5
@@ -413,19 +371,12 @@ class Weights(nn.Module):
 def project_scales(params: Any) -> Any:
     """Puts every layer scale back into (0, 1], to be called after a step of the optimizer.
 
-    Inside the loss, clipping would stop the gradient at the bound where the scales start. Every
-    other leaf stays as it is.
-
-    Args:
-      params: any tree with leaves called "layer_scale".
-
-    Returns:
-      A tree of the same structure.
+    Inside the loss, clipping would stop the gradient at the bound where the scales start. Leaves
+    with other names than "layer_scale" stay as they are.
     """
 
     def clipped(path: Any, leaf: Any) -> Any:
-        name = getattr(path[-1], "key", None) if path else None
-        return jnp.clip(leaf, SMALLEST_SCALE, 1.0) if name == "layer_scale" else leaf
+        return jnp.clip(leaf, SMALLEST_SCALE, 1.0) if path[-1].key == "layer_scale" else leaf
 
     return jax.tree_util.tree_map_with_path(clipped, params)
 
@@ -447,15 +398,8 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, kernels: str = "xla") -> jax.A
     """Convolves every channel with its own k x k kernel, stride 1, padding k // 2.
 
     XLA's CPU backend computes grouped convolutions 30 to 70 times slower than sums of shifted
-    products, in both passes.
-
-    Args:
-      x: [B, h, w, C].
-      kernel: [k, k, 1, C], k odd.
-      kernels: "xla" for `lax.conv_general_dilated`, "cpu" for sums of shifted products.
-
-    Returns:
-      [B, h, w, C] in the dtype of x.
+    products, in both passes: `kernels` is "xla" for the first and "cpu" for the second.
+    Maps [B, h, w, C] and kernels [k, k, 1, C], k odd, give maps in the dtype of x.
     """
     kernel = kernel.astype(x.dtype)
     if kernels == "cpu":
@@ -471,10 +415,6 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, kernels: str = "xla") -> jax.A
     )
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _padded(x: jax.Array, size: int) -> jax.Array:
     pad = size // 2
     return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -482,13 +422,17 @@ def _padded(x: jax.Array, size: int) -> jax.Array:
 
 def _sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     size, (height, width) = kernel.shape[0], x.shape[1:3]
-    padded, taps = _padded(_wide(x), size), _wide(kernel)
+    padded, taps = _padded(wide(x), size), wide(kernel)
     total = jnp.zeros((), padded.dtype)
     for i in range(size):
         for j in range(size):
             shifted = padded[:, i : i + height, j : j + width]
             total = total + shifted * taps[i, j].reshape(1, 1, 1, -1)
     return total.astype(x.dtype)
+
+
+def _added(a: list[jax.Array], b: list[jax.Array]) -> list[jax.Array]:
+    return [p + q for p, q in zip(a, b, strict=True)]
 
 
 @jax.custom_vjp
@@ -505,35 +449,24 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     """The gradient of the map is a convolution by the turned kernel.
 
-    That of the kernel is a sum over all places for each of the k * k taps. One reduction
-    over all taps at a time, row of the map by row, reads the map from cache: k * k separate
-    reductions take up to eight times as long. The loop runs over rows of the map and not over
-    the batch, so that a sharded batch axis stays where it is.
+    The gradient of the kernel is a sum over all places for each of the k * k taps. One reduction
+    over all taps at a time, row of the map by row, reads the map from cache: k * k separate ones
+    take up to eight times as long. The loop leaves a sharded batch axis where it is.
     """
     x, kernel = saved
     size, (_, height, width, channels) = kernel.shape[0], x.shape
-    padded, along = _padded(_wide(x), size), _wide(gradient)
+    padded, along = _padded(wide(x), size), wide(gradient)
 
     def row(at: jax.Array, total: jax.Array) -> jax.Array:
         line = jax.lax.dynamic_slice_in_dim(along, at, 1, 1)[:, 0]
         rows = jax.lax.dynamic_slice_in_dim(padded, at, size, 1)
         products = [rows[:, i, j : j + width] * line for i in range(size) for j in range(size)]
-        return total + jnp.stack(_sums(products))
+        zeros = [jnp.zeros((), along.dtype)] * len(products)
+        return total + jnp.stack(jax.lax.reduce(products, zeros, _added, (0, 1)))
 
     by_tap = jax.lax.fori_loop(0, height, row, jnp.zeros((size * size, channels), padded.dtype))
     by_kernel = by_tap.reshape(size, size, 1, channels).astype(kernel.dtype)
     return _sum_of_shifts(gradient, kernel[::-1, ::-1]), by_kernel
-
-
-def _sums(maps: list[jax.Array]) -> list[jax.Array]:
-    """The sums of maps [B, w, C] over all but channels, in one pass."""
-    zero = jnp.zeros((), maps[0].dtype)
-    return jax.lax.reduce(
-        maps,
-        [zero] * len(maps),
-        lambda a, b: [p + q for p, q in zip(a, b, strict=True)],
-        (0, 1),
-    )
 
 
 _shifted.defvjp(_forward, _backward)

@@ -1,6 +1,7 @@
 """Alignment of modalities through an auxiliary one: MUN (Yu et al., ICCV 2023), eqs. 12-16.
 
 Features and prototypes are [B, 3, D] in the order visible (v), infrared (r), auxiliary (a).
+Losses are float32 or wider. Shapes that do not fit raise ValueError.
 """
 
 from typing import Any
@@ -20,20 +21,8 @@ FLOOR = 1e-9  # keeps the exponent finite when all rows coincide
 def alignment_loss(features: jax.Array, labels: jax.Array, *, margin: float = 0.55) -> jax.Array:
     """Identity alignment loss L_ia, eq. 12: auxiliary centers against those of v and r.
 
-    sum_p [alpha + max_m d(C_a^p, C_m^p) - min_{m, q != p} d(C_a^p, C_m^q)]_+, m in {v, r}. No
-    hinge is printed; without one the loss has no lower bound and alpha no gradient,
-    although the paper searched for its best value.
-
-    Args:
-      features: [B, 3, D] in the order visible, infrared, auxiliary.
-      labels: int [B], shared by the modalities.
-      margin: alpha.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    sum_p [alpha + max_m d(C_a^p, C_m^p) - min_{m, q != p} d(C_a^p, C_m^q)]_+, m in {v, r}; the
+    paper prints no hinge. 0 when the batch, with labels int [B], has one identity.
     """
     if features.ndim != 3 or features.shape[1] != 3:
         raise ValueError(f"features {features.shape}, expected [B, 3, D]: v, r, auxiliary")
@@ -50,8 +39,8 @@ def alignment_loss(features: jax.Array, labels: jax.Array, *, margin: float = 0.
 def beta_of(step: Any, num_steps: int) -> jax.Array:
     """Beta of eq. 14, the weight of this step's features in the prototypes.
 
-    It goes from 1e-8 at the first step to 1 at the last one "as training goes on": here in equal
-    steps. Step 0 has no prototypes before it, so beta is 1 there (eq. 13).
+    It goes from 1e-8 at the first step to 1 at the last one, in equal steps. Step 0 has no
+    prototypes before it, so beta is 1 there (eq. 13).
     """
     progress = jnp.clip(jnp.asarray(step) / max(num_steps - 1, 1), 0, 1)
     beta = FIRST_BETA + (1 - FIRST_BETA) * progress
@@ -64,15 +53,8 @@ def accumulated(
     """Eqs. 13-14 as printed: T_i = beta W Z_i + (1 - beta) T_{i-1}, row by row of the batch.
 
     Row b of T_{i-1} belongs to whomever row b of the last batch showed; the modalities mix
-    identities in the same way, which is what keeps their comparison sound.
-
-    Args:
-      before: T_{i-1} [B, 3, D], of the step before.
-      mapped: W Z [B, 3, D].
-      beta: [], see `beta_of`.
-
-    Returns:
-      T_i [B, 3, D] with a gradient through `mapped` alone, and T_i to be kept for the next step.
+    identities in the same way, which is what keeps their comparison sound. `before` is T_{i-1} and
+    `mapped` W Z. Returns T_i with a gradient through `mapped` alone, and T_i for the next step.
     """
     before = jax.lax.stop_gradient(before)
     t = beta * mapped + (1 - beta) * before
@@ -83,18 +65,7 @@ def prototype_loss(prototypes: jax.Array, *, num_instances: int, bridge: bool = 
     """Modality alignment loss L_ma, eqs. 15-16: MMD of each identity's prototypes.
 
     (1 / P) sum_p [mmd(T_v^p, T_a^p) + mmd(T_a^p, T_r^p)]; without `bridge` (table 3)
-    mmd(T_v^p, T_r^p) alone.
-
-    Args:
-      prototypes: [B, 3, D], identity-major.
-      num_instances: K.
-      bridge: compare v and r with the auxiliary modality rather than with each other.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: if the rows do not divide by K.
+    mmd(T_v^p, T_r^p) alone. Rows are identity-major, K of each identity.
     """
     if prototypes.ndim != 3 or prototypes.shape[0] % num_instances:
         raise ValueError(
@@ -119,15 +90,7 @@ def mmd(x: jax.Array, y: jax.Array) -> jax.Array:
     different rows. No gradient passes through b. The value does not change when all features are
     multiplied by a number; its gradient still has a part that shrinks them.
 
-    Args:
-      x: [..., K, D].
-      y: [..., K, D].
-
-    Returns:
-      [...], float32 or wider. 0 with a zero gradient where all rows coincide.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    x and y are [..., K, D]; the value is [...], 0 with a zero gradient where all rows coincide.
     """
     if x.ndim < 2 or x.shape != y.shape or x.shape[-2] < 1:
         raise ValueError(f"got {x.shape} and {y.shape}, expected [..., K, D] twice, K >= 1")

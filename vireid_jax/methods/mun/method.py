@@ -22,6 +22,7 @@ modalities visible, infrared and auxiliary, in this order wherever features are 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -93,16 +94,26 @@ def build(
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
+    numbers = ("tri_margin", "idc_weight", "ida_weight", "ia_weight", "ia_margin", "ma_weight")
+    common.check(locals(), not_negative=numbers)
+    if specific not in (1, 2):
+        raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
+    if not isinstance(generator_remat, bool):
+        raise ValueError(f"method.generator_remat is {generator_remat!r}, expected True or False")
+    smgm: dict[str, Any] = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
+    images_of.check(auxiliary, KINDS, **smgm)
+    if auxiliary == "mun":
+        channels = backbone.width if specific == 1 else backbone.features // 8
+        maps = generator_ratios, generator_form, backbone.bn_groups
+        generator.check(image_size, channels, *maps)
+    l_ma = partial(prototype_loss, num_instances=num_instances, bridge=bridge)  # eqs. 15-16
+    learners: dict[str, Any] = dict(
+        ratios=generator_ratios, form=generator_form, remat=generator_remat
+    )
     weights = dict.fromkeys(("id_visible", "id_infrared", "tri"), 1.0)  # eq. 17
     optional = dict(idc=idc_weight, ida=ida_weight, ia=ia_weight, ma=ma_weight)
-    margins = dict(tri_margin=tri_margin, ia_margin=ia_margin)
-    numbers = {**{f"{name}_weight": weight for name, weight in optional.items()}, **margins}
-    common.check(num_classes=num_classes, num_ids=num_ids, backbone=backbone, not_negative=numbers)
     weights |= {name: w for name, w in optional.items() if w and auxiliary != "none"}
     remembers = "ma" in weights and prototypes
-    smgm = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
-    learners = dict(ratios=generator_ratios, form=generator_form, remat=generator_remat)
-    _check(image_size, backbone, specific, auxiliary, smgm, learners)
     net = MUNNet(
         num_classes,
         backbone.features,
@@ -144,16 +155,12 @@ def build(
             t = jnp.stack([z[m] for m in STEMS], 1)
             if remembers:
                 # The maps W can bring prototypes together while the features stay apart.
-                scalars["ma_features"] = prototype_loss(
-                    t, num_instances=num_instances, bridge=bridge
-                )
+                scalars["ma_features"] = l_ma(t)
                 mapped: Any = net.apply(state, z, method="mapped")  # W Z
                 beta = scalars["beta"] = beta_of(step, num_steps)
                 t, kept = accumulated(variables["memory"]["prototype"], mapped, beta)  # eqs. 13-14
                 updates = {**updates, "memory": {"prototype": kept}}
-            terms["ma"] = prototype_loss(
-                t, num_instances=num_instances, bridge=bridge
-            )  # eqs. 15-16
+            terms["ma"] = l_ma(t)
         if auxiliary == "mun":
             for name, part in state["params"]["auxiliary"].items():
                 scalars[f"scale_{name}"] = part["layer_scale"].mean()
@@ -172,23 +179,3 @@ def build(
 
     project = generator.project_scales if auxiliary == "mun" else None
     return Method(initialize, loss, embed, project=project)
-
-
-def _check(
-    image_size: tuple[int, int],
-    backbone: Backbone,
-    specific: int,
-    auxiliary: str,
-    smgm: dict[str, Any],
-    learners: dict[str, Any],
-) -> None:
-    """Refuses a network that cannot be built; see `build`."""
-    if specific not in (1, 2):
-        raise ValueError(f"method.specific is {specific}, expected 1 (the stem) or 2 (and layer1)")
-    images_of.check(auxiliary, KINDS, **smgm)
-    if not isinstance(learners["remat"], bool):
-        raise ValueError(f"method.generator_remat is {learners['remat']!r}, expected True or False")
-    if auxiliary == "mun":
-        channels = backbone.width if specific == 1 else backbone.features // 8
-        own = {name: learners[name] for name in ("ratios", "form")}
-        generator.check(image_size, channels, **own, groups=backbone.bn_groups)

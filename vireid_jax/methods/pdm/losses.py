@@ -21,8 +21,7 @@ def heterogeneity(similarity: jax.Array, logits: jax.Array, *, form: str = "code
     The root has a gradient of 0 where two maps are the same; the code's is NaN.
 
     Args:
-      similarity: S = sigmoid(L), [N, m, n].
-      logits: L, [N, m, n].
+      similarity, logits: S = sigmoid(L) and L, [N, m, n].
       form: of `CH_FORMS`.
 
     Returns:
@@ -40,15 +39,15 @@ def heterogeneity(similarity: jax.Array, logits: jax.Array, *, form: str = "code
         raise ValueError(f"form is {form!r}, expected one of {CH_FORMS}")
     count = similarity.shape[1]
     first, second = np.triu_indices(count, 1)
+    if count == 1:
+        return jnp.zeros((), wide(similarity).dtype)
     if form == "code_rms":
         s = wide(similarity)
-        if count < 2:
-            return jnp.zeros((), s.dtype)
         places = s.shape[-1] ** 0.5
         return -(safe_norm(s[:, first] - s[:, second]) / places).mean()
     x = unit(logits)
     cosine = jnp.einsum("nip,njp->nij", x, x, precision=jax.lax.Precision.HIGHEST)
-    return cosine[:, first, second].mean() if count > 1 else jnp.zeros((), x.dtype)
+    return cosine[:, first, second].mean()
 
 
 def dual_center_separation(

@@ -118,13 +118,10 @@ def build(
             f["global"].reshape(len(labels), 2 * (1 + branches), -1), labels, margin=tri_margin
         )
         if "cpm" in weights:  # eqs. 3 to 5
-            c = {name: pairmining.by_identity(f[name], num_ids).mean(1) for name in mined}
             terms["cpm"] = sum(
-                pairmining.center_pair_mining(
-                    c[name][:, :, 0], c[name][:, :, 1 + i], margin=cpm_margin, form=cpm_form
-                )
+                term
                 for name in mined
-                for i in range(branches)
+                for term in pairmining.by_branch(f[name], num_ids, margin=cpm_margin, form=cpm_form)
             )
         if "ch" in weights:  # eq. 9
             s = out["similarity"], out["similarity_logits"]
@@ -159,28 +156,10 @@ def build(
             "fulls": unit(wide).reshape(len(wide), -1),
         }
 
-    common.check(
-        num_classes=num_classes,
-        num_ids=num_ids,
-        backbone=backbone,
-        choices={
-            "mfgm": (mfgm, MFGM),
-            "cpm_form": (cpm_form, pairmining.CPM_FORMS),
-            "ch_form": (ch_form, losses.CH_FORMS),
-        },
-        not_negative=dict(
-            num_prototypes=num_prototypes,
-            id_global_weight=id_global_weight,
-            tri_margin=tri_margin,
-            cpm_margin=cpm_margin,
-            cpm_weight=cpm_weight,
-            ch_weight=ch_weight,
-            dcs_pull_margin=dcs_pull_margin,
-            dcs_push_margin=dcs_push_margin,
-            dcs_weight=dcs_weight,
-            ort_weight=ort_weight,
-        ),
-    )
+    choices = {"mfgm": MFGM, "cpm_form": pairmining.CPM_FORMS, "ch_form": losses.CH_FORMS}
+    numbers = ["num_prototypes", "id_global_weight", "tri_margin", "cpm_margin", "cpm_weight"]
+    numbers += ["ch_weight", "dcs_pull_margin", "dcs_push_margin", "dcs_weight", "ort_weight"]
+    common.check(locals(), choices=choices, not_negative=numbers)
     if num_prototypes == 1 and ch_weight:
         raise ValueError(
             "method.num_prototypes is 1 with a ch_weight of "

@@ -1,8 +1,10 @@
 """The metric losses of SMCL (Wei et al., ICCV 2021): ADSL, and what its table 4 compares it with.
 
 ADSL is eq. 8, the sum of eqs. 6 and 7. These are sums over identities, not means, so a batch's P
-scales them; the others are means over anchors. Distances are not squared. Batch-hard triplets,
-the fourth of table 4, are in `losses.triplet`.
+scales them; the others are means over anchors. Distances are not squared. All take features
+[B, M, D] and labels int [B] that the modalities share, in any order of rows; they return a scalar,
+float32 or wider, which is 0 where a batch of one identity has no negatives. Shapes that do not fit
+raise ValueError. Batch-hard triplets, the fourth of table 4, are in `losses.triplet`.
 """
 
 import jax
@@ -24,28 +26,18 @@ from vireid_jax.losses.mining import (
 def tri_center_loss(
     features: jax.Array, labels: jax.Array, *, margin: float = 0.3, normalize: bool = False
 ) -> jax.Array:
-    """Tri-directional center loss, eq. 6.
+    """Tri-directional center loss, eq. 6, of visible, infrared and syncretic features.
 
     sum_p [rho + d(c_s^p, c_v^p) - h_p]_+ + sum_p [rho + d(c_s^p, c_i^p) - h_p]_+,
     h_p = min_{j != p} d(c_s^p, c_s^j): the negatives are syncretic centers alone. Another
-    auxiliary modality may take the place of the syncretic one.
-
-    Args:
-      features: [B, 3, D] in the order visible, infrared, syncretic.
-      labels: int [B], shared by the modalities.
-      margin: rho.
-      normalize: scale centers to unit length first (the paper states none).
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    auxiliary modality may take the place of the syncretic one. `margin` is rho; `normalize`
+    scales centers to unit length first (the paper states none).
     """
     check_batch(features, labels, modalities=3)
     centers, weight = row_centers(features, labels, normalize=normalize)
     visible, infrared, syncretic = centers[:, 0], centers[:, 1], centers[:, 2]
-    push = _nearest_other(syncretic, labels)  # h_p, [B]
+    apart = pairwise_distance(syncretic, syncretic)
+    push = nearest(apart, cross_pairs(labels).negative)  # h_p, [B]
     pulls = (safe_norm(syncretic - visible), safe_norm(syncretic - infrared))
     return sum((weight * jax.nn.relu(margin + pull - push)).sum() for pull in pulls)  # type: ignore[return-value]
 
@@ -53,18 +45,9 @@ def tri_center_loss(
 def global_center_loss(
     features: jax.Array, labels: jax.Array, *, normalize: bool = False
 ) -> jax.Array:
-    """Global center loss, eq. 7: sum_p ||c_v^p - c_i^p||, plain norms, not squared.
+    """Global center loss, eq. 7, of visible and infrared features; a third modality is ignored.
 
-    Args:
-      features: [B, M, D] with visible first and infrared second, M >= 2.
-      labels: int [B].
-      normalize: scale centers to unit length first.
-
-    Returns:
-      Scalar, float32 or wider.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    sum_p ||c_v^p - c_i^p||, plain norms; `normalize` scales centers to unit length first.
     """
     if features.ndim != 3 or features.shape[1] < 2:
         raise ValueError(
@@ -74,12 +57,7 @@ def global_center_loss(
     return (weight * safe_norm(centers[:, 0] - centers[:, 1])).sum()
 
 
-def _nearest_other(centers: jax.Array, labels: jax.Array) -> jax.Array:
-    """Distance [B] from each center [B, D] to the nearest one of another identity."""
-    return nearest(pairwise_distance(centers, centers), cross_pairs(labels).negative)
-
-
-# --- What table 4 compares ADSL with, of visible and infrared features ------------------
+# --- What table 4 compares ADSL with, of visible and infrared features [B, 2, D] --------
 
 
 def bdtr(
@@ -100,19 +78,6 @@ def bdtr(
     total = sum over the two directions of cross + intra_weight * intra. As the author's code,
     whose batches hold one image of an identity and modality; the farthest of K is the extension to
     more. Among negatives (or positives) at exactly one distance the first row is chosen.
-
-    Args:
-      features: [B, 2, D], visible and infrared.
-      labels: int [B], shared by the two.
-      cross_margin: in units of the distance of unit vectors, which is 2 at most.
-      intra_margin: the same, within a modality.
-      intra_weight: of the intra-modality part.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
     """
     check_batch(features, labels, modalities=2)
     features = unit(features)
@@ -135,21 +100,8 @@ def bi_center(features: jax.Array, labels: jax.Array, *, margin: float = 0.5) ->
 
     For each direction, anchors a in one modality and m' the other one,
     mean_a [margin + d(x_a, c_m'^{y_a}) - min_{q != y_a} d(x_a, c_m'^q)]_+, summed over the
-    two directions; features and centers as they come, unsquared distances. This is a reading of
-    the paper's abstract, whose one formula takes in the cross- and the intra-modality constraint;
-    it uses as many distances as SMCL counts for this loss in its table 3. The margin is the
-    cross-modality one of the same authors' BDTR.
-
-    Args:
-      features: [B, 2, D], visible and infrared.
-      labels: int [B], shared by the two.
-      margin: in units of the distance.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
+    two directions; features and centers as they come. This is a reading of the paper's abstract
+    (docs/fidelity.md); it uses as many distances as SMCL counts for this loss in its table 3.
     """
     check_batch(features, labels, modalities=2)
     features = wide(features)
@@ -167,30 +119,17 @@ def bi_center(features: jax.Array, labels: jax.Array, *, margin: float = 0.5) ->
 def hetero_center_triplet(
     features: jax.Array, labels: jax.Array, *, margin: float = 0.3
 ) -> jax.Array:
-    """Hetero-center triplet loss (Liu et al., arXiv 2008.06223).
+    """Hetero-center triplet loss (Liu et al., arXiv 2008.06223), of two or more modalities.
 
     mean_c [margin + d(c, c') - min d(c, n)]_+ over the M * P centers c, with c' the center of
     the same identity in the other modality (the farthest, when M > 2) and n over the centers
     of other identities in all modalities. As in the authors' code
     (hijune6/Hetero-center-triplet-loss-for-VT-Re-ID, `CenterTripletLoss`).
-
-    Args:
-      features: [B, M, D], M >= 2.
-      labels: int [B], shared by the M modalities.
-      margin: in units of the distance.
-
-    Returns:
-      Scalar, float32 or wider; 0 when the batch has one identity.
-
-    Raises:
-      ValueError: for shapes that do not fit.
     """
     centers, weight = row_centers(features, labels)
     rows, modalities, width = centers.shape
     if modalities < 2:
         raise ValueError(f"features {features.shape}, expected [B, M, D] with M >= 2 modalities")
     flat = centers.reshape(rows * modalities, width)
-    pairs = center_pairs(labels, modalities)
-    return hard_triplet(
-        pairwise_distance(flat, flat), pairs, margin, jnp.repeat(weight, modalities)
-    )
+    distance, pairs = pairwise_distance(flat, flat), center_pairs(labels, modalities)
+    return hard_triplet(distance, pairs, margin, jnp.repeat(weight, modalities))

@@ -14,22 +14,17 @@ test time an image of either modality passes the backbone alone.
     global_center    7         global_center_loss    lambda, from epoch Q on
 
 What the paper compares these with are options. `auxiliary` (table 2) takes another third
-modality: id_syncretic is then id_x, id_gray, ..., and eq. 6 has its centers. `metric`
-(table 4) puts another loss of visible and infrared features in the place of eqs. 6 and 7:
-
-    bh_tri           table 4   batch_hard_triplet      lambda, from epoch Q on
-    bdtr             table 4   bdtr                    lambda, from epoch Q on
-    bicenter         table 4   bi_center               lambda, from epoch Q on
-    hc_tri           table 4   hetero_center_triplet   lambda, from epoch Q on
+modality: id_syncretic is then id_x, id_gray, ..., and eq. 6 has its centers. `metric` puts a loss
+of `TABLE_4`, of visible and infrared features, in the place of eqs. 6 and 7.
 
 No code was released. docs/fidelity.md says how the paper is read where it leaves something open.
 
 Symbols: g pooled features, f features after the BN neck, v / i / s the modalities.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses.distance import unit, wide
@@ -52,7 +47,13 @@ from vireid_jax.types import (
 )
 
 KINDS = ("none", *images_of.IMAGE_KINDS)
-METRICS = ("adsl", "bh_tri", "bdtr", "bicenter", "hc_tri")
+TABLE_4: dict[str, Callable[..., Any]] = {
+    "bh_tri": batch_hard_triplet,
+    "bdtr": losses.bdtr,
+    "bicenter": losses.bi_center,
+    "hc_tri": losses.hetero_center_triplet,
+}
+METRICS = ("adsl", *TABLE_4)
 
 
 def build(
@@ -100,23 +101,18 @@ def build(
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    common.check(
-        num_classes=num_classes,
-        backbone=backbone,
-        choices={"metric": (metric, METRICS)},
-        not_negative=dict(
-            id_margin=id_margin,
-            center_margin=center_margin,
-            triplet_margin=triplet_margin,
-            bicenter_margin=bicenter_margin,
-            metric_weight=metric_weight,
-            metric_from_epoch=metric_from_epoch,
-        ),
-    )
+    margins = ("id_margin", "center_margin", "triplet_margin", "bicenter_margin")
+    numbers = (*margins, "metric_weight", "metric_from_epoch")
+    common.check(locals(), choices={"metric": METRICS}, not_negative=numbers)
     smgm: dict[str, Any] = dict(smgm_width=smgm_width, smgm_init=smgm_init, smgm_input=smgm_input)
     images_of.check(auxiliary, KINDS, **smgm)
     net = SMCLNet(num_classes, backbone.resnet_options(), auxiliary, smgm)
     start = epochs_to_steps(metric_from_epoch, steps_per_epoch)  # Q
+    of_metric = {
+        "bh_tri": dict(margin=triplet_margin),
+        "hc_tri": dict(margin=triplet_margin),
+        "bicenter": dict(margin=bicenter_margin),
+    }.get(metric, {})
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         images = [batch["visible"], batch["infrared"]]
@@ -141,7 +137,7 @@ def build(
             )
         else:  # table 4
             pair = unit(g[:, :2]) if normalize_centers else wide(g[:, :2])
-            metrics[metric] = _of_pair(metric, pair, labels, triplet_margin, bicenter_margin)
+            metrics[metric] = TABLE_4[metric](pair, labels, **of_metric)
         # Algorithm 1: eq. 4 before epoch Q, eq. 9 from it on.
         total = sum(identity.values())
         later: Any = sum(metric_weight * term for term in metrics.values())
@@ -152,17 +148,3 @@ def build(
         return total, Aux({**identity, **metrics}, dict(updates), scalars)
 
     return Method(common.initialize(net, image_size), loss, common.embed(net))
-
-
-def _of_pair(
-    metric: str, pair: jax.Array, labels: jax.Array, triplet_margin: float, bicenter_margin: float
-) -> jax.Array:
-    """What table 4 compares eq. 8 with, of visible and infrared features [B, 2, D]."""
-    match metric:
-        case "bh_tri":
-            return batch_hard_triplet(pair, labels, margin=triplet_margin)
-        case "bdtr":
-            return losses.bdtr(pair, labels)
-        case "bicenter":
-            return losses.bi_center(pair, labels, margin=bicenter_margin)
-    return losses.hetero_center_triplet(pair, labels, margin=triplet_margin)
