@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import test_fused as few
+from tests.support import fused as few
 from tests.support.pods import pod
 from vireid_jax import embedding
 from vireid_jax.runtime import devices, processes
