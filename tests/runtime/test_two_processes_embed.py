@@ -12,24 +12,29 @@ import pytest
 from tests.support import fused as few
 from tests.support.pods import pod
 from vireid_jax import embedding
-from vireid_jax.runtime import devices, processes
-from vireid_jax.types import Method
+from vireid_jax.runtime import processes
+from vireid_jax.types import INFRARED, VISIBLE, Retrieval
 
 
 def main(out):
     """Stores features and sums of similarities of random images in OUT.<process>.npz."""
     processes.start(out + ".run")
-    mesh = devices.make_mesh()
-    method = Method(lambda key: few.VARIABLES, None, few.embed_images, fusions=few.FUSIONS)
-    embed, variables = embedding.make_embed(method, mesh), devices.place(few.VARIABLES, mesh)
-    options = few.options(mesh)
-    query, _ = few.sides()  # 11 and 17: neither divides over the devices
+    embed, variables, mesh = few.make_parts()
+    options = dict(mesh=mesh, image_size=few.SIZE, batch_size=8)
+    # Neither number divides over the devices.
+    query, gallery = few.records(11, INFRARED, 0), few.records(17, VISIBLE, 1)
     stored = {
         f"query {k}": v
         for k, v in embedding.embed_records(embed, variables, query, **options).items()
     }
     found = embedding.accumulate(
-        embed, variables, few.sides(), few.FUSIONS, flip=True, memory_bytes=300, **options
+        embed,
+        variables,
+        Retrieval(query, gallery),
+        few.FUSIONS,
+        flip=True,
+        memory_bytes=300,
+        **options,
     )
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
     np.savez(f"{out}.{jax.process_index()}.npz", **stored)
