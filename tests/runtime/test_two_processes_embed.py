@@ -23,6 +23,7 @@ def main(out):
     options = dict(mesh=mesh, image_size=few.SIZE, batch_size=8)
     # Neither number divides over the devices.
     query, gallery = few.records(11, INFRARED, 0), few.records(17, VISIBLE, 1)
+    sides = Retrieval(query, gallery)
     stored = {
         f"query {k}": v
         for k, v in embedding.embed_records(embed, variables, query, **options).items()
