@@ -22,21 +22,11 @@ def main(out):
     embed, variables, mesh = few.make_parts()
     options = dict(mesh=mesh, image_size=few.SIZE, batch_size=8)
     # Neither number divides over the devices.
-    query, gallery = few.records(11, INFRARED, 0), few.records(17, VISIBLE, 1)
-    sides = Retrieval(query, gallery)
-    stored = {
-        f"query {k}": v
-        for k, v in embedding.embed_records(embed, variables, query, **options).items()
-    }
-    found = embedding.accumulate(
-        embed,
-        variables,
-        Retrieval(query, gallery),
-        few.FUSIONS,
-        flip=True,
-        memory_bytes=300,
-        **options,
-    )
+    sides = Retrieval(few.records(11, INFRARED, 0), few.records(17, VISIBLE, 1))
+    found = embedding.embed_records(embed, variables, sides.query, **options)
+    stored = {f"query {k}": v for k, v in found.items()}
+    options |= dict(flip=True, memory_bytes=300)
+    found = embedding.accumulate(embed, variables, sides, few.FUSIONS, **options)
     stored |= {f"similarity {k}": v for k, v in found.similarity.items()}
     np.savez(f"{out}.{jax.process_index()}.npz", **stored)
     processes.finish(0)
