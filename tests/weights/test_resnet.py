@@ -93,7 +93,7 @@ def test_half_precision_is_near():
 
 @pytest.mark.slow
 @pytest.mark.torch
-@pytest.mark.parametrize("depth, form", [(18, "stream"), (34, "safetensors"), (50, "archive")])
+@pytest.mark.parametrize("depth, form", [(18, "safetensors"), (50, "archive")])
 def test_features_of_pytorch(tmp_path, depth, form):
     torch = pytest.importorskip("torch")
     import safetensors.torch
@@ -106,8 +106,7 @@ def test_features_of_pytorch(tmp_path, depth, form):
     if form == "safetensors":
         safetensors.torch.save_file(dict(tensors(arrays)), path)
     else:
-        options = dict(_use_new_zipfile_serialization=form == "archive")
-        torch.save(tensors(arrays), path, **options)
+        torch.save(tensors(arrays), path)
     variables, report = init_from(path, abstract(depth))
     assert {"fc.weight", "fc.bias"} < set(report.unused)
     expected = expected_features(arrays, depth, 64, trunk.images(size=SIZE))
