@@ -10,14 +10,16 @@ pytestmark = pytest.mark.slow
 STEPS = 10  # 5 epochs of 2
 SHORT = """c.train.epochs, c.sampler.steps_per_epoch, c.train.eval_every = 5.0, 2, 0.0
     """
-# Statements on the config `c` of the methods that have most to lose, and parts of the names of
-# their own arrays. MUN: prototypes, which the steps replace, and Adam. PDM: dropout, and momentum.
+# Statements on the config `c` of each method, and parts of the names of its own arrays. SMCL: its
+# loss changes on the way. MUN: prototypes, which the steps replace. IDKL: dropout. PDM: momentum.
 ROWS = {
+    "smcl": ("c.method.metric_from_epoch = 2.0", ()),
     "mun": (
         """c.sampler.rule = "exhaust"
     c.method.generator_ratios = (2, 4)  # of maps of 8 x 4""",
         ("memory",),
     ),
+    "idkl": ("c.augment.erase = (0.5, 0.5)", ("confuser_neck",)),
     "pdm": (
         """c.data.image_size = (64, 32)
     c.method.num_prototypes = 3
