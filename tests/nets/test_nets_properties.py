@@ -74,10 +74,15 @@ def test_a_start_is_that_of_linen_and_computes_no_maps():
     images = (jnp.asarray(R.normal(size=(3, 32, 16, 3)), jnp.float32) for _ in range(2))
     expected = flatten(Net().init(KEY, *images))
     image = jax.ShapeDtypeStruct((10**6, 32, 16, 3), jnp.float32)  # 6 GB
-    found = flatten(init.start(Net().init, KEY, image, image))
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    def start(key):
+        return init.start(Net().init, key, image, image)
+
+    for where in (start, jax.jit(start)):
+        found = flatten(where(KEY))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{name}, {where}")
 
 
 # --- Batch normalization ----------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Initializers that fill on the host, so that a start compiles nothing.
 
-`jax.jit(model.init)` compiles every random draw of a ResNet: 7-14 s on two CPU cores. Here NumPy
-draws from the parameter's own key, and `start` leaves the forward pass out: about a second.
+linen's initializers compile every random draw of a ResNet: 7-14 s on two CPU cores. Here NumPy
+draws from the parameter's own key, and `start` leaves the forward pass out: about a second. A
+jitted start calls NumPy back and has the same bits.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,9 +17,6 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 Initializer = Callable[..., jax.Array]
-
-# A primitive, so that a trace notes a draw: `start` evaluates it, `jax.eval_shape` sees its shape.
-_draw_p = core.Primitive("draw_on_host")
 
 
 def start(initialize: Callable[..., Any], key: jax.Array, *images: Any) -> Any:
@@ -38,19 +37,13 @@ def start(initialize: Callable[..., Any], key: jax.Array, *images: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), jax.device_put(leaves))
 
 
-@_draw_p.def_impl
-def _draw(key: jax.Array, *, kind: str, shape: tuple[int, ...], dtype: Any, size: float) -> Any:
+def _draw(key: Any, *, kind: str, shape: tuple[int, ...], dtype: Any, size: float) -> np.ndarray:
     generator = np.random.Generator(np.random.Philox(np.asarray(key, np.uint32).tolist()))
     if kind == "normal":
         drawn = size * generator.standard_normal(shape)
     else:
         drawn = generator.uniform(-size, size, shape)
-    return jnp.asarray(drawn.astype(dtype))
-
-
-@_draw_p.def_abstract_eval
-def _(key: Any, *, kind: str, shape: tuple[int, ...], dtype: Any, size: float) -> Any:
-    return jax.core.ShapedArray(shape, np.dtype(dtype))
+    return drawn.astype(dtype)
 
 
 def _drawn(key: jax.Array, kind: str, shape: Any, dtype: Any, size: float) -> jax.Array:
@@ -58,7 +51,11 @@ def _drawn(key: jax.Array, kind: str, shape: Any, dtype: Any, size: float) -> ja
     # Hard-typed keys and raw uint32 keys both occur: linen folds whichever it was given.
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    found: jax.Array = _draw_p.bind(key, kind=kind, shape=tuple(shape), dtype=dtype, size=size)
+    draw = partial(_draw, kind=kind, shape=tuple(shape), dtype=dtype, size=size)
+    # A callback, so that a trace notes the draw: `start` evaluates it, eval_shape sees its shape.
+    found: jax.Array = jax.pure_callback(
+        draw, jax.ShapeDtypeStruct(shape, dtype), key, vmap_method="sequential"
+    )
     return found
 
 
