@@ -197,6 +197,7 @@ def test_decoupled_decay_without_a_gradient_is_rate_times_multiplier_times_decay
         np.testing.assert_allclose(after, part * before, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("groups", ["plain", "groups"])

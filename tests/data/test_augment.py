@@ -63,6 +63,7 @@ def test_augmentation_off_is_standardize_exactly():
     assert_same(batch, out, ("label", "camera"))
 
 
+@pytest.mark.slow
 def test_one_program_gives_the_same_bits():
     # Without luma, whose sum a compiler may fuse.
     options = ALL | dict(infrared_channel="adapt", paired=True)
@@ -94,6 +95,7 @@ def test_crops_and_flips_are_exact_windows_of_the_padded_image(pad, pad_value):
     assert channels == {0, 1, 2} and len(found) > (10 if pad > 1 else 8)
 
 
+@pytest.mark.slow
 @each("paired", [False, True])
 def test_corners_and_flips_are_uniform_and_independent(paired):
     pad = 2

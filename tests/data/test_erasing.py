@@ -113,6 +113,7 @@ def within(h, w, area, aspect, size):
     assert ((h - 0.5) / (w + 0.5) <= aspect[1]).all()
 
 
+@pytest.mark.slow
 def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
     # A square image and patches small enough to fit always: the aspect is seen undistorted.
     options = dict(erase=1.0, erase_area=(0.2, 0.25), erase_aspect=0.3)
@@ -123,6 +124,7 @@ def test_the_log_uniform_aspect_is_as_often_tall_as_wide():
         assert abs((h > w).mean() + (h == w).mean() / 2 - share) < 0.03
 
 
+@pytest.mark.slow
 def test_torchvisions_defaults_stay_within_their_area_and_aspect():
     out = run(noise(MANY, (24, 12)), erase=(0.5, 1.0), **TORCHVISION)
     for m, probability in (("visible", 0.5), ("infrared", 1.0)):

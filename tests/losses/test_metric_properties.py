@@ -143,6 +143,7 @@ def test_compiled_as_eager(name):
     np.testing.assert_allclose(run(name, FEATURES, PERSONS)[0], eager, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every
 def test_half_precision_features_are_computed_in_float32(name):
     half = jnp.asarray(FEATURES, jnp.bfloat16)

@@ -78,7 +78,8 @@ def with_everything(name):
 
 
 # DEEN has PDM's network.
-@pytest.mark.parametrize("name", first_fast([n for n in (first, *others) if n != "deen"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in (first, *others) if n != "deen"])
 def test_chunks_of_groups_are_the_network_applied_to_each(name, monkeypatch):
     """Chunk c has the rows c, c + 2, ..., in two runs; the loss sees all rows."""
     found = with_everything(name)

@@ -200,6 +200,7 @@ def test_by_loops_image_by_image(name):
     assert np.abs(actual - maps[0]).max() > 0.1
 
 
+@pytest.mark.slow
 @every
 def test_a_fresh_block_passes_its_map_on_and_learns_its_scale_first(name):
     make, maps = BLOCKS[name]
@@ -226,6 +227,7 @@ def test_a_fresh_block_passes_its_map_on_and_learns_its_scale_first(name):
     assert all((v > 1e-3) != k.endswith("w/bias") for k, v in then.items()), then
 
 
+@pytest.mark.slow
 @each("name", ["nonlocal", "mfa, stride"])
 def test_half_precision(name):
     make, maps = BLOCKS[name]

@@ -77,6 +77,7 @@ def convolved(x, kernel):
     return y
 
 
+@pytest.mark.slow
 @each("h, w, side", [(4, 3, 9), (4, 3, 5), (4, 3, 3), (6, 2, 5), (3, 4, 1)])
 def test_spatial_convolution_by_loops_in_both_forms(h, w, side):
     """Kernels larger than the map, smaller, and of one place; slopes of the first and third."""
@@ -158,6 +159,7 @@ def made_by_loops(f, p, branch, fuse="mean", attention="none"):
     return np.maximum(y, 0) @ p["expand_kernel"][branch] + p["expand_bias"][branch]
 
 
+@pytest.mark.slow
 @every
 def test_by_loops(kind):
     y, _ = ran(kind, VARIABLES[kind])
@@ -198,6 +200,7 @@ def test_branches_are_independent_and_every_weight_matters(kind):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_half_precision():
     for kind in KINDS:
         half = jax.ShapeDtypeStruct(MAPS.shape, jnp.bfloat16)

@@ -41,6 +41,7 @@ def whole(recipe, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_between_two_checkpoints(whole):
     """Lines are written again; the record and the bits of all arrays are those of a whole run."""
     arrays, rows = whole(4).result()

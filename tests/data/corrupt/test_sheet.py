@@ -32,6 +32,7 @@ def test_the_command_writes_a_sheet(tmp_path, person, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["person.png", "sheet.png"]
 
 
+@pytest.mark.slow
 def test_a_sheet_is_a_function_of_image_and_seed(tmp_path):
     paths = [tmp_path / name for name in ("0.png", "1.png", "2.png", "jpeg.jpg")]
     for path, seed in zip(paths, (0, 0, 1, 0), strict=True):

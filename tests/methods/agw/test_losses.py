@@ -72,6 +72,7 @@ def test_a_gap_beyond_the_bound_is_not_reduced():
     np.testing.assert_allclose(value, by_loops(x, persons))
 
 
+@pytest.mark.slow
 def test_any_order_of_rows():
     order = R.permutation(len(PERSONS))
     expected, _ = ours(FEATURES)
@@ -97,6 +98,7 @@ def test_of_equal_rows_and_rows_far_apart():
     assert np.isfinite(value) and np.isfinite(gradient).all() and 0 <= value <= 88
 
 
+@pytest.mark.slow
 def test_half_precision_is_widened():
     half = jnp.asarray(FEATURES, jnp.bfloat16)
     value, _ = BOTH(half, PERSONS)

@@ -231,6 +231,7 @@ FLOATS = [
 ]
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32():
     for function, arrays in FLOATS:
         name, run = function.__name__, graded(function)

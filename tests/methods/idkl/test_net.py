@@ -113,6 +113,7 @@ def test_maps_without_variance_are_finite(mask):
         assert all(np.isfinite(y).all() for y in both(jnp.asarray(x)))
 
 
+@pytest.mark.slow
 @every_mask
 def test_half_precision_maps_stay_near_with_float32_parameters(mask):
     net = NETS[mask].clone(dtype=jnp.bfloat16)

@@ -67,6 +67,7 @@ LEARNERS = [
 ]
 
 
+@pytest.mark.slow
 @source_and_dtypes
 def test_learners_and_generator(source, dtypes):
     for module, name, dtype, options in LEARNERS:

@@ -233,6 +233,7 @@ def test_no_gradient_passes_through_the_bandwidth():
     assert abs(float(slope)) > 0.1
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32():
     x, y, features = (jnp.asarray(v, jnp.bfloat16) for v in (X, Y, _features()))
     value, aligned = mmd(x, y), align(features, LABELS, margin=MARGIN)

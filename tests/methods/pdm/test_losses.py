@@ -93,6 +93,7 @@ def test_cosines_do_not_see_the_length_of_maps_and_the_code_s_form_does():
 # --- Orders of rows -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every
 def test_any_order_of_identities_images_and_prototypes(name):
     """And of the two modalities, of the rows of an identity, of the branches."""
@@ -118,6 +119,7 @@ def test_rows_by_identity():
 # --- Precision, compilation, errors -------------------------------------------------------
 
 
+@pytest.mark.slow
 @every
 def test_half_precision_is_widened(name):
     loss, arrays = jax.jit(LOSSES[name][0]), LOSSES[name][1]

@@ -112,6 +112,7 @@ def test_two_identities_share_their_nearest_pair(name):
     np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-4)
 
 
+@pytest.mark.slow
 @every_loss
 def test_half_precision_features_give_float32_near_the_exact_value(name):
     loss, x = jax.jit(LOSSES[name][0]), _case(name)[1]
