@@ -91,8 +91,6 @@ EXPANSION, SPATIAL = (
 IDKL = dict(modality_dropout=0.0), ("tgsa", "csa", "tri_purified", "id_purified"), set()
 CASES = {
     "agw": ({}, ("tri",), set()),
-    "deen": ({}, ("tri", "cpm"), EXPANSION),
-    "idkl:paper": IDKL,
     "idkl:official": IDKL,
     "pdm": (dict(num_prototypes=4), ("tri", "cpm", "dcs", "ch"), {*EXPANSION, SPATIAL}),
 }
