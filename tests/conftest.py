@@ -39,10 +39,14 @@ hypothesis.settings.register_profile("slow", max_examples=200, deadline=None)
 def pytest_configure(config):
     slow = config.option.markexpr == "slow"
     hypothesis.settings.load_profile("slow" if slow else "fast")
+    # pytest-xdist would run the files with the fewest tests last. Those are the whole models, and
+    # one of them at the end keeps a process alone.
+    config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.parent.parent.name != "methods")  # whole models first
     if config.option.markexpr == "slow":
         for item in items:
             if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
