@@ -69,6 +69,7 @@ from vireid_jax import main
 
 for arguments, expected, texts in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        code = None
         try:
             main.main(["main.py", *arguments])
         except SystemExit as end:

@@ -20,8 +20,6 @@ from tests.support.rows import each
 from vireid_jax.data.augment import FORMS
 
 VALUE = (9.0, 8.0, 7.0)
-
-
 TORCHVISION = dict(
     erase_form="log_uniform", erase_attempts=10, erase_area=(0.02, 0.33), erase_aspect=(0.3, 3.3)
 )

@@ -308,7 +308,7 @@ def test_the_last_steps_of_exhaust_are_topped_up_uniformly():
     assert seen[0] == epochs
     assert chi2(seen[1:], epochs / 4) < 16.3  # chi2(3), p = 1e-3
     assert abs(np.mean(same_class) - 1 / 4) < 0.09  # four standard deviations
-    # Two of three images, drawn anew: as the first time in one case of three.
+    # Two of three images, drawn again: as the first time in one case of three.
     assert len(same_images) > 300
     assert abs(np.mean(same_images) - 1 / 3) < 0.11
 

@@ -1,4 +1,4 @@
-"""Triplet losses: against PyTorch, loops in NumPy, worked examples and their own properties."""
+"""Triplet losses: against PyTorch, loops in NumPy and their gradients."""
 
 import math
 

@@ -82,16 +82,17 @@ def train_on_people(method):
 
 
 # The maps that the expansion sees are 2 x 1 pixels: most of its kernels see padding alone.
-EXPANSION, SPATIAL = (
-    {f"expansion/dilated_{n}/kernel" for n in (1, 2, 3)},
-    "expansion/spatial_kernel",
-)
+EXPANSION = {f"expansion/dilated_{n}/kernel" for n in (1, 2, 3)}
+SPATIAL = "expansion/spatial_kernel"
 # Case -> (changes of the recipe for the embedded data, terms that fall, parameters without a
 # gradient). IDKL's modality heads see nothing dropped: 16 images are few.
-IDKL = dict(modality_dropout=0.0), ("tgsa", "csa", "tri_purified", "id_purified"), set()
 CASES = {
     "agw": ({}, ("tri",), set()),
-    "idkl:official": IDKL,
+    "idkl:official": (
+        dict(modality_dropout=0.0),
+        ("tgsa", "csa", "tri_purified", "id_purified"),
+        set(),
+    ),
     "pdm": (dict(num_prototypes=4), ("tri", "cpm", "dcs", "ch"), {*EXPANSION, SPATIAL}),
 }
 FACTS = dict(num_classes=P, image_size=PIXELS, num_ids=P, num_instances=K)

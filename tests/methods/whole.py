@@ -1,6 +1,6 @@
 """Whole models by the name of a reference case: a step and a short training, in float64.
 
-With the weights of the PyTorch references; options are those of the recipes.
+With the weights of the PyTorch references; options are as in the recipes.
 """
 
 import functools
@@ -45,7 +45,8 @@ def tests(*kinds, fast):
     @pytest.mark.slow
     def test_training_trajectory(source):
         for name in cases(*(f"{kind}_trajectory" for kind in kinds)):
-            expected = reference(name, source)  # its features are those of the weights
+            # Some stored files have features after the training, too; test_model compares features.
+            expected = reference(name, source)
             expected = {k: v for k, v in expected.items() if "embed/" not in k}
             store.compare(trajectory(name), expected, rtol=1e-8, row=name)
 

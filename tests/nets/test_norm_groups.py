@@ -105,7 +105,7 @@ def test_rows_that_do_not_divide_are_refused():
         assert "devices.bn_groups" in str(error.value) and "sampler.num_ids" in str(error.value)
 
 
-def test_a_network_starts_from_rows_that_the_groups_do_not_divide():
+def test_a_start_knows_no_groups():
     two = jnp.ones((2, 4))
     fresh, grouped = (
         jax.eval_shape(partial(BatchNorm(groups=g).init, train=True), KEY, two) for g in (1, 3)

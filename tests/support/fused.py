@@ -17,7 +17,7 @@ VARIABLES = {
 
 
 def embed_images(variables, images, modality):
-    """Three features; a and b are of length 1, as those of the methods are."""
+    """Three features; a and b are of length 1, as in the methods."""
     flat = images.reshape(len(images), -1)
     found = {name: flat @ w + modality for name, w in variables.items()}
     for name in ("a", "b"):

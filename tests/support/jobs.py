@@ -1,5 +1,6 @@
 """Runs of the main command in processes of their own, that tests stop and start again."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -86,34 +87,34 @@ class Job:
         assert process.returncode == code, out
         return out
 
-    def stop_when(self, moment, signum):
-        """Runs until `moment()`, then sends the signal; returns (exit code, output, seconds)."""
+    @contextlib.contextmanager
+    def started_until(self, moment):
+        """The process once `moment()` has come; what is left of it at the end is killed."""
         process = self.start()
         try:
             while not moment():
                 assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
                 time.sleep(0.001)
+            yield process
+        finally:
+            process.kill()
+
+    def stop_when(self, moment, signum):
+        """Runs until `moment()`, then sends the signal; returns (exit code, output, seconds)."""
+        with self.started_until(moment) as process:
             began = time.monotonic()
             process.send_signal(signum)
             out, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
         return process.returncode, out, time.monotonic() - began
 
     def copied_at(self, moment, workdir):
         """Runs to the end; returns the run with the folder as a kill at `moment()` leaves it."""
-        process = self.start()
-        try:
-            while not moment():
-                assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
-                time.sleep(0.001)
+        with self.started_until(moment) as process:
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED)
             shutil.copytree(self.workdir, workdir)
             process.send_signal(signal.SIGCONT)
             out, _ = process.communicate(timeout=300)
-        finally:
-            process.kill()
         assert process.returncode == 0, out
         return dataclasses.replace(self, workdir=workdir)
 

@@ -146,7 +146,7 @@ def test_an_aligned_pair_shows_the_same_silhouette():
 
 @pytest.mark.slow  # a program for each size
 @each("size", [(384, 128), (17, 9), (96, 48)])
-def test_every_size_shows_the_same_scene(size):
+def test_other_sizes_and_twice_the_size_shows_the_same_scene(size):
     large = one(2, 1, size=size)
     assert large.shape == (*size, 3) and large.std() > 10
     if size == (96, 48):  # averaged down, a large image is the small one but for its noise

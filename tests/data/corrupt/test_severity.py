@@ -55,6 +55,8 @@ def test_severity_raises_the_error(kind):
 
 
 def test_severity_by_other_measures():
+    assert len(CORRUPTIONS) == 20
+
     def colorfulness(severity):
         images = results("saturate", severity) if severity else PICTURES
         return np.mean([np.ptp(image.astype(int), axis=2).mean() for image in images])

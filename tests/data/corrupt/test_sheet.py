@@ -1,5 +1,8 @@
 """The contact sheet and its command line."""
 
+import os
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +10,7 @@ from PIL import Image
 from tests.support.rows import each
 from vireid_jax.data.corrupt import __main__ as sheet
 from vireid_jax.data.corrupt.__main__ import main
+from vireid_jax.data.sheet import write_picture
 
 from .pictures import picture
 
@@ -30,6 +34,19 @@ def test_the_command_writes_a_sheet(tmp_path, person, capsys):
     found = np.abs(pixels[34 : 34 + 112, x : x + 56] - clean)
     assert found.max() <= 3  # the clean picture, less its two lowest bits
     assert sorted(p.name for p in tmp_path.iterdir()) == ["person.png", "sheet.png"]
+
+
+def test_nothing_is_left_of_a_sheet_that_failed(tmp_path, monkeypatch):
+    def full(self, file, *args, **options):
+        with open(file, "wb") if isinstance(file, str | os.PathLike) else nullcontext(file) as out:
+            out.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    (tmp_path / "s.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"):
+        write_picture(Image.new("RGB", (4, 4)), tmp_path / "s.png")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
 
 
 @pytest.mark.slow

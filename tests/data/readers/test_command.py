@@ -279,6 +279,7 @@ def test_show(released, tmp_path, capsys, name):
     assert f"wrote {picture}" in out and "identities" in out and "gallery" not in err
     assert pixels(picture).shape[0] > 3 * 144
     assert list(tmp_path.glob("*.png")) == [picture]  # and nothing half-written
+    picture.unlink()
 
 
 def test_the_sheet_shows_who_is_where(tmp_path):

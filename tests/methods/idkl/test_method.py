@@ -1,4 +1,4 @@
-"""IDKL as a whole: its weights, what a fresh model says, what inference needs, bad options."""
+"""IDKL as a whole: what inference needs, which heads there are, bad options."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What MUN's build makes of its options: sizes of the paper, table rows, types, refusals.
+"""What MUN's build makes of its options: sizes of the paper, table rows, test time, refusals.
 
 Everything here is traced, nothing is compiled or run.
 """

@@ -1,4 +1,4 @@
-"""MUN's generator: against PyTorch, shapes, counts, what follows from its equations, refusals."""
+"""MUN's generator: against PyTorch, multiply-adds, what follows from its equations, refusals."""
 
 import functools
 
@@ -19,6 +19,7 @@ from tests.support.reference.inputs import CASES
 from tests.support.rows import each
 from vireid_jax.methods.mun import generator
 from vireid_jax.methods.mun.generator import CrossModality, IntraModality, ModalityUnifying
+from vireid_jax.nets import init
 
 KEY = jax.random.key(0)
 R = np.random.default_rng(5)
@@ -180,6 +181,15 @@ def test_half_precision_of_an_intra_learner_is_near_single():
 
 
 # --- Layer scales -----------------------------------------------------------------------
+
+
+def test_scales_start_at_one_for_each_channel():
+    x = jax.ShapeDtypeStruct((1, 6, 6, 4), jnp.float32)
+    net = functools.partial(ModalityUnifying(ratios=(2,)).init, train=True)
+    parts = init.start(net, KEY, x, x)["params"]
+    assert len(parts) == 3
+    for name, part in parts.items():
+        np.testing.assert_array_equal(part["layer_scale"], np.ones(4), name)
 
 
 def test_projection_moves_layer_scales_alone_into_the_unit_interval():

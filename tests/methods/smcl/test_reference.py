@@ -45,7 +45,6 @@ def run(step=SWITCH, order=slice(None)):
         return float(total), aux, {k: np.asarray(v) for k, v in flatten(gradient).items()}
 
 
-@pytest.mark.slow
 def test_first_losses_are_those_of_a_fresh_classifier():
     assert CASES["smcl"].options["switch"] == SWITCH
     terms = run()[1].terms
