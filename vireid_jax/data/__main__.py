@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--filter", choices=("lanczos", "bilinear"), default="lanczos", help=resizing)
     option("--cache", metavar="DIR", help=f"for the decoded images {where.format('VIREID_CACHE')}")
     option = show.add_argument
-    option("--sheet", required=True, metavar="PICTURE", help="the picture to write: sheet.png")
+    option("--sheet", required=True, metavar="PICTURE", help="the picture to write, e.g. sheet.png")
     option("--persons", type=int, default=8, help="rows (default 8)")
     option("--shots", type=int, help="images of a camera (default: what fits)")
     return parser

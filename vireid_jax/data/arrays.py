@@ -136,18 +136,19 @@ def _decoding(records: Records, size: tuple[int, ...], filter: str) -> _Begin:
     def begin(pool: ThreadPoolExecutor, index: np.ndarray) -> Callable[[], np.ndarray]:
         # An identity with few images has some of them twice in a batch; one is decoded.
         rows, place = np.unique(index, return_inverse=True)
-        pixels = np.empty((len(rows), *size, 3), np.uint8)
+        place = place.ravel()
+        pixels = np.empty((index.size, *size, 3), np.uint8)
 
         def fill(first: int) -> None:
             for n in range(first, min(first + UNIT, len(rows))):
-                pixels[n] = load(records.images, int(rows[n]), size, filter, records.name)
+                pixels[place == n] = load(records.images, int(rows[n]), size, filter, records.name)
 
         parts = [pool.submit(fill, first) for first in range(0, len(rows), UNIT)]
 
         def wait() -> np.ndarray:
             for part in parts:
                 part.result()  # raises what the thread raised
-            return pixels[place.reshape(index.shape)]
+            return pixels.reshape(*index.shape, *size, 3)
 
         return wait
 

@@ -205,7 +205,7 @@ def _agw_steps(index: Index, num_ids: int, num_instances: int) -> int:
 
 
 def _agw_rows(index: Index, draw: Draw) -> np.ndarray:
-    """Identities without replacement in a batch, whatever earlier batches had; images with.
+    """A batch's identities are distinct and independent of earlier batches; images may repeat.
 
     Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", arXiv
     2001.04193, and its released code. An identity may miss an epoch. An epoch of SYSU-MM01 shows
@@ -258,11 +258,12 @@ def _exhaust_rows(index: Index, draw: Draw) -> np.ndarray:
     cut into chunks of K pairs; what is left over is unused. A step takes a chunk of each of P
     identities, drawn uniformly among those that have chunks left.
 
-    The authors' epoch ends when fewer than P have, so its length is random. Here all of those then
-    take part, and the others are drawn uniformly among the rest, each with K distinct images drawn
-    again: 183 steps on SYSU-MM01 for 182.2 on average (P = 16, K = 4) and 196 for 194.9 (P = 12,
-    K = 5). An identity with fewer than K images in a modality, with which the authors' code stops
-    in some cases, has one chunk: all its distinct images, then the same again.
+    The authors' epoch ends when fewer than P identities have chunks left, so its length is random.
+    Here all of those then take part, and the others are drawn uniformly among the rest, each with K
+    distinct images from a draw of its own. On SYSU-MM01 that makes 183 steps, the authors' code
+    182.2 on average (P = 16, K = 4); or 196 and 194.9 (P = 12, K = 5). An identity with fewer than
+    K images in a modality, with which the authors' code stops in some cases, has one chunk: all its
+    distinct images, then the same again.
     """
     length = _exhaust_steps(index, draw.num_ids, draw.num_instances)
     passes = [_exhaust_pass(index, draw, length, n) for n in range(-(-draw.steps // length))]

@@ -217,5 +217,6 @@ def load(
     for name, (person, camera, index) in rows.items():
         names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
         parts[name] = Records(images[name], person, camera, _MODALITY[camera - 1], names)
-    of_test = {name: retrieval(part, np.ones(len(part), bool)) for name, part in parts.items()}
-    return Split("synthetic", parts["train"], of_test["test"], of_test.get("val"))
+    train = parts.pop("train")
+    found = {name: retrieval(part, np.ones(len(part), bool)) for name, part in parts.items()}
+    return Split("synthetic", train, found["test"], found.get("val"))

@@ -72,7 +72,7 @@ def test_a_trial_is_what_its_lists_say(listing, full, trial):
     assert f"trial {trial} of 10" in split.notes[0]
 
 
-@each("val_ids", [1, 20, 204])
+@each("val_ids", [1, np.int64(20), 204])
 def test_validation_persons_are_spread_and_disjoint(listing, val_ids):
     split = regdb.split(listing, trial=3, val_ids=val_ids)
     halves = [set(split.train.person), set(split.val.query.person), set(split.test.query.person)]

@@ -45,6 +45,7 @@ def severities(*table: Any) -> Callable[[Callable[..., np.ndarray]], Corruption]
             constants = constants if isinstance(constants, tuple) else (constants,)
             return clip(function(unit(image), rng, *constants))
 
+        del corruption.__dict__["__wrapped__"]  # whose signature is not this one
         return corruption
 
     return decorate

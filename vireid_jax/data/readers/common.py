@@ -169,14 +169,14 @@ def entries(path: str) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def numbered(path: str, pattern: str = r"()(\d{1,9})") -> list[tuple[int, str]]:
+def numbered(path: str, pattern: str = r"(\d{1,9})") -> list[tuple[int, str]]:
     """(number, name) of the folders in `path` with such names, ascending; none without `path`.
 
-    The second group of the pattern is the number.
+    The group of the pattern is the number.
     """
     folders = entries(path)[0] if os.path.isdir(path) else []
     matches = [re.fullmatch(pattern, folder, re.ASCII) for folder in folders]
-    return sorted((int(match[2]), match[0]) for match in matches if match)
+    return sorted((int(match[1]), match[0]) for match in matches if match)
 
 
 def missing(root: str, names: Iterable[str]) -> list[str]:
@@ -495,7 +495,7 @@ def divide(
     nobody who is tested on is validated on.
     """
     records = listing.records
-    if isinstance(val, int):
+    if not isinstance(val, np.ndarray):
         if val:
             notes += (f"trains without {val} persons, held out for validation",)
         val = hold_out(records, train, val)

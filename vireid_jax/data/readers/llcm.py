@@ -70,7 +70,7 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
                 images.append(Image(full, stem, person, camera or 0, modality, "train"))
     for side, modality in _SIDES:
         top = os.path.join(root, f"test_{side}")
-        for camera, folder in common.numbered(top, r"(cam)(\d{1,2})"):
+        for camera, folder in common.numbered(top, r"cam(\d{1,2})"):
             for person, inner in common.numbered(os.path.join(top, folder)):
                 if person not in ids:
                     continue

@@ -56,7 +56,7 @@ def scan(root: str | os.PathLike[str], *, strict: bool = True) -> Listing:
     for camera in CAMERAS:
         modality = INFRARED if camera in INFRARED_CAMERAS else VISIBLE
         top = os.path.join(root, f"cam{camera}")
-        for person, folder in common.numbered(top, r"()(\d{4})"):
+        for person, folder in common.numbered(top, r"(\d{4})"):
             if person not in part_of:
                 continue
             numbers = {}
