@@ -3,16 +3,9 @@
 import os
 import pathlib
 import tempfile
-from importlib.metadata import version
 
-# Before jax starts: tests of sharding need several devices on one machine.
+# Before jax starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_cpu_multi_thread_eigen=false"]
-if version("jaxlib").startswith("0.10."):
-    # Compiles whole models four times as fast. XLA aborts over a flag that its version lacks.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ.setdefault("NPROC", "32")  # threads, see vireid_jax.runtime.devices.use_cpu_cores
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CACHE = pathlib.Path(
@@ -26,7 +19,15 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.support.plain import QUICK  # noqa: E402
 from vireid_jax.runtime import devices  # noqa: E402
+
+# Tests of sharding need several devices on one machine.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 "
+        f"--xla_cpu_multi_thread_eigen=false {QUICK}"
+    ).strip()
 
 # Fake devices share threads: as in vireid_jax.runtime.devices.use_cpu_cores.
 jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -7,8 +7,8 @@ from tests.support.jobs import Job, write_recipe
 
 pytestmark = pytest.mark.slow
 
-STEPS = 10  # 5 epochs of 2
-SHORT = """c.train.epochs, c.sampler.steps_per_epoch, c.train.eval_every = 5.0, 2, 0.0
+STEPS = 6  # 3 epochs of 2
+SHORT = """c.train.epochs, c.sampler.steps_per_epoch, c.train.eval_every = 3.0, 2, 0.0
     """
 # Statements on the config `c` of each method, and parts of the names of its own arrays. SMCL: its
 # loss changes on the way. MUN: prototypes, which the steps replace. IDKL: dropout. PDM: momentum.

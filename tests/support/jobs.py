@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from tests.support.plain import PLAIN
+from tests.support.plain import PLAIN, QUICK
 from vireid_jax.runtime import checkpoint
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ class Job:
     module: str = "vireid_jax.main"
 
     def start(self, *options, under=()):
-        flags = f"--xla_force_host_platform_device_count={self.devices}"
+        flags = f"--xla_force_host_platform_device_count={self.devices} {QUICK}"
         return subprocess.Popen(
             [
                 *[*under, sys.executable, "-m", self.module],

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+from tests.support.plain import QUICK
+
 REPO = pathlib.Path(__file__).resolve().parents[2]
 NOISE = re.compile(r"\[Gloo\]|^[WEI]\d{4} ")
 
@@ -83,7 +85,8 @@ def start(processes, devices, module, *arguments, logs, env=None, own=None, coun
     """
     logs.mkdir(parents=True, exist_ok=True)
     port, started = free_port(), []
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+    flags = f"--xla_force_host_platform_device_count={devices} "
+    flags += f"--xla_cpu_multi_thread_eigen=false {QUICK}"
     for number in range(processes):
         settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": "32", **(env or {})}
         if (count or processes) > 1:

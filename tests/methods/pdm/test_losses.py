@@ -70,7 +70,10 @@ FUNCTIONS = {
     "dcs_released": (_released_dcs, "features labels"),
     "ort_released": (lambda features: orthogonality(features[:, 1:]), "features"),
 }
-test_value_and_gradient, test_the_cases_test_something = loss_tests(FUNCTIONS, rtol64=1e-11)
+# What is left of a sum of cosines of both signs: 0.03.
+test_value_and_gradient, test_the_cases_test_something = loss_tests(
+    FUNCTIONS, rtol64=1e-11, rtol32={"ort_four": 1e-4}
+)
 
 
 # --- What they reward ---------------------------------------------------------------------
