@@ -33,7 +33,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     m.last_stride = 1
     m.kernels = "auto"
     m.dtype = "float32"
+    m.non_local = "one"
     m.tri_form = "squared" if caj else "weighted"
+    m.tri_weights = "released"
     m.tri_weight = 1.0
     m.normalize = False
 

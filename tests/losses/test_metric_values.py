@@ -14,7 +14,7 @@ from vireid_jax.methods.smcl import losses
 
 # Compiled whole: one operation at a time costs a test several times as much.
 batch_hard_triplet = jax.jit(triplet.batch_hard_triplet)
-weighted_regularized_triplet = jax.jit(agw.weighted_regularized_triplet)
+weighted_regularized_triplet = jax.jit(agw.weighted_regularized_triplet, static_argnames="weights")
 bdtr = jax.jit(losses.bdtr)
 bi_center = jax.jit(losses.bi_center)
 hetero_center_triplet = jax.jit(losses.hetero_center_triplet)
@@ -70,17 +70,22 @@ def test_batch_hard_is_the_loop_over_images():
     np.testing.assert_allclose(batch_hard_triplet(FEATURES, PERSONS), expected, rtol=1e-5)
 
 
-def test_weighted_triplet_is_the_loop_over_images():
-    images = _images(FEATURES, PERSONS)
-    terms = []
-    for a in images:
-        own = np.array([_d(a, b) for b in images if b[0] == a[0]])  # with the anchor itself
-        foreign = np.array([_d(a, b) for b in images if b[0] != a[0]])
-        pull = (np.exp(own) * own).sum() / np.exp(own).sum()
-        push = (np.exp(-foreign) * foreign).sum() / np.exp(-foreign).sum()
-        terms.append(math.log1p(math.exp(pull - push)))
-    actual = weighted_regularized_triplet(FEATURES, PERSONS)
-    np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
+@pytest.mark.parametrize("weights, added", [("softmax", 0.0), ("released", 1e-6)])
+def test_weighted_triplet_is_the_loop_over_images(weights, added):
+    """At distances of about 10 and of about 100, where the softmax alone has negatives left."""
+    for scale in (4, 40):
+        images = _images(scale * FEATURES, PERSONS)
+        terms = []
+        for a in images:
+            own = np.array([_d(a, b) for b in images if b[0] == a[0]])  # with the anchor itself
+            foreign = np.array([_d(a, b) for b in images if b[0] != a[0]])
+            e = np.exp(own - own.max())
+            pull = (e * own).sum() / (e.sum() + added)
+            e = np.exp(-foreign)
+            push = (e * foreign).sum() / (e.sum() + added)
+            terms.append(np.logaddexp(0, pull - push))
+        actual = weighted_regularized_triplet(scale * FEATURES, PERSONS, weights=weights)
+        np.testing.assert_allclose(actual, np.mean(terms), rtol=1e-5)
 
 
 def _unit_images():
@@ -119,16 +124,23 @@ def test_hetero_center_triplet_is_batch_hard_over_centers():
 # --- What an optimizer would see ---------------------------------------------------------
 
 
-def test_weighted_triplet_still_pushes_at_large_distances():
-    """Unshifted weights vanish there: the negatives of AGW's code cease to matter."""
+def test_weights_of_a_softmax_still_push_at_large_distances():
+    """The released ones vanish there, and the row that is far from its negatives stays."""
     x = np.array([[[0.0, 0.0]], [[50.0, 0.0]], [[0.0, 40.0]]], np.float32)
-    slopes = jax.jit(jax.value_and_grad(agw.weighted_regularized_triplet))
-    value, gradient = slopes(x, np.array([0, 0, 1]))
+    slopes = jax.jit(
+        jax.value_and_grad(agw.weighted_regularized_triplet), static_argnames="weights"
+    )
+    value, gradient = slopes(x, np.array([0, 0, 1]), weights="softmax")
     # Anchors 0, 1, 2 see their positive at 50, 50, 0 and their negative at 40, 64, 40.
     weights = [1 / (1 + math.exp(-gap)) for gap in (50 - 40, 50 - math.hypot(50, 40), -40)]
     assert float(value) == pytest.approx(10 / 3, rel=1e-4)
     away = -(weights[0] + weights[1] * 40 / math.hypot(50, 40) + weights[2]) / 3
     assert np.asarray(gradient)[2, 0, 1] == pytest.approx(away, rel=1e-4)
+    # The same at any distance, without an overflow; released, the negatives do not count.
+    for scale in (1, 1e4):
+        value, gradient = slopes(scale * x, np.array([0, 0, 1]), weights="released")
+        assert float(value) == pytest.approx((2 * 50 * scale + math.log(2)) / 3, rel=1e-5)
+        assert np.isfinite(gradient).all() and np.abs(gradient[2]).max() < 1e-9
 
 
 def test_equally_far_positives_share_the_gradient():

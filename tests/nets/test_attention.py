@@ -32,6 +32,7 @@ SAME = R.normal(size=(3, 4, 3, 4)).astype(np.float32)
 TWICE = R.normal(size=(3, 8, 6, 4)).astype(np.float32)  # phi and w have stride 2
 BLOCKS = {
     "nonlocal": (NonLocal, (HIGH,)),
+    "nonlocal, half": (functools.partial(NonLocal, "half"), (HIGH,)),
     "cnl": (ChannelAttention, (HIGH, SAME)),
     "cnl, stride": (ChannelAttention, (HIGH, TWICE)),
     "pnl": (PositionAttention, (HIGH, SAME)),
@@ -190,12 +191,12 @@ LOOPS = {
 @every
 def test_by_loops_image_by_image(name):
     make, maps = BLOCKS[name]
-    variables = filled(make(), maps)
+    by_loops, variables = LOOPS[getattr(make, "func", make)], filled(make(), maps)
     actual = applied(name)(variables, *maps)
     wide = jax.tree.map(np.float64, variables)
     for n in range(3):
         image = [np.float64(x[n]) for x in maps]
-        expected = LOOPS[make](*image, wide["params"], wide["batch_stats"])
+        expected = by_loops(*image, wide["params"], wide["batch_stats"])
         np.testing.assert_allclose(actual[n], expected, rtol=1e-10, atol=1e-10)
     assert np.abs(actual - maps[0]).max() > 0.1
 
@@ -251,9 +252,17 @@ def test_channel_attention_takes_maps_of_one_size_or_twice_it():
             apply(jnp.zeros((3, *size, 4)))
 
 
+def test_a_block_as_released_has_one_inner_channel():
+    """reduc_ratio // reduc_ratio, where the block's paper has half of the map's channels."""
+    for net, inner in ((NonLocal(), 1), (NonLocal("half"), 4)):
+        shapes = jax.tree.map(np.shape, filled(net, (HIGH,))["params"])
+        assert all(shapes[k]["kernel"] == (8, inner) for k in ("theta", "phi", "g"))
+        assert shapes["w"]["kernel"] == (inner, 8)
+
+
 def test_convolutions_start_as_pytorch_s_do():
     """U(-b, b) with b = 1 / sqrt(inputs), biases too."""
-    params = fresh(NonLocal(), [jax.ShapeDtypeStruct((2, 2, 2, 64), jnp.float32)])["params"]
+    params = fresh(NonLocal("half"), [jax.ShapeDtypeStruct((2, 2, 2, 64), jnp.float32)])["params"]
     for name, inputs in (("theta", 64), ("phi", 64), ("g", 64), ("w", 32)):
         for leaf in ("kernel", "bias"):
             top = float(np.abs(params[name][leaf]).max()) * inputs**0.5
@@ -266,7 +275,10 @@ def test_convolutions_start_as_pytorch_s_do():
 @functools.cache
 def _block(name, dtype):
     """Once for both sources."""
-    net, train = BLOCKS[CASES[name].kind][0](), CASES[name].options.get("train", True)
+    options = {"train": True, **CASES[name].options}
+    train = options.pop("train")
+    options.pop("stride", None)  # follows from the maps
+    net = BLOCKS[CASES[name].kind][0](**options)
 
     def apply(variables, *maps):
         y, updated = net.apply(variables, *maps, train=train, mutable=["batch_stats"])

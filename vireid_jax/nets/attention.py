@@ -41,11 +41,17 @@ def attend(theta: jax.Array, phi: jax.Array, g: jax.Array) -> jax.Array:
 class NonLocal(nn.Module):
     """Non-local attention of AGW: x + BN(W(y)), y = (theta phi^T / n) g over positions.
 
-    Wang et al., "Non-local neural networks" (CVPR 2018), in the dot-product form: n positions;
-    theta, phi and g have half the channels. All four 1x1 convolutions have biases, as in AGW's
-    code (mangye16/Cross-Modal-Re-ID-baseline, `Non_local`).
+    Wang et al., "Non-local neural networks" (CVPR 2018), in the dot-product form: n positions. All
+    four 1x1 convolutions have biases, as in AGW's code (mangye16/Cross-Modal-Re-ID-baseline,
+    `Non_local`).
+
+    Attributes:
+      inner: channels of theta, phi and g: "one", as AGW was released, or "half" of the map's, as
+        Wang et al. have it.
+      dtype, groups: see `nets.norm.BatchNorm`.
     """
 
+    inner: str = "one"
     dtype: Any = None
     groups: int = 1
 
@@ -53,9 +59,11 @@ class NonLocal(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, h, w, F] -> the same shape."""
         width = x.shape[-1]
-        half = width // 2
-        theta, phi, g = (_rows(_point(x, half, name, self.dtype)) for name in ("theta", "phi", "g"))
-        y = attend(theta, phi, g).reshape(*x.shape[:-1], half)
+        inner = {"one": 1, "half": width // 2}[self.inner]
+        theta, phi, g = (
+            _rows(_point(x, inner, name, self.dtype)) for name in ("theta", "phi", "g")
+        )
+        y = attend(theta, phi, g).reshape(*x.shape[:-1], inner)
         return x + _ended(self, y, width, train)
 
 

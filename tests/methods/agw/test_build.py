@@ -117,10 +117,14 @@ def test_parameters_of_the_network_of_the_paper():
     # torchvision's ResNet-50 has 25,557,032 with its classifier of 1000.
     assert found["backbone"] == 25_557_032 - 2048 * 1000 - 1000 + stem
 
-    def block(c):  # four 1x1 convolutions with biases, and a normalization
-        return 4 * c * (c // 2) + 3 * (c // 2) + c + 2 * c
+    def blocks(inner):  # four 1x1 convolutions with biases, and a normalization
+        return sum(
+            n * (4 * c * inner(c) + 3 * inner(c) + c + 2 * c) for n, c in ((2, 512), (3, 1024))
+        )
 
-    assert found["attention"] == 2 * block(512) + 3 * block(1024)
+    assert found["attention"] == blocks(lambda c: 1)
+    half = agw.build(**FACTS, image_size=(288, 144), non_local="half")
+    assert fresh.sizes(half)["attention"] == blocks(lambda c: c // 2)
     assert found["neck"] == 2048 and found["classifier"] == 2048 * CLASSES
 
 
@@ -162,6 +166,8 @@ def test_a_fresh_model_knows_nothing_and_every_parameter_gets_a_gradient():
 
 def test_bad_options_are_named():
     for changes, message in (
+        (dict(non_local="C/2"), r"method.non_local is 'C/2', expected one of \['one', 'half'\]"),
+        (dict(tri_weights="exp"), r"method.tri_weights is 'exp', expected one of \['released'"),
         (dict(tri_form="soft"), r"method.tri_form is 'soft', expected one of \['weighted'"),
         (dict(tri_weight=-0.1), r"method.tri_weight is -0.1, expected 0 or more"),
         (dict(tri_weight=float("nan")), r"method.tri_weight is nan"),

@@ -32,19 +32,21 @@ class AGW(nn.Module):
         depth: int = 50,
         width: int = 64,
         last_stride: int = 1,
+        non_local: str = "one",
         tri_form: str = "weighted",
+        tri_weights: str = "released",
         tri_weight: float = 1.0,
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        self.second_view, self.tri_form = second_view, tri_form
+        self.second_view, self.tri_form, self.tri_weights = second_view, tri_form, tri_weights
         self.normalize, self.tri_weight = normalize, tri_weight
         self.backbone = ResNet(depth, width, last_stride, specific=1)
         bottleneck, blocks = LAYOUTS[depth]
         for stage, last in LAST.items():
             channels = width * 2 ** (stage - 1) * (4 if bottleneck else 1)
             for block in range(max(blocks[stage - 1] - last, 0), blocks[stage - 1]):
-                self.add_module(f"attention_layer{stage}_{block}", NonLocal(channels))
+                self.add_module(f"attention_layer{stage}_{block}", NonLocal(channels, non_local))
         self.pool = GeM(3.0)
         self.neck = BatchNorm(self.backbone.features, use_bias=False)
         self.classifier = nn.Linear(self.backbone.features, num_classes, bias=False)
@@ -67,10 +69,8 @@ class AGW(nn.Module):
         terms = {"id": functional.cross_entropy(self.classifier(self.neck(pool)), person)}
         if self.tri_weight:
             rows = functional.normalize(pool) if self.normalize else pool
-            if self.tri_form == "weighted":
-                terms["tri"] = weighted_regularized_triplet(rows[:, None], person)
-            else:
-                terms["tri"] = squared_difference(rows[:, None], person)
+            of = weighted_regularized_triplet if self.tri_form == "weighted" else squared_difference
+            terms["tri"] = of(rows[:, None], person, weights=self.tri_weights)
         return terms
 
     def total(self, terms: Tensors, step: int) -> torch.Tensor:

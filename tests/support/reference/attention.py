@@ -24,19 +24,22 @@ class Point(nn.Linear):
 
 
 class NonLocal(nn.Module):
-    """Every position attends to every position, at half the channels."""
+    """Every position attends to every position, with one inner channel or half the channels.
 
-    def __init__(self, width: int) -> None:
+    One is what AGW's `inter_channels = reduc_ratio // reduc_ratio` comes to.
+    """
+
+    def __init__(self, width: int, inner: str = "one", reduc_ratio: int = 2) -> None:
         super().__init__()
-        self.half = width // 2
-        self.theta, self.phi, self.g = (Point(width, self.half) for _ in range(3))
-        self.w, self.bn = Point(self.half, width), BatchNorm(width)
+        self.inner = (reduc_ratio if inner == "one" else width) // reduc_ratio
+        self.theta, self.phi, self.g = (Point(width, self.inner) for _ in range(3))
+        self.w, self.bn = Point(self.inner, width), BatchNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shape = (len(x), self.half, -1)
+        shape = (len(x), self.inner, -1)
         theta, phi, g = (layer(x).view(shape) for layer in (self.theta, self.phi, self.g))
         energy = theta.transpose(1, 2) @ phi  # [N, n, n]
-        y = (energy / energy.shape[-1]) @ g.transpose(1, 2)  # [N, n, half]
+        y = (energy / energy.shape[-1]) @ g.transpose(1, 2)  # [N, n, inner]
         y = y.transpose(1, 2).contiguous().view(*shape[:2], *x.shape[2:])
         return x + self.bn(self.w(y))
 

@@ -63,9 +63,12 @@ def calm(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Weights, by torch's names or ours, whose attention is as large as the map it is added to.
 
     It is of the third degree in the map, up to six times in a row, and statistics that were drawn
-    do not normalize what it makes.
+    do not normalize what it makes. With one inner channel it is small as it is.
     """
-    return {k: v / 512 if "theta" in re.split(r"[./]", k) else v for k, v in weights.items()}
+    return {
+        k: v / 512 if "theta" in re.split(r"[./]", k) and 1 not in np.shape(v) else v
+        for k, v in weights.items()
+    }
 
 
 _SMALL: dict[str, Any] = dict(num_classes=6, depth=10, width=8)
@@ -123,6 +126,7 @@ _COUPLED = dict(lr=2**-9, weight_decay=5e-3)
 _MAPS = {**_SHAPE, "size": (64, 32)}
 _CAJ = {**_SMALL, "depth": 14, "width": 2, "second_view": True, "tri_form": "squared"}
 _AGW = dict(last_stride=2, kernels="xla", second_view=True, tri_weight=0.5, normalize=True)
+_AGW |= dict(non_local="half", tri_weights="softmax")
 _DEEN = {**_SMALL, "preset": "deen"}
 _STAGES = dict(kernels="xla", stages=3, branches=3, tri_margin=0.7, cpm_margin=0.5)
 _STAGES |= dict(cpm_weight=0.3, normalize=True, ort_weight=0.4)

@@ -26,15 +26,12 @@ def feature_batch(case: Case) -> Arrays:
     """Rows [B, M, D] and labels; with `uneven` the persons have 3, 2, 4, ... rows, not adjacent."""
     s = case.shape
     x = features(case.name, s["ids"], s["instances"], s["modalities"], s["width"])
+    x = x * np.float32(s.get("scale", 1))
     y = labels(s["ids"], s["instances"])
     if s.get("uneven"):
         order = normal(case.name, "order", (len(y),)).argsort()[: len(y) - 3]
         x, y = x[order], y[order]
     return {"features": x, "labels": y}
-
-
-def _far(case: Case) -> Arrays:
-    return {k: 8 * v if k == "features" else v for k, v in feature_batch(case).items()}
 
 
 def _rows(case: Case) -> Arrays:
@@ -135,7 +132,6 @@ INPUTS: dict[str, Make] = {
     **dict.fromkeys(("batch_hard_triplet", "weighted_regularized_triplet"), feature_batch),
     **dict.fromkeys(("bdtr", "bi_center", "hetero_center_triplet", "caj"), feature_batch),
     **dict.fromkeys(("mun_alignment", "idkl_released_tri"), feature_batch),
-    "caj_far": _far,
     "mmd": _sets,
     **dict.fromkeys(("idkl_tgsa", "idkl_csa", "idkl_released_mix", "idkl_released_self"), _rows),
     **dict.fromkeys(("idkl_released_csa", "idkl_released_block"), _rows),
@@ -170,6 +166,9 @@ _CENTERS = dict(ids=5, width=6)
 _MADE = dict(ids=4, instances=3, rows=2, width=6)
 _PERSONS = {"features": (4, 6, 5)}
 _BATCH = {**_TWO, "width": 8}
+_SOFTMAX = {"weights": "softmax"}
+# Distances of about 10 and beyond 14, where the released weights of negatives fade and vanish.
+_MIDDLE, _FAR = {**_TWO, "scale": 2}, {**_TWO, "scale": 8}
 
 LOSSES = [
     Case("distance", "pairwise_distance", shape={"a": (7, 16), "b": (5, 16)}),
@@ -190,9 +189,13 @@ LOSSES = [
     Case("metric_hard", "batch_hard_triplet", shape=_TWO),
     Case("metric_hard_three", "batch_hard_triplet", {"margin": 2.0}, _THREE),
     Case("metric_hard_uneven", "batch_hard_triplet", shape=_UNEVEN),
-    Case("metric_weighted", "weighted_regularized_triplet", shape=_TWO),
-    Case("metric_weighted_three", "weighted_regularized_triplet", shape=_THREE),
-    Case("metric_weighted_uneven", "weighted_regularized_triplet", shape=_UNEVEN),
+    Case("metric_weighted", "weighted_regularized_triplet", _SOFTMAX, _TWO),
+    Case("metric_weighted_three", "weighted_regularized_triplet", _SOFTMAX, _THREE),
+    Case("metric_weighted_uneven", "weighted_regularized_triplet", _SOFTMAX, _UNEVEN),
+    Case("metric_weighted_far", "weighted_regularized_triplet", _SOFTMAX, _FAR),
+    Case("metric_released", "weighted_regularized_triplet", {}, _TWO),
+    Case("metric_released_middle", "weighted_regularized_triplet", {}, _MIDDLE),
+    Case("metric_released_far", "weighted_regularized_triplet", {}, _FAR),
     Case("metric_bdtr", "bdtr", shape=_TWO),
     Case("metric_bdtr_active", "bdtr", {"intra_margin": 1.5, "intra_weight": 0.7}, _UNEVEN),
     Case("metric_bdtr_single", "bdtr", {"intra_margin": 1.3}, _SINGLE),
@@ -234,8 +237,10 @@ LOSSES = [
     Case("dcs_released", "dcs_released", {}, {**_MADE, "rows": 3}),
     Case("ch", "ch", {}, {"logits": (3, 4, 6)}),
     Case("ch_cos", "ch", {"form": "cos_min"}, {"logits": (3, 4, 6)}),
-    Case("caj", "caj", {}, _BATCH),
-    Case("caj_far", "caj_far", {}, _BATCH),
+    Case("caj", "caj", _SOFTMAX, _BATCH),
+    Case("caj_far", "caj", _SOFTMAX, {**_BATCH, "scale": 8}),
+    Case("caj_released", "caj", {}, _BATCH),
+    Case("caj_released_middle", "caj", {}, _MIDDLE),
 ]
 
 # --- Modules ---------------------------------------------------------------------------------
@@ -296,6 +301,8 @@ MODULES = [
     Case("idkl_reverse", "idkl_reverse", {"strength": 0.7}, {"x": (3, 5)}),
     Case("nonlocal", "nonlocal", {}, _F8),
     Case("nonlocal_eval", "nonlocal", {"train": False}, {"maps": (2, 2, 1, 12)}),
+    Case("nonlocal_half", "nonlocal", {"inner": "half"}, _F8),
+    Case("nonlocal_half_eval", "nonlocal", {"inner": "half", "train": False}, _F5),
     Case("cnl", "cnl", {"stride": 1}, _EQUAL),
     Case("cnl_stride", "cnl", {"stride": 2}, _TWICE),
     Case("cnl_odd_eval", "cnl", {"stride": 2, "train": False}, _ODD),

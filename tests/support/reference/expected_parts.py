@@ -89,7 +89,6 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "dcs_released": pairmining.released_dcs,
     "ch": pairmining.heterogeneity,
     "caj": pairmining.squared_difference,
-    "caj_far": pairmining.squared_difference,
 }
 
 # --- Modules ---------------------------------------------------------------------------------

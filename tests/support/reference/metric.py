@@ -63,19 +63,40 @@ def batch_hard_triplet(
     return _mean(terms)
 
 
-def weighted_regularized_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Ye et al. (AGW): softmax weights over all positives, the anchor too, and negatives."""
+def _far_in_effect(
+    own: list[torch.Tensor], foreign: list[torch.Tensor], weights: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted distances of an anchor to its people and to the others.
+
+    The released code weighs a row of distances of which one kind is kept and the others are 0,
+    and takes the largest of these: the farthest positive, and for negatives, whose distances it
+    has turned negative, the 0 of the anchor's own people. It adds 1e-6 to both sums.
+    """
+    d_p, d_n = torch.stack(own), torch.stack(foreign)
+    if weights == "softmax":
+        return torch.softmax(d_p, 0) @ d_p, torch.softmax(-d_n, 0) @ d_n
+    pull, push = torch.exp(d_p - d_p.max()), torch.exp(-d_n)
+    return (pull / (pull.sum() + 1e-6)) @ d_p, (push / (push.sum() + 1e-6)) @ d_n
+
+
+def weighted_gaps(features: torch.Tensor, labels: torch.Tensor, weights: str) -> list[torch.Tensor]:
+    """For each image as anchor, one of its own positives, how much farther these are."""
     images = _images(features, labels)
-    terms = []
+    gaps = []
     for a in images:
-        d_p = [_d(a, b) for b in images if b.person == a.person]
-        d_n = [_d(a, b) for b in images if b.person != a.person]
-        z_p = sum(torch.exp(d) for d in d_p)
-        z_n = sum(torch.exp(-d) for d in d_n)
-        pull = sum(torch.exp(d) / z_p * d for d in d_p)
-        push = sum(torch.exp(-d) / z_n * d for d in d_n)
-        terms.append(torch.log(1 + torch.exp(pull - push)))
-    return _mean(terms)
+        own = [_d(a, b) for b in images if b.person == a.person]
+        foreign = [_d(a, b) for b in images if b.person != a.person]
+        pull, push = _far_in_effect(own, foreign, weights)
+        gaps.append(pull - push)
+    return gaps
+
+
+def weighted_regularized_triplet(
+    features: torch.Tensor, labels: torch.Tensor, weights: str = "released"
+) -> torch.Tensor:
+    """Ye et al. (AGW): log(1 + exp(gap)), which at a gap beyond 50 is the gap in float64."""
+    gaps = weighted_gaps(features, labels, weights)
+    return _mean([g if g > 50 else torch.log(1 + torch.exp(g)) for g in gaps])
 
 
 def bdtr(

@@ -8,6 +8,7 @@ distances, labels and masks; the others are loops over identities.
 import torch
 
 from .losses import hinge, norm
+from .metric import weighted_gaps
 
 
 def center_pair_mining(
@@ -83,16 +84,12 @@ def heterogeneity(logits: torch.Tensor, form: str = "code_rms") -> torch.Tensor:
     return torch.stack(terms).mean()
 
 
-def squared_difference(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def squared_difference(
+    features: torch.Tensor, labels: torch.Tensor, weights: str = "released"
+) -> torch.Tensor:
     """CAJ's: the gap between weighted distances, squared with its sign; [B, M, D]."""
-    rows = features.flatten(0, 1)
-    persons = labels.repeat_interleave(features.shape[1]).tolist()
     terms = []
-    for x, person in zip(rows, persons, strict=True):
-        d = [norm(x - y) for y in rows]
-        near = torch.stack([v for v, other in zip(d, persons, strict=True) if other == person])
-        far = torch.stack([v for v, other in zip(d, persons, strict=True) if other != person])
-        gap = torch.softmax(near, 0) @ near - torch.softmax(-far, 0) @ far
+    for gap in weighted_gaps(features, labels, weights):
         square = torch.clamp(gap**2, max=88)
         terms.append(torch.log1p(torch.exp(square if gap > 0 else -square)))
     return torch.stack(terms).mean()

@@ -19,11 +19,16 @@ import jax.numpy as jnp
 from vireid_jax.losses.distance import safe_norm, unit
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.methods import common
-from vireid_jax.methods.agw.losses import squared_difference, weighted_regularized_triplet
+from vireid_jax.methods.agw.losses import (
+    WEIGHTS,
+    squared_difference,
+    weighted_regularized_triplet,
+)
 from vireid_jax.methods.agw.net import AGWNet
 from vireid_jax.methods.common import Backbone
 from vireid_jax.types import Aux, Batch, Method, Variables
 
+NON_LOCAL = ("one", "half")
 TRIPLETS = {"weighted": weighted_regularized_triplet, "squared": squared_difference}
 
 
@@ -34,7 +39,9 @@ def build(
     num_ids: int,
     second_view: bool = False,
     backbone: Backbone = Backbone(),
+    non_local: str = "one",
     tri_form: str = "weighted",
+    tri_weights: str = "released",
     tri_weight: float = 1.0,
     normalize: bool = False,
 ) -> Method:
@@ -47,7 +54,12 @@ def build(
       second_view: batches have a second view of the visible images (`augment.second_view`, CAJ);
         both terms are then of three rows an identity and instance.
       backbone: see `common.Backbone`.
+      non_local: inner channels of the non-local blocks: "one", as released, or "half" of the map's,
+        as the paper of these blocks has it.
       tri_form: "weighted" (AGW) or "squared" (CAJ).
+      tri_weights: weights of the distances in it: "released", whose sums have 1e-6 added as in the
+        code, so that negatives beyond a distance of about 14 have none; or "softmax", which sum
+        to 1 as in the paper.
       tri_weight: 0 leaves the term out.
       normalize: features of unit length in the triplet loss. Ours, for networks that start from
         random weights: the authors' features are as they come.
@@ -55,9 +67,10 @@ def build(
     Raises:
       ValueError: for an unknown choice or a value out of range, naming the option.
     """
-    common.check(locals(), choices={"tri_form": TRIPLETS}, not_negative=("tri_weight",))
+    choices = {"non_local": NON_LOCAL, "tri_form": TRIPLETS, "tri_weights": WEIGHTS}
+    common.check(locals(), choices=choices, not_negative=("tri_weight",))
     weights = {"id": 1.0, "tri": tri_weight} if tri_weight else {"id": 1.0}
-    net = AGWNet(num_classes, {**backbone.resnet_options(), "specific": 1})
+    net = AGWNet(num_classes, {**backbone.resnet_options(), "specific": 1}, non_local)
 
     def loss(variables: Variables, batch: Batch, key: Any, step: Any) -> tuple[Any, Aux]:
         del step
@@ -70,7 +83,7 @@ def build(
         terms = {"id": cross_entropy(logits, person)}
         if "tri" in weights:
             rows = unit(pool) if normalize else pool
-            terms["tri"] = TRIPLETS[tri_form](rows, batch["label"])
+            terms["tri"] = TRIPLETS[tri_form](rows, batch["label"], weights=tri_weights)
         metrics = {"accuracy": accuracy(logits, person), "feature_norm": safe_norm(pool).mean()}
         return common.total(weights, terms), Aux(terms, dict(updates), metrics)
 

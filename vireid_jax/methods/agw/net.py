@@ -28,10 +28,12 @@ class AGWNet(nn.Module):
     Attributes:
       num_classes: C.
       backbone_options: of `ResNet`, with specific 1; remat is that of the non-local blocks too.
+      non_local: inner channels of these blocks, "one" or "half", see `NonLocal`.
     """
 
     num_classes: int
     backbone_options: Mapping[str, Any]
+    non_local: str = "one"
 
     def setup(self) -> None:
         """Names the parts; the names are those of the parameter tree."""
@@ -45,7 +47,7 @@ class AGWNet(nn.Module):
         ]
         # attention_layer2_2, ...
         block = rematerialized(NonLocal, self, options.get("remat", False), static=(2,))
-        self.attention = {n: block(options.get("dtype"), groups) for n in names}
+        self.attention = {n: block(self.non_local, options.get("dtype"), groups) for n in names}
         start = init.normal(0.01, mean=1.0)
         self.neck = BatchNorm(use_bias=False, scale_init=start, groups=groups)
         start = init.normal(0.001)
