@@ -210,6 +210,8 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     c.eval.trials = config_dict.placeholder(int)  # draws; None: the protocol's number, 10 or 1
     c.eval.gallery = "agw"  # or official: SYSU-MM01's fixed permutations, from the file below
     c.eval.rand_perm = config_dict.placeholder(str)  # the file rand_perm_cam.mat, of official
+    c.eval.cmc = "protocol"  # R1 ... R20 count as the protocol says; or id: people, image: images
+    c.eval.distance = "cosine"  # or euclidean, of features as they come, for re-ranking too
     c.eval.flip = False  # rows for the mean feature of an image and its mirror image, too
     # Of methods whose headline is a sum of similarities (DEEN, PDM): "accumulate" the sum, or
     # "store" one wide vector an image, which re-ranking needs.

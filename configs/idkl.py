@@ -64,10 +64,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # 12 people x 10 images, sec. 4.1; 5 visible and 5 infrared, code
     c.sampler.num_ids, c.sampler.num_instances = 12, 5
     c.sampler.rule = "exhaust"  # code, identity_random
+    if official and dataset in ("regdb", "llcm"):
+        c.eval.distance = "euclidean"  # code, of features as they are there
     if dataset == "regdb":  # code, RegDB.yml
         c.sampler.num_ids = 6
         c.data.image_size = (256, 128)
         if official:
+            c.eval.cmc = "id"  # code
             # Its switch is "batch size == 120", else these weights; and no TGSA on RegDB.
             m.tgsa_weight = m.mdr_tgsa_weight = 0.0
             m.csa_weight = 0.3

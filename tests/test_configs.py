@@ -174,6 +174,8 @@ def test_a_section_that_cannot_be_carried_out_is_refused():
         ("eval", "gallery", "random", "eval.gallery is 'random', expected one of agw, official"),
         ("eval", "gallery", "official", "rand_perm_cam.mat.*--config.eval.rand_perm=FILE"),
         ("eval", "rerank", "yes", "eval.rerank is 'yes', expected one of none, all, queries"),
+        ("eval", "cmc", "people", "eval.cmc is 'people', expected one of protocol, id, image"),
+        ("eval", "distance", "l2", "eval.distance is 'l2', expected one of cosine, euclidean"),
         ("eval", "fuse", "add", "eval.fuse is 'add', expected one of accumulate, store"),
         ("eval", "corrupt", "visible:hail", "hail"),
         ("train", "epochs", 0.0, "train.epochs is 0.0, expected more than 0"),
@@ -191,6 +193,13 @@ def test_a_section_that_cannot_be_carried_out_is_refused():
     c.loader.name = "torch"
     with pytest.raises(ValueError, match=r"no loader 'torch'; expected one of .*arrays.*tfdata"):
         build._loader(**c.loader)
+
+
+def test_a_flip_test_is_of_cosines():
+    c = recipe_of("smcl", "sysu")
+    c.eval.update(distance="euclidean", flip=True)
+    with pytest.raises(ValueError, match=r"eval.distance is 'euclidean' with eval.flip=True"):
+        evaluate.Options(**c.eval).check()
 
 
 def test_corruption_is_not_combined_with_work_at_test_time():
@@ -400,6 +409,15 @@ def test_every_option_of_idkl():
                 expected |= OFFICIAL_REGDB
             found = idkl.get_config(f"{dataset},{preset}").method.to_dict()
             assert found == expected, (dataset, preset)
+
+
+def test_idkl_as_released_is_scored_as_released():
+    """By Euclidean distance where its code does not normalize; its CMC counts people on RegDB."""
+    for preset, found in (("paper", []), ("official", [("regdb", "id"), ("llcm", "protocol")])):
+        configs = {d: idkl.get_config(f"{d},{preset}").eval for d in common.DATASETS}
+        euclidean = [(d, c.cmc) for d, c in configs.items() if c.distance == "euclidean"]
+        assert sorted(euclidean) == sorted(found)
+        assert all(c.cmc == "protocol" for d, c in configs.items() if d not in dict(found))
 
 
 def test_the_defaults_of_idkl_are_the_preset_paper():

@@ -100,12 +100,18 @@ def test_a_result_that_is_not_finite_is_refused_and_the_old_file_stays(tmp_path)
 def test_rows_of_other_galleries_and_test_images_do_not_replace_each_other(tmp_path):
     result = {"protocol": "a/b", "feature": "x", "gallery": "agw", "test_set": "0123456789ab"}
     others = [{"gallery": "official"}, {"test_set": "ba9876543210"}, {"flip": True}]
+    others += [{"distance": "euclidean"}]
     evaluate.save_results([result | change for change in ({}, *others)], tmp_path)
+    result |= {"protocol": "regdb/v2t", "gallery": "all"}
+    evaluate.save_results([result | {"cmc": cmc} for cmc in ("image", "id")], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a-b-official-x-01234567.json",
         "a-b-x-01234567.json",
+        "a-b-x-Euclidean-01234567.json",
         "a-b-x-ba987654.json",
         "a-b-x-flip-01234567.json",
+        "regdb-v2t-cmc_id-x-01234567.json",
+        "regdb-v2t-x-01234567.json",
     ]
 
 
@@ -228,6 +234,14 @@ def test_reranking_needs_stored_vectors(parts, tmp_path):
     s = scorer(parts, tmp_path, rerank="all", fuse="store", protocols=("sysu/all/single",))
     assert not s.options.accumulates(FUSIONS, "pdm")
     assert ("sysu/all/single", "sum", False, "all") in rows(s.test(parts[1], problem()))
+
+
+def test_a_sum_of_similarities_has_no_distance(parts, tmp_path):
+    for fuse in evaluate.FUSE:
+        s = scorer(parts, tmp_path, distance="euclidean", fuse=fuse)
+        with pytest.raises(ValueError, match=r"eval.distance is 'euclidean', but pdm ranks by a s"):
+            s.options.accumulates(FUSIONS, "pdm")
+    assert not s.options.accumulates({}, "smcl")
 
 
 def test_a_protocol_under_which_nobody_can_be_found_is_refused_before_training(tmp_path):

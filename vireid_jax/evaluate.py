@@ -88,6 +88,8 @@ def score(
     trials: int | None = None,
     gallery_draw: str = "agw",
     permutations: Any = None,
+    cmc: str | None = None,
+    distance: str = "cosine",
     rerank: str | None = None,
     block_bytes: int = protocols.BLOCK_BYTES,
     should_stop: Callable[[], bool] = lambda: False,
@@ -101,7 +103,7 @@ def score(
       similarity: {row: [Q, G]}, further rows, before the features.
       protocol_names: keys of `metrics.PROTOCOLS`.
       trials: draws to average over, where the protocol draws; None for its own number.
-      gallery_draw, permutations, rerank, block_bytes: see `metrics.evaluate`.
+      gallery_draw, permutations, cmc, distance, rerank, block_bytes: see `metrics.evaluate`.
       should_stop: polled before every evaluation.
 
     Yields:
@@ -127,6 +129,8 @@ def score(
                 protocol=name,
                 gallery=gallery_draw,
                 permutations=permutations,
+                cmc=cmc,
+                distance=distance,
                 rerank=rerank,
                 trials=trials if found.protocol.drawn else None,
                 block_bytes=block_bytes,
@@ -137,14 +141,17 @@ def score(
 def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[str]) -> None:
     """Writes a JSON file for each result, per-query results included.
 
-    The same row scored again replaces it; another gallery draw or "test_set" has its own name.
+    The same row scored again replaces it; another gallery draw, convention of the CMC or "test_set"
+    has its own name.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         official = ["official"] * (result.get("gallery") == "official")
+        rule = protocols.PROTOCOLS.get(result["protocol"])
+        convention = [f"cmc_{result['cmc']}"] if rule and rule.cmc != result["cmc"] else []
         test_set = [result["test_set"][:8]] if "test_set" in result else []
-        label = "-".join([result["protocol"], *official, row_label(result), *test_set])
+        label = "-".join([result["protocol"], *official, *convention, row_label(result), *test_set])
         name = re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
         files.write_whole(folder / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
@@ -160,6 +167,8 @@ class Options(NamedTuple):
     trials: int | None
     gallery: str
     rand_perm: str | None
+    cmc: str
+    distance: str
     flip: bool
     fuse: str
     rerank: str
@@ -184,6 +193,7 @@ class Options(NamedTuple):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"eval.{name} is {value}, expected at least 1")
         choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries")}
+        choices |= {"distance": ("cosine", "euclidean"), "cmc": ("protocol", "id", "image")}
         for name, known in {**choices, "fuse": FUSE}.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"eval.{name} is {value!r}, expected one of {', '.join(known)}")
@@ -192,6 +202,11 @@ class Options(NamedTuple):
                 "eval.gallery is 'official', whose draws are SYSU-MM01's rand_perm_cam.mat; name "
                 "that file with --config.eval.rand_perm=FILE (it is in the evaluation code at "
                 "https://github.com/wuancong/SYSU-MM01, not in the data set), or use gallery=agw"
+            )
+        if self.distance != "cosine" and self.flip:
+            raise ValueError(
+                f"eval.distance is {self.distance!r} with eval.flip=True, expected flip=False: "
+                "a flip test takes the mean of unit features"
             )
         if self.corrupt is not None:
             corrupt.parse(self.corrupt)
@@ -210,6 +225,11 @@ class Options(NamedTuple):
           ValueError: re-ranking needs those features.
         """
         sums = bool(fusions) and self.fuse == FUSE[0]
+        if fusions and self.distance != "cosine":
+            raise ValueError(
+                f"eval.distance is {self.distance!r}, but {method} ranks by a sum of similarities, "
+                "which has no distance; take --config.eval.distance=cosine"
+            )
         if sums and self.rerank != "none":
             raise ValueError(
                 f"eval.rerank is {self.rerank!r}, but similarities of {method} are accumulated and "
@@ -406,6 +426,8 @@ class Scorer:
             trials=self.options.trials,
             gallery_draw=self.options.gallery,
             permutations=self.permutations,
+            cmc=None if self.options.cmc == "protocol" else self.options.cmc,
+            distance=self.options.distance,
             block_bytes=self.options.memory_mb << 20,
             should_stop=self.should_stop,
         )

@@ -81,7 +81,8 @@ def test_labels():
         ({}, "bn"),
         ({"flip": False, "rerank": None, "corrupt": None}, "bn"),
         ({"flip": True}, "bn, flip"),
-        ({"rerank": "all"}, "bn, re-ranked"),
+        ({"rerank": "all", "distance": "cosine"}, "bn, re-ranked"),
+        ({"rerank": "all", "distance": "euclidean"}, "bn, Euclidean, re-ranked"),
         ({"rerank": "queries"}, "bn, re-ranked (queries)"),
         ({"flip": True, "corrupt": "visible:fog"}, "bn, flip, visible:fog -C (vireid)"),
     ):

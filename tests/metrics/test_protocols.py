@@ -71,6 +71,40 @@ def test_equals_loops(protocol):
         assert rows["best_rank_id"][q] == min(f["rank_id"] for f in valid)
 
 
+@pytest.mark.parametrize("protocol", ["sysu/all/single", "regdb/v2t"])
+def test_euclidean_distances_of_features_as_they_come(protocol):
+    """The order is the one of the squared distances; blocks change nothing."""
+    w = world(images=2)
+    rng = np.random.default_rng(1)
+    for side in ("query", "gallery"):
+        length = rng.uniform(0.2, 5, (len(w[f"{side}_person"]), 1))
+        w[f"{side}_features"] = np.float32(length * w[f"{side}_features"])
+        if protocol == "regdb/v2t":
+            w[f"{side}_camera"] = None
+    w["query_features"][0] = 0  # no direction, but a place
+    query, gallery = (np.float64(w.pop(f"{side}_features")) for side in ("query", "gallery"))
+    squared = ((query[:, None] - gallery) ** 2).sum(-1)
+    options = dict(protocol=protocol, **w)
+    expected = evaluate(similarity=-squared, **options)
+    features = dict(query_features=query, gallery_features=gallery)
+    for block_bytes in (1, 1 << 27):
+        how = dict(distance="euclidean", block_bytes=block_bytes)
+        result = evaluate(**features, **options, **how)
+        assert result["distance"] == "euclidean" and expected["distance"] == "cosine"
+        for key in ("metrics", "trials", "per_query"):
+            assert result[key] == expected[key], key
+    features["query_features"] = query + 1e-3
+    assert evaluate(**features, **options)["metrics"] != expected["metrics"]
+    reranked = evaluate(**features, **options, distance="euclidean", rerank="all")
+    assert reranked["metrics"] != evaluate(**features, **options, rerank="all")["metrics"]
+    for bad, said in ((np.nan, "holds a NaN"), (1e30, "beyond 1e19")):
+        features["query_features"] = np.where(query == query[1], bad, query)
+        with pytest.raises(ValueError, match=said):
+            evaluate(**features, **options, distance="euclidean")
+    with pytest.raises(ValueError, match="distance is 'euclidean' with a similarity"):
+        evaluate(similarity=-squared, **options, distance="euclidean")
+
+
 def test_memory_stays_in_the_block():
     w = world(people=40, images=8)
     whole = peak_bytes(lambda: evaluate(**w, protocol="sysu/all/multi", trials=2))

@@ -8,10 +8,11 @@ from tests.metrics.problems import check_refusals, peak_bytes
 from vireid_jax.metrics.rerank import k_reciprocal
 
 
-def slow(query, gallery, k1, k2, lam, scope="all", excluded=None):
+def slow(query, gallery, k1, k2, lam, scope="all", excluded=None, distance="cosine"):
     """The formulas one image, one set and one number at a time, in float64."""
     points = np.concatenate([query, gallery]).astype(np.float64)
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    if distance == "cosine":
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
     q, n = len(query), len(points)
     squared = np.array([[np.sum((a - b) ** 2) for b in points] for a in points])
     scaled = [[squared[i, j] / max(squared[i]) for j in range(n)] for i in range(n)]
@@ -70,6 +71,24 @@ def test_equals_the_definition():
             found = k_reciprocal(query, gallery, k1=k1, k2=k2, scope=scope, block_bytes=block_bytes)
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=f"{k1} {k2} {scope}")
+
+
+def test_of_features_as_they_come():
+    """IDKL's code on RegDB and LLCM; their lengths, which differ ninefold, count."""
+    query, gallery = clustered(2)
+    query[3] = 0  # has no direction
+    for scope in ("all", "queries"):
+        options = dict(scope=scope, distance="euclidean")
+        expected = slow(query, gallery, 6, 3, 0.3, **options)
+        for block_bytes in (1, 1 << 20):
+            options["block_bytes"] = block_bytes
+            found = k_reciprocal(query, gallery, k1=6, k2=3, lam=0.3, **options)
+            np.testing.assert_allclose(found, expected, atol=2e-6, err_msg=scope)
+    query[3] = 1
+    unlike = k_reciprocal(query, gallery, k1=6, k2=3) - k_reciprocal(
+        query, gallery, k1=6, k2=3, distance="euclidean"
+    )
+    assert np.abs(unlike).max() > 0.05
 
 
 def test_the_defaults_are_those_of_the_paper():
@@ -136,6 +155,7 @@ def test_what_does_not_fit_is_refused():
         lambda **changes: k_reciprocal(**(good | changes)),
         [
             ({"scope": "gallery"}, "unknown scope 'gallery', expected one of all, queries"),
+            ({"distance": "l2"}, "unknown distance 'l2', expected one of cosine, euclidean"),
             ({"k1": 0}, "k1 is 0"),
             ({"k2": 0}, "k2 0"),
             ({"lam": 1.5}, "lam 1.5"),

@@ -111,6 +111,11 @@ def test_rows_with_work_at_test_time_are_labelled_and_never_first(results):
     # A label that says so already is left as it is.
     said = {(name, "a"): plain, (name, "bn, flip, re-ranked"): marked(plain, flip=1, rerank="all")}
     assert (name, "bn, flip, re-ranked") in shown(format_table(said))
+    far = marked(plain, distance="euclidean")
+    said = {(name, "bn"): far, (name, "pool, Euclidean, re-ranked"): marked(far, rerank="all")}
+    assert [f for _, f in shown(format_table(said))] == [
+        "bn, Euclidean", "pool, Euclidean, re-ranked",
+    ]  # fmt: skip
 
 
 def test_without_a_plain_row_the_first_one_says_so(results):

@@ -88,6 +88,44 @@ def unit_rows(
     return out
 
 
+def float_rows(
+    features: Any, *, what: str = "features", where: Callable[[int], str] | None = None
+) -> np.ndarray:
+    """Rows as they come, as float32 [N, D]; arguments are those of `unit_rows`.
+
+    Raises:
+      ValueError: not a real matrix, or an entry that is not finite in float32 or whose square is
+        not.
+    """
+    features = as_array(features)
+    check_matrix(features, what)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = features.astype(np.float32, copy=False)
+        bad = ~np.isfinite(np.vecdot(out, out))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{where(row) if where else f'{what} row {row}'} holds a NaN, an infinity or numbers "
+            f"beyond 1e19 ({np.count_nonzero(bad)} of {len(out)} rows do), expected finite ones; "
+            "check the weights and the image"
+        )
+    return out
+
+
+ROWS = {"cosine": unit_rows, "euclidean": float_rows}  # distance -> what is compared
+
+
+def half_squares(rows: np.ndarray, distance: str) -> np.ndarray:
+    """float32 [N], half the squared length of each row: with the inner products, the distance.
+
+    Half the squared distance of two rows a and b is half |a|^2 + half |b|^2 - a b. Rows of `cosine`
+    have length 1.
+    """
+    if distance == "cosine":
+        return np.full(len(rows), 0.5, np.float32)
+    return np.vecdot(rows, rows) / 2
+
+
 def _unit_part(part: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Writes unit rows to `out`; lengths up to scale: 0 for zeros, NaN if not finite."""
     if part.dtype.kind != "f" or part.dtype.itemsize < 4:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid_jax.metrics.draws import Permutations, draw_trials
-from vireid_jax.metrics.inputs import Exclude, Labels, as_array, check_labels
+from vireid_jax.metrics.inputs import ROWS, Exclude, Labels, as_array, check_labels
 from vireid_jax.metrics.ranking import BLOCK_BYTES, check_ties
 from vireid_jax.metrics.results import REPORTED_RANKS, make_result
 from vireid_jax.metrics.search import Rules, Trials, rank_similarity, rank_trials
@@ -189,11 +189,12 @@ def evaluate(
     cmc: str | None = None,
     trials: int | None = None,
     ties: str = "stable",
+    distance: str = "cosine",
     rerank: str | None = None,
     max_rank: int = REPORTED_RANKS[-1],
     block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, Any]:
-    """Scores features under a protocol: by cosine, mean over trials.
+    """Scores features under a protocol: mean over trials.
 
     No argument is modified. Features may be memory-mapped, of any real dtype and scale, and
     PyTorch's tensors.
@@ -219,6 +220,8 @@ def evaluate(
       ties: order of images at one distance. "stable": the lower gallery index first, in the order
         of the draw, or as given where nothing is drawn; "pessimistic" and "optimistic" put true
         images last and first, to audit a result.
+      distance: of features: "cosine", or "euclidean" of the features as they come, for re-ranking
+        too.
       rerank: None, or k-reciprocal re-ranking with neighbors among "all" images or "queries"
         alone. Its result is not comparable with others, and `block_bytes` does not bound it.
       max_rank: length of the CMC curves, at least 20. Beyond the last rank that a short gallery
@@ -228,8 +231,8 @@ def evaluate(
 
     Returns:
       A dict of plain values, ready for JSON; metrics are fractions 0..1.
-        protocol, gallery ("agw", "official", or "all" where nothing is drawn), cmc, ties, rerank,
-          direction: what was measured.
+        protocol, gallery ("agw", "official", or "all" where nothing is drawn), cmc, ties, distance,
+          rerank, direction: what was measured.
         metrics, std: R1, R5, R10, R20, mAP, mINP; mean over trials and standard deviation.
         trials: the metrics of each trial, with its counts.
         chance: mAP, R1 of a random ranking, and mAP_sigma (see `chance_map`).
@@ -246,14 +249,14 @@ def evaluate(
       ValueError: unknown protocol or option, wrong shapes, cameras or names that the protocol
         needs, a camera that it does not know (swapped modalities), an image of the official draw
         that is missing, features that are not finite (naming the image), no valid query (naming
-        the likely cause), features and a similarity both or neither, or re-ranking of a
-        similarity, which says nothing of queries among themselves.
+        the likely cause), features and a similarity both or neither, or re-ranking or a
+        distance of a similarity, which says nothing of queries among themselves.
     """
     rule = get_protocol(protocol)
     if cmc is None:
         cmc = rule.cmc
-    _check_options(cmc, ties, rerank, max_rank, block_bytes)
-    sides = _check_sides(query_features, gallery_features, similarity, rerank)
+    _check_options(cmc, ties, distance, rerank, max_rank, block_bytes)
+    sides = _check_sides(query_features, gallery_features, similarity, distance, rerank)
     count, images = map(len, sides) if similarity is None else sides[0].shape
     queries = check_labels("query", count, query_person, query_camera, query_name)
     searched = check_labels("gallery", images, gallery_person, gallery_camera, gallery_name)
@@ -262,7 +265,8 @@ def evaluate(
     rules = Rules(rule.exclude, ties, max_rank, block_bytes)
     if similarity is None:
         first, second = sides
-        rankings = rank_trials(first, second, drawn, queries, searched, rules, rerank=rerank)
+        how: Any = dict(rerank=rerank, distance=distance)
+        rankings = rank_trials(first, second, drawn, queries, searched, rules, **how)
     else:
         rankings = rank_similarity(sides[0], drawn, queries, searched, rules)
     result = make_result(rankings, drawn.queries(count), queries.person, cmc)
@@ -278,6 +282,7 @@ def evaluate(
         "gallery": gallery if rule.drawn else "all",
         "cmc": cmc,
         "ties": ties,
+        "distance": distance,
         "rerank": rerank,
         "direction": rule.direction,
         **result,
@@ -285,10 +290,11 @@ def evaluate(
 
 
 def _check_options(
-    cmc: str, ties: str, rerank: str | None, max_rank: int, block_bytes: int
+    cmc: str, ties: str, distance: str, rerank: str | None, max_rank: int, block_bytes: int
 ) -> None:
     check_ties(ties)
-    for what, value, known in (("cmc", cmc, CMC), ("rerank", rerank, RERANK)):
+    choices = (("cmc", cmc, CMC), ("distance", distance, tuple(ROWS)), ("rerank", rerank, RERANK))
+    for what, value, known in choices:
         if value not in known:
             raise ValueError(f"{what} is {value!r}, expected one of {', '.join(map(str, known))}")
     if block_bytes < 1 or max_rank < REPORTED_RANKS[-1]:
@@ -298,7 +304,9 @@ def _check_options(
         )
 
 
-def _check_sides(query: Any, gallery: Any, similarity: Any, rerank: str | None) -> list[np.ndarray]:
+def _check_sides(
+    query: Any, gallery: Any, similarity: Any, distance: str, rerank: str | None
+) -> list[np.ndarray]:
     """The features of both sides, or the similarity."""
     sides = {"query features": query, "gallery features": gallery, "the similarity": similarity}
     given = {what: as_array(x) for what, x in sides.items() if x is not None}
@@ -313,6 +321,11 @@ def _check_sides(query: Any, gallery: Any, similarity: Any, rerank: str | None) 
                 f"{what} are {matrix.dtype} {list(matrix.shape)}, expected a real matrix "
                 "[rows, width], one row per image"
             )
+    if similarity is not None and distance != "cosine":
+        raise ValueError(
+            f"distance is {distance!r} with a similarity, expected none: images are ranked by the "
+            "similarity"
+        )
     if similarity is not None and rerank is not None:
         raise ValueError(
             f"rerank is {rerank!r} with a similarity, expected None: re-ranking compares queries "

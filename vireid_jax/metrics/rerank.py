@@ -1,6 +1,6 @@
 """k-reciprocal re-ranking (Zhong et al., CVPR 2017, arXiv 1701.08398), in NumPy alone.
 
-With N = Q + G images and squared Euclidean distances D of unit vectors:
+With N = Q + G images and squared Euclidean distances D of unit vectors, or of vectors as they come:
 
   T[i, j]   = D[i, j] / max_n D[i, n]                    the original distance
   N(i, k)   = the k + 1 nearest images of i, itself among them
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.inputs import check_widths, unit_rows
+from vireid_jax.metrics.inputs import ROWS, check_widths, half_squares
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
@@ -50,18 +50,21 @@ def k_reciprocal(
     k2: int = 6,
     lam: float = 0.3,
     scope: str = "all",
+    distance: str = "cosine",
     excluded: Any = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> np.ndarray:
     """Re-ranked distances, float32 [Q, G], lower is closer.
 
     Args:
-      query: [Q, D], any real dtype and scale; rows are normalized.
+      query: [Q, D], any real dtype and scale.
       gallery: [G, D].
       k1: size of a neighborhood beyond the image itself.
       k2: images over which V is averaged; 1 for none.
       lam: weight of the original distance, 0 to 1.
       scope: "all" looks for neighbors in queries and gallery, "queries" in queries alone.
+      distance: "cosine" scales rows to length 1, "euclidean" takes them as they come (IDKL's code
+        on RegDB and LLCM).
       excluded: bool [Q, G] or None. True: the two come last in each other's neighbor
         search. None is what the released codes do, also where a protocol excludes pairs.
       block_bytes: bound on the working memory (see the top of this file).
@@ -76,8 +79,10 @@ def k_reciprocal(
             f"k1 is {k1}, k2 {k2}, block_bytes {block_bytes} and lam {lam}, expected at least 1, "
             "1 and 1, and a weight from 0 to 1"
         )
-    query = unit_rows(query, what="query features")
-    gallery = unit_rows(gallery, what="gallery features")
+    if distance not in ROWS:
+        raise ValueError(f"unknown distance {distance!r}, expected one of {', '.join(ROWS)}")
+    query = ROWS[distance](query, what="query features")
+    gallery = ROWS[distance](gallery, what="gallery features")
     check_widths(query, gallery)
     q, g = len(query), len(gallery)
     if not q or not g:
@@ -89,9 +94,10 @@ def k_reciprocal(
                 f"excluded is {excluded.dtype} {list(excluded.shape)}, expected bool {[q, g]}"
             )
     features = np.concatenate([query, gallery])
+    half = half_squares(features, distance)
     result = np.empty((q, g), np.float32)
-    rank, farthest = _neighbors(features, result, k1, scope, excluded, block_bytes)
-    weights = _weights(features, rank, farthest, _expanded_sets(rank, k1, block_bytes))
+    rank, farthest = _neighbors(features, half, result, k1, scope, excluded, block_bytes)
+    weights = _weights(features, half, rank, farthest, _expanded_sets(rank, k1, block_bytes))
     if k2 > 1:
         weights = _average(weights, rank[:, :k2], block_bytes)
     _mix_in_jaccard(result, weights, lam)
@@ -100,6 +106,7 @@ def k_reciprocal(
 
 def _neighbors(
     features: np.ndarray,
+    half: np.ndarray,
     result: np.ndarray,
     k1: int,
     scope: str,
@@ -115,7 +122,7 @@ def _neighbors(
     for at in range(0, n, step):
         rows = slice(at, min(at + step, n))
         distance = features[rows] @ features.T
-        np.subtract(np.float32(1), distance, out=distance)
+        np.subtract(half[rows, None] + half, distance, out=distance)
         np.maximum(distance, 0, out=distance)
         largest = distance.max(axis=1)
         farthest[rows] = np.where(largest > 0, largest, 1)
@@ -185,6 +192,7 @@ def _expanded_sets(rank: np.ndarray, k1: int, block_bytes: int) -> tuple[np.ndar
 
 def _weights(
     features: np.ndarray,
+    half: np.ndarray,
     rank: np.ndarray,
     farthest: np.ndarray,
     members: tuple[np.ndarray, np.ndarray],
@@ -196,7 +204,8 @@ def _weights(
     for i, (first, end) in enumerate(itertools.pairwise(start)):
         if first == end:  # no neighbor has it among its own, as of the gallery for "queries"
             continue
-        distance = np.maximum(1 - features[column[first:end]] @ features[i], 0) / farthest[i]
+        near = column[first:end]
+        distance = np.maximum(half[near] + half[i] - features[near] @ features[i], 0) / farthest[i]
         weight = np.exp(-distance)
         value[first:end] = weight / weight.sum()
     return _Sparse(start, column, value)

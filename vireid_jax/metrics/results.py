@@ -17,8 +17,8 @@ CORRUPTED = "-C (vireid)"  # images were corrupted, by code of ours: see `data.c
 
 # What must be equal for a mean to mean something.
 MEASURED = (
-    "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "corrupt_seed",
-    "dataset", "test_set", "direction",
+    "protocol", "feature", "gallery", "cmc", "ties", "distance", "flip", "rerank", "corrupt",
+    "corrupt_seed", "dataset", "test_set", "direction",
 )  # fmt: skip
 
 
@@ -231,6 +231,8 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
 def row_label(result: Mapping[str, Any]) -> str:
     """The feature of a result with what was done to it, such as "bn, flip, re-ranked"."""
     marks = [str(result["feature"])]
+    if result.get("distance") == "euclidean":
+        marks.append("Euclidean")
     if result.get("flip"):
         marks.append("flip")
     if result.get("rerank"):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid_jax.metrics.inputs import (
+    ROWS,
     Exclude,
     Labels,
     as_array,
@@ -21,7 +22,7 @@ from vireid_jax.metrics.inputs import (
     check_matrix,
     check_widths,
     excluded_pairs,
-    unit_rows,
+    half_squares,
 )
 from vireid_jax.metrics.ranking import (
     NONE,
@@ -142,8 +143,9 @@ def rank_trials(
     rules: Rules,
     *,
     rerank: str | None = None,
+    distance: str = "cosine",
 ) -> list[Ranking]:
-    """One ranking for each trial, by the cosine of features, [Q, D] and [G, D]."""
+    """One ranking for each trial, by the distance of features, [Q, D] and [G, D]."""
     query, gallery = query.take(trials.query), gallery.take(trials.gallery)
     if trials.query is not None:
         query_features = query_features[trials.query]
@@ -152,19 +154,22 @@ def rank_trials(
     unit_bytes = 4 * (query_features.size + gallery_features.size)
     # Half of the memory for normalized features, half for distances and ranks.
     if trials.gallery is None and rerank is None and 2 * unit_bytes > rules.block_bytes:
-        streamed = _streamed(query_features, gallery_features, query, gallery, rules)
+        streamed = _streamed(
+            query_features, gallery_features, query, gallery, rules, distance=distance
+        )
         return _rank(streamed, trials, query, gallery, rules)[0]
-    query_unit = unit_rows(query_features, what="query features", where=query.where)
-    gallery_unit = unit_rows(gallery_features, what="gallery features", where=gallery.where)
-    check_widths(query_unit, gallery_unit)
+    query_rows = ROWS[distance](query_features, what="query features", where=query.where)
+    gallery_rows = ROWS[distance](gallery_features, what="gallery features", where=gallery.where)
+    check_widths(query_rows, gallery_rows)
     if rerank is not None:
-        return _rank_reranked(query_unit, gallery_unit, trials, query, gallery, rules, rerank)
+        options = dict(scope=rerank, distance=distance, block_bytes=rules.block_bytes)
+        return _rank_reranked(query_rows, gallery_rows, trials, query, gallery, rules, options)
     if trials.gallery is None:
         rules = rules._replace(block_bytes=max(1, rules.block_bytes - unit_bytes))
 
     def distances(block: slice) -> np.ndarray:
         # Not 1 - cosine, whose rounding makes cosines near 0 equal that are not.
-        return -query_unit[block] @ gallery_unit.T
+        return _less_inner(-query_rows[block] @ gallery_rows.T, gallery_rows, distance)
 
     return _rank(distances, trials, query, gallery, rules)[0]
 
@@ -197,13 +202,13 @@ def rank_similarity(
 
 
 def _rank_reranked(
-    query_unit: np.ndarray,
-    gallery_unit: np.ndarray,
+    query_rows: np.ndarray,
+    gallery_rows: np.ndarray,
     trials: Trials,
     query: Labels,
     gallery: Labels,
     rules: Rules,
-    scope: str,
+    options: dict[str, Any],
 ) -> list[Ranking]:
     """Ranks each trial after k-reciprocal re-ranking among its own images, with usual numbers."""
     rankings = []
@@ -211,14 +216,23 @@ def _rank_reranked(
         # Neighbors are sought among all images, as in the released codes: pairs that the
         # protocol excludes are left out of the ranking alone.
         distance = k_reciprocal(
-            query_unit if rows is None else query_unit[rows],
-            gallery_unit if columns is None else gallery_unit[columns],
-            scope=scope,
-            block_bytes=rules.block_bytes,
+            query_rows if rows is None else query_rows[rows],
+            gallery_rows if columns is None else gallery_rows[columns],
+            **options,
         )
         labels = query.take(rows), gallery.take(columns)
         rankings += _rank(distance.__getitem__, Trials(), *labels, rules)[0]
     return rankings
+
+
+def _less_inner(minus_inner: np.ndarray, gallery: np.ndarray, distance: str) -> np.ndarray:
+    """Distances from minus the inner products [q, g], up to a constant of the query; in place.
+
+    Half the squared Euclidean distance, less half the squared length of the query.
+    """
+    if distance == "euclidean":
+        minus_inner += half_squares(gallery, distance)
+    return minus_inner
 
 
 def _block_rows(images: int, rules: Rules) -> int:
@@ -238,8 +252,11 @@ def _streamed(
     gallery: Labels,
     rules: Rules,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    distance: str = "cosine",
 ) -> Distances:
-    """Minus the cosines, of a gallery that is read and normalized part by part."""
+    """Distances to a gallery that is read part by part; of cosines minus the cosines."""
+    as_rows = ROWS[distance]
     check_widths(query_features, gallery_features)
     q, (g, width) = len(query_features), gallery_features.shape
     step = max(1, rules.block_bytes // 4 // _workers() // (4 * width))
@@ -248,14 +265,14 @@ def _streamed(
 
     def distances(block: slice) -> np.ndarray:
         queries = np.negative(
-            unit_rows(query_features[block], where=lambda row: query.where(block.start + row))
+            as_rows(query_features[block], where=lambda row: query.where(block.start + row))
         )
         out = np.empty((len(queries), g), np.float32)
 
         def fill(at: int) -> None:
             part = slice(at, at + step)
-            unit = unit_rows(gallery_features[part], where=lambda row: gallery.where(at + row))
-            np.matmul(queries, unit.T, out=out[:, part])
+            rows = as_rows(gallery_features[part], where=lambda row: gallery.where(at + row))
+            _less_inner(np.matmul(queries, rows.T, out=out[:, part]), rows, distance)
 
         # One part is normalized while another is multiplied.
         with concurrent.futures.ThreadPoolExecutor(_workers()) as pool:

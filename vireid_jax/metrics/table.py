@@ -49,7 +49,8 @@ def format_table(rows: Mapping[Key, Mapping[str, Any]], *, baselines: Collection
     Args:
       rows: `evaluate` results by (protocol, feature), in the order to print them; rows that
         share protocol, gallery draw, CMC, rule for ties and corruption are grouped. The feature
-        of a result with "flip" or "rerank" says so ("bn, flip", "bn, re-ranked"); such rows
+        of a result with "distance", "flip" or "rerank" says so ("bn, Euclidean", "bn, flip",
+        "bn, re-ranked"); flipped and re-ranked rows
         come after the plain ones of their group, whose first row is never one of them.
       baselines: features that are there for comparison ("raw pixels", "untrained"); they
         come last in their group and are not flagged for being near chance.
@@ -130,6 +131,8 @@ def _label(feature: str, result: Mapping[str, Any]) -> str:
     """The feature with what was done at test time, where the caller has not said so."""
     feature = feature.removesuffix(f" {CORRUPTED}")  # the heading says it
     reranked, flip = _extras(result)
+    if result.get("distance") == "euclidean" and "Euclidean" not in feature:
+        feature += ", Euclidean"
     if flip and "flip" not in feature:
         feature += ", flip"
     if reranked and "re-ranked" not in feature:
