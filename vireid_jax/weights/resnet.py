@@ -136,7 +136,6 @@ def fill(
     used = {name for names in wanted.values() for name in names}
     rest = tuple(name for name in arrays if name not in used)
     surplus = [n for n in rest if not (n in spared or n.endswith(_COUNTER))]
-    surplus = [n for n in surplus if not _CLASSIFIER.fullmatch(n)]
     if surplus and unused == "refuse":
         network = f"the network of {code.recipe}" if code else "a ResNet and its classifier"
         raise ValueError(
@@ -162,10 +161,11 @@ _Names = dict[tuple[str, ...], tuple[str, ...]]  # our array -> the arrays that 
 def _of_resnet(
     arrays: Mapping[str, np.ndarray], leaves: Mapping[tuple[str, ...], Any], source: str
 ) -> tuple[_Names, set[str]]:
-    """What the backbone is made of, by torchvision's names; and a layer4 that it does not have."""
+    """What the backbone is made of; and what may be left over, layer4 of one that ends before."""
     names, spared = _trunk(arrays, leaves, _prefix(arrays, source), source)
     wanted = {p: _torch_name((p[0], *p[2:])) for p in leaves if p[1] == _PART}
     _check_names(wanted, names, source)
+    spared |= {name for name in arrays if _CLASSIFIER.fullmatch(name)}
     return {path: (names[name],) for path, name in wanted.items()}, spared
 
 
