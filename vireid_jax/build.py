@@ -36,7 +36,7 @@ from vireid_jax.types import (
     epochs_to_steps,
     train_labels,
 )
-from vireid_jax.weights import UNUSED, Report, check_unused
+from vireid_jax.weights import Report, check_unused
 from vireid_jax.weights import read as read_weights
 
 FILTER = "lanczos"  # of data without the option: it is rendered at its size
@@ -235,7 +235,7 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
         "devices": Devices._fields,
         "eval": Options._fields,
     }
-    needed = {"init": ("weights",), "devices": Devices._fields, "eval": Options._fields}
+    needed = {"init": ("weights", "unused"), "devices": Devices._fields, "eval": Options._fields}
     needed |= {"augment": ("second_view",), "data": ("name", "image_size")}
     runfolder.check_known(config.to_dict(), known, workdir, needed=needed)
 
@@ -354,7 +354,7 @@ def _check_trainable(config: ml_collections.ConfigDict, split: Split) -> None:
 
 
 def _read_weights(
-    *, weights: str | None, unused: str = UNUSED[0], resuming: bool
+    *, weights: str | None, unused: str, resuming: bool
 ) -> tuple[str, Mapping[str, np.ndarray]] | None:
     """The file that the recipe's init section names, and its arrays."""
     check_unused(unused)
@@ -399,7 +399,7 @@ def make_method(
     if pretrained is None:
         return method, None
     path, content = pretrained
-    fill = partial(weights.fill, content, source=path, unused=config.init.get("unused", UNUSED[0]))
+    fill = partial(weights.fill, content, source=path, unused=config.init.unused)
     shapes = jax.eval_shape(method.init, jax.random.key(config.seed))
     report = fill(shapes)[1]  # refuses what does not fit
 

@@ -132,7 +132,6 @@ def fill(
     else:
         wanted, idle, classifiers = _of_authors(arrays, leaves, code, source)
         spared = idle | classifiers
-    filled = {p: _convert(arrays, names, p, leaves[p], source) for p, names in wanted.items()}
     used = {name for names in wanted.values() for name in names}
     rest = tuple(name for name in arrays if name not in used)
     surplus = [n for n in rest if not (n in spared or n.endswith(_COUNTER))]
@@ -142,6 +141,7 @@ def fill(
             f"{source}: {_some(surplus)} would stay unused, expected {network} alone; to leave "
             "such arrays out, add --config.init.unused=ignore"
         )
+    filled = {p: _convert(arrays, names, p, leaves[p], source) for p, names in wanted.items()}
     ours = unflatten_dict({**flatten_dict(dict(variables)), **filled})
     matched = {"/".join(p): ", ".join(names) for p, names in wanted.items()}
     untouched = tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched)
