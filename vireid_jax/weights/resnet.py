@@ -219,7 +219,8 @@ def _of_authors(
     idle = {name for name in idle if not name.endswith(_COUNTER)}
     classifiers = set()
     for path, (name, *_) in list(wanted.items()):
-        if path[1].startswith("classifier") and len(arrays[name]) != leaves[path].shape[-1]:
+        people = arrays[name].shape[:1]
+        if path[1].startswith("classifier") and people != leaves[path].shape[-1:]:
             classifiers.add(name)
             del wanted[path]
     return wanted, idle, classifiers
