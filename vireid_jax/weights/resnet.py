@@ -210,6 +210,14 @@ def _of_authors(
             f"model: {'; '.join(wrong)}; expected the model of the recipe {code.recipe} for the "
             "data set that it was trained on"
         )
+    for path, (name, *_) in wanted.items():
+        if path[1].startswith("attention_") and path[2:] == ("theta", "kernel"):
+            theirs, inner = arrays[name].size // leaves[path].shape[0], leaves[path].shape[-1]
+            if theirs != inner:
+                raise ValueError(
+                    f"{source}: {name} has {theirs} inner channels, the model's block has {inner}; "
+                    f"add --config.method.non_local={'one' if theirs == 1 else 'half'}"
+                )
     for name, x in arrays.items():
         own = name.removeprefix(prefix)
         if authors.ZEROS.fullmatch(own) and x.any():
