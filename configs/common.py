@@ -135,8 +135,10 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
         c.data.seed = 0  # which people those are
 
     c.init = ml_collections.ConfigDict()
-    # ImageNet weights of the backbone: a .pth, .safetensors or .npz file; None: random weights.
+    # ImageNet weights of the backbone, or a checkpoint of the authors' code of AGW, CAJ, DEEN, PDM
+    # or IDKL: a .pth, .safetensors or .npz file; None: random weights.
     c.init.weights = config_dict.placeholder(str)
+    c.init.unused = "refuse"  # trained arrays of the file without a place; or ignore
 
     c.sampler = ml_collections.ConfigDict()
     c.sampler.rule = "agw"  # or agw_legacy, exhaust (MPANet, IDKL), permute; see data/sampler.py

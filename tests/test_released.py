@@ -19,6 +19,8 @@ from tests.support.linear_command import build as build_linear
 from tests.support.plain import plainly
 from tests.support.recipes import RECIPES, ROOT, SIZE, saved, small
 from tests.support.rows import each
+from tests.weights import author_files
+from tests.weights.build import archive_of
 from vireid_jax import build, main, methods, optim, train, weights
 from vireid_jax.data import prepared
 from vireid_jax.data.readers import get_reader
@@ -321,6 +323,49 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_begins(
     c.init.weights, c.method.depth, c.method.width = str(path), depth, 2
     assert re.search(message, refused(capsys, c, tmp_path / "run"), re.DOTALL)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_authors_code_is_scored_as_it_is(trees, tmp_path, capsys):
+    """With its own people in the classifier; the rows are those of the filled model."""
+    kind = "deen_regdb"
+    arrays = author_files.draw(author_files.shapes(kind))
+    file = tmp_path / "regdb_deen.t"
+    file.write_bytes(archive_of(arrays))
+    c = small("deen", "regdb", tmp_path, trees["regdb"])
+    c.method.width, c.data.image_size = author_files.WIDTH, author_files.SIZE
+    c.init.weights = str(file)
+    workdir = done(c, tmp_path / "scored", mode="eval")
+    out = capsys.readouterr().out
+    assert "arrays of the model from" in out and "test identities, step 0" in out
+    lines = (workdir / "weights.txt").read_text().splitlines()
+    assert "params/classifier_global/kernel <- classifier.weight" in lines
+    rows = saved(workdir)
+    assert {r["checkpoint"] for r in rows} == {"file"} and {r["step"] for r in rows} == {0}
+    assert "weights of the file alone" not in {r["feature"] for r in rows}
+    parts = build.build_file_to_score(c)
+    filled = parts.method.init(jax.random.key(1))
+    for result in parts.scorer.test(filled, parts.split.test, None):
+        same = [
+            r
+            for r in rows
+            if (r["protocol"], r["feature"]) == (result["protocol"], result["feature"])
+        ]
+        assert [r["metrics"] for r in same] == [result["metrics"]]
+    done(c, workdir)  # a run that starts from it, in the same folder
+    assert "arrays of the model" in capsys.readouterr().out
+    assert {p.name for p in (workdir / "eval").iterdir()} == {"0", "2"}
+
+
+def test_only_a_checkpoint_of_the_authors_code_is_scored_as_it_is(tmp_path, capsys):
+    c = small("smcl", "synthetic", tmp_path)
+    c.method.width = 2
+    c.init.weights = str(FIXTURE)
+    said = refused(capsys, c, tmp_path / "run", mode="eval")
+    assert re.search(r"archive\.pth is no checkpoint of the authors' code .*--workdir", said)
+    assert not (tmp_path / "run").exists()
+    c.init.unused = "keep"
+    assert "init.unused is 'keep'" in refused(capsys, c, tmp_path / "run")
 
 
 def test_a_run_without_a_readable_checkpoint_does_not_go_on_without_its_file(

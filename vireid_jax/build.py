@@ -36,7 +36,7 @@ from vireid_jax.types import (
     epochs_to_steps,
     train_labels,
 )
-from vireid_jax.weights import Report
+from vireid_jax.weights import Report, check_unused
 from vireid_jax.weights import read as read_weights
 
 FILTER = "lanczos"  # of data without the option: it is rendered at its size
@@ -177,6 +177,26 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     return Parts(split, method, size, mesh, persons, scorer, file_is_gone=gone)
 
 
+def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
+    """Builds what scoring an author's checkpoint, the file of `config.init`, needs.
+
+    Raises:
+      ValueError, FileNotFoundError: it is no such file, or does not fit the recipe; says why.
+    """
+    options, permutations = _eval_options(config)
+    pretrained = _read_weights(**config.init, resuming=False)
+    if pretrained is None:
+        raise ValueError("init.weights is None, expected the file to score")
+    num_classes = weights.people(pretrained[1], source=pretrained[0])
+    method, report = make_method(config, num_classes, 1, pretrained)
+    mesh = devices.make_mesh()
+    scorer = _scorer(config, options, permutations, method, mesh)
+    split = _load(config, options, permutations)
+    size = tuple(config.data.image_size)
+    # The file does not say which people they are.
+    return Parts(split, method, size, mesh, np.arange(num_classes), scorer, report)
+
+
 def _load(
     config: ml_collections.ConfigDict, options: Options, permutations: Any, train: bool = False
 ) -> Split:
@@ -210,12 +230,12 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
     named = set(inspect.signature(build).parameters)
     known = {
         "data": {"name", *datasets.options_of(config.data.name)},
-        "init": ("weights",),
+        "init": ("weights", "unused"),
         "method": {"name", *named, *Backbone._fields} - {"backbone"},
         "devices": Devices._fields,
         "eval": Options._fields,
     }
-    needed = {"init": ("weights",), "devices": Devices._fields, "eval": Options._fields}
+    needed = {"init": ("weights", "unused"), "devices": Devices._fields, "eval": Options._fields}
     needed |= {"augment": ("second_view",), "data": ("name", "image_size")}
     runfolder.check_known(config.to_dict(), known, workdir, needed=needed)
 
@@ -334,9 +354,10 @@ def _check_trainable(config: ml_collections.ConfigDict, split: Split) -> None:
 
 
 def _read_weights(
-    *, weights: str | None, resuming: bool
+    *, weights: str | None, unused: str, resuming: bool
 ) -> tuple[str, Mapping[str, np.ndarray]] | None:
     """The file that the recipe's init section names, and its arrays."""
+    check_unused(unused)
     if weights is None:
         return None
     try:
@@ -378,11 +399,12 @@ def make_method(
     if pretrained is None:
         return method, None
     path, content = pretrained
+    fill = partial(weights.fill, content, source=path, unused=config.init.unused)
     shapes = jax.eval_shape(method.init, jax.random.key(config.seed))
-    report = weights.fill(content, shapes, source=path)[1]  # refuses what does not fit
+    report = fill(shapes)[1]  # refuses what does not fit
 
     def init(key: Any) -> Variables:
-        return weights.fill(content, method.init(key), source=path)[0]
+        return fill(method.init(key))[0]
 
     return method._replace(init=init), report
 

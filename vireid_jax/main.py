@@ -6,6 +6,7 @@
   python -m vireid_jax.main --config smcl --max_steps=20                 a try: 20 steps, a table
   python -m vireid_jax.main --config smcl --print_config                 all that can be changed
   python -m vireid_jax.main --mode=eval --workdir runs/smcl-synthetic --config.eval.flip=True
+  python -m vireid_jax.main --mode=eval --config agw:sysu --config.init.weights=FILE   an author's
 
 Repeating a command resumes its run. From Python: `train_and_score(config, workdir)`.
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CLONE = pathlib.Path(__file__).resolve().parents[1]
 SHIPPED = pathlib.Path(__file__).resolve().parent / "recipes"  # has configs/ in a wheel
 
+FILE = "file"  # what is scored where no run is
 LONGEST_NAME = 80  # of a run's folder
 
 
@@ -289,7 +291,10 @@ def run(
         processes.start(folder, dist)
         preemption.install()
         _use_compilation_cache()
-        if mode == "eval":
+        # A file that a recipe starts from, and no run that started from it.
+        alone = mode == "eval" and config is not None and config.init.weights is not None
+        alone = alone and not (folder / "checkpoints").exists()
+        if mode == "eval" and not alone:
             config = build.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runfolder.load_config(folder)
@@ -300,7 +305,9 @@ def run(
             "the package and the config", runfolder.shared_facts(config.to_dict())
         )
         processes.check_equal("devices", devices.local_facts())
-        if mode == "eval":
+        if alone:
+            score_file(config, folder)
+        elif mode == "eval":
             score_run(config, folder, step=step)
         else:
             train_and_score(config, folder, max_steps=max_steps)
@@ -369,6 +376,29 @@ def score_run(
     return _score(config, parts, variables, workdir, at, step)
 
 
+def score_file(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> list[dict]:
+    """Scores an author's checkpoint, the file `config.init.weights`, as step 0 of `workdir`.
+
+    Raises:
+      FileNotFoundError: there is no such file, or no data.
+      ValueError: it is no such checkpoint, or does not fit the recipe; says why.
+    """
+    import jax
+
+    from vireid_jax import build
+    from vireid_jax.runtime import devices, runfolder, writer
+
+    workdir = pathlib.Path(workdir)
+    runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
+    parts = build.build_file_to_score(config)
+    runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
+    if jax.process_index() == 0 and parts.weights is not None:
+        (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
+    writer.say(f"weights   {parts.weights}")
+    variables = devices.place(dict(parts.method.init(jax.random.key(config.seed))), parts.mesh)
+    return _score(config, parts, variables, workdir, 0, FILE)
+
+
 def _score(
     config: ml_collections.ConfigDict,
     parts: "Parts",
@@ -391,10 +421,11 @@ def _score(
     test = parts.split.test
     writer.say(f"scoring {len(test.query):,} infrared and {len(test.gallery):,} visible images")
     # Without its file, `fresh` would be something else than what the run began with.
-    results = parts.scorer.test(variables, test, None if parts.file_is_gone else fresh)
+    none = parts.file_is_gone or chosen == FILE
+    results = parts.scorer.test(variables, test, None if none else fresh)
     about = {
         "step": step,
-        "checkpoint": chosen,  # "last", "best", or the number that was asked for
+        "checkpoint": chosen,  # "last", "best", the number that was asked for; or "file"
         "dataset": parts.split.name,
         "test_set": runfolder.name_test_set(parts.split),
         "seed": config.seed,

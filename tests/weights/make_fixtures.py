@@ -1,9 +1,10 @@
 """Writes tests/weights/fixtures with PyTorch: `python -m tests.weights.make_fixtures`.
 
 The files of one tiny ResNet in every format that torch and safetensors write, and its features
-as PyTorch computes them, so that the tests need neither.
+as PyTorch computes them, so that the tests need neither. The same of the authors' networks.
 """
 
+import json
 import pathlib
 from collections import OrderedDict
 
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 from tests.support.reference.resnet import ResNet
-from tests.weights import trunk
+from tests.weights import author_files, author_nets, trunk
 
 FOLDER = pathlib.Path(__file__).parent / "fixtures"
 DEPTH, WIDTH = 10, 2
@@ -38,7 +39,42 @@ def features(arrays, depth, width, images, *, specific=0, stem=0):
         return net([x], [stem]).mean((2, 3)).numpy()
 
 
+def author_net(kind):
+    """An author's network with the arrays of its tiny checkpoint, in evaluation mode."""
+    make = {
+        "agw": author_nets.AGW,
+        "agw_half": lambda: author_nets.AGW(half=True),
+        "deen": author_nets.DEEN,
+        "deen_regdb": lambda: author_nets.DEEN(stages=3),
+        "pdm": lambda: author_nets.PDM(author_files.PLACES),
+        "idkl": author_nets.IDKL,
+    }
+    net = make[kind]().eval()
+    shapes = {name: tuple(x.shape) for name, x in net.state_dict().items()}
+    net.load_state_dict(tensors(author_files.draw(shapes)))
+    return net
+
+
+def author_features(net):
+    """{feature: [2, 3, D]} of both modalities."""
+    torch.set_num_threads(1)
+    x = torch.from_numpy(author_files.images()).permute(0, 1, 4, 2, 3).contiguous()
+    with torch.no_grad():
+        found = [net(x[m], m) for m in range(2)]
+    return {name: np.stack([f[name].numpy() for f in found]) for name in found[0]}
+
+
+def write_authors():
+    shapes, features = {}, {}
+    for kind in author_files.KINDS:
+        net = author_net(kind)
+        shapes[kind] = {name: tuple(x.shape) for name, x in net.state_dict().items()}
+        features |= {f"{kind}/{name}": x for name, x in author_features(net).items()}
+    np.savez_compressed(FOLDER / "authors.npz", shapes=json.dumps(shapes), **features)
+
+
 def main():
+    write_authors()
     FOLDER.mkdir(exist_ok=True)
     arrays = trunk.draw(DEPTH, WIDTH)
     state = tensors(arrays)

@@ -73,12 +73,12 @@ def test_a_live_payload_is_refused_unexecuted(tmp_path):
 GLOBALS = """
 os.system posix.system subprocess.Popen antigravity.fly runpy._run_code os.FloatStorage
 builtins.eval builtins.exec builtins.getattr builtins.__import__ __builtin__.eval __main__.Net
-copyreg._reconstructor copyreg.add_extension copy_reg._reconstructor _codecs.encode
+copyreg._reconstructor copyreg.add_extension copy_reg._reconstructor _codecs.decode
 torch.load torch.FloatTensor torch.storage._load_from_bytes torch.hub.load torch.os.system
 torch._utils.torch.load torch._utils._rebuild_tensor_v3 torch.cuda.os.FloatStorage
 torch._utils._rebuild_tensor_v2.__globals__ torch.Storage torch.FloatStorage.dtype
 collections.OrderedDict.__init__ collections.namedtuple
-numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+numpy.core.multiarray.fromstring numpy.load numpy.dtype.type numpy.matrixlib.defmatrix.matrix
 """.split()
 
 

@@ -76,6 +76,30 @@ def test_files_written_by_hand(tmp_path):
         same(weights.read(write(tmp_path, make(ARRAYS))), ARRAYS)
 
 
+def test_scores_of_numpy_beside_the_weights_are_left(tmp_path):
+    """As the code of AGW and its descendants saves its rank-1 and mAP; both layouts of NumPy."""
+    for core in ("core", "_core"):
+        at = f"numpy.{core}.multiarray"
+
+        def text(x):
+            return build.call("_codecs.encode", x, "latin1")
+
+        state = build.op((3, "<", None, None, None, -1, -1, 0))
+        dtype = build.Raw(build.call("numpy.dtype", "f8", False, True) + state + b"b")
+        empty = build.call(f"{at}._reconstruct", build.name("numpy.ndarray"), (0,), text("b"))
+        state = build.op((1, (1,), dtype, False, text("x" * 8)))
+        scores = {
+            "acc": build.Raw(empty + state + b"b"),
+            "mAP": build.call(f"{at}.scalar", dtype, text("x" * 8)),
+        }
+        value, records = build.state_dict({"a": ARRAYS["a"]})
+        records = {k: x.tobytes() for k, x in records.items()}
+        path = write(tmp_path, build.archive({"net": value, **scores}, records))
+        same(weights.read(path), {"a": ARRAYS["a"]})
+        path = write(tmp_path, build.archive({**value, **scores}, records))
+        assert list(weights.read(path)) == ["a"]
+
+
 def test_npz(tmp_path):
     for save in (np.savez, np.savez_compressed):
         arrays = {**ARRAYS, "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3))}

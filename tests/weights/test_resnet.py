@@ -236,7 +236,9 @@ def test_prefixes():
     for prefix in ("module.", "backbone.", "base.", "module.model.encoder_q."):
         arrays = {f"{prefix}{k}": v for k, v in trunk.draw(10, 2).items()}
         arrays["queue"] = np.zeros((2, 2), np.float32)
-        filled, report = fill(arrays, abstract(10, 2))
+        with pytest.raises(ValueError, match=r"FILE: queue would stay unused, .*unused=ignore"):
+            fill(arrays, abstract(10, 2), source="FILE")
+        filled, report = fill(arrays, abstract(10, 2), unused="ignore")
         assert {f"{prefix}fc.weight", "queue"} <= set(report.unused), prefix
         actual = features(filled, 10, 2)
         np.testing.assert_allclose(actual, stored(), rtol=0, atol=1e-5, err_msg=prefix)
@@ -301,13 +303,29 @@ def test_arrays_that_do_not_fit_are_named():
             ZEROS((8, 2, 3, 3)),
             r"FILE: layer2\.0\.conv1\.weight is \[8, 2, 3, 3\], expected \[4, 2, 3, 3\] for params",
         ),
-        ("bn1.weight", ZEROS(3), r"bn1\.weight is \[3\], expected \[2\] for params/stem/bn1/scale"),
+        (
+            "bn1.weight",
+            ZEROS(3),
+            r"bn1\.weight is \[3\], expected \[2\] for params/backbone/stem/bn1/scale",
+        ),
         ("layer1.0.bn1.bias", BAD, r"layer1\.0\.bn1\.bias has values that are not finite"),
         ("bn1.bias", ZEROS(2) + np.inf, r"bn1\.bias has values that are not finite"),
         ("bn1.running_var", ZEROS(2) - 1, r"bn1\.running_var has negative values"),
         ("bn1.weight", np.array([1, 1]), r"bn1\.weight has the type int64"),
     ):
         fails(trunk.draw(10, 2) | {name: array}, match)
+
+
+def test_trained_arrays_beside_the_backbone_are_refused_unless_asked_for():
+    """A checkpoint of another re-identification: its neck and its attention would be lost."""
+    arrays = {f"base.{k}": v for k, v in trunk.draw(10, 2).items()}
+    rest = {"neck.weight": ZEROS(16), "attention.0.weight": ZEROS(2), "classifier.0.bias": ZEROS(3)}
+    fails(
+        arrays | rest,
+        r"^FILE: neck\.weight, attention\.0\.weight would stay unused, .*init\.unused=ignore$",
+    )
+    _, report = fill(arrays | rest, abstract(10, 2), unused="ignore")
+    assert set(rest) < set(report.unused)
 
 
 def test_two_networks_and_none():

@@ -41,6 +41,7 @@ FREE_KEYS = (
     "devices.fsdp",
     "devices.remat",
     "eval.*",
+    "init.unused",
     "loader.*",
     "run_name",
     "train.checkpoint_every",

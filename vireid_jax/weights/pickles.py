@@ -28,6 +28,11 @@ _OPCODES = frozenset(
     "TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT APPEND APPENDS SETITEM SETITEMS BINPUT "
     "LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID".split()
 )
+# What scores beside the weights are made of; none of it is called.
+_OF_NUMPY = (
+    *(f"numpy.{c}.multiarray.{f}" for c in ("core", "_core") for f in ("_reconstruct", "scalar")),
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode"),
+)
 MAX_STEPS = 200_000  # of a pickle; a ResNet-50 takes 20,000, a step about 10 us
 MAX_DIMENSIONS = 32
 _MAX_EXTENT = 2**40
@@ -81,6 +86,12 @@ class _Parameter(Tensor):
     dropped = tuple
 
 
+class _Left(_Inert):
+    """A number or an array of NumPy beside the weights, such as a rank-1: nothing of it is kept."""
+
+    dropped = tuple
+
+
 class OrderedDict(dict, _Inert):
     """An OrderedDict of the file: a dict without its attributes."""
 
@@ -124,6 +135,8 @@ class Unpickler(pickle.Unpickler):
             "torch.nn.parameter.Parameter": _Function(_parameter),  # before torch 1.0
             "torch.Size": _Function(_size),
         }
+        for path in _OF_NUMPY:
+            self._known[path] = _Function(lambda arguments: _Left())
         for module, (name, dtype) in itertools.product(("torch", "torch.cuda"), _STORAGES.items()):
             path = f"{module}.{name}Storage"
             self._known[path] = _Kind(path, dtype)

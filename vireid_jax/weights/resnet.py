@@ -1,4 +1,6 @@
-"""ImageNet weights of a ResNet, by the names of torchvision and timm, into our backbone.
+"""Weights of a file into a model: a ResNet's into the backbone, an author's checkpoint whole.
+
+A ResNet, by the names of torchvision and timm (the names of authors' code are in authors.py):
 
   in the file [torch layout]              in the model
   conv1.weight [o, i, h, w]               params/backbone/stem/conv1/kernel [h, w, i, o]
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vireid_jax.types import SPECIFIC, STEMS, Variables
+from vireid_jax.weights import authors
 
 _SUFFIX = re.compile(f"_({'|'.join((*STEMS, SPECIFIC))})$")
 _BLOCK = re.compile(r"layer([1-4])_(\d+)$")
@@ -31,10 +34,13 @@ _LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 _PART = "backbone"
-_ANCHOR = "layer1.0.conv1.weight"  # every ResNet has it; what precedes it is a prefix
+_ANCHOR = authors.ANCHOR  # what precedes it is a prefix
 # Names of a trunk: arrays by such names compute features and cannot be left out.
 _TRUNK = re.compile(r"(conv|bn|norm|layer|stem|downsample)")
 _COUNTER = ".num_batches_tracked"
+# The last layer of a network, for other classes than ours.
+_CLASSIFIER = re.compile(r"(.*\.)?(fc|classifier|head|last_linear)(\.(fc|\d+))*\.(weight|bias)")
+UNUSED = ("refuse", "ignore")
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (1, 1, 1, 1)): 10,
     (True, (1, 1, 1, 1)): 14,
@@ -52,15 +58,22 @@ class Report:
     """Where a model's arrays come from; `str` is a line or two for the user."""
 
     source: str  # the file
-    matched: Mapping[str, str]  # array of the model -> array of the file, of all its backbone
+    matched: Mapping[str, str]  # array of the model -> array or arrays of the file
     unused: tuple[str, ...]  # arrays of the file without a place, such as its classifier
     untouched: tuple[str, ...]  # the model's other arrays, which stay
+    recipe: str | None = None  # whose authors' checkpoint it is
+    idle: tuple[str, ...] = ()  # of the unused ones, what the authors' features do not depend on
 
     def __str__(self) -> str:
-        count = len(self.matched)
+        count, left = len(self.matched), len(self.untouched)
         text = f"{count}/{count} arrays of the backbone from {self.source}"
-        named = [name for name in self.unused if not name.endswith(_COUNTER)]
-        if counters := len(self.unused) - len(named):
+        if self.recipe:
+            text = f"{count}/{count + left} arrays of the model from {self.source}"
+        counters = sum(name.endswith(_COUNTER) for name in self.unused)
+        named = [n for n in self.unused if not n.endswith(_COUNTER) and n not in self.idle]
+        if self.idle:
+            named.append(f"{len(self.idle)} arrays that its own features do not depend on")
+        if counters:
             named.append(f"{counters} num_batches_tracked")
         if named:
             text += f"; unused in the file: {_some(named)}"
@@ -78,44 +91,147 @@ class Report:
 
 
 def fill(
-    arrays: Mapping[str, np.ndarray], variables: Variables, *, source: str = "the arrays"
+    arrays: Mapping[str, np.ndarray],
+    variables: Variables,
+    *,
+    source: str = "the arrays",
+    unused: str = "refuse",
 ) -> tuple[dict[str, Any], Report]:
-    """Fills the backbone of a model with arrays by the names of torchvision and timm.
+    """Fills a model with the arrays of a file.
+
+    A checkpoint of the authors' code (`authors.LAYOUTS`) fills the whole model, but for classifiers
+    of another number of people. Any other file fills the backbone, by the names of torchvision and
+    timm.
 
     Args:
       arrays: in torch's layout; names may share a prefix ("module.", "backbone.", ...).
       variables: the model; leaves may be arrays, traced ones or `jax.ShapeDtypeStruct`s: of
         them, only shapes and dtypes are used.
       source: what messages call the arrays.
+      unused: "refuse" a file with trained arrays that have no place and are no classifier, or
+        "ignore" them.
 
     Returns:
-      New variables, where the leaves of the backbone are NumPy arrays with the values of `arrays`
+      New variables, where the leaves that are filled are NumPy arrays with the values of `arrays`
       and the dtypes of `variables`, and the others are those of `variables`; and the report.
 
     Raises:
-      ValueError: anything of the backbone is not in `arrays` or has another shape there, another
-        depth or width included; `arrays` hold a part of a trunk that the model lacks (a deep
-        stem, squeeze-and-excitation; but layer4 may be left over); or values are not finite.
+      ValueError: anything that is to be filled is not in `arrays` or has another shape there,
+        another depth or width included; `arrays` hold a part of a trunk that the model lacks (a
+        deep stem, squeeze-and-excitation; but layer4 may be left over), or other arrays without a
+        place; or values are not finite.
     """
     from flax.traverse_util import flatten_dict, unflatten_dict  # reading a file needs no flax
 
-    leaves = flatten_dict({c: variables[c][_PART] for c in ("params", "batch_stats")})
-    model = _model_layout(leaves)
-    prefix = _prefix(arrays, source)
-    names = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
-    if not model.blocks[-1]:  # the model ends with layer3
-        names = {k: name for k, name in names.items() if not k.startswith("layer4.")}
-    _check_layout(_source_layout(names, arrays), model, source)
-    wanted = {path: _torch_name(path) for path in leaves}
-    _check_names(wanted, names, source)
-    theirs = {path: names[name] for path, name in wanted.items()}
-    filled = {p: _convert(arrays[theirs[p]], p, theirs[p], leaves[p], source) for p in leaves}
-    matched = {"/".join((p[0], _PART, *p[1:])): theirs[p] for p in leaves}
-    used = set(theirs.values())
-    unused = tuple(name for name in arrays if name not in used)
+    check_unused(unused)
+    leaves = flatten_dict({c: variables[c] for c in ("params", "batch_stats")})
+    code = authors.recognize(arrays)
+    if code is None:
+        wanted, spared = _of_resnet(arrays, leaves, source)
+        idle = set[str]()
+    else:
+        wanted, idle, classifiers = _of_authors(arrays, leaves, code, source)
+        spared = idle | classifiers
+    used = {name for names in wanted.values() for name in names}
+    rest = tuple(name for name in arrays if name not in used)
+    surplus = [n for n in rest if not (n in spared or n.endswith(_COUNTER))]
+    if surplus and unused == "refuse":
+        network = f"the network of {code.recipe}" if code else "a ResNet and its classifier"
+        raise ValueError(
+            f"{source}: {_some(surplus)} would stay unused, expected {network} alone; to leave "
+            "such arrays out, add --config.init.unused=ignore"
+        )
+    filled = {p: _convert(arrays, names, p, leaves[p], source) for p, names in wanted.items()}
+    ours = unflatten_dict({**flatten_dict(dict(variables)), **filled})
+    matched = {"/".join(p): ", ".join(names) for p, names in wanted.items()}
     untouched = tuple(p for p in map("/".join, flatten_dict(variables)) if p not in matched)
-    ours = {c: {**variables[c], _PART: tree} for c, tree in unflatten_dict(filled).items()}
-    return {**variables, **ours}, Report(source, matched, unused, untouched)
+    unread = tuple(n for n in rest if n in idle)
+    return ours, Report(source, matched, rest, untouched, code and code.recipe, unread)
+
+
+def check_unused(unused: str) -> None:
+    """Raises ValueError if it is none of `UNUSED`."""
+    if unused not in UNUSED:
+        raise ValueError(f"init.unused is {unused!r}, expected one of {list(UNUSED)}")
+
+
+_Names = dict[tuple[str, ...], tuple[str, ...]]  # our array -> the arrays that it is made of
+
+
+def _of_resnet(
+    arrays: Mapping[str, np.ndarray], leaves: Mapping[tuple[str, ...], Any], source: str
+) -> tuple[_Names, set[str]]:
+    """What the backbone is made of; and what may be left over, layer4 of one that ends before."""
+    names, spared = _trunk(arrays, leaves, _prefix(arrays, source), source)
+    wanted = {p: _torch_name((p[0], *p[2:])) for p in leaves if p[1] == _PART}
+    _check_names(wanted, names, source)
+    spared |= {name for name in arrays if _CLASSIFIER.fullmatch(name)}
+    return {path: (names[name],) for path, name in wanted.items()}, spared
+
+
+def _trunk(
+    arrays: Mapping[str, np.ndarray],
+    leaves: Mapping[tuple[str, ...], Any],
+    prefix: str,
+    source: str,
+) -> tuple[dict[str, str], set[str]]:
+    """The ResNet behind a prefix, by its own names; and its layer4 if the model has none."""
+    model = _model_layout({(p[0], *p[2:]): leaf for p, leaf in leaves.items() if p[1] == _PART})
+    names = {name.removeprefix(prefix): name for name in arrays if name.startswith(prefix)}
+    spared = set()
+    if not model.blocks[-1]:  # the model ends with layer3
+        spared = {name for key, name in names.items() if key.startswith("layer4.")}
+        names = {key: name for key, name in names.items() if name not in spared}
+    _check_layout(_source_layout(names, arrays), model, source)
+    return names, spared
+
+
+def _of_authors(
+    arrays: Mapping[str, np.ndarray],
+    leaves: Mapping[tuple[str, ...], Any],
+    code: authors.Layout,
+    source: str,
+) -> tuple[_Names, set[str], set[str]]:
+    """What the whole model is made of; their idle arrays; and classifiers of other people."""
+    prefix = authors.prefix_of(arrays)
+    _, idle = _trunk(arrays, leaves, prefix + code.trunk, source)
+    ours = {p: "/".join((*p[1:-1], _LEAVES.get((p[0], p[-1]), p[-1]))) for p in leaves}
+    wanted = {
+        path: tuple(prefix + theirs for theirs in code.names(name, ours.values()))
+        for path, name in ours.items()
+    }
+    absent = [n for names in wanted.values() for n in names if n not in arrays]
+    foreign = ["/".join(path) for path, names in wanted.items() if not names]
+    wrong = [f"it lacks {_some(absent)}"] if absent else []
+    wrong += [f"it knows nothing like {_some(foreign)}"] if foreign else []
+    if wrong:
+        raise ValueError(
+            f"{source} is a checkpoint of the authors' code of {code.recipe} and does not fit the "
+            f"model: {'; '.join(wrong)}; expected the model of the recipe {code.recipe} for the "
+            "data set that it was trained on"
+        )
+    for path, (name, *_) in wanted.items():
+        if path[1].startswith("attention_") and path[2:] == ("theta", "kernel"):
+            theirs, inner = arrays[name].size // leaves[path].shape[0], leaves[path].shape[-1]
+            if theirs != inner:
+                raise ValueError(
+                    f"{source}: {name} has {theirs} inner channels, the model's block has {inner}; "
+                    f"add --config.method.non_local={'one' if theirs == 1 else 'half'}"
+                )
+    for name, x in arrays.items():
+        own = name.removeprefix(prefix)
+        if authors.ZEROS.fullmatch(own) and x.any():
+            raise ValueError(f"{source}: {name} is not 0, and the model has no place for it")
+        if re.fullmatch(code.idle, own) or authors.ZEROS.fullmatch(own):
+            idle.add(name)
+    idle = {name for name in idle if not name.endswith(_COUNTER)}
+    classifiers = set()
+    for path, (name, *_) in list(wanted.items()):
+        people = arrays[name].shape[:1]
+        if path[1].startswith("classifier") and people != leaves[path].shape[-1:]:
+            classifiers.add(name)
+            del wanted[path]
+    return wanted, idle, classifiers
 
 
 class _Layout(NamedTuple):
@@ -224,22 +340,49 @@ def _torch_name(path: Sequence[str]) -> str:
     return f"layer{block[1]}.{block[2]}.{part}.{leaf}" if block else f"{part}.{leaf}"
 
 
-def _convert(x: np.ndarray, path: Sequence[str], name: str, leaf: Any, source: str) -> np.ndarray:
-    """An array of the file with the layout, shape and dtype of a leaf; a copy."""
-    y = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x
-    if y.shape != tuple(leaf.shape):
-        shape = tuple(leaf.shape)
-        expected = [shape[i] for i in (3, 2, 0, 1)] if len(shape) == 4 else list(shape)
+def _convert(
+    arrays: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    path: Sequence[str],
+    leaf: Any,
+    source: str,
+) -> np.ndarray:
+    """The arrays of the file with the layout, shape and dtype of a leaf that they make; a copy."""
+    shape, parts = tuple(leaf.shape), []
+    for name in names:
+        x = arrays[name]
+        if x.dtype.kind != "f":
+            raise ValueError(f"{source}: {name} has the type {x.dtype}, expected floating point")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{source}: {name} has values that are not finite")
+        if path[-1] == "var" and (x < 0).any():
+            raise ValueError(f"{source}: {name} has negative values, expected variances")
+        if x.ndim == 4:
+            x = x.transpose(2, 3, 1, 0)
+        parts.append(x.T if x.ndim == 2 and path[-1] == "kernel" else x)
+    if len({x.shape for x in parts}) > 1:
+        y = parts[0]  # as the first alone it does not fit
+    elif len(parts) == 1:
+        y = parts[0]
+    else:  # a branch each: side by side in a convolution, else stacked
+        y = np.concatenate(parts, -1) if path[-1] == "kernel" else np.stack(parts)
+    if y.shape != shape and [n for n in y.shape if n > 1] != [n for n in shape if n > 1]:
+        found = list(arrays[names[0]].shape)
+        each = f"{len(names)} of them make " if len(names) > 1 else ""
+        expected = _in_torch(shape, len(found), path[-1]) if not each else list(shape)
         raise ValueError(
-            f"{source}: {name} is {list(x.shape)}, expected {expected} for {'/'.join(path)}"
+            f"{source}: {names[0]} is {found}, expected {each}{expected} for {'/'.join(path)}"
         )
-    if x.dtype.kind != "f":
-        raise ValueError(f"{source}: {name} has the type {x.dtype}, expected floating point")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{source}: {name} has values that are not finite")
-    if path[-1] == "var" and (x < 0).any():
-        raise ValueError(f"{source}: {name} has negative values, expected variances")
-    return np.array(y, leaf.dtype, order="C")
+    return np.array(y.reshape(shape), leaf.dtype, order="C")
+
+
+def _in_torch(shape: tuple[int, ...], rank: int, leaf: str) -> list[int]:
+    """The shape that torch has for one of ours, where its array has `rank` dimensions."""
+    if len(shape) == 4:
+        return [shape[i] for i in (3, 2, 0, 1)]
+    if leaf == "kernel" and len(shape) == 2:
+        return [*shape[::-1], *[1] * (rank - 2)]
+    return list(shape)
 
 
 def _some(names: Sequence[str], limit: int = 8) -> str:
