@@ -98,6 +98,8 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
     ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
     ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
     ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
+    ({"bn_groups": 1}, "5 identities x 2 images, 10 rows, does not divide over 4 devices; choose "
+     "--config.sampler.num_ids=4 or 6"),
     ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
 ])  # fmt: skip
 def test_a_layout_that_the_batch_or_the_devices_cannot_have(changes, message, tmp_path, capsys):
