@@ -98,13 +98,17 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
     ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
     ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
     ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
-    ({"bn_groups": 1}, "5 identities x 2 images, 10 rows, does not divide over 4 devices; choose "
-     "--config.sampler.num_ids=4 or 6"),
     ({"accumulate": 4}, "chunks of 2 rows do not divide over 4 devices; choose fewer chunks"),
 ])  # fmt: skip
 def test_a_layout_that_the_batch_or_the_devices_cannot_have(changes, message, tmp_path, capsys):
     layout = {f"devices__{key}": value for key, value in changes.items()}
     assert message in refusal("folders", tmp_path / "none", tmp_path, capsys, **layout)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices(tmp_path, capsys):
+    said = refusal("folders", tmp_path / "none", tmp_path, capsys, sampler__num_ids=5)
+    assert "5 identities x 2 images, 10 rows, does not divide over 4 devices" in said
+    assert "choose --config.sampler.num_ids=4 or 6" in said
 
 
 def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
