@@ -17,6 +17,7 @@
 # Exit code: 0 if every process ended with 0; 42 if every failure was 42 (stopped, saved; repeat
 # the command); otherwise the other failure that came first; 2 for a wrong command line.
 set -uo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 die() {
   echo "error: $*" >&2
@@ -31,7 +32,9 @@ usage="local_pod.sh N [--devices D] [--logs DIR] [--port PORT] [--grace SECONDS]
 n=${1-}
 [[ $n =~ ^[1-9][0-9]*$ ]] || die "N is '$n', expected a number of processes; usage: $usage"
 shift
-devices=1 logs="" port="" grace=$((${VIREID_HEARTBEAT_TIMEOUT:-100} + 60))
+silence=${VIREID_HEARTBEAT_TIMEOUT:-100}
+whole "$silence" || die "VIREID_HEARTBEAT_TIMEOUT is '$silence', expected a whole number of seconds"
+devices=1 logs="" port="" grace=$((silence + 60))
 while (($#)) && [[ $1 != -- ]]; do
   name=${1%%=*}
   case $name in

@@ -14,11 +14,16 @@
 #   STOP_SECONDS    time between SIGTERM and SIGKILL (300)
 #   NAME=VALUE      environment of the job
 set -euo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 unit=${UNIT:-vireid}
 env=${ENV_DIR:-$HOME/vireid_env}
 state=${STATE_DIR:-$HOME/.vireid}
 stop_s=${STOP_SECONDS:-300}
+if [[ ! $stop_s =~ ^[0-9]+$ ]]; then
+  echo "error: STOP_SECONDS is '$stop_s', expected a whole number" >&2
+  exit 2
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 log=$state/$unit.log
 pid_file=$state/$unit.pid

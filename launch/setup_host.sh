@@ -13,6 +13,7 @@
 # Python: uv if it is there, else a python3.x >= 3.11, else a uv of its own (in ~/.vireid_uv), since
 # the TPU images of Ubuntu 22.04 bring Python 3.10. PYTHON names another interpreter.
 set -euo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 die() {
   echo "error: $*" >&2

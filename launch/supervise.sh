@@ -21,6 +21,7 @@
 # has grown since it. SIGTERM (also SIGHUP) and SIGINT go on to COMMAND; nothing is restarted then,
 # and its exit code is this script's (42: the scheduler is to start the same command again).
 set -uo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 die() {
   echo "error: $*" >&2

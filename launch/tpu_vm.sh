@@ -23,6 +23,7 @@
 # --dry_run after the action prints the commands, as for machines that are there; for up, that are
 # not; for resume, that are lost.
 set -euo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 usage="tpu_vm.sh up|run|status|logs|stop|resume|down [--dry_run] [-- ARGS of vireid_jax.main]"
 die() {
@@ -45,6 +46,7 @@ dry="" lines=50 job=()
 while (($#)); do
   case $1 in
     --dry_run) dry=1 ;;
+    --help) exec bash "$0" --help ;;
     --)
       shift
       job=("$@")
@@ -82,13 +84,14 @@ case ${SPOT:=1} in
   0 | 1) ;;
   *) die "SPOT is '$SPOT', expected 1 (spot) or 0 (on demand)" ;;
 esac
+IFS=$' \t\n' read -rd '' -a pass <<<"${PASS-}" || true
 queued=${QR:-$NAME-qr}
 mount=${MOUNT:-/mnt/vireid}
 place=(--project="$PROJECT" --zone="$ZONE")
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 check_job() {
-  local argument previous="" workdir="" advice
+  local argument previous="" workdir="" advice name
   advice="a folder that every worker sees: set BUCKET and pass --workdir=$mount/runs/NAME (a bucket"
   advice+=" mounted with gcsfuse), or mount a Filestore share on all workers"
   for argument in "${job[@]}"; do
@@ -106,6 +109,12 @@ check_job() {
   [[ -n ${BUCKET-} || $workdir/ != "$mount"/* ]] ||
     die "--workdir is under $mount, expected BUCKET to say what is mounted there; set BUCKET," \
       "or MOUNT=none if you mounted it yourself"
+  for name in "${pass[@]}"; do
+    # Of anything but a name bash would evaluate what stands in it.
+    [[ $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] ||
+      die "PASS has '$name', expected names of variables, as in PASS='LIBTPU_INIT_ARGS TMPDIR'"
+    [[ -n ${!name+set} ]] || die "PASS names $name, expected a variable that is set; export $name"
+  done
 }
 
 # --- commands
@@ -181,10 +190,7 @@ run_job() {
   if [[ -n ${BUCKET-} ]]; then
     words+=("JAX_COMPILATION_CACHE_DIR=$mount/xla_cache") # at home it would go with the machine
   fi
-  for name in ${PASS-}; do
-    [[ -n ${!name+set} ]] || die "PASS names $name, expected a variable that is set; export $name"
-    words+=("$name=${!name}")
-  done
+  for name in "${pass[@]}"; do words+=("$name=${!name}"); done
   temporary=$(mktemp -d)
   trap 'rm -rf "$temporary"' EXIT
   archive=$temporary/vireid.tar.gz

@@ -105,6 +105,12 @@ def test_a_layout_that_the_batch_or_the_devices_cannot_have(changes, message, tm
     assert message in refusal("folders", tmp_path / "none", tmp_path, capsys, **layout)
 
 
+def test_a_batch_that_does_not_divide_over_the_devices(tmp_path, capsys):
+    said = refusal("folders", tmp_path / "none", tmp_path, capsys, sampler__num_ids=5)
+    assert "5 identities x 2 images, 10 rows, does not divide over 4 devices" in said
+    assert "choose --config.sampler.num_ids=4 or 6" in said
+
+
 def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
     """SIGTERM in the hour before the first step: nothing half-written, no run folder."""
     image = io.BytesIO()

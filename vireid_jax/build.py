@@ -72,8 +72,9 @@ class Devices(NamedTuple):
     accumulate: int
     remat: bool
 
-    def mesh(self, rows: int) -> jax.sharding.Mesh:
-        """The mesh of a step on a batch of `rows` rows; refuses what cannot be cut that way."""
+    def mesh(self, num_ids: int, num_instances: int) -> jax.sharding.Mesh:
+        """The mesh of a step on that batch; refuses what cannot be cut that way."""
+        rows = num_ids * num_instances
         for name in ("fsdp", "bn_groups", "accumulate"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"devices.{name} is {value}, expected at least 1")
@@ -82,6 +83,7 @@ class Devices(NamedTuple):
                     f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
                     f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
                 )
+        devices.check_rows(num_ids, num_instances, jax.device_count())
         chunk = rows // self.accumulate
         if chunk % self.bn_groups:
             raise ValueError(
@@ -108,7 +110,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     """
     num_ids, num_instances = config.sampler.num_ids, config.sampler.num_instances
     count = num_ids * num_instances
-    mesh = Devices(**config.devices).mesh(count)
+    mesh = Devices(**config.devices).mesh(num_ids, num_instances)
     rows = devices.process_rows(count)
     if (rows.stop - rows.start) % num_instances:  # a process loads whole identities
         processes = jax.process_count()

@@ -1,6 +1,7 @@
 """Will it fit, and will it scale? Compiles a recipe's steps for chips that are not there.
 
   python -m launch.ahead --config configs/idkl.py:sysu --topology v5e:2x2
+  python -m launch.ahead --config configs/idkl.py:sysu --config.sampler.num_ids=16 --topology v5e:4x4
   python -m launch.ahead --config configs/agw.py:sysu --topology v5e:1x1 --scaling
   python -m launch.ahead --config configs/agw.py --topology v6e:1x1 --largest_batch
   python -m launch.ahead --config configs/smcl.py --topology cpu:4
@@ -8,7 +9,8 @@
 The train step and the embed step are those of vireid_jax.main, compiled by the compiler of the
 chip, which needs no chip: bytes per chip, FLOPs and collectives are what would run. Times are
 estimates (launch/ahead/roofline.py). No data is read. Values are changed as for vireid_jax.main:
---config.sampler.num_ids=16, --config.method.dtype=bfloat16, --config.devices.remat=True.
+--config.sampler.num_ids=16, --config.method.dtype=bfloat16, --config.devices.remat=True. The
+number of chips has to divide the rows of a batch, num_ids x num_instances.
 
 Topologies: v5e, v5p and v6e with a shape, as in v5e:4x4 (libtpu has to be installed: in an
 environment of its own, pip install "jax[tpu]" and this package); cpu:N, N fake devices; gpu, the
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         command.refuse(f"--config is missing; {command.known()}")
     name = _TOPOLOGY.value
     if name is None:
-        command.refuse("--topology is missing, as in --topology=v5e:4x4 or --topology=cpu:8")
+        command.refuse("--topology is missing, as in --topology=v5e:2x2 or --topology=cpu:8")
     try:
         topology = roofline.parse(name)
         if _LARGEST.value and topology.kind == "cpu":

@@ -124,14 +124,7 @@ def check_rows(config: ml_collections.ConfigDict, devices: int) -> None:
         raise ValueError(
             f"sampler.num_ids is {ids} and sampler.num_instances {instances}, expected at least 1"
         )
-    if ids * instances % devices:
-        unit = devices // math.gcd(devices, instances)
-        low = ids // unit * unit
-        near = f"{low} or {low + unit}" if low else str(unit)
-        raise ValueError(
-            f"a batch of {ids} identities x {instances} images, {ids * instances} rows, does not "
-            f"divide over {devices} chips; choose --config.sampler.num_ids={near}"
-        )
+    placement.check_rows(ids, instances, devices)
 
 
 def assemble(config: ml_collections.ConfigDict, found: Facts, mesh: jax.sharding.Mesh) -> Built:

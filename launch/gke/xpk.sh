@@ -14,6 +14,7 @@
 #   xpk workload delete --workload=NAME --cluster=CLUSTER ...   stop it; nodes cost until the
 #                                                               cluster is deleted or scales down
 set -euo pipefail
+[[ ${1-} != --help ]] || exec awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"
 
 die() {
   echo "error: $*" >&2

@@ -96,6 +96,11 @@ def test_worker_refusals(tmp_path, arguments):
     assert worker(tmp_path, *arguments)[1].returncode == 2
 
 
+def test_a_time_that_is_no_number(tmp_path):
+    _, result = worker(tmp_path, "status", STOP_SECONDS="5m")
+    assert result.returncode == 2 and "STOP_SECONDS is '5m'" in result.stderr
+
+
 # --- setting a host up
 
 

@@ -1,5 +1,7 @@
 """The manifests: against the schemas of Kubernetes and of JobSet, and with one another."""
 
+import runpy
+
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -153,6 +155,16 @@ def test_tpu_hosts_and_chips():
     assert chips == job["completions"] * resources["limits"]["google.com/tpu"]
     assert container["command"][2].endswith('exec python -m vireid_jax.main "$@"')
     assert "SYS_RESOURCE" in container["securityContext"]["capabilities"]["add"]
+
+
+def test_the_batch_divides_over_the_devices(jobset):
+    job, _, container = parts(jobset)
+    (each,) = [n for key, n in container["resources"]["limits"].items() if "/" in key]
+    options = dict(a.lstrip("-").split("=") for a in container["args"])
+    name, _, dataset = options["config"].partition(":")
+    config = runpy.run_path(str(LAUNCH.parent / name))["get_config"](dataset)
+    rows = int(options["config.sampler.num_ids"]) * config.sampler.num_instances
+    assert rows % (job["completions"] * int(each)) == 0
 
 
 def test_gpu_pods_are_told_who_they_are():

@@ -171,5 +171,11 @@ def test_bad_options(arguments, message):
     assert message in result.stderr
 
 
+def test_a_timeout_that_is_no_number():
+    result = run("local_pod.sh", "2", "--", VIREID_HEARTBEAT_TIMEOUT="1.5")
+    assert result.returncode == 2
+    assert "VIREID_HEARTBEAT_TIMEOUT is '1.5', expected a whole number" in result.stderr
+
+
 def lines(path: pathlib.Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []

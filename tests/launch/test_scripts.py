@@ -11,7 +11,7 @@ import tomllib
 
 import pytest
 
-from tests.launch.shell import LAUNCH, ROOT
+from tests.launch.shell import LAUNCH, ROOT, run
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,20 @@ def test_scripts_say_how_to_use_them_and_fail_on_unset_variables():
         assert text.startswith("#!/usr/bin/env bash\n#"), path
         assert re.search(r"^set -(eu|u)o pipefail$", text, re.M), path
         assert max(map(len, text.splitlines())) <= 100, path
+
+
+def test_scripts_answer_help(tmp_path):
+    """With what stands at their top, and without making a folder."""
+    for path in SCRIPTS:
+        home = tmp_path / path.stem
+        result = run(str(path.relative_to(LAUNCH)), "--help", cwd=tmp_path, HOME=str(home))
+        assert (result.returncode, result.stderr) == (0, ""), path
+        shown = [line.strip() for line in result.stdout.splitlines()]
+        top = re.search(r"(?:^#.*\n)+", path.read_text(), re.M)[0].splitlines()[1:]
+        expected = [line[1:].strip() for line in top if not line.startswith("#SBATCH")]
+        assert shown == expected and len(shown) > 5 and not home.exists(), path
+    beside = run("tpu_vm.sh", "run", "--help")
+    assert beside.returncode == 0 and "tpu_vm.sh up" in beside.stdout
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -80,8 +94,19 @@ def test_what_the_image_is_made_of_is_there_and_let_in():
     for path in [path for paths in copied for path in paths]:
         assert (ROOT / path).exists(), path
         assert f"!{path}" in rules, path
-    # What pip needs besides the package.
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= {p for paths in copied for p in paths}
+
+
+def test_what_the_image_is_made_of_can_be_installed(tmp_path):
+    for rest in (rest for name, rest in instructions() if name == "COPY"):
+        for path in map(ROOT.joinpath, rest.split()[:-1]):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, tmp_path / path.name)
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--editable"]
+    target = ["--target", str(tmp_path / "site")]
+    done = subprocess.run(
+        [sys.executable, *install, ".", *target], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_command_substitution_where_a_trap_may_interrupt_it():

@@ -118,6 +118,7 @@ def test_told_to_stop_itself_it_does_not_requeue(tmp_path):
         (["--config=c"], {}, "--workdir is missing"),
         (["--workdir=gs://b/x"], {}, "is a bucket"),
         (["--workdir", "gs://b/x"], {}, "is a bucket"),
+        (_JOB, {"MAX_RESTARTS": "x[0]"}, "MAX_RESTARTS is 'x[0]', expected a whole number"),
         (_JOB, {"ENV_DIR": "/nowhere"}, "no Python at /nowhere/bin/python"),
     ],
 )

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from tests.launch.shell import StandIns, run
+from tests.launch.shell import ROOT, StandIns, run
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +191,10 @@ def test_dry_run_prints_and_does_nothing(cloud, action):
         (["run", "--", "--workdir=runs/a"], {}, "own disk"),
         (["run", *_JOB], {"BUCKET": ""}, "set BUCKET"),
         (["run", *_JOB], {"PASS": "NOPE"}, "PASS names NOPE"),
+        *(
+            (["run", *_JOB], {"PASS": f"HOME {name}"}, f"PASS has '{name.split()[0]}', expected")
+            for name in ("x[$(touch${IFS}evaluated)]", "1a", "*", "A=b", "a-b")
+        ),
         (["resume", "--", "--config=x"], {}, "--workdir is missing"),
     ],
 )
@@ -198,7 +202,7 @@ def test_refusals(cloud, arguments, variables, message):
     result = cloud(*arguments, **variables)
     assert result.returncode == 2
     assert message in result.stderr
-    assert cloud.calls() == []
+    assert cloud.calls() == [] and not (ROOT / "evaluated").exists()
 
 
 def test_own_image_and_own_mount(cloud):

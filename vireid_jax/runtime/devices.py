@@ -52,6 +52,22 @@ def use_cpu_cores(rows: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
+def check_rows(num_ids: int, num_instances: int, devices: int) -> None:
+    """Refuses a batch whose rows do not divide over the devices, with the nearest `num_ids`.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if num_ids * num_instances % devices:
+        unit = devices // math.gcd(devices, num_instances)
+        low = num_ids // unit * unit
+        near = f"{low} or {low + unit}" if low else str(unit)
+        raise ValueError(
+            f"a batch of {num_ids} identities x {num_instances} images, {num_ids * num_instances} "
+            f"rows, does not divide over {devices} devices; choose --config.sampler.num_ids={near}"
+        )
+
+
 def local_facts() -> dict[str, Any]:
     """What all processes must have in common in their devices."""
     devices = jax.local_devices()

@@ -106,7 +106,7 @@ def test_bytes_and_flops_are_those_of_the_step(compiled_for_eight, built):
 
 SMCL = "--config=configs/smcl.py"
 WRONG = [
-    ((SMCL,), 2, "--topology is missing, as in --topology=v5e:4x4"),
+    ((SMCL,), 2, "--topology is missing, as in --topology=v5e:2x2"),
     (("--topology=cpu:2",), 2, "--config is missing"),
     ((SMCL, "--topology=v7:2x2"), 2, "no chip 'v7'; expected v5e, v5p"),
     ((f"{SMCL}:market", "--topology=cpu:2"), 2, "no recipe for the data set"),
@@ -121,7 +121,7 @@ WRONG = [
     (
         ("--config=configs/idkl.py:sysu", "--topology=cpu:8"),
         1,
-        "a batch of 12 identities x 5 images, 60 rows, does not divide over 8 chips; choose "
+        "a batch of 12 identities x 5 images, 60 rows, does not divide over 8 devices; choose "
         "--config.sampler.num_ids=8 or 16",
     ),
 ]
@@ -202,7 +202,7 @@ def test_rows_that_are_no_batch():
     with pytest.raises(ValueError, match=r"18 rows is no multiple of sampler\.num_instances, 4"):
         programs.resized(agw.get_config("sysu"), 18, 395)
     config = _tiny(agw.get_config("sysu"), 3, 2)
-    with pytest.raises(ValueError, match=r"6 rows, .* 16 chips; choose .*num_ids=8$"):
+    with pytest.raises(ValueError, match=r"6 rows, .* 16 devices; choose .*num_ids=8$"):
         programs.check_rows(config, 16)
     programs.check_rows(config, 3)
 
