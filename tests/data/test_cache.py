@@ -15,7 +15,7 @@ import pytest
 
 from tests.data.mixed_tree import at_once, broken_tree, never, python, suffixes, tree
 from tests.support.rows import each
-from vireid_jax.data import arrays, cache, prepared
+from vireid_jax.data import arrays, cache, contents, prepared
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
 
@@ -30,6 +30,12 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pixels(source):
     return arrays.decode(source.records.images, SIZE)
+
+
+@pytest.fixture(autouse=True)
+def no_digests(monkeypatch):
+    """Digests of files are not kept beside the caches, whatever the age of the files."""
+    monkeypatch.setattr(contents, "_RECENT_NS", 10**18)
 
 
 @pytest.fixture
@@ -78,9 +84,9 @@ def test_in_memory(decode, pixels):
     assert type(images) is np.ndarray and (images == pixels).all() and images.flags.owndata
 
 
-def test_what_the_file_is_known_by(source, monkeypatch):
+def test_what_the_file_is_known_by(source, monkeypatch, tmp_path):
     def stem(listing=source, size=SIZE, filter="lanczos"):
-        return cache._stem(listing, size, filter)
+        return cache._stem(listing, size, filter, tmp_path, None)
 
     first = stem()
     assert first == stem() and first.startswith("regdb-16x8-lanczos-")
@@ -96,13 +102,26 @@ def test_what_the_file_is_known_by(source, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("PIL.__version__", "1.0")
         others.append(stem())
-    path = pathlib.Path(source.records.images[5])
-    was = path.stat()
-    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 1_000_000))
-    others.append(stem())
-    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
-    assert first == stem()
+    others.append(stem(dataclasses.replace(source, checks=source.checks[1:])))
+    # Where a file is and when it was written is nothing to the pixels.
+    images = [shutil.copy(path, tmp_path) for path in source.records.images]
+    copied = dataclasses.replace(source, records=dataclasses.replace(source.records, images=images))
+    assert first == stem() == stem(copied)
     assert len({first, *others}) == len(others) + 1
+
+
+def test_an_image_that_changed_in_place_is_decoded_again(decode, tmp_path):
+    """Of the same size, its time set back, as some programs do it."""
+    listing = tree(tmp_path / "tree", 6)
+    before = decode(listing).records.images[:]
+    row = next(n for n, p in enumerate(listing.records.images) if p.endswith("bmp"))
+    path = pathlib.Path(listing.records.images[row])
+    was = path.stat()
+    flip(path)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    after = decode(listing).records.images[:]
+    assert (after == arrays.decode(listing.records.images, SIZE)).all()
+    assert np.flatnonzero((after != before).any(axis=(1, 2, 3))).tolist() == [row]
 
 
 def test_where_it_is_kept(decode, tmp_path, monkeypatch):
@@ -180,6 +199,12 @@ DAMAGES = {
     "no checksums": lambda npy, side: side.unlink(),
     "cut checksums": lambda npy, side: side.write_bytes(side.read_bytes()[:-9]),
     "other json": lambda npy, side: side.write_text("[]"),
+    "deep json": lambda npy, side: side.write_text("[" * 200_000),
+    "pipes": lambda npy, side: [(p.unlink(), os.mkfifo(p)) for p in (npy, side)],
+    "a pipe": lambda npy, side: (npy.unlink(), os.mkfifo(npy)),
+    "more left out": lambda npy, side: side.write_text(
+        side.read_text().replace('"left_out": []', '"left_out": [[90, "x"]]')
+    ),
 }
 
 
@@ -189,7 +214,8 @@ def test_a_damaged_cache_is_made_again(decode, pixels, tmp_path, damage, caplog)
     (npy,), (side,) = tmp_path.glob("*.npy"), tmp_path.glob("*.json")
     before = npy.read_bytes(), side.read_bytes()
     DAMAGES[damage](npy, side)
-    assert (npy.read_bytes(), side.read_bytes() if side.exists() else b"") != before
+    if npy.is_file() and side.is_file():
+        assert (npy.read_bytes(), side.read_bytes()) != before
     with caplog.at_level(logging.WARNING, "vireid_jax"):
         cached = decode()
     assert damage == "no checksums" or "decoding the images again" in caplog.text
@@ -239,14 +265,14 @@ def test_an_interrupt_leaves_nothing(decode, tmp_path):
 
 
 def test_leftovers_go_when_nobody_can_own_them(source, decode, tmp_path):
-    stem = cache._stem(source, SIZE, "lanczos")
+    stem = cache._stem(source, SIZE, "lanczos", tmp_path, None)
     kept = {
         # Another machine may be decoding the same, and another process something else.
-        "other-machine": tmp_path / f"{stem}.elsewhere.7.abcd.part",
-        "other-work": tmp_path / f"regdb-1x1-lanczos-0.{files._host()}.7.abcd.part",
+        "other-machine": tmp_path / f".{stem}.elsewhere.7.abcd.part",
+        "other-work": tmp_path / f".regdb-1x1-lanczos-0.{files._host()}.7.abcd.part",
         "not-ours": tmp_path / "notes.txt",
     }
-    gone = [tmp_path / files.temporary_name(stem), tmp_path / "regdb-9x9.elsewhere.7.ef.part"]
+    gone = [files.temporary(tmp_path, stem), tmp_path / ".regdb-9x9.elsewhere.7.ef.part"]
     for path in (*kept.values(), *gone):
         path.write_text("x")
     two_days_ago = time.time() - 2 * 24 * 3600
@@ -277,7 +303,7 @@ def test_without_locks_the_last_one_stays(decode, pixels, tmp_path, monkeypatch)
 
 def test_a_cache_can_be_read_where_nothing_can_be_written(decode, pixels, monkeypatch):
     decode()
-    for forbidden in ("locked", "temporary_name", "clear_temporaries"):
+    for forbidden in ("locked", "temporary", "clear_temporaries"):
         monkeypatch.setattr(files, forbidden, None)
     assert (decode().records.images[:] == pixels).all()
 
@@ -299,7 +325,7 @@ def test_a_disk_that_fills_up_or_breaks(decode, tmp_path, monkeypatch, code):
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError) as caught:
         decode()
-    full = "pixel cache of regdb at 16 x 8 did not fit" in str(caught.value)
+    full = "pixel cache of regdb at 16 x 8 needs 15,488 bytes (15.5 kB), and" in str(caught.value)
     assert full == (code != errno.EIO) == ("VIREID_CACHE" in str(caught.value))
     assert caught.value.errno == (errno.ENOSPC if full else code)
     assert list(tmp_path.iterdir()) == []

@@ -98,6 +98,10 @@ def test_where_images_are_kept_changes_no_pixel(tmp_path, monkeypatch):
     prepared.prepare(readers.get_reader("regdb").scan(root, strict=False), out=tmp_path / "out")
     for images in datasets.IMAGES:
         options = dict(image_size=(32, 16), images=images, prepared=tmp_path / "out")
+        # What was accepted with strict=False is used so, too, and not without a word otherwise.
+        with pytest.raises(ValueError, match="accepted with strict=False"):
+            datasets.load(name="regdb", **options, **places)
+        options["strict"] = False
         again = datasets.load(name="regdb", **options, **places).train
         if images == "encoded":
             again = dataclasses.replace(again, images=arrays.decode(again.images, (32, 16)))

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import logging
+import os
 import pathlib
 import shutil
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.data.mixed_tree import at_once, broken_tree, files_of, in_files, never, python, tree
+from tests.support.rows import each
 from vireid_jax.data import arrays, cache, decoding, prepared
 from vireid_jax.data.readers.common import TreeError
 from vireid_jax.runtime import files
@@ -157,7 +159,7 @@ def test_the_reader_of_records_passes_over_other_fields():
 
 
 def test_an_unchanged_tree_is_not_prepared_again_and_needs_no_writing(source, out, monkeypatch):
-    for forbidden in ("locked", "clear_temporaries", "temporary_name", "check_space"):
+    for forbidden in ("locked", "clear_temporaries", "temporary", "check_space"):
         monkeypatch.setattr(files, forbidden, None)
     ready = prepared.prepare(source, out=out, progress=never).records
     assert len(ready) == 24 and ready.images.fingerprint == cache.fingerprint(source)
@@ -187,6 +189,38 @@ def test_a_changed_tree_is(tmp_path):
     assert len(prepared.prepare(fewer, out=tmp_path).records) == 5
 
 
+def test_an_image_that_changed_in_place_is_stored_again(tmp_path, caplog):
+    """Of the same size and time: its content decides, and nothing else does."""
+    listing = tree(tmp_path / "tree", 6)
+    before = list(prepared.prepare(listing, out=tmp_path).records.images)
+    row = next(n for n, p in enumerate(listing.records.images) if p.endswith("bmp"))
+    path = pathlib.Path(listing.records.images[row])
+    was = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    after = list(prepared.prepare(listing, out=tmp_path).records.images)
+    assert [n for n in range(6) if before[n] != after[n]] == [row]
+    assert "holds other images or labels than are listed now" in caplog.text
+    os.utime(path)  # as a copy of the tree has it
+    prepared.prepare(listing, out=tmp_path, progress=never)
+
+
+def test_a_set_is_used_only_under_the_rules_it_was_accepted_under(source, out, tmp_path):
+    ready = prepared.find("regdb", out=out)
+    prepared.check_accepted(ready, strict=False, unreadable="refuse")
+    message = r"1\.0\.0 was accepted with strict=False: 1 of 2 checks differ: persons 5 instead of "
+    with pytest.raises(TreeError, match=message) as caught:
+        prepared.check_accepted(ready, strict=True, unreadable="refuse")
+    assert "--config.data.strict=False" in str(caught.value) and "\n" not in str(caught.value)
+    broken, _ = broken_tree(tmp_path / "tree")
+    skipped = prepared.prepare(broken, out=tmp_path, unreadable="skip")
+    prepared.check_accepted(skipped, strict=False, unreadable="skip")
+    with pytest.raises(cache.UnreadableError, match="4 of 20 images"):
+        prepared.check_accepted(skipped, strict=False, unreadable="refuse")
+
+
 def test_a_record_that_rotted_is_an_error(copy):
     shard = next(copy.rglob("*record-00001"))
     content = bytearray(shard.read_bytes())
@@ -201,16 +235,19 @@ def test_a_record_that_rotted_is_an_error(copy):
         decoding.decodable(ready.records.images, ready.records.name, (16, 8), "lanczos")
 
 
-DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.json"]
+FILES = ["listing.npz", "metadata.json", "dataset_info.json"]
+DAMAGES = ["shard", "no shard", *FILES, *(f"fifo {name}" for name in [*FILES, "shard"])]
 
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
     version = copy / "regdb" / "1.0.0"
-    path = next(version.glob("*record-00001")) if "shard" in what else version / what
+    path = next(version.glob("*record-00001")) if "shard" in what else version / what.split()[-1]
     content = path.read_bytes()
-    if what == "no shard":
+    if what.startswith(("no", "fifo")):
         path.unlink()
+        if what.startswith("fifo"):  # nobody must wait for it
+            os.mkfifo(path)
     elif what == "shard":  # it keeps its size, and loses its index
         path.write_bytes(content[:-65536] + bytes(65536))
     else:
@@ -223,6 +260,30 @@ def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
     assert [len(x) for x in ready.records.images] == [
         len(x) for x in prepared.find("regdb", out=out).records.images
     ]
+
+
+@each(
+    "name, content, message",
+    [
+        ("metadata.json", "[" * 200_000, "metadata.json cannot be read: maximum recursion"),
+        ("metadata.json", "{}", "no 'fingerprint'"),
+        ("dataset_info.json", "[1]", "list indices"),
+        ("listing.npz", dict(person=np.zeros(24)), "float64 .24. of person, expected"),
+        ("listing.npz", dict(part=np.array("all")), r"<U3 \[\] of part"),
+        ("listing.npz", dict(more=np.zeros(2**20)), "has more than 1.0 MB"),
+    ],
+)
+def test_wrong_facts_are_damage(out, copy, monkeypatch, name, content, message):
+    path = copy / "regdb" / "1.0.0" / name
+    if isinstance(content, dict):
+        monkeypatch.setattr(prepared, "_MOST_BYTES", 10**6)
+        with np.load(path) as stored:
+            np.savez_compressed(path, **{**stored, **content})
+    else:
+        path.write_text(content)
+    with pytest.raises(TreeError, match=message):
+        prepared.find("regdb", out=copy)
+    shutil.copy(out / "regdb" / "1.0.0" / name, path)
 
 
 def test_where_sets_are_kept_and_found(source, out, monkeypatch):
@@ -367,7 +428,8 @@ def test_a_disk_that_fills_up(copy):
         print(error.errno, error)
     """
     said = python(code, copy)
-    assert said.startswith(f"{errno.ENOSPC} ") and "preparing regdb did not fit" in said
+    assert said.startswith(f"{errno.ENOSPC} ") and "preparing regdb needs " in said
+    assert " bytes (" in said and "), and did not fit in" in said and said.count("\n") == 1
     assert "VIREID_DATA" in said and str(copy / "regdb") in said
     assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
     assert len(prepared.find("regdb", out=copy).records) == 24

@@ -46,6 +46,26 @@ def test_what_fails_halfway_leaves_the_old_file_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "folder"]
 
 
+def test_a_file_in_the_making_is_opened_through_no_link(tmp_path, monkeypatch):
+    """Even where its name can be guessed."""
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(count))
+    (tmp_path / "other").write_text("kept")
+    files.temporary(tmp_path, "a").symlink_to(tmp_path / "other")
+    with pytest.raises(FileExistsError):
+        files.write_whole(tmp_path / "a.json", "x")
+    assert (tmp_path / "other").read_text() == "kept" and not (tmp_path / "a.json").exists()
+
+
+def test_files_follow_the_umask(tmp_path):
+    for mask in (0o002, 0o077):
+        was = os.umask(mask)
+        try:
+            files.write_whole(tmp_path / "a.json", "x")
+        finally:
+            os.umask(was)
+        assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path, caplog):
     """Waiters meet a file that its last holder removes, again and again."""
     inside, most = [], []

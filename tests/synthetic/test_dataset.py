@@ -1,13 +1,18 @@
 """The embedded data set: what images there are, that they are a pure function, the cache."""
 
+import errno
 import os
-import warnings
+import re
+import shutil
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.support.rows import each
 from vireid_jax import synthetic
+from vireid_jax.runtime import files
 from vireid_jax.synthetic import dataset, figure, identity, scene
 from vireid_jax.types import INFRARED, VISIBLE
 
@@ -216,13 +221,11 @@ def fake_render(monkeypatch):
     return calls
 
 
-def test_the_second_load_reads_the_cache(tmp_path, fake_render):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        first = synthetic.load(**SMALL, cache=tmp_path)
-        assert len(fake_render) == 3 and len(list(tmp_path.iterdir())) == 1
-        second = synthetic.load(**SMALL, cache=str(tmp_path))
-    assert len(fake_render) == 3
+def test_the_second_load_reads_the_cache(tmp_path, fake_render, caplog):
+    first = synthetic.load(**SMALL, cache=tmp_path)
+    assert len(fake_render) == 3 and len(list(tmp_path.iterdir())) == 1
+    second = synthetic.load(**SMALL, cache=str(tmp_path))
+    assert len(fake_render) == 3 and not caplog.records
     for key, records in parts(second).items():
         np.testing.assert_array_equal(records.images, parts(first)[key].images)
         assert records.name == parts(first)[key].name
@@ -253,6 +256,17 @@ def other_arrays(path):
     np.savez(path, **{name: np.zeros((1, 2), np.uint8) for name in ("train", "val", "test")})
 
 
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def bomb(path):
+    """A small archive that would fill the memory."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("more.npy", bytes(2**20))
+
+
 def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
@@ -266,26 +280,61 @@ def flip(path):
         flip,
         lambda path: path.write_bytes(b""),
         other_arrays,
+        fifo,
+        bomb,
     ],
-    ids=["truncated", "flipped", "empty", "other"],
+    ids=["truncated", "flipped", "empty", "other", "fifo", "bomb"],
 )
-def test_a_damaged_cache_file_is_rendered_again(tmp_path, fake_render, damage):
+def test_a_damaged_cache_file_is_rendered_again(tmp_path, fake_render, damage, caplog):
     first = synthetic.load(**SMALL, cache=tmp_path)
     (path,) = tmp_path.iterdir()
     damage(path)
-    with pytest.warns(UserWarning, match="the images are rendered again"):
-        again = synthetic.load(**SMALL, cache=tmp_path)
+    again = synthetic.load(**SMALL, cache=tmp_path)
+    assert f"cannot use {path}" in caplog.text and "rendered again" in caplog.text
     np.testing.assert_array_equal(again.train.images, first.train.images)
     assert len(fake_render) == 6
     synthetic.load(**SMALL, cache=tmp_path)  # it has been replaced
     assert len(fake_render) == 6
 
 
-def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, fake_render):
+def test_a_folder_that_cannot_be_written_is_only_a_warning(tmp_path, fake_render, caplog):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.warns(UserWarning, match="VIREID_CACHE"):
-        split = synthetic.load(**SMALL, cache=tmp_path / "file")
+    split = synthetic.load(**SMALL, cache=tmp_path / "file")
     assert len(split.train) == 3 * (4 * 2 + 2 * 3)
+    assert "VIREID_CACHE" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_full_disk_is_only_a_warning(tmp_path, fake_render, caplog, monkeypatch):
+    """In one line, with the folder and both numbers of bytes, before and during writing."""
+    calls = []
+
+    def full(file, **arrays):
+        calls.append(file.write(b"half"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dataset.np, "savez", full)
+    for free, needs in ((10**9, "bytes .*, and did not fit in"), (1234, r"bytes \(.*\) in")):
+        usage = type("usage", (), {"free": free})
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
+        caplog.clear()
+        assert len(synthetic.load(**SMALL, cache=tmp_path).train) == 3 * (4 * 2 + 2 * 3)
+        (record,) = caplog.records
+        said = record.getMessage()
+        assert re.match(rf"the rendered data set needs [\d,]+ {needs} {tmp_path}, where", said)
+        assert files.size_text(free) + " are free" in said and "\n" not in said
+        assert os.listdir(tmp_path) == []
+    assert calls == [4] and len(fake_render) == 6, "rendered once each time"
+
+
+def test_threads_render_once_and_clear_what_a_killed_process_left(tmp_path, fake_render):
+    synthetic.load(**SMALL, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    files.temporary(tmp_path, path.stem).write_text("half")
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda n: synthetic.load(**SMALL, cache=tmp_path), range(3)))
+    assert len(fake_render) == 6 and os.listdir(tmp_path) == [path.name]
+    assert all((split.train.images == loaded[0].train.images).all() for split in loaded)
 
 
 def test_an_interruption_leaves_no_half_written_file(tmp_path, fake_render, monkeypatch):

@@ -109,7 +109,10 @@ def _prepare(args: argparse.Namespace) -> int:
         )
         print(f"prepared {len(ready.records):,} images in {ready.records.images.folder}")
         out = args.out or prepared.default_folder()
-        print(f"to train on it: --config.data.prepared={out} (--config.data.root is not needed)")
+        flags = f"--config.data.prepared={out}"
+        flags += "" if args.strict else " --config.data.strict=False"
+        flags += "" if args.unreadable == "refuse" else " --config.data.unreadable=skip"
+        print(f"to train on it: {flags} (--config.data.root is not needed)")
     if args.size:
         ready = cache.decode_once(
             ready,

@@ -1,8 +1,8 @@
 """The pixel cache: every image of a data set decoded and resized once, in one file.
 
 The file is a plain .npy, uint8 [N, H, W, 3], that is memory-mapped: a step reads the rows that it
-needs and the operating system keeps what fits. A small JSON file with checksums lies beside it and
-is written last: without it, or if the two disagree, the images are decoded again.
+needs and the operating system keeps what fits. A small JSON file with checksums lies beside it:
+without it, or if the two disagree, the images are decoded again.
 """
 
 import dataclasses
@@ -14,12 +14,11 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import decoding
+from vireid_jax.data import contents, decoding
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
@@ -35,6 +34,7 @@ _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
 _BLOCK = 16  # images of one checksum
 _NAMED = 5  # unreadable images that an error message names
+_MOST_BYTES = 2**28  # of the file with checksums
 _SAMPLED = 64  # checksums that are verified when a cache is opened
 
 _log = logging.getLogger(__name__)
@@ -64,11 +64,12 @@ def decode_once(
 ) -> Listing:
     """Decodes and resizes all images into a file, unless it is there already.
 
-    The pixels are those of `decoding.decode`. The file is known by all that they depend on, see
-    `_stem`. An interrupted call leaves nothing that is taken for a cache, and the next one clears
-    it away. Processes of one machine wait for each other. Several machines on one file system each
-    write their own; all are equal, and the last one stays. Opening a cache checks its size, its
-    shape and the checksums of up to 64 blocks of 16 images, spread over the file.
+    The pixels are those of `decoding.decode`. The file is known by all that they depend on, such as
+    the content of the images, see `_stem`. An interrupted call leaves nothing that is taken for a
+    cache, and the next one clears it away. Processes of one machine wait for each other. Several
+    machines on one file system each write their own; all are equal, and the last one stays. Opening
+    a cache checks its size, its shape and the checksums of up to 64 blocks of 16 images, spread
+    over the file.
 
     Args:
       listing: of paths, or from `prepared`.
@@ -99,16 +100,16 @@ def decode_once(
             "folder=) to a local folder"
         )
     root = pathlib.Path(where).expanduser()
-    stem = _stem(listing, size, filter)
-    path = root / f"{stem}.npy"
-    if (found := _read(path)) is None:
+    stem = _stem(listing, size, filter, root, progress)
+    path, total = root / f"{stem}.npy", len(listing.records)
+    if (found := _read(path, total)) is None:
         hint = "name another folder (data.cache, --cache or $VIREID_CACHE)"
         files.make_folder(root, what=f"the decoded images of {listing.name}", hint=hint)
         with files.locked(root / f"{stem}.lock"):
             files.clear_temporaries(root, stem)
-            if (found := _read(path)) is None:
+            if (found := _read(path, total)) is None:
                 _write(path, listing, size, filter, unreadable, progress)
-                found = _read(path)
+                found = _read(path, total)
     if found is None:
         raise OSError(f"{path} was written but cannot be read back; is the disk sound?")
     array, left_out = found
@@ -151,13 +152,16 @@ def check_unreadable(unreadable: str) -> None:
         raise ValueError(f"unreadable is {unreadable!r}, expected {' or '.join(UNREADABLE)}")
 
 
-def fingerprint(listing: Listing, *, times: bool = False) -> str:
-    """A digest of what is stored of a listing: every name and label, and the size of its image.
+def fingerprint(
+    listing: Listing, *, folder: pathlib.Path | None = None, progress: Progress | None = None
+) -> str:
+    """A digest of all that matters of a listing: names, labels, checks, what the images hold.
 
     Args:
       listing: of paths, or from `prepared`.
-      times: whether a file that was written again counts as changed though its size is the same;
-        a copy of a tree does not keep the time of change.
+      folder: where digests of files are kept between calls, see `contents.digests`; None reads
+        every file.
+      progress: called with (0, images in all) now and then while files are read.
 
     Returns:
       32 hexadecimal digits.
@@ -169,24 +173,16 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
         digest.update("\n".join(map(str, values)).encode())
         digest.update(b"\0")
 
-    put([listing.name, len(records)])
+    put([listing.name, len(records), DECODER_VERSION])
     put(records.name)
     put(listing.persons)
     for column in (records.person, records.camera, records.modality, listing.part):
         put(np.asarray(column).tolist())
-
-    def mark(path: Any) -> Any:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            return error.errno
-        return (status.st_size, status.st_mtime_ns) if times else status.st_size
-
+    put(tuple(check) for check in listing.checks)
     if hasattr(records.images, "fingerprint"):
         put([records.images.fingerprint])  # of a prepared set: what was there when it was prepared
     else:
-        with ThreadPoolExecutor(decoding.cores()) as pool:
-            put(pool.map(mark, records.images))
+        put(contents.digests(records.images, folder=folder, progress=progress))
     return digest.hexdigest()[:32]
 
 
@@ -207,12 +203,18 @@ def _decoded(
 # --- The file -------------------------------------------------------------------------------
 
 
-def _stem(listing: Listing, size: tuple[int, int], filter: str) -> str:
-    """The file's name: names, labels, sizes and times of the images; how they are decoded."""
+def _stem(
+    listing: Listing,
+    size: tuple[int, int],
+    filter: str,
+    folder: pathlib.Path,
+    progress: Progress | None,
+) -> str:
+    """The file's name: what the images are and hold, and how they are decoded."""
     import PIL
 
-    source = fingerprint(listing, times=True)
-    key = json.dumps([DECODER_VERSION, PIL.__version__, source, size, filter])
+    source = fingerprint(listing, folder=folder, progress=progress)
+    key = json.dumps([PIL.__version__, source, size, filter])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return f"{listing.name}-{size[0]}x{size[1]}-{filter}-{digest}"
 
@@ -238,56 +240,50 @@ def _write(
     header = _header(total, size)
     what = f"the pixel cache of {listing.name} at {size[0]} x {size[1]}"
     hint = "name another folder (data.cache, --cache or $VIREID_CACHE) on a larger disk"
-    files.check_space(folder, len(header) + total * size[0] * size[1] * 3, what=what, hint=hint)
+    needed = len(header) + total * size[0] * size[1] * 3
+    files.check_space(folder, needed, what=what, hint=hint)
     _log.info("decoding %d images to %s", total, path)
-    part, side = (folder / files.temporary_name(path.stem) for _ in range(2))
     sums: list[tuple[int, int]] = []  # images of a block, and their checksum
     left_out: LeftOut = []
-    try:
-        with files.explain_full_disk(folder, what=what, hint=hint):
-            # Plain writes: a memory-mapped file kills the process when the disk is full.
-            with open(part, "xb") as file:
-                file.write(header)
-                for pixels, bad in _decoded(listing, size, filter, progress):
-                    left_out += bad
-                    if left_out and unreadable == "refuse":
-                        continue  # only to name every image that is wrong
-                    file.write(pixels.data)
-                    blocks = [pixels[n : n + _BLOCK] for n in range(0, len(pixels), _BLOCK)]
-                    sums += [(len(block), zlib.crc32(block.data)) for block in blocks]
-                kept = len(without(listing, left_out, unreadable).records)
-                file.seek(0)
-                file.write(_header(kept, size))
-                file.flush()
-                os.fsync(file.fileno())
-            said = {
-                "shape": [kept, *size, 3],
-                "bytes": part.stat().st_size,
-                "crc32": sums,
-                "left_out": left_out,
-            }
-            side.write_text(json.dumps(said))
-            files.sync(side)
-        os.replace(part, path)
-        os.replace(side, path.with_suffix(".json"))
-        files.sync(folder)
-    finally:
-        files.remove(part)
-        files.remove(side)
+    with (
+        files.explain_full_disk(folder, what=what, hint=hint, needed=needed),
+        files.whole(path) as file,  # plain writes: a memory-mapped file kills if the disk is full
+    ):
+        file.write(header)
+        for pixels, bad in _decoded(listing, size, filter, progress):
+            left_out += bad
+            if left_out and unreadable == "refuse":
+                continue  # only to name every image that is wrong
+            file.write(pixels.data)
+            blocks = [pixels[n : n + _BLOCK] for n in range(0, len(pixels), _BLOCK)]
+            sums += [(len(block), zlib.crc32(block.data)) for block in blocks]
+        length = file.tell()
+        kept = len(without(listing, left_out, unreadable).records)
+        file.seek(0)
+        file.write(_header(kept, size))
+        file.flush()
+        os.fsync(file.fileno())
+        said = {"shape": [kept, *size, 3], "bytes": length, "crc32": sums, "left_out": left_out}
+        files.write_whole(path.with_suffix(".json"), json.dumps(said))
+    files.sync(path.with_suffix(".json"))
+    files.sync(folder)
 
 
-def _read(path: pathlib.Path) -> tuple[np.ndarray, LeftOut] | None:
-    """The cache's pixels and what it left out, or None where there is none that can be used."""
+def _read(path: pathlib.Path, total: int) -> tuple[np.ndarray, LeftOut] | None:
+    """The pixels and what was left out of `total` images; None where nothing can be used."""
     side = path.with_suffix(".json")
     if not path.exists() or not side.exists():
         return None
     try:
-        said = json.loads(side.read_text())
-        if path.stat().st_size != said["bytes"]:
+        said = json.loads(files.read_regular(side, _MOST_BYTES))
+        if not path.is_file() or path.stat().st_size != said["bytes"]:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {said['bytes']:,}")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype != np.uint8 or list(array.shape) != said["shape"]:
             raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
+        left_out = {int(row): str(line) for row, line in said["left_out"]}
+        if len(array) + len(left_out) != total or not left_out.keys() <= set(range(total)):
+            raise ValueError(f"it holds {len(array)} of {total} images, {len(left_out)} left out")
         ends = np.cumsum([count for count, _ in said["crc32"]])
         spread = np.unique(np.linspace(0, len(ends) - 1, _SAMPLED).round().astype(int))
         bad = 0
@@ -296,7 +292,7 @@ def _read(path: pathlib.Path) -> tuple[np.ndarray, LeftOut] | None:
             bad += zlib.crc32(array[ends[n] - count : ends[n]].tobytes()) != checksum
         if bad:
             raise ValueError(f"{bad} of {len(spread)} checksums differ")
-        return np.asarray(array), [(int(row), str(line)) for row, line in said["left_out"]]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        return np.asarray(array), list(left_out.items())
+    except Exception as error:  # a damaged file fails in many ways
         _log.warning("%s cannot be used (%s); decoding the images again", path, error)
         return None

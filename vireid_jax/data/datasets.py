@@ -5,8 +5,8 @@
   tree as released --reader.scan--> Listing of paths --cache--> one uint8 file, memory-mapped
                                                      --reader.split--> Split
 
-The cache is made on first use, is whole or absent, and knows the fingerprint of the tree: a tree
-that has changed is decoded again. Without a tree, what `python -m vireid_jax.data prepare` has
+The cache is made on first use, is whole or absent, and knows the content of the tree: a tree that
+has changed is decoded again. Without a tree, what `python -m vireid_jax.data prepare` has
 made of one is read instead.
 """
 
@@ -130,7 +130,8 @@ def _from_disk(
       images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
         memory, "encoded" leaves decoding to the loader, image by image.
       filter: of resizing: "lanczos" (AGW and its descendants) or "bilinear" (MPANet, IDKL).
-      strict: refuse a tree that lacks anything of the release; otherwise say so and go on.
+      strict: refuse a tree, or what was prepared of one, that lacks anything of the release;
+        otherwise say so and go on.
       unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
       prepared: folder of prepared data sets; None for the default of `prepared`.
       cache: folder of decoded images; None for the default of `cache`.
@@ -150,7 +151,10 @@ def _from_disk(
     # All that can be refused is refused before an hour of decoding.
     reader = readers.get_reader(name)
     reader.check_options(**own)
-    listing = _prepared(name, prepared) if root is None else reader.scan(root, strict=strict)
+    if root is None:
+        listing = _prepared(name, prepared, strict=strict, unreadable=unreadable)
+    else:
+        listing = reader.scan(root, strict=strict)
     early = reader.split(listing, **own)
     if check is not None:
         check(early)
@@ -173,8 +177,10 @@ def _from_disk(
     return split._replace(notes=(*listing.problems, *split.notes))
 
 
-def _prepared(name: str, folder: str | os.PathLike[str] | None) -> Listing:
-    """The prepared set of a data set."""
+def _prepared(
+    name: str, folder: str | os.PathLike[str] | None, *, strict: bool, unreadable: str
+) -> Listing:
+    """The prepared set of a data set, if it is as whole as the options ask for."""
     from vireid_jax.data import prepared
 
     reader, where = readers.get_reader(name), prepared.folder_of(name, folder)
@@ -182,6 +188,7 @@ def _prepared(name: str, folder: str | os.PathLike[str] | None) -> Listing:
     own = name == "folders"
     found = None if own and folder is None else prepared.find(name, out=folder)
     if found is not None:
+        prepared.check_accepted(found, strict=strict, unreadable=unreadable)
         return found
     if own:
         what = f"no such set is prepared in {where} and " if folder else ""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vireid_jax.data import cache, decoding
-from vireid_jax.data.readers import get_reader
+from vireid_jax.data.readers import common, get_reader
 from vireid_jax.data.readers.common import Check, Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Records
@@ -32,6 +32,11 @@ COLUMNS = "listing.npz"
 
 _SHARD_BYTES = 64 * 2**20  # of images in a file
 _CHUNK = 128  # images that are read and checked at once
+_MOST_BYTES = 2**30  # of a file with columns or other facts
+_COLUMNS = {
+    **{"name": np.str_, "part": np.str_},
+    **{"person": np.int32, "camera": np.int32, "modality": np.int8},
+}
 _VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
 _log = logging.getLogger(__name__)
@@ -82,21 +87,19 @@ def open(folder: str | os.PathLike[str]) -> Listing:
             f"OUT/NAME/{VERSION} as python -m vireid_jax.data prepare writes it"
         )
     try:
-        info = json.loads((path / "dataset_info.json").read_text())
-        metadata = json.loads((path / "metadata.json").read_text())
-        with np.load(io.BytesIO((path / COLUMNS).read_bytes()), allow_pickle=False) as stored:
-            columns = {key: stored[key] for key in stored.files}
+        info = _read_json(path / "dataset_info.json")
+        metadata = _read_json(path / "metadata.json")
+        columns = _read_columns(path / COLUMNS)
         (split,) = (split for split in info["splits"] if split["name"] == SPLIT)
         lengths = [int(n) for n in split["shardLengths"]]
         shards = sorted(map(str, path.glob(f"{info['name']}-{SPLIT}.array_record-*")))
         count = len(columns["name"])
-        for key in ("person", "camera", "modality", "part"):
-            if columns[key].shape != (count,):
-                raise ValueError(f"{COLUMNS} has {columns[key].shape} of {key} for {count} names")
         if len(shards) != len(lengths):
             raise ValueError(f"it has {len(shards)} files of images, {len(lengths)} were written")
         if sum(lengths) != count:
             raise ValueError(f"{COLUMNS} lists {count} images, the shards hold {sum(lengths)}")
+        if odd := [shard for shard in shards if not os.path.isfile(shard)]:
+            raise ValueError(f"{odd[0]} is no regular file")
         source = _Shards(shards, lengths)
         return Listing(
             name=info["name"],
@@ -112,12 +115,57 @@ def open(folder: str | os.PathLike[str]) -> Listing:
             problems=(*metadata["problems"], *metadata["unreadable"]),
             persons=tuple(metadata["persons"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise TreeError(
             f"the prepared data set in {path} is damaged or not from vireid_jax: {what}; "
             "remove the folder and prepare the data set again"
         ) from error
+
+
+def check_accepted(listing: Listing, *, strict: bool, unreadable: str) -> None:
+    """Refuses a prepared set that was accepted under weaker rules than these.
+
+    Raises:
+      TreeError: strict, and the tree that was prepared differs from the release.
+      UnreadableError: (a TreeError) images were left out, and they are refused.
+    """
+    folder = listing.records.images.folder
+    failed = [c for c in listing.checks if c.required and not c.ok]
+    if failed and strict:
+        raise TreeError(
+            f"the prepared data set in {folder} was accepted with strict=False: {len(failed)} of "
+            f"{len(listing.checks)} checks differ: {common.differences(failed)}; prepare a tree "
+            "without faults, or use the set as it is with --config.data.strict=False"
+        )
+    left_out = _read_json(pathlib.Path(folder) / "metadata.json")["unreadable"]
+    if left_out and unreadable == "refuse":
+        total = len(listing.records) + len(left_out)
+        raise cache.UnreadableError(f"the prepared data set in {folder}", left_out, total)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(files.read_regular(path, _MOST_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+
+
+def _read_columns(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The columns as `_columns` gives them."""
+    data = io.BytesIO(files.read_regular(path, _MOST_BYTES))
+    with zipfile.ZipFile(data) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+            raise ValueError(f"{path.name} has more than {files.size_text(_MOST_BYTES)}")
+    with np.load(data, allow_pickle=False) as stored:
+        columns = {key: stored[key] for key in stored.files}
+    for key, kind in _COLUMNS.items():
+        shape, dtype = columns[key].shape, columns[key].dtype
+        if shape != columns["name"].shape or len(shape) != 1 or not np.issubdtype(dtype, kind):
+            raise ValueError(f"{path.name} has {dtype} {list(shape)} of {key}, expected {kind}")
+    return columns
 
 
 class Stored(Sequence[bytes]):
@@ -241,9 +289,10 @@ def prepare(
     """Writes a data set in prepared form, unless it is there already.
 
     Every image is decoded once to see that it can be. Files that are no JPEG or PNG are stored as
-    PNG with the same pixels. A set that was prepared from other names, sizes or labels is replaced
-    once the new one is complete. An interrupted call leaves nothing that is taken for a data set,
-    and the next call removes it. Processes of one machine wait for each other.
+    PNG with the same pixels. All files are read to see whether a set is up to date. One of other
+    names, labels or images is replaced once the new one is complete. An interrupted call leaves
+    nothing that is taken for a data set, and the next call removes it. Processes of one machine
+    wait for each other.
 
     Args:
       listing: of paths; its name is a key of `readers.READERS`.
@@ -265,7 +314,7 @@ def prepare(
     get_reader(listing.name)
     if not len(listing.records):
         raise ValueError(f"the listing of {listing.name!r} has no images to prepare")
-    digest = cache.fingerprint(listing)
+    digest = cache.fingerprint(listing, progress=progress)
     target = folder_of(listing.name, out)
     # Before any lock: a set that is ready may be where nothing can be written.
     if (ready := _up_to_date(target, listing, digest, unreadable)) is not None:
@@ -286,10 +335,10 @@ def prepare(
             found = itertools.compress(listing.records.images, there)
             size = sum(pool.map(os.path.getsize, found))
         files.check_space(folder, size, what=what, hint=hint)
-        stage = folder / files.temporary_name(VERSION)
+        stage = files.temporary(folder, VERSION)
         (stage / "new").mkdir(parents=True)
         try:
-            with files.explain_full_disk(folder, what=what, hint=hint):
+            with files.explain_full_disk(folder, what=what, hint=hint, needed=size):
                 _write(stage / "new", listing, digest, size, unreadable, progress)
             if target.exists():
                 target.rename(stage / "old")
@@ -316,9 +365,7 @@ def _up_to_date(
         why = "holds other images or labels than are listed now"
         _log.log(level, "%s %s; preparing %s again", folder, why, listing.name)
         return None
-    left_out = json.loads((folder / "metadata.json").read_text())["unreadable"]
-    if left_out and unreadable == "refuse":
-        raise cache.UnreadableError(listing.name, left_out, len(listing.records))
+    check_accepted(ready, strict=False, unreadable=unreadable)
     return ready
 
 
@@ -392,14 +439,8 @@ def _write(
 
 def _columns(listing: Listing) -> dict[str, Any]:
     """What is stored of images beside their bytes."""
-    records = listing.records
-    return {
-        "name": np.array(list(records.name), np.str_),
-        "person": np.asarray(records.person, np.int32),
-        "camera": np.asarray(records.camera, np.int32),
-        "modality": np.asarray(records.modality, np.int8),
-        "part": np.asarray(listing.part, np.str_),
-    }
+    of = {key: getattr(listing if key == "part" else listing.records, key) for key in _COLUMNS}
+    return {key: np.array(of[key], kind) for key, kind in _COLUMNS.items()}
 
 
 def _as_stored(path: str | os.PathLike[str]) -> bytes:

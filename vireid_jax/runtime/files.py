@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locks, the user's folder, leftovers, full disks."""
+"""Files: read within bounds, written whole, locks, the user's folder, leftovers, full disks."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -18,6 +19,32 @@ _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobo
 _log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_KINDS = {
+    **{stat.S_IFIFO: "a FIFO (named pipe)", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; anything else is not opened.
+
+    A FIFO would be waited for without end, a device has no end, and a sparse file that takes
+    no room on the disk fills the memory.
+
+    Raises:
+      ValueError: what it is instead, without its name.
+      OSError: it is not there, or cannot be read.
+    """
+    status = os.stat(path)
+    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise ValueError(f"it is {kind}, expected a regular file")
+    if status.st_size > most:
+        raise ValueError(
+            f"it has {status.st_size:,} bytes ({size_text(status.st_size)}), expected at most "
+            f"{size_text(most)}"
+        )
+    return pathlib.Path(path).read_bytes()
 
 
 def write_whole(
@@ -32,14 +59,24 @@ def write_whole(
     Raises:
       OSError: it cannot be written. The old file is still there, the sibling is not.
     """
+    with whole(path) as file:
+        if callable(data):
+            data(file)
+        else:
+            file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """An open file that becomes `path` once the block has ended without an error.
+
+    Until then it is a sibling, see `temporary`, which goes if the block fails.
+    """
     path = pathlib.Path(path)
-    part = path.with_name(temporary_name(f".{path.name[:100]}"))  # names end at 255 bytes
+    part = temporary(path.parent, path.stem)
     try:
-        with part.open("wb") as file:
-            if callable(data):
-                data(file)
-            else:
-                file.write(data.encode() if isinstance(data, str) else data)
+        with part.open("xb") as file:  # "x" follows no link and opens nothing that is there
+            yield file
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -113,23 +150,24 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         lock.release()
 
 
-def temporary_name(prefix: str) -> str:
-    """A name for a file or folder in the making that no other process uses."""
-    return f"{prefix}.{_host()}.{os.getpid()}.{os.urandom(4).hex()}.part"
+def temporary(folder: pathlib.Path, stem: str) -> pathlib.Path:
+    """A path for what will become `stem`, with any ending. Nobody else has it, or can guess it."""
+    # Names end at 255 bytes.
+    return folder / f".{stem[:100]}.{_host()}.{os.getpid()}.{os.urandom(8).hex()}.part"
 
 
 def _host() -> str:
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 
 
-def clear_temporaries(folder: pathlib.Path, prefix: str) -> None:
+def clear_temporaries(folder: pathlib.Path, stem: str) -> None:
     """Removes what interrupted work has left in `folder`.
 
-    Call it under the lock of `prefix`: then temporaries of that prefix and this machine belong
-    to no living process. Any other ones go when they are a day old.
+    Call it under the lock of `stem`: then temporaries of that stem and this machine belong to no
+    living process. Any other ones go when they are a day old.
     """
     for path in folder.glob("*.part"):
-        mine = path.name.startswith(f"{prefix}.{_host()}.")
+        mine = path.name.startswith(f".{stem[:100]}.{_host()}.")
         with contextlib.suppress(FileNotFoundError):
             if mine or time.time() - path.stat().st_mtime > _STALE:
                 remove(path)
@@ -161,31 +199,45 @@ def size_text(count: float) -> str:
     return f"{count:,.1f} GB"
 
 
+class FullDiskError(OSError):
+    """A disk or a quota is full: in which folder, for what, and how much is free."""
+
+
 def check_space(folder: pathlib.Path, needed: int, *, what: str, hint: str) -> None:
-    """Raises OSError (ENOSPC) if `folder` has less than `needed` bytes free."""
+    """Raises FullDiskError if `folder` has less than `needed` bytes free."""
     if shutil.disk_usage(folder).free < needed:
-        need = f"needs {needed:,} bytes ({size_text(needed)})"
-        raise _full_disk(folder, what, need, hint)
+        raise _full_disk(folder, f"{what} needs {_bytes(needed)}", hint)
 
 
 @contextlib.contextmanager
-def explain_full_disk(folder: pathlib.Path, *, what: str, hint: str) -> Iterator[None]:
+def explain_full_disk(
+    folder: pathlib.Path, *, what: str, hint: str, needed: int = 0
+) -> Iterator[None]:
     """Gives an error that is due to a full disk, in whatever form, the form of `check_space`."""
     try:
         yield
+    except FullDiskError:
+        raise
     except Exception as error:
         if not _is_full(error):
             raise
-        raise _full_disk(folder, what, f"did not fit ({error})", hint) from error
+        need = f"{what} did not fit ({error})"
+        if needed:
+            need = f"{what} needs {_bytes(needed)}, and did not fit"
+        raise _full_disk(folder, need, hint) from error
 
 
-def _full_disk(folder: pathlib.Path, what: str, need: str, hint: str) -> OSError:
+def _full_disk(folder: pathlib.Path, need: str, hint: str) -> FullDiskError:
     free = size_text(shutil.disk_usage(folder).free)
-    return OSError(
+    return FullDiskError(
         errno.ENOSPC,
-        f"{what} {need} in {folder}, where {free} are free; nothing half-written is left. Make "
+        f"{need} in {folder}, where {free} are free; nothing half-written is left. Make "
         f"room, or {hint}",
     )
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes ({size_text(count)})"
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -1,13 +1,13 @@
 """The embedded data set as a `Split`: which images there are, rendering them, the cache."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,6 +24,7 @@ RENDER_VERSION = 10
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
 _LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
 _BLOCK = 2048  # images whose parameters are held at once
+_OVERHEAD = 4096  # bytes of a split in a file beside its pixels, at most
 _MODALITY = np.array([camera.modality for camera in scene.CAMERAS], np.int8)
 
 _log = logging.getLogger(__name__)
@@ -112,28 +113,51 @@ def _read(
     if not path.exists():
         return None
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         # Opened here: np.load leaves the file open when the archive is broken.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > _size(shapes):
+                raise ValueError("it holds more than the images")
             images = {name: stored[name] for name in shapes}  # a zip member: its CRC is checked
         for name, shape in shapes.items():
             if images[name].shape != shape or images[name].dtype != np.uint8:
                 raise ValueError(f"its {name!r} is not uint8 of shape {shape}")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"cannot use {path} ({error}); the images are rendered again", stacklevel=3)
+    except Exception as error:  # a damaged file fails in many ways
+        _log.warning("cannot use %s (%s); the images are rendered again", path, error)
         return None
     return images
 
 
-def _write(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, lambda file: np.savez(file, **images))  # type: ignore[arg-type]
-    except OSError as error:
-        warnings.warn(
-            f"cannot keep the rendered images in {path.parent} ({error}); they will be rendered "
-            "again next time. Set VIREID_CACHE to a writable folder",
-            stacklevel=3,
-        )
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes that the file takes at most."""
+    return sum(math.prod(shape) + _OVERHEAD for shape in shapes.values())
+
+
+def _cached(
+    path: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    rendered: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The images in the file `path`; rendered, and kept there if that can be, if it has none."""
+    if (images := _read(path, shapes)) is not None:
+        return images
+    folder, what, hint = path.parent, "the rendered data set", "set VIREID_CACHE to another folder"
+    with contextlib.ExitStack() as held:
+        try:
+            files.make_folder(folder, what=what, hint=hint)
+            held.enter_context(files.locked(path.with_suffix(".lock")))
+            files.clear_temporaries(folder, path.stem)
+            # Another process may have rendered it while this one waited.
+            if (images := _read(path, shapes)) is not None:
+                return images
+            files.check_space(folder, _size(shapes), what=what, hint=hint)
+            images = rendered()
+            with files.explain_full_disk(folder, what=what, hint=hint, needed=_size(shapes)):
+                files.write_whole(path, lambda file: np.savez(file, **images))  # type: ignore
+        except OSError as error:
+            _log.warning("%s; until then it is rendered at each start", error.strerror or error)
+    return rendered() if images is None else images
 
 
 def load(
@@ -202,17 +226,16 @@ def load(
         sizes = [[name, *map(int, plan)] for name, plan in plans.items()]
         key = json.dumps([RENDER_VERSION, height, width, int(seed), sizes])
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    images = _read(path, shapes) if path else None
-    if images is None:
+
+    def rendered() -> dict[str, np.ndarray]:
         count = sum(shape[0] for shape in shapes.values())
         _log.info("rendering %d images of %d x %d pixels", count, height, width)
-        images = {
+        return {
             name: render_images(int(seed), *of_split, image_size=(height, width))
             for name, of_split in rows.items()
         }
-        if path:
-            _write(path, images)
 
+    images = _cached(path, shapes, rendered) if path else rendered()
     parts = {}
     for name, (person, camera, index) in rows.items():
         names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]

@@ -334,12 +334,12 @@ def finish(
         so = "" if title else ", so results are not comparable with published ones"
         notes.append(
             f"this is not {whole}{so}: {len(failed)} of {len(checks)} checks differ: "
-            f"{_differences(failed)} (all of them: python -m vireid_jax.data check {name} "
+            f"{differences(failed)} (all of them: python -m vireid_jax.data check {name} "
             f"--root {root})"
         )
     if doubtful := [c for c in checks if not c.required and not c.ok]:
         known = title or reader.TITLE
-        notes.append(f"differs from what is known of {known}: {_differences(doubtful)}")
+        notes.append(f"differs from what is known of {known}: {differences(doubtful)}")
     records = Records(
         [i.path for i in images],
         np.array([i.person for i in images], np.int32),
@@ -351,7 +351,8 @@ def finish(
     return Listing(name, records, part, tuple(checks), (*notes, *problems), tuple(persons))
 
 
-def _differences(checks: Sequence[Check], first: int = 4) -> str:
+def differences(checks: Sequence[Check], first: int = 4) -> str:
+    """The first of some checks that fail, in words, and how many more there are."""
     shown = "; ".join(f"{c.what} {c.found} instead of {c.expected}" for c in checks[:first])
     return shown + (f"; and {len(checks) - first} more" if len(checks) > first else "")
 
