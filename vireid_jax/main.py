@@ -11,16 +11,25 @@ Repeating a command resumes its run. From Python: `train_and_score(config, workd
 
 Exit codes: 0 done, 1 an error that the user can cure, 2 a wrong command line, 42 stopped by
 SIGTERM with everything saved (run the same command again), 130 the same for Ctrl-C, 43 another
-process of the run was lost (run the same command again on all hosts).
+process of the run was lost (run the same command again on all hosts), 75 another command works in
+the run's folder, 70 an error of the program's own: a file that the message names has all about it.
 """
+
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
 import contextlib
+import glob
 import hashlib
 import os
 import pathlib
+import re
 import sys
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,6 +39,7 @@ from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 import vireid_jax
+from vireid_jax.runtime import EXIT_IN_USE, command
 
 if TYPE_CHECKING:
     from vireid_jax.build import Parts
@@ -54,9 +64,9 @@ FLAGS: dict[str, tuple[Any, list[str] | None, str]] = {
 }
 
 
-def cli() -> None:
+def cli() -> NoReturn:
     """The command line; see the module's docstring."""
-    main(sys.argv)
+    command.run(lambda: main(sys.argv))
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -277,38 +287,51 @@ def run(
     Returns:
       The exit code, as the module's docstring has it.
     """
+    command.answer_signals()
     from vireid_jax import build, train
-    from vireid_jax.runtime import devices, preemption, processes, runfolder
+    from vireid_jax.runtime import devices, files, preemption, processes, runfolder, runlock
     from vireid_jax.types import Stopped
 
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     code, message = 0, ""
+    holding = contextlib.ExitStack()
     try:
-        folder = folder_of(config, workdir, overrides or {})
-        processes.start(folder, dist)
-        preemption.install()
-        _use_compilation_cache()
-        if mode == "eval":
-            config = build.config_to_score(config, folder, overrides or {})
-        elif config is None:
-            config = runfolder.load_config(folder)
-        rows = config.sampler.num_ids * config.sampler.num_instances
-        # A batch that does not divide over the processes is refused later, with a reason.
-        devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
-        processes.check_equal(
-            "the package and the config", runfolder.shared_facts(config.to_dict())
-        )
-        processes.check_equal("devices", devices.local_facts())
-        if mode == "eval":
-            score_run(config, folder, step=step)
-        else:
-            train_and_score(config, folder, max_steps=max_steps)
+        with holding:
+            folder = folder_of(config, workdir, overrides or {})
+
+            def hold(process: int) -> None:
+                holding.enter_context(runlock.held(folder, process))
+
+            processes.start(folder, dist, hold)
+            if processes.count() > 1:
+                preemption.install()
+            _use_compilation_cache()
+            if mode == "eval":
+                config = build.config_to_score(config, folder, overrides or {})
+            elif config is None:
+                config = runfolder.load_config(folder)
+            if mode == "train":
+                hold(processes.process())  # before the devices, which the other command may have
+            rows = config.sampler.num_ids * config.sampler.num_instances
+            # A batch that does not divide over the processes is refused later, with a reason.
+            devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
+            processes.check_equal(
+                "the package and the config", runfolder.shared_facts(config.to_dict())
+            )
+            processes.check_equal("devices", devices.local_facts())
+            with files.explain_full_disk(folder, what="the run", hint="name another --workdir"):
+                if mode == "eval":
+                    score_run(config, folder, step=step)
+                else:
+                    train_and_score(config, folder, max_steps=max_steps)
     except train.Preempted as stop:
         code, message = preemption.exit_code(), f"{stop}; run the same command again to go on"
     except Stopped:
         code = preemption.exit_code()
         message = "evaluation stopped on request; run the same command again"
+    except runlock.InUseError as error:
+        code, message = EXIT_IN_USE, f"error: {error}"
     except (ValueError, OSError, FloatingPointError) as error:
         if debug and processes.count() == 1:
             raise
@@ -319,7 +342,8 @@ def run(
         if processes.count() == 1:
             raise
         # With another process gone, jax, Orbax and the collectives fail in many ways.
-        traceback.print_exc()
+        if debug:
+            traceback.print_exc()
         code, message = processes.explain(error)
     if message:
         print(message, file=sys.stderr, flush=True)
@@ -382,7 +406,9 @@ def _score(
 
     from vireid_jax import evaluate
     from vireid_jax.metrics import format_table, row_label
-    from vireid_jax.runtime import devices, runfolder, watch, writer
+    from vireid_jax.runtime import devices, preemption, runfolder, watch, writer
+
+    preemption.take_over()
 
     def fresh() -> Any:
         return devices.place(dict(parts.method.init(jax.random.key(config.seed))), parts.mesh)
@@ -459,6 +485,20 @@ def _use_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    before = warnings.showwarning
+
+    def without_damage(message: Warning | str, *rest: Any, **named: Any) -> None:
+        """An entry that cannot be read would stay for ever: JAX replaces none."""
+        found = re.match(
+            r"Error reading persistent compilation cache entry for '(.+?)'", str(message)
+        )
+        if not found:
+            return before(message, *rest, **named)
+        for entry in pathlib.Path(folder).glob(f"{glob.escape(found[1])}-*-cache"):
+            entry.unlink(missing_ok=True)
+        logging.warning("the compilation cache has a damaged %s: compiling it again", found[1])
+
+    warnings.showwarning = without_damage
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ CONFIG = {
     "seed": 0,
     "run_name": "smcl_synthetic",
     "allow_changes": False,
+    "method": {"name": "smcl"},
     "sampler": {"num_ids": 8, "num_instances": 4, "steps_per_epoch": None},
     "data": {"name": "synthetic", "image_size": (96, 48)},
     "optim": {"lr": 1e-3, "milestones": (), "multipliers": (("backbone/.*", 0.1),)},

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import itertools
+import json
 import logging
 import os
 import pathlib
@@ -9,14 +11,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import filelock
 import platformdirs
 
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
 _log = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,6 +47,38 @@ def write_whole(
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file, as `json.loads` gives it.
+
+    Raises:
+      OSError: it cannot be opened; FileNotFoundError: there is none.
+      ValueError: it is no JSON, or no file (a pipe, say). The message names it.
+    """
+    path = pathlib.Path(path)
+    check_is_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def check_is_file(path: pathlib.Path) -> None:
+    """Refuses what would hang or fail on reading: a pipe, a device, a folder."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file (but a folder, a pipe or a device); take it away")
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file to NAME.damaged, and returns that."""
+    return path.rename(free_name(path.with_name(f"{path.name}.damaged")))
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path; where something is there NAME-2, NAME-3, ..."""
+    others = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
 def user_folder(variable: str, part: str = "") -> str:
@@ -100,7 +134,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         _log.info("waiting for the process that holds %s", path)
         lock.acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         yield
         return
@@ -161,31 +195,45 @@ def size_text(count: float) -> str:
     return f"{count:,.1f} GB"
 
 
+class FullDiskError(OSError):
+    """A disk or a quota is full: in which folder, for what, and how much is free."""
+
+
 def check_space(folder: pathlib.Path, needed: int, *, what: str, hint: str) -> None:
-    """Raises OSError (ENOSPC) if `folder` has less than `needed` bytes free."""
+    """Raises FullDiskError if `folder` has less than `needed` bytes free."""
     if shutil.disk_usage(folder).free < needed:
-        need = f"needs {needed:,} bytes ({size_text(needed)})"
-        raise _full_disk(folder, what, need, hint)
+        raise _full_disk(folder, f"{what} needs {_bytes(needed)}", hint)
 
 
 @contextlib.contextmanager
-def explain_full_disk(folder: pathlib.Path, *, what: str, hint: str) -> Iterator[None]:
+def explain_full_disk(
+    folder: pathlib.Path, *, what: str, hint: str, needed: int = 0
+) -> Iterator[None]:
     """Gives an error that is due to a full disk, in whatever form, the form of `check_space`."""
     try:
         yield
+    except FullDiskError:
+        raise
     except Exception as error:
         if not _is_full(error):
             raise
-        raise _full_disk(folder, what, f"did not fit ({error})", hint) from error
+        need = f"{what} did not fit ({error})"
+        if needed:
+            need = f"{what} needs {_bytes(needed)}, and did not fit"
+        raise _full_disk(folder, need, hint) from error
 
 
-def _full_disk(folder: pathlib.Path, what: str, need: str, hint: str) -> OSError:
+def _full_disk(folder: pathlib.Path, need: str, hint: str) -> FullDiskError:
     free = size_text(shutil.disk_usage(folder).free)
-    return OSError(
+    return FullDiskError(
         errno.ENOSPC,
-        f"{what} {need} in {folder}, where {free} are free; nothing half-written is left. Make "
+        f"{need} in {folder}, where {free} are free; nothing half-written is left. Make "
         f"room, or {hint}",
     )
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes ({size_text(count)})"
 
 
 def _is_full(error: BaseException | None) -> bool:

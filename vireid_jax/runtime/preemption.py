@@ -16,7 +16,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, say
+from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, command, say
 
 
 class _State:
@@ -45,6 +45,12 @@ def install() -> None:
     signal.signal(signal.SIGINT, _pass_on if several else _handle)
     if not several:
         signal.signal(signal.SIGTERM, _handle)
+
+
+def take_over() -> None:
+    """From here on there is something to save: no signal ends a command at once any more."""
+    if command.answers():
+        install()
 
 
 def requested() -> bool:
