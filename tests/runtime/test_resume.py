@@ -181,6 +181,7 @@ def test_another_config_is_refused(whole, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in job.workdir.rglob("*")} == before
     out = job.finish("--config.data.image_size=(16,16)", "--config.allow_changes=True", code=1)
     assert "was saved by another model" in out and "Traceback" not in out
+    assert {p: p.stat().st_mtime_ns for p in job.workdir.rglob("*")} == before, "nothing is written"
     assert job.committed() == whole(4).committed()
     record = (job.workdir / "metrics.jsonl").read_bytes()
     job.finish("--config.seed=3", "--config.allow_changes=True")
