@@ -29,6 +29,7 @@ from vireid_jax import __version__
 from vireid_jax.runtime import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_PREEMPTED, say
 
 ANSWER_S = 1.5  # for temporary files to be removed; then the process is gone
+_at_once = False  # whether signals end this process
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -87,8 +88,10 @@ def _versions() -> dict[str, Any]:
 
 def answer_signals() -> None:
     """From here on SIGTERM and Ctrl-C end this process; in the main thread alone."""
+    global _at_once
     if threading.current_thread() is not threading.main_thread():
         return
+    _at_once = True
     for signum in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, a shell's background command
             signal.signal(signum, _leave)
@@ -97,7 +100,13 @@ def answer_signals() -> None:
 
 def answers() -> bool:
     """Whether a signal ends this process at once."""
-    return _leave in (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    return _at_once
+
+
+def hand_over() -> None:
+    """From here on somebody else handles signals."""
+    global _at_once
+    _at_once = False
 
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:

@@ -36,6 +36,7 @@ def install() -> None:
     In a run of several processes, call it after `jax.distributed.initialize`, whose service then
     keeps SIGTERM.
     """
+    command.hand_over()
     _state.signum, _state.polls, _state.interrupted = None, 0, False
     several = _several_processes()
     if threading.current_thread() is not threading.main_thread():
