@@ -485,6 +485,8 @@ def _use_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    error = "Error reading persistent compilation cache entry for "
+    warnings.filterwarnings("always", error)
     before = warnings.showwarning
 
     def without_damage(message: Warning | str, *rest: Any, **named: Any) -> None:

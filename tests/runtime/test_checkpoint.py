@@ -378,6 +378,7 @@ def test_a_save_that_fails_says_so(tmp_path, make):
         timeout=120,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
+    assert "Traceback" not in run.stderr
     assert run.stdout.startswith("error: FullDiskError "), run.stdout + run.stderr[-2000:]
     assert run.stdout.endswith(" or name another --workdir [1]\n") and run.stdout.count("\n") == 1
     assert f"needs 360,000 bytes (360.0 kB), and did not fit in {tmp_path}/ckpt" in run.stdout

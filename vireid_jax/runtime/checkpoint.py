@@ -493,8 +493,13 @@ def _of_orbax(path: str) -> bool:
 
 
 def _worth_hearing(record: std_logging.LogRecord) -> bool:
-    """Orbax's warnings, but not its forty lines of progress for each save."""
-    return record.levelno > std_logging.INFO or not _of_orbax(record.pathname)
+    """Orbax's warnings, but not its forty lines of progress for each save.
+
+    Nor the tracebacks of its threads: what they raise reaches who waits for the save.
+    """
+    if not _of_orbax(record.pathname):
+        return True
+    return record.levelno > std_logging.INFO and not record.exc_info
 
 
 @functools.cache

@@ -135,6 +135,7 @@ def _guard() -> None:
             signum = os.read(heard, 1)[0]
             if answers() and signum in (signal.SIGTERM, signal.SIGINT):
                 time.sleep(ANSWER_S)
-                os._exit(_code(signum))
+                if answers():
+                    os._exit(_code(signum))
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
