@@ -22,14 +22,11 @@ if __name__ == "__main__":  # what comes next takes a while
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
 import contextlib
-import glob
 import hashlib
 import os
 import pathlib
-import re
 import sys
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -289,7 +286,15 @@ def run(
     """
     command.answer_signals()
     from vireid_jax import build, train
-    from vireid_jax.runtime import devices, files, preemption, processes, runfolder, runlock
+    from vireid_jax.runtime import (
+        compilation,
+        devices,
+        files,
+        preemption,
+        processes,
+        runfolder,
+        runlock,
+    )
     from vireid_jax.types import Stopped
 
     logging.set_verbosity(logging.WARNING)
@@ -306,7 +311,7 @@ def run(
             processes.start(folder, dist, hold)
             if processes.count() > 1:
                 preemption.install()
-            _use_compilation_cache()
+            compilation.use_cache()
             if mode == "eval":
                 config = build.config_to_score(config, folder, overrides or {})
             elif config is None:
@@ -471,36 +476,6 @@ def folder_of(
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
     return pathlib.Path("runs") / name
-
-
-def _use_compilation_cache() -> None:
-    """Compiled programs outlive the process: a repeated command starts in seconds."""
-    import jax
-
-    from vireid_jax.runtime import files
-
-    try:
-        folder = files.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
-    except FileNotFoundError:  # no home: every start compiles
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    error = "Error reading persistent compilation cache entry for "
-    warnings.filterwarnings("always", error)
-    before = warnings.showwarning
-
-    def without_damage(message: Warning | str, *rest: Any, **named: Any) -> None:
-        """An entry that cannot be read would stay for ever: JAX replaces none."""
-        found = re.match(
-            r"Error reading persistent compilation cache entry for '(.+?)'", str(message)
-        )
-        if not found:
-            return before(message, *rest, **named)
-        for entry in pathlib.Path(folder).glob(f"{glob.escape(found[1])}-*-cache"):
-            entry.unlink(missing_ok=True)
-        logging.warning("the compilation cache has a damaged %s: compiling it again", found[1])
-
-    warnings.showwarning = without_damage
 
 
 if __name__ == "__main__":
