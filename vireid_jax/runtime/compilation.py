@@ -1,4 +1,4 @@
-"""The cache of compiled programs, which outlive the process: a repeated command starts in seconds."""
+"""The cache of compiled programs: a repeated command starts in seconds."""
 
 import glob
 import pathlib
