@@ -87,10 +87,10 @@ def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
         )
     try:
         content = _tuples(files.read_json(path))
-        lacking = [key for key in _NEEDED if key not in flat(content)]
-    except (AttributeError, RecursionError) as error:
+        known = flat(content) if isinstance(content, dict) else {}
+    except RecursionError as error:
         raise ValueError(f"{path} is not a config ({error}); {_RESTORE}") from error
-    if lacking:
+    if lacking := [key for key in _NEEDED if key not in known]:
         raise ValueError(f"{path} is not a config, it lacks {', '.join(lacking)}; {_RESTORE}")
     return ml_collections.ConfigDict(content)
 
