@@ -51,49 +51,54 @@ BUSY = {
 }
 
 
-@pytest.mark.parametrize("name", BUSY)
+def answer(arguments, signum, ready):
+    """(exit code, seconds, output) of a Python process that gets a signal when `ready(process)`."""
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPO,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    ) as process:
+        try:
+            ready(process)
+            before = time.monotonic()
+            process.send_signal(signum)
+            out, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    return process.returncode, time.monotonic() - before, out
+
+
+SIGNALS = ((signal.SIGTERM, 42), (signal.SIGINT, 130))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("swallow", "threads") else n for n in BUSY],
+)
 def test_signals_are_answered_whatever_the_process_does(name):
     code = (
         "import time\nfrom concurrent.futures import ThreadPoolExecutor\n"
         "from vireid_jax.runtime import command\ncommand.answer_signals()\n"
         f"print('ready', flush=True)\n{BUSY[name]}"
     )
-    for signum, expected in ((signal.SIGTERM, 42), (signal.SIGINT, 130)):
-        with subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=REPO,
-        ) as process:
-            assert process.stdout.readline() == "ready\n"
-            before = time.monotonic()
-            process.send_signal(signum)
-            _, err = process.communicate(timeout=10)
-        assert process.returncode == expected and time.monotonic() - before < 2.5, (name, err)
-        assert "Traceback" not in err
+    for signum, expected in SIGNALS:
+        code_, seconds, out = answer(["-c", code], signum, lambda p: p.stdout.readline())
+        assert code_ == expected and seconds < 2.5, (name, seconds, out)
+        assert f"{signum.name}: stopped; run the same" in out and "Traceback" not in out
 
 
 @pytest.mark.slow
 def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path):
-    run = ["vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]
-    run += [f"--config.data.cache={tmp_path}/cache"]
-    prepare = ["vireid_jax.data", "check", "folders", f"--root={tmp_path}"]
-    for arguments in (run, prepare):
-        for wait_s in (0.4, 1.5, 4, 8) if arguments is run else (0.4,):
-            for signum, expected in ((signal.SIGTERM, 42), (signal.SIGINT, 130)):
-                with subprocess.Popen(
-                    [sys.executable, "-m", *arguments],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    cwd=REPO,
-                    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-                ) as process:
-                    time.sleep(wait_s)
-                    before = time.monotonic()
-                    process.send_signal(signum)
-                    out, _ = process.communicate(timeout=60)
-                assert process.returncode == expected, (arguments, wait_s, out)
-                assert time.monotonic() - before < 2.5 and "Traceback" not in out, (wait_s, out)
+    train = ["-m", "vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]
+    train += [f"--config.data.cache={tmp_path}/cache"]
+    check = ["-m", "vireid_jax.data", "check", "folders", f"--root={tmp_path}"]
+    for arguments, moments in ((train, (0.4, 1.5, 4, 8)), (check, (0.4,))):
+        for wait_s in moments:
+            for signum, expected in SIGNALS:
+                code, seconds, out = answer(arguments, signum, lambda _, s=wait_s: time.sleep(s))
+                assert code == expected and seconds < 2.5, (arguments, wait_s, seconds, out)
+                assert "Traceback" not in out, (arguments, wait_s, out)
     assert not (tmp_path / "run").exists()

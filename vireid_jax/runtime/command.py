@@ -93,8 +93,7 @@ def answer_signals() -> None:
         return
     _at_once = True
     for signum in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup, a shell's background command
-            signal.signal(signum, _leave)
+        signal.signal(signum, _leave)
     _guard()
 
 
