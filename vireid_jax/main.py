@@ -302,34 +302,33 @@ def run(
     code, message = 0, ""
     holding = contextlib.ExitStack()
     try:
-        with holding:
-            folder = folder_of(config, workdir, overrides or {})
+        folder = folder_of(config, workdir, overrides or {})
 
-            def hold(process: int) -> None:
-                holding.enter_context(runlock.held(folder, process))
+        def hold(process: int) -> None:
+            holding.enter_context(runlock.held(folder, process))
 
-            processes.start(folder, dist, hold)
-            if processes.count() > 1:
-                preemption.install()
-            compilation.use_cache()
+        processes.start(folder, dist, hold)
+        if processes.count() > 1:
+            preemption.install()
+        compilation.use_cache()
+        if mode == "eval":
+            config = build.config_to_score(config, folder, overrides or {})
+        elif config is None:
+            config = runfolder.load_config(folder)
+        if mode == "train":
+            hold(processes.process())  # before the devices, which the other command may have
+        rows = config.sampler.num_ids * config.sampler.num_instances
+        # A batch that does not divide over the processes is refused later, with a reason.
+        devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
+        processes.check_equal(
+            "the package and the config", runfolder.shared_facts(config.to_dict())
+        )
+        processes.check_equal("devices", devices.local_facts())
+        with files.explain_full_disk(folder, what="the run", hint="name another --workdir"):
             if mode == "eval":
-                config = build.config_to_score(config, folder, overrides or {})
-            elif config is None:
-                config = runfolder.load_config(folder)
-            if mode == "train":
-                hold(processes.process())  # before the devices, which the other command may have
-            rows = config.sampler.num_ids * config.sampler.num_instances
-            # A batch that does not divide over the processes is refused later, with a reason.
-            devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
-            processes.check_equal(
-                "the package and the config", runfolder.shared_facts(config.to_dict())
-            )
-            processes.check_equal("devices", devices.local_facts())
-            with files.explain_full_disk(folder, what="the run", hint="name another --workdir"):
-                if mode == "eval":
-                    score_run(config, folder, step=step)
-                else:
-                    train_and_score(config, folder, max_steps=max_steps)
+                score_run(config, folder, step=step)
+            else:
+                train_and_score(config, folder, max_steps=max_steps)
     except train.Preempted as stop:
         code, message = preemption.exit_code(), f"{stop}; run the same command again to go on"
     except Stopped:
@@ -350,6 +349,8 @@ def run(
         if debug:
             traceback.print_exc()
         code, message = processes.explain(error)
+    finally:
+        holding.close()
     if message:
         print(message, file=sys.stderr, flush=True)
     return processes.finish(code, message.partition("\n")[0])
