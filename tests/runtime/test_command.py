@@ -90,6 +90,17 @@ def test_signals_are_answered_whatever_the_process_does(name):
         assert f"{signum.name}: stopped; run the same" in out and "Traceback" not in out
 
 
+def test_whoever_takes_a_signal_over_is_left_alone():
+    code = (
+        "import os, signal, time\nfrom vireid_jax.runtime import command\n"
+        "command.answer_signals()\ncommand.ANSWER_S = 0.1\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\nprint('ready', flush=True)\n"
+        "until = time.monotonic() + 0.5\nwhile time.monotonic() < until: time.sleep(0.01)\n"
+        "raise SystemExit(7)"
+    )
+    assert answer(["-c", code], signal.SIGTERM, lambda p: p.stdout.readline())[0] == 7
+
+
 @pytest.mark.slow
 def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path):
     train = ["-m", "vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]

@@ -132,9 +132,9 @@ def _guard() -> None:
     def wait() -> None:
         while True:
             signum = os.read(heard, 1)[0]
-            if answers() and signum in (signal.SIGTERM, signal.SIGINT):
+            if signum in (signal.SIGTERM, signal.SIGINT):
                 time.sleep(ANSWER_S)
-                if answers():
+                if answers() and signal.getsignal(signum) is _leave:
                     os._exit(_code(signum))
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
