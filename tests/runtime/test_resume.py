@@ -141,8 +141,9 @@ def test_a_killed_supervisor_finds_its_child(whole, tmp_path):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.01)
     child = _child(first.pid, COMMAND)
-    os.kill(child, signal.SIGSTOP)  # for as long as the next one needs to start
     first.kill()
+    first.wait()  # a stopped child would get SIGHUP with its end
+    os.kill(child, signal.SIGSTOP)  # for as long as the next one needs to start
     second = job.start(under=script)
     lines = iter(second.stdout.readline, "")
     assert any("the command ended with 75" in line for line in lines)
