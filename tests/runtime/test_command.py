@@ -42,6 +42,16 @@ def test_a_fault_of_the_program_is_one_line_and_a_file(tmp_path, monkeypatch, ca
     assert said.endswith("please report the lines above)") and "KeyError" in capsys.readouterr().err
 
 
+def test_every_command_is_run_by_it():
+    found = []
+    for path in (*REPO.glob("vireid_jax/**/*.py"), *REPO.glob("launch/**/*.py")):
+        text = path.read_text()
+        if '\nif __name__ == "__main__":\n' in text and "runpy.run_module" not in text:
+            found.append(path)
+            assert re.search(r"\brun\((main|lambda)", text), path
+    assert len(found) > 6
+
+
 BUSY = {
     "sleep": "time.sleep(60)",
     "library": "import sqlite3; sqlite3.connect(':memory:').execute('WITH RECURSIVE c(x) AS "
