@@ -14,6 +14,8 @@
 #   0                   done: 0
 #   42                  stopped and saved: restarts at once, or later if nothing new was saved
 #   43 134 137 143      this process or another of the run was lost: restarts after a while
+#   75                  another process works in DIR, say the command of a supervisor that was
+#                       killed: tries again after a while, as often as it takes
 #   2 126 127 130       wrong command line, no such command, Ctrl-C: that code, at once
 #   1 and any other     restarts after a while; gives up with that code after N failures
 #
@@ -96,7 +98,7 @@ quoted() {
   text="\"${text//[[:cntrl:]]/?}\""
 }
 
-restarts=0 failures=0 lost=0 code=null attempt="" command=""
+restarts=0 failures=0 lost=0 busy=0 code=null attempt="" command=""
 for argument in "$@"; do printf -v command '%s%q ' "$command" "$argument"; done
 quoted "${command% }" && command=$text
 quoted "$host" && host=$text
@@ -174,7 +176,9 @@ while :; do
   esac
   [[ -z $told ]] || finish stopped "$code"
   wait_s=$backoff count=0
+  busy=$((code == 75 ? busy + 1 : 0))
   case $code in
+    75) count=$busy ;;
     42)
       lost=$((after > before ? 0 : lost + 1)) count=$lost
       # The first restart is free; one that saves nothing new must not spin.

@@ -132,6 +132,26 @@ def test_two_halves_equal_one_go_bit_for_bit(make):
     assert bits(halves.start()[0]) == bits(expected) and halves.start()[1] == 12
 
 
+def test_what_is_gone_or_false_is_said_on_resume(make):
+    run = make()
+    options = dict(eval_every=1.0, evaluate=lambda v: {"mAP": 0.5})
+    with pytest.raises(Preempted):
+        run.go(should_stop=after(6), **options)
+    said = "no scores of earlier validations are left: the best step is not known"
+    with pytest.raises(Preempted):
+        run.go(should_stop=after(1), **options)
+    assert said not in run.writer.said
+    (run.checkpoints.directory / "scores.json").unlink()
+    again = make()
+    with pytest.raises(Preempted):
+        again.go(should_stop=after(1), **options)
+    assert said in again.writer.said
+    state, step = again.start()
+    again.checkpoints.save(step + 1, state, wait=True)  # the state of another step
+    with pytest.raises(ValueError, match=f"checkpoint {step + 1} in .* the state of step {step};"):
+        again.start()
+
+
 def test_a_finished_run_is_left_as_it_is(make):
     run = make()
     expected = bits(run.go())

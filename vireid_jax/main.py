@@ -12,8 +12,14 @@ Repeating a command resumes its run. From Python: `train_and_score(config, workd
 
 Exit codes: 0 done, 1 an error that the user can cure, 2 a wrong command line, 42 stopped by
 SIGTERM with everything saved (run the same command again), 130 the same for Ctrl-C, 43 another
-process of the run was lost (run the same command again on all hosts).
+process of the run was lost (run the same command again on all hosts), 75 another command works in
+the run's folder, 70 an error of the program's own: a file that the message names has all about it.
 """
+
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
 import contextlib
@@ -31,6 +37,7 @@ from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 import vireid_jax
+from vireid_jax.runtime import EXIT_IN_USE, command
 
 if TYPE_CHECKING:
     from vireid_jax.build import Parts
@@ -56,9 +63,9 @@ FLAGS: dict[str, tuple[Any, list[str] | None, str]] = {
 }
 
 
-def cli() -> None:
+def cli() -> NoReturn:
     """The command line; see the module's docstring."""
-    main(sys.argv)
+    command.run(lambda: main(sys.argv))
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -279,18 +286,33 @@ def run(
     Returns:
       The exit code, as the module's docstring has it.
     """
+    command.answer_signals()
     from vireid_jax import build, train
-    from vireid_jax.runtime import devices, preemption, processes, runfolder
+    from vireid_jax.runtime import (
+        compilation,
+        devices,
+        files,
+        preemption,
+        processes,
+        runfolder,
+        runlock,
+    )
     from vireid_jax.types import Stopped
 
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     code, message = 0, ""
+    holding = contextlib.ExitStack()
     try:
         folder = folder_of(config, workdir, overrides or {})
-        processes.start(folder, dist)
-        preemption.install()
-        _use_compilation_cache()
+
+        def hold(process: int) -> None:
+            holding.enter_context(runlock.held(folder, process))
+
+        processes.start(folder, dist, hold)
+        if processes.count() > 1:
+            preemption.install()
+        compilation.use_cache()
         # A file that a recipe starts from, and no run that started from it.
         alone = mode == "eval" and config is not None and config.init.weights is not None
         alone = alone and not (folder / "checkpoints").exists()
@@ -298,6 +320,8 @@ def run(
             config = build.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runfolder.load_config(folder)
+        if mode == "train":
+            hold(processes.process())  # before the devices, which the other command may have
         rows = config.sampler.num_ids * config.sampler.num_instances
         # A batch that does not divide over the processes is refused later, with a reason.
         devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
@@ -305,17 +329,20 @@ def run(
             "the package and the config", runfolder.shared_facts(config.to_dict())
         )
         processes.check_equal("devices", devices.local_facts())
-        if alone:
-            score_file(config, folder)
-        elif mode == "eval":
-            score_run(config, folder, step=step)
-        else:
-            train_and_score(config, folder, max_steps=max_steps)
+        with files.explain_full_disk(folder, what="the run", hint="name another --workdir"):
+            if alone:
+                score_file(config, folder)
+            elif mode == "eval":
+                score_run(config, folder, step=step)
+            else:
+                train_and_score(config, folder, max_steps=max_steps)
     except train.Preempted as stop:
         code, message = preemption.exit_code(), f"{stop}; run the same command again to go on"
     except Stopped:
         code = preemption.exit_code()
         message = "evaluation stopped on request; run the same command again"
+    except runlock.InUseError as error:
+        code, message = EXIT_IN_USE, f"error: {error}"
     except (ValueError, OSError, FloatingPointError) as error:
         if debug and processes.count() == 1:
             raise
@@ -326,8 +353,11 @@ def run(
         if processes.count() == 1:
             raise
         # With another process gone, jax, Orbax and the collectives fail in many ways.
-        traceback.print_exc()
+        if debug:
+            traceback.print_exc()
         code, message = processes.explain(error)
+    finally:
+        holding.close()
     if message:
         print(message, file=sys.stderr, flush=True)
     return processes.finish(code, message.partition("\n")[0])
@@ -412,7 +442,9 @@ def _score(
 
     from vireid_jax import evaluate
     from vireid_jax.metrics import format_table, row_label
-    from vireid_jax.runtime import devices, runfolder, watch, writer
+    from vireid_jax.runtime import devices, preemption, runfolder, watch, writer
+
+    preemption.take_over()
 
     def fresh() -> Any:
         return devices.place(dict(parts.method.init(jax.random.key(config.seed))), parts.mesh)
@@ -476,20 +508,6 @@ def folder_of(
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
     return pathlib.Path("runs") / name
-
-
-def _use_compilation_cache() -> None:
-    """Compiled programs outlive the process: a repeated command starts in seconds."""
-    import jax
-
-    from vireid_jax.runtime import files
-
-    try:
-        folder = files.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
-    except FileNotFoundError:  # no home: every start compiles
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,17 @@ import optax
 from clu import parameter_overview
 
 from vireid_jax import build, optim
-from vireid_jax.runtime import checkpoint, devices, preemption, processes, runfolder, watch, writer
+from vireid_jax.runtime import (
+    checkpoint,
+    devices,
+    files,
+    preemption,
+    processes,
+    runfolder,
+    runlock,
+    watch,
+    writer,
+)
 from vireid_jax.runtime.checkpoint import Checkpoints
 from vireid_jax.runtime.writer import SAY_EVERY_S, Writer, duration
 from vireid_jax.types import Batch, Method, Stopped, Variables, epochs_to_steps
@@ -90,10 +100,18 @@ def fit(
 
     Raises:
       ValueError, FileNotFoundError: the recipe cannot be carried out, or the folder holds a run of
-        another one; nothing is written.
+        another one, or no run; nothing is written.
+      InUseError: (an OSError) another process trains in the folder.
       Preempted: the run was asked to stop.
       NonFiniteError: a loss is not finite.
     """
+    with runlock.held(workdir, processes.process()):
+        return _fit(config, workdir, max_steps)
+
+
+def _fit(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, max_steps: int | None
+) -> Trained:
     options = Options(**config.train)
     options.check()
     if max_steps is not None and max_steps < 1:
@@ -119,16 +137,18 @@ def fit(
     shapes = abstract_state(method, transform)
     jax.eval_shape(step_fn, devices.abstract(shapes, mesh), feed.batch)
     runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
+    checkpoint.check_newest(workdir / "checkpoints", shapes)
     runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
     runfolder.save_classes(workdir, parts.split, parts.persons)
     if jax.process_index() == 0:
         params = shapes.variables["params"]
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)
-        (workdir / "parameters.txt").write_text(overview + "\n")
+        files.write_whole(workdir / "parameters.txt", overview + "\n")
         if parts.weights is not None:
-            (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
+            files.write_whole(workdir / "weights.txt", parts.weights.details() + "\n")
         writer.say(build.summary(config, parts, feed, params, workdir))
 
+    preemption.take_over()
     validate = None
     if parts.split.val is not None:
         validate = partial(parts.scorer.validate, retrieval=parts.split.val)
@@ -143,6 +163,7 @@ def fit(
             workdir,
             tensorboard=options.tensorboard,
             resume_step=start,
+            every=options.log_every,
             active=jax.process_index() == 0,
         )
         with contextlib.closing(log):
@@ -255,6 +276,12 @@ def restore_or_init(
     if checkpoints is not None and checkpoints.latest() is not None:
         shapes = abstract_state(method, transform)
         if (found := checkpoints.restore(devices.abstract(shapes, mesh))) is not None:
+            state, step = found
+            if int(state.step) != step:
+                raise ValueError(
+                    f"checkpoint {step} in {checkpoints.directory} holds the state of step "
+                    f"{int(state.step)}; take it away to go on from the one before"
+                )
             return found
     return devices.place(init_state(method, transform, seed), mesh), 0
 
@@ -317,6 +344,8 @@ def train(
         writer.say(f"{ended}: step {step:,} of {total:,}")
     elif step:
         writer.say(f"resumed at step {step:,} of {total:,}")
+    if step > eval_steps > 0 and checkpoints is not None and checkpoints.best() is None:
+        writer.say("no scores of earlier validations are left: the best step is not known")
 
     def save(scores: Mapping[str, float] | None = None, wait: bool = False) -> None:
         if checkpoints is None:

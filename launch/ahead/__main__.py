@@ -18,17 +18,23 @@ GPUs at hand. Minutes for ResNet-50. Exit codes: 0 done, whether it fits or not;
 user can cure; 2 a wrong command line.
 """
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
 from launch.ahead import roofline
 from vireid_jax import main as command
+from vireid_jax.runtime.command import run
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu.")
 _SCALING = flags.DEFINE_bool(
@@ -136,9 +142,9 @@ def report(config: Any, topology: roofline.Topology, sizes: Sequence[roofline.To
     return figures
 
 
-def cli() -> None:
+def cli() -> NoReturn:
     """Entry point."""
-    main(sys.argv)
+    run(lambda: main(sys.argv))
 
 
 if __name__ == "__main__":

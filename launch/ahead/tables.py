@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch.ahead import hlo, roofline
+from vireid_jax.runtime.command import run
 
 if TYPE_CHECKING:  # the table of files needs no JAX
     from launch.ahead import programs
@@ -260,4 +261,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(lambda: main(sys.argv[1:]))

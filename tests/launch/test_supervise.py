@@ -58,6 +58,8 @@ def supervised(tmp_path):
         ("1 1 0", 3, 0),
         ("1 1 1", 3, 1),
         ("7 1 5", 3, 5),  # the last code
+        ("75 75 75 75 75 0", 6, 0),  # another process works there: wait, however long
+        ("1 75 1 75 1", 5, 1),  # and that is no success
         ("1 43 1 137 1", 5, 1),  # a lost process does not make up for failures
         ("2", 1, 2),
         ("1 2", 2, 2),

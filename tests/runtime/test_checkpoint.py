@@ -269,6 +269,33 @@ def test_wrong_numbers_in_sound_files_are_found(folder, caplog):
     assert "checksum" in caplog.text
 
 
+def test_a_step_under_another_number_is_not_believed(folder, caplog):
+    (folder / "2").rename(folder / "3")
+    shutil.copytree(folder / "1", folder / "4")
+    for step, held in {3: 2, 4: 1}.items():
+        with pytest.raises(ValueError, match=f"/{step} holds the checkpoint of step {held}, under"):
+            restore_variables(folder, abstract(make_state().variables), step)
+    restored, step = Checkpoints(folder).restore(abstract(make_state()))
+    assert step == 1 and same_bits(restored, make_state(1))
+    assert caplog.text.count("under another name") == 2
+    assert sorted(p.name for p in (folder / "damaged").iterdir()) == ["3", "4"]
+
+
+def test_another_model_is_refused_before_anything_is_written(folder):
+    before = snapshot(folder)
+    checkpoint.check_newest(folder, abstract(make_state()))
+    checkpoint.check_newest(folder / "none", abstract(make_state(classes=9)))
+    with pytest.raises(ValueError, match="saved by another model"):
+        checkpoint.check_newest(folder, abstract(make_state(classes=9)))
+    assert snapshot(folder) == before
+    for step in "21":  # what cannot be read is found at the restore
+        flip(folder / step / "manifest/metadata")
+        if step == "2":
+            with pytest.raises(ValueError, match="/1 was saved by another model"):
+                checkpoint.check_newest(folder, abstract(make_state(classes=9)))
+    checkpoint.check_newest(folder, abstract(make_state(classes=9)))
+
+
 def test_all_steps_damaged(folder, make, caplog):
     for step in "12":
         DAMAGE["truncate"](folder / step / "manifest/metadata")
@@ -338,7 +365,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # as if the disk we
 try:
     c.save(2, state, wait=True)
 except Exception as error:
-    print("error:", type(error).__name__, c.steps(), flush=True)
+    print("error:", type(error).__name__, error, c.steps(), flush=True)
 """
 
 
@@ -351,7 +378,11 @@ def test_a_save_that_fails_says_so(tmp_path, make):
         timeout=120,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
-    assert run.stdout.startswith("error:") and run.stdout.endswith("[1]\n"), run.stderr[-2000:]
+    assert "Traceback" not in run.stderr
+    assert run.stdout.startswith("error: FullDiskError "), run.stdout + run.stderr[-2000:]
+    assert run.stdout.endswith(" or name another --workdir [1]\n") and run.stdout.count("\n") == 1
+    assert f"needs 360,000 bytes (360.0 kB), and did not fit in {tmp_path}/ckpt" in run.stdout
+    assert sorted(p.name for p in (tmp_path / "ckpt").iterdir()) == ["1"], "nothing half-written"
     restored, step = make().restore(abstract({"variables": {"w": np.zeros((300, 300), "f4")}}))
     assert step == 1 and float(restored["variables"]["w"].sum()) > 0
 

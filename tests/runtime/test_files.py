@@ -109,6 +109,43 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
         assert bool(done) == passes, code
 
 
+def test_damaged_json_is_named(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [1]}')
+    assert files.read_json(path) == {"a": [1]}
+    for content in (b"", b"\xff\xfe", b"{", b"[" * 200_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json cannot be read as JSON: "):
+            files.read_json(path)
+    path.unlink()
+    os.mkfifo(path)  # to read it would wait for ever
+    with pytest.raises(ValueError, match=r"a\.json is no file \(but a folder, a pipe"):
+        files.read_json(path)
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "none.json")
+
+
+def test_what_is_set_aside_replaces_nothing(tmp_path):
+    for n, name in enumerate(("a.damaged", "a.damaged-2", "a.damaged-3")):
+        (tmp_path / "a").write_text(str(n))
+        assert files.set_aside(tmp_path / "a") == tmp_path / name
+        assert (tmp_path / name).read_text() == str(n)
+
+
+def test_a_full_disk_is_explained_once(tmp_path):
+    options = dict(what="a checkpoint", hint="name another --workdir")
+    for raised in (OSError(errno.ENOSPC, "x"), RuntimeError("Error: No space left on device [y]")):
+        with pytest.raises(files.FullDiskError) as error:
+            with files.explain_full_disk(tmp_path, what="the run", hint="pray"):
+                with files.explain_full_disk(tmp_path, needed=12_345, **options):
+                    raise raised
+        said = str(error.value)
+        assert f"a checkpoint needs 12,345 bytes (12.3 kB), and did not fit in {tmp_path}" in said
+        assert "are free" in said and said.endswith("or name another --workdir")
+    with pytest.raises(KeyError), files.explain_full_disk(tmp_path, **options):
+        raise KeyError
+
+
 def test_the_users_folder(monkeypatch):
     """As it has always been on Linux, and where the variable says before that."""
     monkeypatch.setenv("VIREID_CACHE", "mine")

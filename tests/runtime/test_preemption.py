@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vireid_jax.runtime import EXIT_PREEMPTED, preemption
+from vireid_jax.runtime import EXIT_PREEMPTED, command, preemption
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
@@ -35,6 +35,21 @@ def test_a_signal_raises_the_flag(installed, capfd):
         assert f"{signum.name}: stopping after what is under way, and saving" in said
         os.kill(os.getpid(), signal.SIGTERM)  # schedulers repeat it; the save goes on
         assert preemption.requested() and preemption.exit_code() == code
+
+
+def test_signals_are_taken_over_once_there_is_something_to_save(installed, monkeypatch):
+    monkeypatch.setattr(command, "_guard", lambda: None)  # it would end the tests
+    preemption.take_over()
+    os.kill(os.getpid(), signal.SIGTERM)
+    preemption.take_over()
+    assert preemption.requested(), "a request is not forgotten"
+    command.answer_signals()
+    with pytest.raises(SystemExit, match="42"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    preemption.take_over()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.requested()
 
 
 def test_another_thread_cannot_catch_signals(caplog):

@@ -1,6 +1,7 @@
 """How a run of several processes is found in the environment, and what is refused."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -112,5 +113,8 @@ def test_start_of_one_process(tmp_path, monkeypatch):
 
 def test_an_error_of_communication_without_a_suspect():
     """It is this process's own, which a restart may not cure: not 43."""
-    found = processes.explain(RuntimeError("RESOURCE_EXHAUSTED: out\nof memory"), patience_s=0)
-    assert found == (1, "error: RuntimeError: RESOURCE_EXHAUSTED: out")
+    error = RuntimeError("RESOURCE_EXHAUSTED: out\nof memory")
+    code, message = processes.explain(error, patience_s=0)
+    assert code == 70
+    assert message.startswith("internal error: RuntimeError: RESOURCE_EXHAUSTED: out; please")
+    pathlib.Path(message.rpartition(" ")[2]).unlink()

@@ -130,6 +130,29 @@ def test_a_supervisor_starts_it_again(recipe, whole, tmp_path):
     assert job.result() == whole(1).result()
 
 
+@pytest.mark.slow
+def test_a_killed_supervisor_finds_its_child(whole, tmp_path):
+    """The next one waits until the command of the former has ended."""
+    recipe = write_recipe(tmp_path, changes=LINEAR)
+    job = Job(recipe, tmp_path / "run", 1, COMMAND)
+    script = [*BASH, str(LAUNCH / "supervise.sh"), "--backoff", "1", "--"]
+    first = job.start(under=script)
+    while 3 not in job.steps_written():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.01)
+    child = _child(first.pid, COMMAND)
+    first.kill()
+    first.wait()  # a stopped child would get SIGHUP with its end
+    os.kill(child, signal.SIGSTOP)  # for as long as the next one needs to start
+    second = job.start(under=script)
+    lines = iter(second.stdout.readline, "")
+    assert any("the command ended with 75" in line for line in lines)
+    os.kill(child, signal.SIGCONT)
+    out, _ = second.communicate(timeout=300)
+    assert second.returncode == 0, out
+    assert job.result() == whole(1).result()
+
+
 def _child(parent, name):
     """The process that a process has started whose command line has this name."""
     for child in pathlib.Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
@@ -181,6 +204,7 @@ def test_another_config_is_refused(whole, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in job.workdir.rglob("*")} == before
     out = job.finish("--config.data.image_size=(16,16)", "--config.allow_changes=True", code=1)
     assert "was saved by another model" in out and "Traceback" not in out
+    assert {p: p.stat().st_mtime_ns for p in job.workdir.rglob("*")} == before, "nothing is written"
     assert job.committed() == whole(4).committed()
     record = (job.workdir / "metrics.jsonl").read_bytes()
     job.finish("--config.seed=3", "--config.allow_changes=True")

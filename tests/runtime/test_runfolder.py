@@ -13,6 +13,7 @@ CONFIG = {
     "seed": 0,
     "run_name": "smcl_synthetic",
     "allow_changes": False,
+    "method": {"name": "smcl"},
     "sampler": {"num_ids": 8, "num_instances": 4, "steps_per_epoch": None},
     "data": {"name": "synthetic", "image_size": (96, 48)},
     "optim": {"lr": 1e-3, "milestones": (), "multipliers": (("backbone/.*", 0.1),)},
@@ -82,6 +83,33 @@ def test_a_config_that_cannot_be_read(started):
     (started / "config.json").write_text('{"seed": ')
     with pytest.raises(ValueError, match=r"config\.json is not a config"):
         runfolder.check_resume(started, CONFIG, allow=True)
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path):
+    for name in ("hosts/", "supervise/", "slurm-7.out", "console.log", ".running/"):
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    assert runfolder.check_resume(tmp_path, CONFIG, allow=False) == []
+    (tmp_path / "checkpoints").mkdir()  # of a run that lost its config.json: not to be cleared
+    with pytest.raises(ValueError, match=r"it holds checkpoints and no config\.json, exp"):
+        runfolder.check_resume(tmp_path, CONFIG, allow=True)
+
+
+def test_damaged_files_are_named_and_what_nobody_needs_is_set_aside(started, caplog):
+    env = json.loads((started / "env.json").read_text())
+    for n, content in enumerate(("", "5", '{"a": 1}', "[" * 200_000)):
+        (started / "env.json").write_text(content)
+        runfolder.save_run_info(started, CONFIG, ARGV)
+        assert json.loads((started / "env.json").read_text()) == env
+        assert len(list(started.glob("env.json.damaged*"))) == n + 1
+        assert "env.json is damaged" in caplog.text
+    for content in ("[]", "{}", "", "5", '{"data": {"name": "x"}}', "[" * 200_000):
+        (started / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"config\.json (is not a config|cannot be read)"):
+            runfolder.load_config(started)
+    for content in ("", "[]", "{}", '{"persons": [99999999999999999999]}', "[" * 200_000):
+        (started / "classes.json").write_text(content)
+        with pytest.raises(ValueError, match=r"classes\.json cannot be read"):
+            runfolder.load_classes(started)
 
 
 def test_starts_are_recorded_one_after_the_other(started, monkeypatch):

@@ -88,6 +88,28 @@ def test_two_processes_train_as_one(recipe, whole, tmp_path):
     ]
 
 
+def test_another_command_is_refused_and_the_run_goes_on(tmp_path):
+    long = write_recipe(tmp_path, changes=f"{LINEAR}; c.train.epochs = 500.0")
+    run = Run(long, tmp_path / "run", 4, COMMAND)
+    pod = run.begin()
+    try:
+        pod.wait_for(lambda: 3 in run.steps_written())
+        second = run.begin().wait()
+        assert second.codes == [75, 75], second.text()
+        for number, process in enumerate(second.processes):
+            pid = pod.processes[number].popen.pid
+            assert f"is in use by process {pid} on" in process.out()
+        Job(long, run.workdir, 1, COMMAND).finish(code=75)
+        pod.send(1, signal.SIGTERM)
+        pod.wait()
+    finally:
+        pod.kill()
+    assert pod.codes == [42, 42], pod.text()
+    steps = run.steps_written()
+    assert steps == list(range(1, run.committed()[-1] + 1))
+    assert not (run.workdir / ".running").exists()
+
+
 def test_stopped_killed_and_restarted_without_loss(recipe, whole, tmp_path):
     run = Run(recipe, tmp_path / "run", 4, COMMAND)
     pod = run.begin()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -99,15 +100,45 @@ def test_read_metrics_tolerates_only_a_cut_last_line(tmp_path):
     path.write_text('{"step": 1, "split": "train", "loss": 1}\n{"step": 2, "spl')
     assert [r["step"] for r in read_metrics(path)] == [1]
     path.write_text('{"step": 1, "sp\n{"step": 2, "split": "train"}\n')
-    with pytest.raises(ValueError, match="line 1 is not JSON"):
+    with pytest.raises(ValueError, match="line 1 is not a record: Invalid control"):
+        read_metrics(path)
+    for line in (b"\xff\xfe", b"[]", b'{"step": 1, "loss": [2]}', b"[" * 200_000):
+        path.write_bytes(line + b"\n")
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 is not a record"):
+            read_metrics(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is no file"):
         read_metrics(path)
 
 
 def test_unreadable_lines_are_dropped_with_a_warning(tmp_path, caplog):
-    (tmp_path / METRICS).write_text('\0\0\0\n{"step": 1, "split": "train", "loss": 1.0}\n[]\n')
+    content = b'\0\xff\0\n{"step": 1, "split": "train", "loss": 1.0}\n[]\n{"step": 1e999}\n'
+    (tmp_path / METRICS).write_bytes(content)
     Writer(tmp_path, tensorboard=False, resume_step=5).close()
     assert [r["step"] for r in lines(tmp_path)] == [1]
-    assert caplog.text.count("cannot be read") == 2
+    assert caplog.text.count("cannot be read") == 3
+    assert "the file as it was is " in caplog.text
+    assert (tmp_path / f"{METRICS}.damaged").read_bytes() == content
+
+
+def test_lines_that_are_gone_are_mentioned(tmp_path, caplog):
+    row = '{{"step": {}, "split": "train", "loss": 1.0}}\n'
+    rows = {4: [2, 4, 6], 5: [2, 4], 6: [2, 4], 8: [2, 4], 9: None}
+    missing = {6: "5 to 6", 8: "5 to 8", 9: "1 to 9"}
+    for step, there in rows.items():
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        if there is not None:
+            (folder / METRICS).write_text("".join(row.format(n) for n in there))
+        caplog.clear()
+        Writer(folder, tensorboard=False, resume_step=step, every=2).close()
+        said = f"has no lines of the steps {missing.get(step)}: they were deleted, or cut off"
+        assert (said in caplog.text) == (step in missing), (step, caplog.text)
+    caplog.clear()
+    Writer(tmp_path / "new", tensorboard=False, resume_step=0, every=2).close()
+    Writer(tmp_path / "off", tensorboard=False, resume_step=9, every=0).close()
+    assert not caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own reader

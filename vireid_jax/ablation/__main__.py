@@ -8,6 +8,11 @@ line, 42 stopped by SIGTERM with everything saved (run the same command again), 
 Ctrl-C.
 """
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 # Nothing heavy up here: --help and --list must answer at once.
 import argparse
 import fcntl
@@ -30,6 +35,7 @@ from vireid_jax.ablation import cells as cells_
 from vireid_jax.ablation import page
 from vireid_jax.ablation.cells import Cell, Score, Table
 from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from vireid_jax.runtime.command import run
 from vireid_jax.runtime.writer import duration
 
 LOG, LOCK = "console.log", ".lock"
@@ -375,4 +381,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

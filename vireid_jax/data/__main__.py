@@ -1,5 +1,10 @@
 """Checks, prepares or shows a data set on disk: see `--help`."""
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import os
 import sys
@@ -8,6 +13,7 @@ from collections.abc import Sequence
 from vireid_jax import __version__
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
 from vireid_jax.runtime import EXIT_INTERRUPTED
+from vireid_jax.runtime.command import run
 
 _SHOWN = 20  # unreadable files that `check` names
 
@@ -167,4 +173,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

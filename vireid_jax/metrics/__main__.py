@@ -1,5 +1,10 @@
 """The mean of several runs, such as RegDB's ten splits: see `--help`."""
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import json
 import pathlib
@@ -10,6 +15,7 @@ from typing import Any
 from vireid_jax import __version__
 from vireid_jax.metrics.results import combine, row_label
 from vireid_jax.metrics.table import format_table, to_markdown
+from vireid_jax.runtime import command
 
 Result = dict[str, Any]
 
@@ -131,4 +137,4 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

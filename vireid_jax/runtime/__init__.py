@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 EXIT_PREEMPTED = 42  # SIGTERM: everything is saved, run the same command again
 EXIT_PEER_LOST = 43  # another process of the run is gone: run the same command again on all hosts
+EXIT_INTERNAL = 70  # an error of the program's own; a file that it names has the traceback
+EXIT_IN_USE = 75  # another process trains in the folder: wait, and run the same command again
 EXIT_INTERRUPTED = 130  # ctrl-C, as shells report it; everything is saved as well
 ENDED_WELL = (0, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 

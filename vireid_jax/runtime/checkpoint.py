@@ -12,15 +12,15 @@ array that is sharded over several processes has no checksum: none of them holds
 are beside the steps in `scores.json`, so that a step is written once and may be scored later.
 """
 
+import contextlib
 import functools
-import itertools
 import json
 import logging as std_logging
 import math
 import pathlib
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,6 +57,7 @@ class Checkpoints:
         _set_up_orbax()
         self.directory = pathlib.Path(directory).absolute()
         self._scores = read_scores(self.directory)
+        self._bytes = 0  # of the last state that was saved
         policy = ocp.checkpoint_managers
         self._manager = _Manager(
             self.directory,
@@ -123,7 +124,9 @@ class Checkpoints:
             arrays = _named(state)
             args = {k: ocp.args.StandardSave(v) for k, v in _items(arrays).items()}
             args["manifest"] = ocp.args.JsonSave(_describe(arrays, step))
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+            self._bytes = sum(x.nbytes for x in arrays.values())
+            with self._explained():
+                self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         if wait:
             self.wait()
         return written
@@ -151,20 +154,34 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until every save is on disk; raises what a save in the background raised."""
-        self._manager.wait_until_finished()
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the saves and lets go of the threads."""
-        self._manager.close()
+        with self._explained():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A full disk in one line, with room for what else has to be written."""
+        hint = "name another --workdir"
+        with files.explain_full_disk(
+            self.directory, what="a checkpoint", hint=hint, needed=self._bytes
+        ):
+            try:
+                yield
+            except Exception:
+                if jax.process_index() == 0:
+                    for part in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                        files.remove(part)
+                raise
 
     def _set_aside(self, step: int, error: Exception) -> None:
         target = self.directory / DAMAGED / str(step)
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
-            for n in itertools.count(2):
-                if not target.exists():
-                    break
-                target = target.with_name(f"{step}-{n}")
+            target = files.free_name(target)
             (self.directory / str(step)).rename(target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"vireid_jax/set_aside/{step}")
@@ -203,7 +220,7 @@ def find_step(directory: str | pathlib.Path, step: int | str = "last") -> int:
       ValueError: `step` is something else.
     """
     directory = pathlib.Path(directory).absolute()
-    steps = sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir())
+    steps = _steps(directory)
     if isinstance(step, int):
         if step not in steps:
             raise FileNotFoundError(
@@ -226,6 +243,10 @@ def find_step(directory: str | pathlib.Path, step: int | str = "last") -> int:
     return best
 
 
+def _steps(directory: pathlib.Path) -> list[int]:
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit() and p.is_dir())
+
+
 def _listing(directory: pathlib.Path) -> str:
     """What the nearest existing folder holds, for an error message."""
     folder = next(f for f in (directory, *directory.parents) if f.is_dir())
@@ -241,11 +262,11 @@ def read_scores(directory: pathlib.Path) -> dict[int, dict[str, float]]:
     """The scores in `directory`; none, with a warning, if the file cannot be read."""
     path = directory / SCORES
     try:
-        text = json.loads(path.read_text())
+        text = files.read_json(path)
         return {int(s): {k: float(v) for k, v in m.items()} for s, m in text.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         logging.warning("%s cannot be read (%s): earlier scores are not known", path, error)
         return {}
 
@@ -330,9 +351,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """
     path = folder / "manifest" / "metadata"
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         crc = content.pop("crc32")
-        arrays, version = content["arrays"], content["format"]
+        arrays, version, step = content["arrays"], content["format"], content["step"]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamageError(f"{path}: {type(error).__name__}: {error}") from error
     if _text_checksum(content) != crc:
@@ -342,7 +363,27 @@ def read_manifest(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
             f"{path} is of format {version}, this version reads format {FORMAT}; use the version "
             "of the package that wrote it (see env.json of the run)"
         )
+    if folder.name != str(step):
+        raise DamageError(f"{folder} holds the checkpoint of step {step}, under another name")
     return arrays
+
+
+def check_newest(directory: pathlib.Path, target: Any) -> None:
+    """Refuses to go on with the run of another model; nothing in the folder changes.
+
+    Args:
+      directory: the folder of a `Checkpoints`; it may be absent.
+      target: as of `Checkpoints.restore`.
+
+    Raises:
+      ValueError: the newest step that can be read has other arrays.
+    """
+    for step in reversed(_steps(directory)):
+        with contextlib.suppress(DamageError):
+            _check_arrays(
+                directory / str(step), _named(target), read_manifest(directory / str(step))
+            )
+            return
 
 
 def _check_arrays(folder: pathlib.Path, want: Mapping[str, Any], have: Mapping[str, Any]) -> None:
@@ -452,8 +493,13 @@ def _of_orbax(path: str) -> bool:
 
 
 def _worth_hearing(record: std_logging.LogRecord) -> bool:
-    """Orbax's warnings, but not its forty lines of progress for each save."""
-    return record.levelno > std_logging.INFO or not _of_orbax(record.pathname)
+    """Orbax's warnings, but not its forty lines of progress for each save.
+
+    Nor the tracebacks of its threads: what they raise reaches who waits for the save.
+    """
+    if not _of_orbax(record.pathname):
+        return True
+    return record.levelno > std_logging.INFO and not record.exc_info
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import itertools
+import json
 import logging
 import os
 import pathlib
@@ -10,14 +12,14 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import filelock
 import platformdirs
 
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
 _log = logging.getLogger(__name__)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _KINDS = {
@@ -84,6 +86,38 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file, as `json.loads` gives it.
+
+    Raises:
+      OSError: it cannot be opened; FileNotFoundError: there is none.
+      ValueError: it is no JSON, or no file (a pipe, say). The message names it.
+    """
+    path = pathlib.Path(path)
+    check_is_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def check_is_file(path: pathlib.Path) -> None:
+    """Refuses what would hang or fail on reading: a pipe, a device, a folder."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file (but a folder, a pipe or a device); take it away")
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file to NAME.damaged, and returns that."""
+    return path.rename(free_name(path.with_name(f"{path.name}.damaged")))
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path; where something is there NAME-2, NAME-3, ..."""
+    others = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
+
+
 def user_folder(variable: str, part: str = "") -> str:
     """$variable, else `part` of the project's folder in the user's cache folder.
 
@@ -137,7 +171,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         _log.info("waiting for the process that holds %s", path)
         lock.acquire()
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         yield
         return

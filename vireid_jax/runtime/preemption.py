@@ -16,7 +16,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, say
+from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, command, say
 
 
 class _State:
@@ -36,6 +36,7 @@ def install() -> None:
     In a run of several processes, call it after `jax.distributed.initialize`, whose service then
     keeps SIGTERM.
     """
+    command.hand_over()
     _state.signum, _state.polls, _state.interrupted = None, 0, False
     several = _several_processes()
     if threading.current_thread() is not threading.main_thread():
@@ -45,6 +46,12 @@ def install() -> None:
     signal.signal(signal.SIGINT, _pass_on if several else _handle)
     if not several:
         signal.signal(signal.SIGTERM, _handle)
+
+
+def take_over() -> None:
+    """From here on there is something to save: no signal ends a command at once any more."""
+    if command.answers():
+        install()
 
 
 def requested() -> bool:

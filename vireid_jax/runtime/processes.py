@@ -18,13 +18,20 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from absl import logging
 
-from vireid_jax.runtime import ENDED_WELL, EXIT_PEER_LOST, indented, watch
+from vireid_jax.runtime import (
+    ENDED_WELL,
+    EXIT_INTERNAL,
+    EXIT_PEER_LOST,
+    command,
+    indented,
+    watch,
+)
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MODES = ("auto", "off", "on")
@@ -56,13 +63,18 @@ class SetupError(ValueError):
     """The processes of a run cannot be set up, or are not equal."""
 
 
-def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
+def start(
+    workdir: str | os.PathLike[str],
+    mode: str = "auto",
+    hold: Callable[[int], object] = lambda process: None,
+) -> None:
     """Connects the processes of the run, if it has several, and starts to watch them.
 
     Args:
       workdir: the run's folder, which all hosts share.
       mode: "auto"; "off" is one process whatever the environment says (notebooks, a single TPU
         machine without metadata); "on" refuses to be only one.
+      hold: takes the number of this process, before it writes into the folder.
 
     Raises:
       SetupError: wrong settings, or a folder that the hosts do not share.
@@ -82,11 +94,13 @@ def start(workdir: str | os.PathLike[str], mode: str = "auto") -> None:
         return
     waits = {name: _seconds(name) for name in DEFAULT_S}
     if found.process is not None and found.processes is not None:
+        hold(found.process)
         _watch(workdir, found.process, found.processes, waits)
     logging.info("several processes (%s): %s", found.kind, _shown())
     _connect(found, waits)
     if count() > 1:
         if watch.current() is None:
+            hold(process())
             _watch(workdir, process(), count(), waits)
         watch.phase("devices")
         _check_shared(pathlib.Path(workdir))
@@ -106,8 +120,8 @@ def _connect(found: Found, waits: Mapping[str, int]) -> None:
         if found.kind == "tpu":
             hint = "on a single machine with TPUs and no metadata server, add --dist=off."
         raise SetupError(
-            f"the processes cannot be connected ({found.kind}): {_first_line(error)}; {hint} "
-            f"The environment says: {_shown()}"
+            f"the processes cannot be connected ({found.kind}): {command.first_line(error)}; "
+            f"{hint} The environment says: {_shown()}"
         ) from error
 
 
@@ -212,19 +226,20 @@ def finish(code: int, message: str = "") -> int:
     return code
 
 
-def explain(error: BaseException, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
+def explain(error: Exception, patience_s: float = 5 * watch.BEAT_S) -> tuple[int, str]:
     """The exit code for an error that has no better explanation, and what to say.
 
-    `EXIT_PEER_LOST` where a process is gone, for which it looks `patience_s`; else 1.
+    `EXIT_PEER_LOST` where a process is gone, for which it looks `patience_s`; else it is an error
+    of the program.
     """
     found, until = watch.current(), time.monotonic() + patience_s
     while found is not None:
         if suspects := found.suspects():
-            return EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({_first_line(error)})"
+            return EXIT_PEER_LOST, f"{found.lost_message(suspects)}\n({command.first_line(error)})"
         if time.monotonic() > until:
             break
         time.sleep(0.2)
-    return 1, f"error: {type(error).__name__}: {_first_line(error)}"
+    return EXIT_INTERNAL, command.explain(error)
 
 
 def _has_chips() -> bool:
@@ -243,10 +258,6 @@ def _shown() -> str:
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:500]
 
 
 # --- What the environment says --------------------------------------------------------------

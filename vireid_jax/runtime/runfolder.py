@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from vireid_jax.runtime import files
 from vireid_jax.types import Split
@@ -56,6 +57,14 @@ _OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = "(absent)"
 
+# Without these no config of any version is one.
+_NEEDED = ("seed", "data.name", "data.image_size", "method.name", "sampler.num_ids")
+_NEEDED += ("sampler.num_instances", "train.epochs")
+_RESTORE = "restore the file, or name another --workdir"
+
+# What may be in a folder before its run: ours, and what shells and schedulers write there.
+_BEFORE = (".*", "hosts", "supervise", "*.log", "*.out", "*.err")
+
 
 def changes_training(key: str) -> bool:
     """Whether a config key such as "optim.lr" has a say in the trained parameters."""
@@ -67,6 +76,7 @@ def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
 
     Raises:
       FileNotFoundError: if the folder holds no run; the message lists what it holds.
+      ValueError: its config.json is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
@@ -76,7 +86,14 @@ def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
             + ("there is no such folder" if found is None else f"it holds {found or 'nothing'}")
             + ". Name the --workdir of a run, or give --config"
         )
-    return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
+    try:
+        content = _tuples(files.read_json(path))
+        known = flat(content) if isinstance(content, dict) else {}
+    except RecursionError as error:
+        raise ValueError(f"{path} is not a config ({error}); {_RESTORE}") from error
+    if lacking := [key for key in _NEEDED if key not in known]:
+        raise ValueError(f"{path} is not a config, it lacks {', '.join(lacking)}; {_RESTORE}")
+    return ml_collections.ConfigDict(content)
 
 
 def _tuples(value: Any) -> Any:
@@ -92,7 +109,7 @@ def check_resume(
     """Refuses to go on with a run under a config that would have trained it differently.
 
     Args:
-      workdir: the run folder; without a config.json in it every config is fine.
+      workdir: the run folder. If it is empty or absent, every config is fine; logs do not count.
       config_dict: the resolved config, nested.
       allow: do not raise for differences.
 
@@ -100,17 +117,19 @@ def check_resume(
       The differences that matter, as lines "key: old -> new".
 
     Raises:
-      ValueError: keys outside `FREE_KEYS` differ (and not `allow`), or config.json is unreadable.
+      ValueError: keys outside `FREE_KEYS` differ (and not `allow`), config.json is unreadable, or
+        the folder holds other things than a run.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.exists():
+        _check_empty(path.parent)
         return []
     try:
-        old = _shown(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
+        old = _shown(files.read_json(path))
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not a config ({error}); the run cannot be compared with its first start. "
-            "Restore the file, or name another --workdir"
+            f"{path} is not a config ({error}); the run cannot be compared with its first start; "
+            f"{_RESTORE}"
         ) from error
     new = _shown(_plain(config_dict))
     lines = [
@@ -134,6 +153,16 @@ def check_resume(
             f"{pathlib.Path(workdir) / COMMAND})"
         )
     return lines
+
+
+def _check_empty(folder: pathlib.Path) -> None:
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if found := [n for n in names if not any(fnmatch.fnmatchcase(n, b) for b in _BEFORE)]:
+        more = ", ..." if len(found) > 5 else ""
+        raise ValueError(
+            f"{folder} is not the folder of a run: it holds {', '.join(found[:5])}{more} and no "
+            f"{CONFIG}, expected a run or an empty folder; name another --workdir"
+        )
 
 
 def _shown(config: Mapping[str, Any]) -> dict[str, str]:
@@ -185,10 +214,10 @@ def _versions_differ(workdir: str | pathlib.Path) -> str:
         return f"vireid_jax {env.get('vireid_jax') or 'of an unknown version'}{commit}"
 
     try:
-        made = name(json.loads((pathlib.Path(workdir) / ENV).read_text())[-1])
+        made = name(files.read_json(pathlib.Path(workdir) / ENV)[-1])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         made = "a version that its env.json does not name"
-    return f"It was last started by {made}; this is {name(_versions())}."
+    return f"It was last started by {made}; this is {name(versions())}."
 
 
 def save_run_info(
@@ -216,7 +245,7 @@ def save_run_info(
         kept = next(p for n in numbers if not (p := workdir / f"config.{n}.json").exists())
         kept.write_bytes(path.read_bytes())
         _write_json(path, _plain(config))
-    starts = json.loads((workdir / ENV).read_text()) if (workdir / ENV).exists() else []
+    starts = _starts(workdir / ENV)
     env = environment()
     if not starts or starts[-1] != env:
         _write_json(workdir / ENV, [*starts, env])
@@ -225,6 +254,19 @@ def save_run_info(
     with (workdir / COMMAND).open("a", encoding="utf-8") as f:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         f.write(f"{shlex.join(argv)}  # {now}\n")
+
+
+def _starts(path: pathlib.Path) -> list[Any]:
+    """What env.json holds; a damaged one is set aside, since nothing depends on it."""
+    try:
+        if not isinstance(starts := files.read_json(path), list):
+            raise ValueError("it holds no list")
+        return starts
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        logging.warning("%s is damaged (%s), now %s", path, error, files.set_aside(path).name)
+        return []
 
 
 def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
@@ -260,14 +302,14 @@ def load_classes(workdir: str | pathlib.Path) -> np.ndarray:
 def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarray]:
     path = pathlib.Path(workdir) / CLASSES
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         return content, np.array(content["persons"], np.int32)
     except FileNotFoundError:
         raise ValueError(
             f"{workdir} holds no {CLASSES}, which tells how many people its model knows; repeat "
             "its training command, which writes that file and ends where it ended"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); if the data set is the one that the run was trained "
             "on, delete it and repeat the training command, which writes it"
@@ -308,7 +350,7 @@ def check_classes(
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the processes of a run must have in common before they compute: code and config."""
     values = flat(_plain(config))
-    return {**_versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
+    return {**versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
 
 
 def data_facts(split: Split) -> dict[str, Any]:
@@ -320,7 +362,8 @@ def data_facts(split: Split) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Versions of Python, of the packages that matter, and the commit of a clone."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -333,7 +376,7 @@ def _versions() -> dict[str, str | None]:
 def environment() -> dict[str, Any]:
     """Versions, devices and the commit of this process."""
     return {
-        **_versions(),
+        **versions(),
         "platform": platform.platform(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),

@@ -25,6 +25,7 @@ METRICS = "metrics.jsonl"
 EVENTS_FLUSH_S = 5
 SAY_EVERY_S = 15.0  # a run that works says so at least this often
 _RESERVED = ("step", "split", "time")
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Writer:
@@ -35,6 +36,7 @@ class Writer:
       tensorboard: also write event files.
       resume_step: drop what was written for later steps; 0 where training starts from nothing.
         None keeps every line, for what only adds to a run (an evaluation).
+      every: steps between lines of training, to say so where the last ones are gone.
       console: where progress goes; standard error by default.
       active: False on all processes but the first: every method does nothing.
       clock: seconds, for the estimate of the time left.
@@ -46,6 +48,7 @@ class Writer:
         *,
         tensorboard: bool = True,
         resume_step: int | None = None,
+        every: int = 0,
         console: TextIO | None = None,
         active: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -65,6 +68,12 @@ class Writer:
         # What stands there for the very step that the run goes on from (its validation, say)
         # may be computed once more; the record keeps one line.
         self._known = {(r["step"], r["split"]) for r in rows if r["step"] == resume_step}
+        last = max((r["step"] for r in rows if r["split"] == "train"), default=0)
+        if every and resume_step and resume_step - last >= every:
+            logging.warning(
+                "%s has no lines of the steps %d to %d: they were deleted, or cut off",
+                *(path, last + 1, resume_step),
+            )
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter  # a run without it does not wait for it
@@ -169,43 +178,46 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that was cut off is left out.
 
     Raises:
-      ValueError: another line is not JSON; the message has its number.
+      ValueError: another line is no record; the message has its number.
     """
     rows = []
     for n, line in enumerate(lines := _lines(pathlib.Path(path)), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if n == len(lines):
-                break
-            raise ValueError(f"{path}, line {n} is not JSON: {error}") from error
         # Without its end the last line is whole by luck: writing on would drop it.
-        if line.endswith("\n"):
-            rows.append({k: v if k in _RESERVED else float(v) for k, v in row.items()})
+        if n == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            row = {k: v if k in _RESERVED else float(v) for k, v in json.loads(line).items()}
+        except _UNREADABLE as error:
+            raise ValueError(f"{path}, line {n} is not a record: {error}") from error
+        rows.append(row)
     return rows
 
 
 def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
     """Drops lines after `step` (None: no step) and lines cut off; returns what is kept."""
-    kept, rows = [], []
+    kept, rows, damaged = [], [], False
     for line in _lines(path):
         if not line.endswith("\n"):
             continue
         try:
             row = json.loads(line)
             at, _ = int(row["step"]), str(row["split"])
-        except (ValueError, KeyError, TypeError):
+        except _UNREADABLE:
             logging.warning("%s: dropped a line that cannot be read: %r", path, line[:80])
+            damaged = True
             continue
         if step is None or at <= step:
             kept.append(line)
             rows.append(row)
+    if damaged:
+        logging.warning("the file as it was is %s", files.set_aside(path))
     files.write_whole(path, "".join(kept))
     return rows
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    files.check_is_file(path)
+    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
 
 def _columns(console: TextIO) -> int:

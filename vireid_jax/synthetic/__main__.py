@@ -1,5 +1,10 @@
 """Looks at the embedded data set, or writes it to disk: see `--help`."""
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import os
 import sys
@@ -10,6 +15,7 @@ import numpy as np
 from vireid_jax import __version__
 from vireid_jax.data.readers.common import check_number
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
+from vireid_jax.runtime import command
 from vireid_jax.synthetic.dataset import FIRST_PERSON, check_image_size, render_images
 from vireid_jax.synthetic.scene import CAMERAS
 from vireid_jax.types import MODALITIES
@@ -128,4 +134,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

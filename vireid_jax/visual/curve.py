@@ -5,6 +5,11 @@
 Needs matplotlib (`pip install 'vireid_jax[viz]'`).
 """
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import itertools
 import pathlib
@@ -13,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vireid_jax import __version__
+from vireid_jax.runtime import command
 from vireid_jax.runtime.writer import METRICS, read_metrics
 
 # Colors that people with a color deficiency tell apart (Okabe and Ito).
@@ -98,4 +104,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

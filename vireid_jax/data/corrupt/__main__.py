@@ -1,5 +1,10 @@
 """Shows every corruption at every severity on one picture of a person: see `--help`."""
 
+if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime.command import answer_signals
+
+    answer_signals()
+
 import argparse
 import os
 import sys
@@ -11,6 +16,7 @@ from PIL import Image
 from vireid_jax import __version__
 from vireid_jax.data.corrupt import KINDS, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
+from vireid_jax.runtime import command
 
 IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
 _SHOWN = (112, 56)  # reduced, so that the sheet stays small
@@ -100,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)
