@@ -22,7 +22,16 @@ import optax
 from clu import parameter_overview
 
 from vireid_jax import build, optim
-from vireid_jax.runtime import checkpoint, devices, preemption, processes, runfolder, watch, writer
+from vireid_jax.runtime import (
+    checkpoint,
+    devices,
+    files,
+    preemption,
+    processes,
+    runfolder,
+    watch,
+    writer,
+)
 from vireid_jax.runtime.checkpoint import Checkpoints
 from vireid_jax.runtime.writer import SAY_EVERY_S, Writer, duration
 from vireid_jax.types import Batch, Method, Stopped, Variables, epochs_to_steps
@@ -37,18 +46,6 @@ class Options(NamedTuple):
     checkpoint_every: float
     keep: int
     tensorboard: bool
-
-    def check(self) -> None:
-        """Refuses lengths that make no run; 0 switches an interval off."""
-        if not self.epochs > 0:
-            raise ValueError(f"train.epochs is {self.epochs}, expected more than 0")
-        for name in ("log_every", "eval_every", "checkpoint_every"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ValueError(f"train.{name} is {value}, expected 0 (never) or more")
-        if self.keep < 1:
-            raise ValueError(
-                f"train.keep is {self.keep}, expected at least 1: resuming needs one checkpoint"
-            )
 
 
 class TrainState(NamedTuple):
@@ -94,8 +91,9 @@ def fit(
       Preempted: the run was asked to stop.
       NonFiniteError: a loss is not finite.
     """
+    build.check(config, train=Options)
     options = Options(**config.train)
-    options.check()
+    files.check_writable(workdir)
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, expected at least 1")
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -23,6 +23,7 @@ RENDER_VERSION = 10
 # First and last person of each split: more identities in one never renumber those of another.
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
 _LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
+_MOST_BYTES = 2**33  # of all images, which are held in memory
 _BLOCK = 2048  # images whose parameters are held at once
 _MODALITY = np.array([camera.modality for camera in scene.CAMERAS], np.int8)
 
@@ -137,6 +138,7 @@ def _write(path: pathlib.Path, images: dict[str, np.ndarray]) -> None:
 
 
 def load(
+    check: Callable[[Split], None] | None = None,
     *,
     image_size: tuple[int, int] = (96, 48),
     seed: int = 0,
@@ -157,6 +159,8 @@ def load(
     camera is the same image: more identities or images never change the others.
 
     Args:
+      check: raises for a split that is of no use; called before anything is rendered, with
+        images that have no pixels.
       image_size: (height, width) in pixels.
       seed: of everything, at least 0.
       train_ids: identities to train on, at least 1.
@@ -193,9 +197,22 @@ def load(
         raise ValueError(f"cache is {cache!r}, expected True, False or a folder")
     if not val_ids:
         del plans["val"]
+    cameras = np.bincount(_MODALITY)
+    count = sum(ids * (cameras @ per) for ids, *per in plans.values())
+    if count * height * width * 3 > _MOST_BYTES:
+        raise ValueError(
+            f"the data set would be {count:,} images of {height} x {width} pixels, which take more "
+            f"than {_MOST_BYTES:,} bytes of memory; ask for fewer people or images"
+        )
 
     rows = {name: _rows(name, *plan) for name, plan in plans.items()}
     shapes = {name: (len(person), height, width, 3) for name, (person, _, _) in rows.items()}
+    if check is not None:
+        check(
+            _split(
+                rows, {name: np.empty((n, 0, 0, 3), np.uint8) for name, (n, *_) in shapes.items()}
+            )
+        )
     path = None
     if cache is not False:
         folder = cache_folder() if cache is True else pathlib.Path(cache)
@@ -204,7 +221,6 @@ def load(
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     images = _read(path, shapes) if path else None
     if images is None:
-        count = sum(shape[0] for shape in shapes.values())
         _log.info("rendering %d images of %d x %d pixels", count, height, width)
         images = {
             name: render_images(int(seed), *of_split, image_size=(height, width))
@@ -213,6 +229,10 @@ def load(
         if path:
             _write(path, images)
 
+    return _split(rows, images)
+
+
+def _split(rows: Mapping[str, tuple[np.ndarray, ...]], images: Mapping[str, np.ndarray]) -> Split:
     parts = {}
     for name, (person, camera, index) in rows.items():
         names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
