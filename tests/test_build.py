@@ -89,12 +89,12 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
         name="synthetic", image_size=(48, 24), cache=False, train_ids=2, val_ids=0, test_ids=2,
         check=seen.append,
     )  # fmt: skip
-    assert seen == [split]
+    assert [len(s.train) for s in seen] == [len(split.train)] * 2 and seen[1] is split
 
 
 @each("changes, message", [
     ({"fsdp": 3}, "devices.fsdp is 3, which does not divide 4 devices; choose one of 1, 2, 4"),
-    ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
+    ({"fsdp": 0}, "devices.fsdp is 0, expected a number from 1"),
     ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
     ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
     ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),

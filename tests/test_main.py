@@ -35,11 +35,11 @@ def command(tmp_path, monkeypatch, capsys):
 WRONG = [
     (
         [RECIPE, "--config.optim.lrr=1e-3"],
-        'unknown key --config.optim.lrr. Did you mean "lr" instead of "lrr"?',
+        "unknown key --config.optim.lrr. Did you mean --config.optim.lr=VALUE",
     ),
     (
         [RECIPE, "--config.optm.lr=1e-3"],
-        'unknown key --config.optm.lr. Did you mean "optim" instead of "optm"?',
+        "unknown key --config.optm.lr. Did you mean --config.optim.lr=VALUE",
     ),
     (
         [RECIPE, "--config.optim.lr=fast"],

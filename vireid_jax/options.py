@@ -7,12 +7,12 @@ their annotations the types. This file imports nothing of the package, so that e
 import difflib
 import fnmatch
 import inspect
+import numbers
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 
 class Range(NamedTuple):
@@ -29,7 +29,8 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """As a message and the docs say it."""
-        return f"{'above' * self.open or 'from'} {_number(self.low)} to {_number(self.high)}"
+        low, high = (f"{n:,.0f}" if n == int(n) else f"{n:g}" for n in (self.low, self.high))
+        return f"above {low} and up to {high}" if self.open else f"from {low} to {high}"
 
 
 _COUNT, _EPOCHS, _SHARE = Range(1, 10_000), Range(0, 1e6), Range(0, 1)
@@ -82,6 +83,8 @@ RANGES: Mapping[str, Range] = {
     "method.num_prototypes": Range(0, 1024),
     "method.*": Range(0, 1e6),
 }
+# Where things are, which may differ between the hosts of a run.
+PATHS = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 WHY = {"train.keep": "resuming needs one checkpoint", "sampler.num_ids": "negatives are needed"}
 
 
@@ -93,9 +96,44 @@ class OptionError(ValueError):
         self.key = key
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def full_path(text: str) -> str:
+    """A path from the root, with the name of the file itself as it is: its ending says the kind."""
+    if not text or "://" in text:
+        return text
+    folder, name = os.path.split(os.path.abspath(os.path.expanduser(text)))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def full_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config whose paths no longer depend on the folder that a command runs in."""
+    found = dict(config)
+    for section, name in (key.split(".") for key in PATHS):
+        options = found.get(section)
+        if isinstance(options, Mapping) and isinstance(options.get(name), str):
+            found[section] = {**options, name: full_path(options[name])}
+    return found
+
+
 def range_of(key: str) -> Range | None:
     """The range of the numbers of an option; None where there is none."""
     return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)
+
+
+def check(section: str, function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raises OptionError for a value that the parameter of a function cannot be."""
+    check_types(section, values, hints_of(function))
+    check_ranges(section, values)
 
 
 def check_ranges(section: str, values: Mapping[str, Any]) -> None:
@@ -103,11 +141,10 @@ def check_ranges(section: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         key = f"{section}.{name}" if section else name
         allowed = range_of(key)
-        for number in _numbers(value) if allowed else ():
-            if number not in allowed:  # type: ignore[operator]
-                part = f"has {number!r}" if isinstance(value, (tuple, list)) else f"is {number!r}"
-                why = f"; {WHY[key]}" if key in WHY else ""
-                raise OptionError(key, f"{key} {part}, expected a number {allowed}{why}")
+        if allowed and not all(number in allowed for number in _numbers(value)):
+            what = "numbers" if isinstance(value, (tuple, list)) else "a number"
+            why = f"; {WHY[key]}" if key in WHY else ""
+            raise OptionError(key, f"{key} is {value!r}, expected {what} {allowed}{why}")
 
 
 def check_types(section: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
@@ -130,7 +167,8 @@ def check_keys(
             raise OptionError(key, f"{of} has the unknown key {name!r}; expected {_or(near)}")
     for name in needed:
         if name not in given:
-            raise OptionError(section or name, f"{of} lacks the key {name!r}; add it")
+            key = f"{section}.{name}" if section else name
+            raise OptionError(key, f"{of} lacks the key {name!r}; add it")
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -167,19 +205,15 @@ def _fits(value: Any, hint: Any) -> bool:
             return same and all(map(_fits, value, inside))
         return all(_fits(part, inside[0]) for part in value)
     if hint in (int, float):
-        numbers = (int, np.integer) if hint is int else (int, float, np.number)
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        wanted = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, wanted) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
 
 
 def _numbers(value: Any) -> list[Any]:
     if isinstance(value, (tuple, list)):
         return [number for part in value for number in _numbers(part)]
-    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+    return [value] if isinstance(value, numbers.Real) and not isinstance(value, bool) else []
 
 
 def _or(names: Collection[str]) -> str:

@@ -49,7 +49,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vireid_jax.options import check_ranges
+from vireid_jax import options
 from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Batch
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
@@ -145,7 +145,7 @@ def augment(
       ValueError: naming the option that is out of range, or the image that is not uint8.
     """
     own = {k: v for k, v in locals().items() if k not in ("key", "batch")}
-    check_ranges("augment", own)
+    options.check("augment", augment, own)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
     patch: dict[str, Any] = dict(
         area=erase_area, value=erase_value, form=erase_form, attempts=erase_attempts
@@ -340,8 +340,8 @@ def _checked_aspect(aspect: float | Sequence[float]) -> tuple[float, float]:
     if isinstance(aspect, (int, float)):
         if not 0 < aspect <= 1:
             raise ValueError(
-                f"augment.erase_aspect is {aspect}, expected a height / width in (0, 1], whose inverse is "
-                "the largest, or a pair (smallest, largest)"
+                f"augment.erase_aspect is {aspect}, expected a height / width in (0, 1], whose "
+                "inverse is the largest, or a pair (smallest, largest)"
             )
         return aspect, 1 / aspect
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:

@@ -24,6 +24,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from vireid_jax.options import PATHS, flat, full_paths
 from vireid_jax.runtime import files
 from vireid_jax.types import Split
 
@@ -50,8 +51,6 @@ FREE_KEYS = (
     "train.tensorboard",
 )
 
-# Keys that may differ between the hosts of a run: where things are.
-_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = "(absent)"
 
@@ -105,13 +104,13 @@ def check_resume(
     if not path.exists():
         return []
     try:
-        old = _shown(json.loads(path.read_text()))
+        old = _shown(full_paths(json.loads(path.read_text())))
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a config ({error}); the run cannot be compared with its first start. "
             "Restore the file, or name another --workdir"
         ) from error
-    new = _shown(_plain(config_dict))
+    new = _shown(_plain(full_paths(config_dict)))
     lines = [
         f"{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}"
         for key in sorted(old.keys() | new.keys())
@@ -209,12 +208,12 @@ def save_run_info(
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     if not path.exists():
-        _write_json(path, _plain(config))
+        _write_json(path, _plain(full_paths(config)))
     elif check_resume(workdir, config, allow=True):
         numbers = itertools.count(1)
         kept = next(p for n in numbers if not (p := workdir / f"config.{n}.json").exists())
         kept.write_bytes(path.read_bytes())
-        _write_json(path, _plain(config))
+        _write_json(path, _plain(full_paths(config)))
     starts = json.loads((workdir / ENV).read_text()) if (workdir / ENV).exists() else []
     env = environment()
     if not starts or starts[-1] != env:
@@ -307,7 +306,7 @@ def check_classes(
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the processes of a run must have in common before they compute: code and config."""
     values = flat(_plain(config))
-    return {**_versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
+    return {**_versions(), **{k: v for k, v in values.items() if k not in PATHS}}
 
 
 def data_facts(split: Split) -> dict[str, Any]:
@@ -362,17 +361,6 @@ def _commit() -> str | None:
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back: tuples are lists, other things their repr()."""
     return json.loads(json.dumps(value, default=repr))
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
