@@ -6,6 +6,7 @@ misspelt or that nothing takes fails.
 
 import importlib.util
 import inspect
+import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -24,11 +25,19 @@ from vireid_jax.evaluate import FILE_ALONE, UNTRAINED, Options, Scorer, check_pr
 from vireid_jax.methods import get_build
 from vireid_jax.methods.common import Backbone, with_backbone
 from vireid_jax.metrics import read_permutations
-from vireid_jax.options import OptionError, check_keys, check_ranges, check_types, hints_of
+from vireid_jax.options import (
+    OptionError,
+    check_keys,
+    check_ranges,
+    check_types,
+    full_path,
+    hints_of,
+)
 from vireid_jax.runtime import devices, preemption, runfolder, writer
 from vireid_jax.types import (
     Batch,
     Method,
+    Records,
     Retrieval,
     Split,
     Stopped,
@@ -54,6 +63,7 @@ class Parts(NamedTuple):
     scorer: Scorer
     weights: Report | None = None  # what was taken from the file of config.init
     file_is_gone: bool = False  # the run began with a file that these parts were built without
+    files: Records | None = None  # one's own images to train on, undecoded
 
 
 class Feed(NamedTuple):
@@ -232,7 +242,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     if not resuming or config.allow_changes:
         _rehearse(config, batch, pretrained)
 
-    split = _load(config, options, permutations, train=True)
+    split, own_files = _load(config, options, permutations, train=True)
     label, persons = train_labels(split.train)
     modality = split.train.modality
     steps = config.sampler.steps_per_epoch
@@ -260,7 +270,7 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
 
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None
-    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone)
+    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone, own_files)
     return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
 
 
@@ -275,8 +285,11 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     check_known(config, workdir)
     own, persons = runfolder.load_config(workdir), runfolder.load_classes(workdir)
     options, permutations = _eval_options(config)
-    split = _load(config, options, permutations)
-    _check_unseen(config.data, own.data, split.test, persons, workdir)
+
+    def check(split: Split) -> None:
+        _check_unseen(config.data, own.data, split.test, persons, workdir)
+
+    split, _ = _load(config, options, permutations, check_test=check)
     # The length of an epoch does not matter to embedding.
     method, _ = make_method(config, len(persons), steps_per_epoch=1)
     mesh = devices.make_mesh()
@@ -287,13 +300,27 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 
 
 def _load(
-    config: ml_collections.ConfigDict, options: Options, permutations: Any, train: bool = False
-) -> Split:
-    """The data set, refused before an image is read if it cannot be scored, or trained on."""
+    config: ml_collections.ConfigDict,
+    options: Options,
+    permutations: Any,
+    *,
+    train: bool = False,
+    check_test: Callable[[Split], None] = lambda split: None,
+) -> tuple[Split, Records | None]:
+    """The data set, refused before an image is read if it cannot be scored, or trained on.
+
+    Returns:
+      The split, and one's own images to train on as they are before they are decoded.
+    """
     # SYSU-MM01's evaluation code comes with fixed permutations.
     strict = config.data.name == "sysu" and config.data.strict
 
+    seen: list[Split] = []
+
     def check(split: Split) -> None:
+        seen.append(split)
+        if len(seen) == 1:
+            check_test(split)
         if train:
             _check_trainable(config, split)
         val = split.val if train else None
@@ -306,7 +333,7 @@ def _load(
     _stop_if_asked()
     split = datasets.load(**config.data, check=check, should_stop=should_stop)
     _stop_if_asked()
-    return split
+    return split, seen[0].train if config.data.name == "folders" else None
 
 
 def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
@@ -373,12 +400,24 @@ def config_to_score(
 def _check_unseen(given: Any, own: Any, test: Retrieval, persons: np.ndarray, workdir: Any) -> None:
     """Refuses to test a model on people of its own data set that it was trained on, int [C].
 
-    Takes the data sections asked for and of the run. RegDB's trials are told apart earlier; this is
-    for one's own images, divided another way.
+    Takes the data sections asked for and of the run, and the test images before they are decoded.
+    RegDB's trials are told apart earlier; this is for one's own images, divided another way. In
+    the folder of the run people go by their numbers, anywhere else by their images.
     """
-    if given.name == "synthetic" or any(own.get(k) != given.get(k) for k in ("name", "root")):
+    if given.name == "synthetic":
         return  # other people, whatever their numbers
-    seen = np.intersect1d(test.query.person, persons)
+
+    def place(data: Any) -> tuple[str | None, ...]:
+        paths = (data.get("root"), data.get("prepared"))
+        return (data.name, *(path and os.path.realpath(full_path(path)) for path in paths))
+
+    seen = np.array([], np.int32)
+    if place(given) == place(own):
+        seen = np.intersect1d(test.query.person, persons)
+    elif trained := runfolder.load_files(workdir):
+        for records in test:
+            known = [digest in trained for digest in runfolder.file_digests(records)]
+            seen = np.union1d(seen, records.person[known])
     if len(seen):
         raise ValueError(
             f"the model in {workdir} was trained on {len(seen)} people that it would be tested on "

@@ -118,7 +118,7 @@ def fit(
     jax.eval_shape(step_fn, devices.abstract(shapes, mesh), feed.batch)
     runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
     runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
-    runfolder.save_classes(workdir, parts.split, parts.persons)
+    runfolder.save_classes(workdir, parts.split, parts.persons, parts.files)
     if jax.process_index() == 0:
         params = shapes.variables["params"]
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)

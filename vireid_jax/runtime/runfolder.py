@@ -4,7 +4,7 @@ config.json   the resolved config that the run trains with (config.1.json, ... e
               changes were allowed)
 env.json      a list: versions and devices of every start that differed from the one before
 COMMAND       one line per start
-classes.json  the data set: the person behind each class, a checksum of the images' names
+classes.json  the data set: the person behind each class, checksums of the images and their names
 """
 
 import datetime
@@ -26,7 +26,7 @@ import numpy as np
 
 from vireid_jax.options import PATHS, flat, full_paths
 from vireid_jax.runtime import files
-from vireid_jax.types import Split
+from vireid_jax.types import Records, Split
 
 CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
 
@@ -225,16 +225,45 @@ def save_run_info(
         f.write(f"{shlex.join(argv)}  # {now}\n")
 
 
-def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
-    """Writes classes.json, by the first process."""
-    if jax.process_index() == 0:
-        facts = {
-            "dataset": split.name,
-            "images": len(split.train),
-            "names_sha256": _digest(split.train.name),
-            "persons": persons.tolist(),
-        }
-        _write_json(pathlib.Path(workdir) / CLASSES, facts)
+def save_classes(
+    workdir: str | pathlib.Path,
+    split: Split,
+    persons: np.ndarray,
+    files: Records | None = None,
+) -> None:
+    """Writes classes.json, by the first process; `files` are the training images undecoded."""
+    if jax.process_index() != 0:
+        return
+    facts = {
+        "dataset": split.name,
+        "images": len(split.train),
+        "names_sha256": _digest(split.train.name),
+        "persons": persons.tolist(),
+    }
+    if files is not None:
+        facts["files_sha256"] = sorted(set(file_digests(files)))
+    _write_json(pathlib.Path(workdir) / CLASSES, facts)
+
+
+def file_digests(records: Records) -> list[str]:
+    """16 hexadecimal digits of each image's bytes; "" where it cannot be read.
+
+    An image is known by them under any name, in any folder.
+    """
+    found = []
+    for image in records.images:
+        try:
+            data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
+        except OSError:
+            found.append("")
+        else:
+            found.append(hashlib.sha256(data).hexdigest()[:16])
+    return found
+
+
+def load_files(workdir: str | pathlib.Path) -> set[str]:
+    """The digests of the run's training images, see `file_digests`; of some data sets alone."""
+    return set(_read_classes(workdir)[0].get("files_sha256", ())) - {""}
 
 
 def name_test_set(split: Split) -> str:
