@@ -131,9 +131,9 @@ def test_a_folder_that_cannot_be_written_to_is_refused_first(tmp_path):
 # Any value at all -------------------------------------------------------------------------------
 
 TEXTS = ("", "x", "None", "nan", "inf", "-inf", "-1", "0", "1e12", "1e300", "(1,", "True", "1.5",
-         "(0.5,)", "('a','b')", "()", "-0.0", "9" * 30, "\x1b[31m", "/no/such/file", "[[1]]", "ä")  # fmt: skip
-ANY = (None, True, -1, 0, 1.5, 10**30, math.nan, math.inf, "", "x", (), (1,), ("a", 2.0), {"a": 1},
-       b"x", (math.nan, 0.5), [[1]], object())  # fmt: skip
+         "(0.5,)", "('a','b')", "()", "-0.0", "9" * 30, "\x1b[31m", "/no/such", "ä")  # fmt: skip
+ANY = (None, True, -1, 0, 1.5, 10**30, math.nan, math.inf, "", "x", (), (1,), ("a", 2.0),
+       {"a": 1}, b"x", (math.nan, 0.5), [[1]], object())  # fmt: skip
 
 
 @pytest.mark.slow

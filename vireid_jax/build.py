@@ -110,7 +110,7 @@ class Devices(NamedTuple):
 FACTS = ("num_classes", "image_size", "steps_per_epoch", "num_steps", "num_ids", "num_instances")
 FACTS += ("second_view", "backbone")
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
-_TOP = {"run_name": str, "seed": int, "allow_changes": bool}  # keys outside of sections
+TOP = {"run_name": str, "seed": int, "allow_changes": bool}  # keys outside of sections
 _MOST_STEPS = 2**31 - 1  # that a step counter of 32 bits holds
 _TRIED = 100  # steps of an epoch, where their number does not matter
 
@@ -169,8 +169,8 @@ def check(
     if train is not None:
         types["train"] = hints_of(train)
     if not sections:
-        check_keys("", content, [*_TOP, *types], {*_TOP, *types, "train"})
-        check_types("", top, _TOP)
+        check_keys("", content, [*TOP, *types], {*TOP, *types, "train"})
+        check_types("", top, TOP)
         check_ranges("", top)
     for name in sections or types:
         hints, values = types[name], content.get(name, {})

@@ -29,7 +29,7 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """As a message and the docs say it."""
-        low, high = (f"{n:,.0f}" if n == int(n) else f"{n:g}" for n in (self.low, self.high))
+        low, high = (f"{int(n):,}" if n == int(n) else f"{n:g}" for n in (self.low, self.high))
         return f"above {low} and up to {high}" if self.open else f"from {low} to {high}"
 
 
