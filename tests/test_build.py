@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +14,7 @@ from tests.support.rows import each
 from vireid_jax import build, main, train
 from vireid_jax.data import datasets
 from vireid_jax.runtime import preemption, runfolder
+from vireid_jax.types import train_labels
 
 PEOPLE = [f"p{n}" for n in range(8)]
 
@@ -120,6 +123,45 @@ def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
         main.train_and_score(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_people_that_were_trained_on_are_known_in_any_folder(tmp_path, monkeypatch):
+    """By another spelling, a link and a copy; other people may have the same names."""
+    image = io.BytesIO()
+    rng = np.random.default_rng(0)
+
+    def own(name):
+        root = trees.people(tmp_path / name, both(PEOPLE))
+        for path in sorted(root.rglob("*.*")):
+            image.seek(0)
+            Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8)).save(image, "png")
+            path.write_bytes(image.getvalue())
+        return root
+
+    root = own("mine")
+    (tmp_path / "link").symlink_to(root)
+    shutil.copytree(root, tmp_path / "copy")
+    shutil.copytree(root / "visible/p3", tmp_path / "part/visible/someone")
+    shutil.copytree(root / "infrared/p3", tmp_path / "part/infrared/someone")
+    c = small("smcl", "folders", tmp_path, root)
+    split = datasets.load(**c.data)
+    _, persons = train_labels(split.train)
+    runfolder.save_run_info(tmp_path / "run", c.to_dict(), ["main"])
+    files = datasets.load(**{**c.data, "images": "encoded"}).train
+    runfolder.save_classes(tmp_path / "run", split, persons, files)
+    c.data.test_share = 1.0
+    monkeypatch.chdir(tmp_path)
+    for spelt in (root, f"{root}/", f"{tmp_path}/./mine", "mine", "./mine", "link", "copy"):
+        c.data.root = str(spelt)
+        with pytest.raises(ValueError, match=f"was trained on {len(persons)} people that it would"):
+            build.build_to_score(c, tmp_path / "run")
+    c.data.root = "part"  # one person under another name
+    trained = bool({"visible/p3/0.png", "visible/p3/0.jpg"} & set(split.train.name))
+    if trained:
+        with pytest.raises(ValueError, match="was trained on 1 people"):
+            build.build_to_score(c, tmp_path / "run")
+    c.data.root = str(own("others"))
+    assert build.build_to_score(c, tmp_path / "run").split.test
 
 
 def test_a_folder_that_is_an_address(capsys):

@@ -64,6 +64,10 @@ def test_every_recipe_is_accepted():
     ("data.image_size", (48.5, 24), r"data.image_size is \(48.5, 24\), expected \(a whole number"),
     ("data.image_size", (48,), r"data.image_size is \(48,\), expected \(a whole number, a whole"),
     ("data.root", 3, "data.root is 3, expected text or a path or None"),
+    ("data.image_size", None, "data.image_size is None, expected a tuple"),
+    ("data.name", [[1]], r"data.name is \[\[1\]\], expected text"),
+    ("method.name", {"a": 1}, "method.name is {'a': 1}, expected text"),
+    ("method.name", "x", "no method 'x'; expected one of"),
     ("devices.fsdp", 0, "devices.fsdp is 0, expected a number from 1"),
     ("optim.lrr", 1.0, "the section 'optim' of the recipe has the unknown key 'lrr'; expected lr"),
     ("data.foo", 1, "the section 'data' of the recipe has the unknown key 'foo'"),
@@ -100,7 +104,7 @@ def test_every_number_of_a_recipe_has_a_range():
 
 def test_numbers_of_numpy_are_numbers():
     options.check_types("x", {"a": np.int32(3), "b": np.float32(1)}, {"a": int, "b": float})
-    with pytest.raises(options.OptionError, match="x.a is .*, expected a whole number"):
+    with pytest.raises(options.OptionError, match=r"x\.a is .*, expected a whole number"):
         options.check_types("x", {"a": np.float32(3)}, {"a": int})
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -160,11 +160,15 @@ def check(
     """
     content = config.to_dict()
     top = {k: v for k, v in content.items() if not isinstance(v, Mapping)}
-    for name, key in (("method", "name"), ("data", "name"), ("data", "image_size")):
+    for name, needed in (
+        ("method", {"name": str}),
+        ("data", {"name": str, "image_size": Sequence}),
+    ):
         check_keys("", content, [name], content)
         if not isinstance(content[name], Mapping):
             raise OptionError(name, f"{name} is {content[name]!r}, expected a section")
-        check_keys(name, content[name], [key], content[name])
+        check_keys(name, content[name], needed, content[name])
+        check_types(name, {key: content[name][key] for key in needed}, needed)
     types = section_types(config)
     if train is not None:
         types["train"] = hints_of(train)

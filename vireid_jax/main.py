@@ -536,6 +536,8 @@ def folder_of(
             changed.append(f"{word if words[word] == 1 else key}={value}")
     full = "-".join([config.run_name, *changed])
     name = "".join(c if c.isalnum() or c in "._-=," else "_" for c in full)
+    if not name.strip("."):  # runs/ itself, or what is above it
+        raise ValueError(f"run_name is {config.run_name!r}, expected the name of a folder")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
