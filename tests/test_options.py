@@ -57,8 +57,6 @@ def test_every_recipe_is_accepted():
     ("sampler.rule", "x", "sampler.rule is 'x', expected one of"),
     ("loader.prefetch", 0, "loader.prefetch is 0, expected a number from 1"),
     ("method.width", 0, "method.width is 0, expected a number from 1 to 1,024"),
-    ("method.dtype", "int8", "method.dtype is 'int8', expected one of"),
-    ("method.depth", 51, "depth"),
     ("method.metric_weight", math.nan, "method.metric_weight is nan, expected a number from 0"),
     ("eval.batch_size", 10**9, "eval.batch_size is 1000000000, expected a number from 1 to 65,5"),
     ("data.image_size", (48.5, 24), r"data.image_size is \(48.5, 24\), expected \(a whole number"),
@@ -110,6 +108,10 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_what_only_a_trace_finds_is_refused_before_data_are_made(tmp_path):
     for key, value, message in (
+        ("method.dtype", "int8", "method.dtype is 'int8', expected one of"),
+        ("method.depth", 51, "depth"),
+        ("augment.visible_channel", "x", "augment.visible_channel is 'x', expected one of none"),
+        ("augment.erase_area", (0.5, 0.1), "augment.erase_area is"),
         ("optim.multipliers", (("no_such_part", 0.1),), "matches no parameter"),
         ("sampler.num_ids", 100, "num_ids is 100, but only 6 identities"),
         ("data.train_visible", 9999, "take more than 8,589,934,592 bytes"),

@@ -149,6 +149,8 @@ def check(
 ) -> None:
     """Refuses keys, types and numbers of a recipe; loads nothing and is done at once.
 
+    Starts no backend of JAX: several processes have not found each other yet.
+
     Args:
       config: the recipe.
       train: what takes its train section.
@@ -160,10 +162,8 @@ def check(
     """
     content = config.to_dict()
     top = {k: v for k, v in content.items() if not isinstance(v, Mapping)}
-    for name, needed in (
-        ("method", {"name": str}),
-        ("data", {"name": str, "image_size": Sequence}),
-    ):
+    named = {"name": str}
+    for name, needed in (("method", named), ("data", {**named, "image_size": Sequence})):
         check_keys("", content, [name], content)
         if not isinstance(content[name], Mapping):
             raise OptionError(name, f"{name} is {content[name]!r}, expected a section")
@@ -196,7 +196,6 @@ def check(
         )
     _loader(**config.loader)
     optim.make(steps_per_epoch=_TRIED, epochs=config.train.epochs, **config.optim)
-    make_method(config, config.sampler.num_ids, _TRIED)
 
 
 def _rehearse(config: ml_collections.ConfigDict, batch: Any, pretrained: Any) -> None:

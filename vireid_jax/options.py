@@ -187,14 +187,8 @@ def kind(hint: Any) -> str:
         return f"({', '.join(map(kind, inside))})"
     if origin is not None and issubclass(origin, Sequence):
         return f"a tuple, each {kind(inside[0])}"
-    names = {
-        Sequence: "a tuple",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "True or False",
-    }
-    return {**names, type(None): "None"}.get(hint, "a path")
+    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+    return {**names, Sequence: "a tuple", type(None): "None"}.get(hint, "a path")
 
 
 def _fits(value: Any, hint: Any) -> bool:
