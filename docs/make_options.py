@@ -1,6 +1,8 @@
-"""Writes docs/options.md: every key of every recipe, with type, default and meaning.
+"""Writes docs/options.md: every key of every recipe, with type, range, default and meaning.
 
 python docs/make_options.py
+
+Types are those of what takes a section, ranges those of `vireid_jax.options`.
 
 The meaning of a key that all recipes have is its comment in configs/common.py. The meaning of an
 option of a method is the text of the argument of its `build`. A key without either is an error.
@@ -21,6 +23,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from configs import common  # noqa: E402
+from vireid_jax import build, options, train  # noqa: E402
 from vireid_jax.methods import METHODS, get_build  # noqa: E402
 from vireid_jax.methods.common import Backbone  # noqa: E402
 
@@ -46,7 +49,6 @@ SECTIONS = {
     "devices": ("Devices and memory", "See [launch.md](launch.md)."),
     "eval": ("Evaluation", "See [evaluation.md](evaluation.md)."),
 }
-TYPES = {bool: "bool", int: "int", float: "float", str: "text", tuple: "tuple", type(None): "none"}
 
 
 def comments() -> dict[str, str]:
@@ -103,17 +105,32 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body)]
 
 
-def row(key: str, sections: Mapping[str, Any], text: str) -> tuple[str, ...]:
+def kinds_of(recipes: Mapping[str, Any]) -> dict[str, str]:
+    """{key: what its value may be, in words}, of a method's recipes by data set."""
+    found = {}
+    for recipe in recipes.values():
+        sections = {"": build.TOP, "train": options.hints_of(train.Options)}
+        sections |= build.section_types(recipe)
+        for section, hints in sections.items():
+            for name, hint in hints.items():
+                key = f"{section}.{name}" if section else name
+                allowed = options.range_of(key)
+                kind = options.kind(hint)
+                found[key] = f"{kind}, {allowed}" if allowed and "number" in kind else kind
+    return found
+
+
+def row(key: str, sections: Mapping[str, Any], kind: str, text: str) -> tuple[str, ...]:
     """The row of a key: its type, its value on the embedded data and on SYSU-MM01, its meaning.
 
     Args:
       key: dotted.
       sections: {data set: the section that has the key there}.
+      kind: what its value may be.
       text: its meaning.
     """
     name = key.rpartition(".")[2]
     there = {dataset: section for dataset, section in sections.items() if name in section}
-    kinds = {TYPES.get(section.get_type(name), "text") for section in there.values()}
     values = [
         shown(there[dataset][name]) if dataset in there else "-"
         for dataset in ("synthetic", "sysu")
@@ -121,7 +138,6 @@ def row(key: str, sections: Mapping[str, Any], text: str) -> tuple[str, ...]:
     if key == "run_name":
         values = ["`METHOD-DATASET`"] * 2
     meaning = text.replace("|", "\\|").replace("<", "&lt;").rstrip(".")
-    kind = "float" if "float" in kinds else " or ".join(sorted(kinds))
     return (f"`{key}`", kind, *values, meaning)
 
 
@@ -135,6 +151,7 @@ def page() -> str:
     missing: list[str] = []
     head = ("key", "type", "embedded data", "SYSU-MM01", "meaning")
     lines = [HEAD]
+    kinds = kinds_of({d: found["smcl", d] for d in DATASETS})
     for section, (title, more) in SECTIONS.items():
         of_smcl = {d: found["smcl", d][section] if section else found["smcl", d] for d in DATASETS}
         keys = list(dict.fromkeys(key for part in of_smcl.values() for key in part))
@@ -144,20 +161,23 @@ def page() -> str:
                 continue
             path = f"{section}.{key}" if section else key
             if path in meaning:
-                rows.append(row(path, of_smcl, meaning[path]))
+                rows.append(row(path, of_smcl, kinds[path], meaning[path]))
             else:
                 missing.append(path)
         lines += [f"## {title}", "", *([more, ""] if more else []), *table(rows), ""]
     lines += ["## Methods", ""]
     for method in (None, *METHODS):
         texts = arguments(Backbone if method is None else get_build(method))
-        options = {d: found[method or "smcl", d].method for d in DATASETS}
+        own = {d: found[method or "smcl", d] for d in DATASETS}
+        methods = {d: recipe.method for d, recipe in own.items()}
+        kinds = kinds_of(own)
         rows = [head]
-        for key in options["sysu"]:
+        for key in methods["sysu"]:
             if key == "name" or (key in Backbone._fields) != (method is None):
                 continue
             if key in texts:
-                rows.append(row(f"method.{key}", options, texts[key]))
+                name = f"method.{key}"
+                rows.append(row(name, methods, kinds[name], texts[key]))
             else:
                 missing.append(f"method.{key} ({method or 'Backbone'})")
         title = "The ResNet of every method" if method is None else method.upper()

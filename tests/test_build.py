@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,6 +14,7 @@ from tests.support.rows import each
 from vireid_jax import build, main, train
 from vireid_jax.data import datasets
 from vireid_jax.runtime import preemption, runfolder
+from vireid_jax.types import train_labels
 
 PEOPLE = [f"p{n}" for n in range(8)]
 
@@ -89,12 +92,12 @@ def test_the_check_sees_the_split_that_is_returned_too(tmp_path):
         name="synthetic", image_size=(48, 24), cache=False, train_ids=2, val_ids=0, test_ids=2,
         check=seen.append,
     )  # fmt: skip
-    assert seen == [split]
+    assert [len(s.train) for s in seen] == [len(split.train)] * 2 and seen[1] is split
 
 
 @each("changes, message", [
     ({"fsdp": 3}, "devices.fsdp is 3, which does not divide 4 devices; choose one of 1, 2, 4"),
-    ({"fsdp": 0}, "devices.fsdp is 0, expected at least 1"),
+    ({"fsdp": 0}, "devices.fsdp is 0, expected a number from 1"),
     ({"bn_groups": 3}, "devices.bn_groups is 3, which does not divide a batch of 8 rows"),
     ({"accumulate": 16}, "devices.accumulate is 16, which does not divide a batch of 8 rows"),
     ({"accumulate": 2, "bn_groups": 8}, "bn_groups is 8, which does not divide a chunk of 4"),
@@ -126,6 +129,43 @@ def test_a_stop_while_images_are_decoded_leaves_nothing(tmp_path, monkeypatch):
         main.train_and_score(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_people_that_were_trained_on_are_known_in_any_folder(tmp_path, monkeypatch):
+    """By another spelling, a link and a copy; other people may have the same names."""
+    rng = np.random.default_rng(0)
+
+    def own(name):
+        root = trees.people(tmp_path / name, both(PEOPLE))
+        for path in sorted(root.rglob("*.*")):
+            image = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8)).save(image, "png")
+            path.write_bytes(image.getvalue())
+        return root
+
+    root = own("mine")
+    (tmp_path / "link").symlink_to(root)
+    shutil.copytree(root, tmp_path / "copy")
+    c = small("smcl", "folders", tmp_path, root)
+    split = datasets.load(**c.data)
+    _, persons = train_labels(split.train)
+    runfolder.save_run_info(tmp_path / "run", c.to_dict(), ["main"])
+    files = datasets.load(**{**c.data, "images": "encoded"}).train
+    runfolder.save_classes(tmp_path / "run", split, persons, files)
+    c.data.test_share = 1.0
+    monkeypatch.chdir(tmp_path)
+    for spelt in (root, f"{root}/", f"{tmp_path}/./mine", "mine", "./mine", "link", "copy"):
+        c.data.root = str(spelt)
+        with pytest.raises(ValueError, match=f"was trained on {len(persons)} people that it would"):
+            build.build_to_score(c, tmp_path / "run")
+    person = split.train.name[0].split("/")[1]
+    for side in ("visible", "infrared"):  # one person under another name
+        shutil.copytree(root / side / person, tmp_path / "part" / side / "someone")
+    c.data.root = "part"
+    with pytest.raises(ValueError, match=r"was trained on 1 people that it would be tested on \[0"):
+        build.build_to_score(c, tmp_path / "run")
+    c.data.root = str(own("others"))
+    assert build.build_to_score(c, tmp_path / "run").split.test
 
 
 def test_a_folder_that_is_an_address(capsys):

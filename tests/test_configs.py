@@ -79,7 +79,6 @@ def test_sections_are_what_takes_them():
             **dict.fromkeys(("fsdp", "bn_groups", "accumulate"), 1),
             "remat": False,
         }, label
-        train.Options(**c.train).check()
         assert build._read_weights(**c.init, resuming=False) is None, label
         accepts(build._read_weights, {**c.init, "resuming": False})
         build._loader(**c.loader)
@@ -165,7 +164,7 @@ def test_a_section_that_cannot_be_carried_out_is_refused():
     for section, key, value, message in (
         ("eval", "protocols", ("sysu/outdoor",), "unknown protocol 'sysu/outdoor'"),
         ("eval", "validation", "x", "unknown protocol 'x'"),
-        ("eval", "trials", 0, "eval.trials is 0, expected at least 1"),
+        ("eval", "trials", 0, "eval.trials is 0, expected a number from 1 to 10,000"),
         ("eval", "batch_size", 0, "eval.batch_size is 0"),
         ("eval", "corrupt_repeats", 0, "eval.corrupt_repeats is 0"),
         ("eval", "memory_mb", 0, "eval.memory_mb is 0"),
@@ -178,17 +177,21 @@ def test_a_section_that_cannot_be_carried_out_is_refused():
         ("eval", "distance", "l2", "eval.distance is 'l2', expected one of cosine, euclidean"),
         ("eval", "fuse", "add", "eval.fuse is 'add', expected one of accumulate, store"),
         ("eval", "corrupt", "visible:hail", "hail"),
-        ("train", "epochs", 0.0, "train.epochs is 0.0, expected more than 0"),
-        ("train", "log_every", -1, r"train.log_every is -1, expected 0 \(never\) or more"),
-        ("train", "eval_every", math.nan, "train.eval_every is nan, expected 0"),
+        (
+            "train",
+            "epochs",
+            0.0,
+            "train.epochs is 0.0, expected a number above 0 and up to 1,000,000",
+        ),
+        ("train", "log_every", -1, "train.log_every is -1, expected a number from 0"),
+        ("train", "eval_every", math.nan, "train.eval_every is nan, expected a number from 0"),
         ("train", "checkpoint_every", -0.5, "train.checkpoint_every is -0.5"),
-        ("train", "keep", 0, "train.keep is 0, expected at least 1: resuming needs one"),
+        ("train", "keep", 0, "train.keep is 0, expected a number from 1 to 10,000; resuming needs"),
     ):
         c = recipe_of("smcl", "sysu")
         c[section][key] = value
-        options = {"eval": evaluate.Options, "train": train.Options}[section](**c[section])
         with pytest.raises(ValueError, match=message):
-            options.check()
+            build.check(c, train=train.Options)
     c = recipe_of("smcl", "sysu")
     c.loader.name = "torch"
     with pytest.raises(ValueError, match=r"no loader 'torch'; expected one of .*arrays.*tfdata"):

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "vireid_jax"
 
 # Imports flow one way: a file imports from its own layer's row or from rows above it.
 LAYERS = [
-    ["types"],
+    ["types", "options"],
     ["nets", "losses", "metrics", "data", "synthetic", "weights", "optim", "runtime"],
     ["methods", "embedding", "visual"],
     ["evaluate"],

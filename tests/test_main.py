@@ -14,7 +14,7 @@ import pytest
 
 from configs import agw, smcl
 from tests.support.recipes import ROOT
-from vireid_jax import main
+from vireid_jax import main, options
 
 RECIPE = f"--config={ROOT}/configs/smcl.py"
 
@@ -35,12 +35,24 @@ def command(tmp_path, monkeypatch, capsys):
 WRONG = [
     (
         [RECIPE, "--config.optim.lrr=1e-3"],
-        'unknown key --config.optim.lrr. Did you mean "lr" instead of "lrr"?',
+        "unknown key --config.optim.lrr. Did you mean --config.optim.lr=VALUE",
     ),
     (
         [RECIPE, "--config.optm.lr=1e-3"],
-        'unknown key --config.optm.lr. Did you mean "optim" instead of "optm"?',
+        "unknown key --config.optm.lr. Did you mean --config.optim.lr=VALUE",
     ),
+    (
+        [RECIPE, "--config.train.steps=20"],
+        "unknown key --config.train.steps. Did you mean --config.sampler.steps_per_epoch=VALUE or "
+        "--max_steps=VALUE?",
+    ),
+    (
+        [RECIPE, "--config.method.name=agw"],
+        "would change the name alone, and not the options that belong to smcl; choose the recipe "
+        "instead: --config=agw:synthetic",
+    ),
+    ([RECIPE, "--config.data.name=sysu"], "configs/smcl.py:sysu"),
+    ([RECIPE, "--config.optim=3"], "--config.optim is a section; change one of its values: --con"),
     (
         [RECIPE, "--config.optim.lr=fast"],
         "flag --config.optim.lr=fast: could not convert string to float: 'fast'",
@@ -159,6 +171,63 @@ def test_the_default_folder_is_named_after_what_changes_the_training():
             assert main.folder_of(config, None, given) == pathlib.Path("runs") / name
     assert main.folder_of(agw.get_config("regdb,caj"), None, {}).name == "agw-caj-regdb"
     assert main.folder_of(smcl.get_config(), None, {"data.seed": 1}).name.endswith("-data.seed=1")
+
+
+def test_a_name_that_is_no_folder_is_refused():
+    for name in ("", ".", ".."):
+        c = smcl.get_config()
+        c.run_name = name
+        with pytest.raises(ValueError, match=r"run_name is .*, expected the name of a folder"):
+            main.folder_of(c, None, {})
+
+
+def test_the_last_of_several_values_counts_for_every_type():
+    words = ["--config.optim.milestones=(20.0,)", "--config.optim.lr=0.1", "--config.seed", "3"]
+    words += ["--config.optim.milestones=(60.0,)", "--config.optim.lr", "0.2", "--config.seed=4"]
+    words += ["--config.eval.flip", "--noconfig.eval.flip"]
+    found, values = main.changed(agw.get_config("sysu"), words)
+    expected = {"optim.milestones": (60.0,), "optim.lr": 0.2, "seed": 4, "eval.flip": False}
+    assert values == expected and found.optim.milestones == (60.0,)
+
+
+def test_a_size_is_given_in_three_ways():
+    for text in ("(96, 48)", "96,48", "96x48", "96X48"):
+        _, values = main.changed(smcl.get_config("sysu"), [f"--config.data.image_size={text}"])
+        assert values == {"data.image_size": (96, 48)}, text
+
+
+BAD_RECIPES = [
+    ("c.optim.lrr = 1.0", "line 4: the section 'optim' of the recipe has the unknown key 'lrr'"),
+    ("c.data.foo = 1", "line 4: the section 'data' of the recipe has the unknown key 'foo'"),
+    ("del c.optim", "line 4: the recipe lacks the key 'optim'; add it"),
+    ("del c.seed", "line 4: the recipe lacks the key 'seed'; add it"),
+    ("del c.train.epochs", "line 4: the section 'train' of the recipe lacks the key 'epochs'"),
+    ("c.optim.lr = 'a'", "line 4: TypeError: Could not override field 'lr'"),
+    ("raise KeyError('boom')", "line 4: KeyError: 'boom'"),
+    ("return 3", "returns 3, expected a ConfigDict"),
+    ("c.seed = = 3", "line 4: invalid syntax"),
+]  # fmt: skip
+
+
+def test_a_wrong_recipe_is_a_line_with_its_place(command, tmp_path):
+    path = tmp_path / "bad.py"
+    for line, message in BAD_RECIPES:
+        lines = ["def get_config(arg=None):", "from configs import smcl", "c = smcl.get_config()"]
+        path.write_text("\n    ".join([*lines, line, "return c"]) + "\n")
+        code, out, err = command(f"--config={path}", f"--workdir={tmp_path}/run")
+        assert code in (1, 2) and not out and err.startswith("error: "), (line, err)
+        assert str(path) in err and message in err and "Traceback" not in err, (line, err)
+        assert [p.name for p in tmp_path.iterdir()] == ["bad.py"], line
+
+
+def test_paths_that_no_shell_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main.folder_of(smcl.get_config(), "~/run", {}) == tmp_path / "run"
+    config = {"data": {"root": "~/mine", "cache": True}, "init": {"weights": None}, "seed": 1}
+    monkeypatch.chdir(tmp_path)
+    found = options.full_paths(config)
+    assert found == {**config, "data": {"root": str(tmp_path / "mine"), "cache": True}}
+    assert options.full_paths({"data": {"root": "mine"}}) == {"data": {"root": f"{tmp_path}/mine"}}
 
 
 def test_a_long_name_ends_with_a_checksum_of_the_whole():

@@ -6,8 +6,9 @@ misspelt or that nothing takes fails.
 
 import importlib.util
 import inspect
+import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,17 +18,26 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 
-from vireid_jax import weights
+from vireid_jax import optim, weights
 from vireid_jax.data import arrays, augment, datasets, sampler
 from vireid_jax.embedding import make_embed
 from vireid_jax.evaluate import FILE_ALONE, UNTRAINED, Options, Scorer, check_protocols
 from vireid_jax.methods import get_build
 from vireid_jax.methods.common import Backbone, with_backbone
 from vireid_jax.metrics import read_permutations
+from vireid_jax.options import (
+    OptionError,
+    check_keys,
+    check_ranges,
+    check_types,
+    full_path,
+    hints_of,
+)
 from vireid_jax.runtime import devices, preemption, runfolder, writer
 from vireid_jax.types import (
     Batch,
     Method,
+    Records,
     Retrieval,
     Split,
     Stopped,
@@ -53,6 +63,7 @@ class Parts(NamedTuple):
     scorer: Scorer
     weights: Report | None = None  # what was taken from the file of config.init
     file_is_gone: bool = False  # the run began with a file that these parts were built without
+    files: Records | None = None  # one's own images to train on, undecoded
 
 
 class Feed(NamedTuple):
@@ -75,10 +86,9 @@ class Devices(NamedTuple):
     def mesh(self, num_ids: int, num_instances: int) -> jax.sharding.Mesh:
         """The mesh of a step on that batch; refuses what cannot be cut that way."""
         rows = num_ids * num_instances
-        for name in ("fsdp", "bn_groups", "accumulate"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"devices.{name} is {value}, expected at least 1")
-            if name != "fsdp" and rows % value:
+        check_ranges("devices", self._asdict())
+        for name in ("bn_groups", "accumulate"):
+            if rows % (value := getattr(self, name)):
                 raise ValueError(
                     f"devices.{name} is {value}, which does not divide a batch of {rows} rows "
                     f"(sampler.num_ids x sampler.num_instances); choose a divisor of {rows}"
@@ -96,6 +106,112 @@ class Devices(NamedTuple):
                 f"over {jax.device_count()} devices; choose fewer chunks, or a larger batch"
             )
         return devices.make_mesh(fsdp=self.fsdp)
+
+
+# Facts of a run, which are no options: a method has a parameter for each that it depends on.
+FACTS = ("num_classes", "image_size", "steps_per_epoch", "num_steps", "num_ids", "num_instances")
+FACTS += ("second_view", "backbone")
+SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
+TOP = {"run_name": str, "seed": int, "allow_changes": bool}  # keys outside of sections
+_MOST_STEPS = 2**31 - 1  # that a step counter of 32 bits holds
+_TRIED = 100  # steps of an epoch, where their number does not matter
+
+
+def section_types(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
+    """{section: {key: its type}}, by the signatures of what takes them; not of "train".
+
+    Raises:
+      ValueError: there is no such method or data set.
+    """
+    build = hints_of(get_build(config.method.name))
+    own = {k: v for k, v in build.items() if k not in FACTS}
+    shared = {k: v for k, v in hints_of(Backbone).items() if k not in Devices._fields}
+    planned = ("label", "modality", "seed", "epoch")
+    takes = {
+        "data": datasets.types_of(config.data.name),
+        "init": hints_of(_read_weights),
+        "sampler": {k: v for k, v in hints_of(sampler.plan).items() if k not in planned},
+        "loader": hints_of(_loader),
+        "augment": hints_of(augment.augment),
+        "method": {"name": str, **(shared if "backbone" in build else {}), **own},
+        "optim": hints_of(optim.make),
+        "devices": hints_of(Devices),
+        "eval": hints_of(Options),
+    }
+    given = {"init": ("resuming",), "augment": ("key", "batch")}
+    given["optim"] = ("steps_per_epoch", "epochs")
+    return {s: {k: v for k, v in h.items() if k not in given.get(s, ())} for s, h in takes.items()}
+
+
+def check(
+    config: ml_collections.ConfigDict,
+    *,
+    train: Callable[..., Any] | None = None,
+    sections: Collection[str] = (),
+) -> None:
+    """Refuses keys, types and numbers of a recipe; loads nothing and is done at once.
+
+    Starts no backend of JAX: several processes have not found each other yet.
+
+    Args:
+      config: the recipe.
+      train: what takes its train section.
+      sections: that are looked at; () for all.
+
+    Raises:
+      OptionError: (a ValueError) naming the key.
+      ValueError: options do not go together.
+    """
+    content = config.to_dict()
+    top = {k: v for k, v in content.items() if not isinstance(v, Mapping)}
+    named = {"name": str}
+    for name, needed in (("method", named), ("data", {**named, "image_size": Sequence})):
+        check_keys("", content, [name], content)
+        if not isinstance(content[name], Mapping):
+            raise OptionError(name, f"{name} is {content[name]!r}, expected a section")
+        check_keys(name, content[name], needed, content[name])
+        check_types(name, {key: content[name][key] for key in needed}, needed)
+    types = section_types(config)
+    if train is not None:
+        types["train"] = hints_of(train)
+    if not sections:
+        check_keys("", content, [*TOP, *types], {*TOP, *types, "train"})
+        check_types("", top, TOP)
+        check_ranges("", top)
+    for name in sections or types:
+        hints, values = types[name], content.get(name, {})
+        if not isinstance(values, Mapping):
+            raise OptionError(name, f"{name} is {values!r}, expected a section")
+        if name == "data":  # None leaves an option at the data set's own default, or has no effect
+            known = datasets.all_options()
+            values = {k: v for k, v in values.items() if v is not None or k not in known}
+        check_keys(name, values, () if name == "data" else hints, {"name", *hints})
+        check_types(name, values, hints)
+        check_ranges(name, values)
+    _eval_options(config, read=False)
+    if sections:
+        return
+    if config.sampler.rule not in sampler.RULES:
+        raise OptionError(
+            "sampler.rule",
+            f"sampler.rule is {config.sampler.rule!r}, expected one of {sorted(sampler.RULES)}",
+        )
+    _loader(**config.loader)
+    optim.make(steps_per_epoch=_TRIED, epochs=config.train.epochs, **config.optim)
+
+
+def _rehearse(config: ml_collections.ConfigDict, batch: Any, pretrained: Any) -> None:
+    """Traces a loss on augmented images before there are any; refuses what that cannot take."""
+    method, _ = make_method(config, config.sampler.num_ids, _TRIED, pretrained)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(method.init, key)
+    transform, _ = optim.make(steps_per_epoch=_TRIED, epochs=config.train.epochs, **config.optim)
+    jax.eval_shape(transform.init, shapes["params"])
+
+    def loss(variables: Any, batch: Any) -> Any:
+        return method.loss(variables, augment.augment(key, batch, **config.augment), key, 0)
+
+    jax.eval_shape(loss, shapes, batch)
 
 
 def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple[Parts, Feed]:
@@ -119,20 +235,30 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
             f"sampler.num_ids is {num_ids}, which does not divide over {processes} processes; "
             f"choose {low} or {low + processes}"
         )
-    get_build(config.method.name)
     load = partial(_loader(**config.loader), filter=config.data.get("filter", FILTER))
     options, permutations = _eval_options(config)
     image_size = tuple(config.data.image_size)
     # A wrong file is refused before the data is loaded, and is read once.
     pretrained = _read_weights(**config.init, resuming=resuming)
+    shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
+    image = shape((count, *image_size, 3), np.uint8)
+    label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
+    batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
+    if not resuming or config.allow_changes:
+        _rehearse(config, batch, pretrained)
 
-    split = _load(config, options, permutations, train=True)
+    split, own_files = _load(config, options, permutations, train=True)
     label, persons = train_labels(split.train)
     modality = split.train.modality
     steps = config.sampler.steps_per_epoch
     if steps is None:
         pk = dict(num_ids=num_ids, num_instances=num_instances)
         steps = sampler.steps_per_epoch(label, modality, rule=config.sampler.rule, **pk)
+    if (total := epochs_to_steps(config.train.epochs, steps)) > _MOST_STEPS:
+        raise ValueError(
+            f"train.epochs is {config.train.epochs:g}, which is {total:,} steps of {steps:,} an "
+            f"epoch, expected at most {_MOST_STEPS:,} steps"
+        )
     method, report = make_method(config, len(persons), steps, pretrained)
     section = {**config.sampler, "steps_per_epoch": steps}
 
@@ -147,13 +273,9 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
                 check_batch(batch, num_ids=local_ids, num_instances=num_instances)
             yield batch
 
-    shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
-    image = shape((count, *image_size, 3), np.uint8)
-    label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
-    batch = {"visible": image, "infrared": image, "label": label_shape, "camera": camera}
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None
-    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone)
+    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone, own_files)
     return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
 
 
@@ -168,8 +290,11 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     check_known(config, workdir)
     own, persons = runfolder.load_config(workdir), runfolder.load_classes(workdir)
     options, permutations = _eval_options(config)
-    split = _load(config, options, permutations)
-    _check_unseen(config.data, own.data, split.test, persons, workdir)
+
+    def check(split: Split) -> None:
+        _check_unseen(config.data, own.data, split.test, persons, workdir)
+
+    split, _ = _load(config, options, permutations, check_test=check)
     # The length of an epoch does not matter to embedding.
     method, _ = make_method(config, len(persons), steps_per_epoch=1)
     mesh = devices.make_mesh()
@@ -200,13 +325,27 @@ def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
 
 
 def _load(
-    config: ml_collections.ConfigDict, options: Options, permutations: Any, train: bool = False
-) -> Split:
-    """The data set, refused before an image is read if it cannot be scored, or trained on."""
+    config: ml_collections.ConfigDict,
+    options: Options,
+    permutations: Any,
+    *,
+    train: bool = False,
+    check_test: Callable[[Split], None] = lambda split: None,
+) -> tuple[Split, Records | None]:
+    """The data set, refused before an image is read if it cannot be scored, or trained on.
+
+    Returns:
+      The split, and one's own images to train on as they are before they are decoded.
+    """
     # SYSU-MM01's evaluation code comes with fixed permutations.
     strict = config.data.name == "sysu" and config.data.strict
 
+    seen: list[Split] = []
+
     def check(split: Split) -> None:
+        seen.append(split)
+        if len(seen) == 1:
+            check_test(split)
         if train:
             _check_trainable(config, split)
         val = split.val if train else None
@@ -219,7 +358,7 @@ def _load(
     _stop_if_asked()
     split = datasets.load(**config.data, check=check, should_stop=should_stop)
     _stop_if_asked()
-    return split
+    return split, seen[0].train if config.data.name == "folders" else None
 
 
 def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
@@ -240,9 +379,6 @@ def check_known(config: ml_collections.ConfigDict, workdir: Any) -> None:
     needed = {"init": ("weights", "unused"), "devices": Devices._fields, "eval": Options._fields}
     needed |= {"augment": ("second_view",), "data": ("name", "image_size")}
     runfolder.check_known(config.to_dict(), known, workdir, needed=needed)
-
-
-SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
 
 
 def config_to_score(
@@ -289,12 +425,24 @@ def config_to_score(
 def _check_unseen(given: Any, own: Any, test: Retrieval, persons: np.ndarray, workdir: Any) -> None:
     """Refuses to test a model on people of its own data set that it was trained on, int [C].
 
-    Takes the data sections asked for and of the run. RegDB's trials are told apart earlier; this is
-    for one's own images, divided another way.
+    Takes the data sections asked for and of the run, and the test images before they are decoded.
+    RegDB's trials are told apart earlier; this is for one's own images, divided another way. In
+    the folder of the run people go by their numbers, anywhere else by their images.
     """
-    if given.name == "synthetic" or any(own.get(k) != given.get(k) for k in ("name", "root")):
+    if given.name == "synthetic":
         return  # other people, whatever their numbers
-    seen = np.intersect1d(test.query.person, persons)
+
+    def place(data: Any) -> tuple[str | None, ...]:
+        paths = (data.get("root"), data.get("prepared"))
+        return (data.name, *(path and os.path.realpath(full_path(path)) for path in paths))
+
+    seen = np.array([], np.int32)
+    if place(given) == place(own):
+        seen = np.intersect1d(test.query.person, persons)
+    elif trained := runfolder.load_files(workdir):
+        for records in test:
+            known = [digest in trained for digest in runfolder.file_digests(records)]
+            seen = np.union1d(seen, records.person[known])
     if len(seen):
         raise ValueError(
             f"the model in {workdir} was trained on {len(seen)} people that it would be tested on "
@@ -309,11 +457,11 @@ def _stop_if_asked() -> None:
         raise Stopped
 
 
-def _eval_options(config: ml_collections.ConfigDict) -> tuple[Options, Any]:
+def _eval_options(config: ml_collections.ConfigDict, *, read: bool = True) -> tuple[Options, Any]:
     """The eval section, checked, and the fixed permutations if it asks for them."""
     options = Options(**config.eval)
     options.check()
-    if options.gallery != "official" or options.rand_perm is None:
+    if not read or options.gallery != "official" or options.rand_perm is None:
         return options, None
     return options, read_permutations(options.rand_perm)
 

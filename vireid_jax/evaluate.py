@@ -38,6 +38,7 @@ from vireid_jax.metrics import (
     row_label,
     sampled_rows,
 )
+from vireid_jax.options import check_ranges
 from vireid_jax.runtime import files
 from vireid_jax.runtime.writer import Progress
 from vireid_jax.types import MODALITIES, VISIBLE, Records, Retrieval, Stopped
@@ -189,9 +190,7 @@ class Options(NamedTuple):
             )
         for name in (*names, self.validation):
             get_protocol(name)
-        for name in ("trials", "batch_size", "corrupt_repeats", "memory_mb"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"eval.{name} is {value}, expected at least 1")
+        check_ranges("eval", self._asdict())
         choices = {"gallery": ("agw", "official"), "rerank": ("none", "all", "queries")}
         choices |= {"distance": ("cosine", "euclidean"), "cmc": ("protocol", "id", "image")}
         for name, known in {**choices, "fuse": FUSE}.items():

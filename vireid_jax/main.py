@@ -23,13 +23,16 @@ if __name__ == "__main__":  # what comes next takes a while
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
 import contextlib
+import difflib
 import hashlib
 import os
 import pathlib
+import re
+import runpy
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import ml_collections
@@ -37,6 +40,7 @@ from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 import vireid_jax
+from vireid_jax.options import flat, full_paths
 from vireid_jax.runtime import EXIT_IN_USE, command
 
 if TYPE_CHECKING:
@@ -80,19 +84,22 @@ def main(argv: Sequence[str]) -> NoReturn:
     flags.DEFINE_integer("max_steps", None, text, flag_values=own)
     text = "Print the recipe, a value a line, and end."
     flags.DEFINE_bool("print_config", False, text, flag_values=own)
-    config = parse(argv, own, about=__doc__)
+    config, overrides = parse(argv, own, about=__doc__)
     flags.FLAGS.mark_as_parsed()  # absl's log asks for it
     if config is None:
         refuse(f"--config is missing (or --mode=eval with --workdir of a run); {known()}")
     if own.print_config:
-        print("\n".join(f"{key} = {value!r}" for key, value in sorted(_flat(config).items())))
+        print(
+            "\n".join(f"{key} = {value!r}" for key, value in sorted(flat(config.to_dict()).items()))
+        )
         sys.exit(0)
-    named = own["config"].present or bool(_changes(argv))
+    named = own["config"].present or bool(overrides)
     sys.exit(
         run(
             config if named else None,
             workdir=own.workdir,
-            overrides=config_flags.get_override_values(own["config"]) if named else {},
+            overrides=overrides,
+            source=own.config,
             mode=own.mode,
             step=own.step,
             dist=own.dist,
@@ -107,7 +114,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def parse(
     argv: Sequence[str], own: flags.FlagValues, *, about: str
-) -> ml_collections.ConfigDict | None:
+) -> tuple[ml_collections.ConfigDict | None, dict[str, Any]]:
     """Parses a command line; what is wrong with it becomes one line and exit code 2.
 
     Adds --config, the values changed in it, --debug and --version to the flags in `own`; `about` is
@@ -115,7 +122,7 @@ def parse(
 
     Returns:
       The recipe that --config names; with --mode=eval and no --config the one of the run in
-      --workdir; None where neither is given.
+      --workdir; None where neither is given. And the values that were changed, by key.
     """
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=own)
     flags.DEFINE_bool("version", False, "Show the version.", flag_values=own)
@@ -130,43 +137,152 @@ def parse(
     if "--version" in argv[1:]:
         print(f"vireid_jax {vireid_jax.__version__}")
         sys.exit(0)
-    argv = list(argv)
     given = _given(argv)
     stored = given.get("mode") == "eval" and given.get("workdir") and "config" not in given
-    with _one_line(argv):
+    try:
         if stored:
-            config_flags.DEFINE_config_dict(
-                "config", _stored(str(given["workdir"])), text, flag_values=own
-            )
+            config = _stored(str(given["workdir"]))
         else:
-            if "config" in given:
-                argv = _with_path(argv, given["config"])
-            config_flags.DEFINE_config_file(
-                "config", None, text, lock_config=True, flag_values=own, sys_argv=argv
-            )
-        rest = own(argv)
+            config = read_recipe(given["config"]) if "config" in given else None
+        flags.DEFINE_string("config", None, text, flag_values=own)
+        rest = own([word for word in _joined(argv) if not _CHANGE.match(word)])
         if len(rest) > 1:
             refuse(f"unexpected arguments {rest[1:]}; every option starts with --")
-        config = own.config
-        if config is not None:
-            config.items()  # a recipe is read at its first use
-    return config
-
-
-@contextlib.contextmanager
-def _one_line(argv: Sequence[str]) -> Iterator[None]:
-    """What is wrong with a command line, as a line and an exit code."""
-    try:
-        yield
+        changes = _changes(argv)
+        if config is None:
+            return None, {}
+        return changed(config, changes, source=given.get("config"))
     except flags.Error as error:
-        # A recipe that raises arrives with its traceback; its last line is the message.
-        refuse(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
-    except (AttributeError, KeyError) as error:
-        # A key that the locked config lacks: the text is "'lrr'\nDid you mean ...".
-        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'")
-        key, _, hint = text.strip("\"'").partition("\n")
-        keys = [a.split("=")[0] for a in argv if key.strip("'\"") in a.split("=")[0].split(".")]
-        refuse(f"unknown key {', '.join(keys) or key}. {hint}")
+        refuse(str(error).strip().splitlines()[-1])
+    except ValueError as error:
+        refuse(str(error))
+
+
+_CHANGE = re.compile(r"--?(no)?config\.")
+_SIZE = re.compile(r"\(?\s*(\d+)\s*[xX]\s*(\d+)\s*\)?")
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The command line with --config.KEY VALUE as --config.KEY=VALUE."""
+    words: list[str] = []
+    for word in argv:
+        last = words[-1] if words else ""
+        if _CHANGE.match(last) and "=" not in last and not word.startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _changes(argv: Sequence[str]) -> list[str]:
+    """The values that are changed in the recipe; of one that is given twice the last."""
+    found = {}
+    for word in filter(_CHANGE.match, _joined(argv)):
+        key, equals, value = _CHANGE.sub("", word).partition("=")
+        if key.endswith("image_size") and (size := _SIZE.fullmatch(value)):
+            value = f"({size[1]}, {size[2]})"
+        found.pop(key, None)
+        found[key] = f"--{'no' * word.lstrip('-').startswith('no')}config.{key}{equals}{value}"
+    return list(found.values())
+
+
+def changed(
+    config: ml_collections.ConfigDict, changes: Sequence[str], *, source: str | None = None
+) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+    """A recipe with the values of --config.KEY=VALUE, and {KEY: value} of these.
+
+    Args:
+      config: the recipe.
+      changes: the last of several values for a key counts.
+      source: how --config names the recipe, for a message.
+
+    Raises:
+      ValueError: a line about the flag that is wrong.
+    """
+    changes = _changes(changes)
+    known = flat(config.to_dict())
+    for change in changes:
+        key, _, value = _CHANGE.sub("", change).partition("=")
+        if key in ("method.name", "data.name") and value != known.get(key):
+            recipe = (source or "NAME").partition(":")[0]
+            named = f"{value}:{known['data.name']}" if key[0] == "m" else f"{recipe}:{value}"
+            raise ValueError(
+                f"--config.{key}={value} would change the name alone, and not the options that "
+                f"belong to {known.get(key)}; choose the recipe instead: --config={named}"
+            )
+        if key not in known:
+            raise ValueError(_unknown(key, known))
+    own = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=own, sys_argv=["", *changes])
+        own(["", *changes])
+        found = own.config
+        values = config_flags.get_override_values(own["config"]) if changes else {}
+    except flags.Error as error:
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{' '.join(changes)}: {error}") from error
+    return found, dict(values)
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    """What there is instead of a key that the recipe lacks, as flags."""
+    section, _, word = key.rpartition(".")
+    if key in {k.rpartition(".")[0] for k in known}:
+        return (
+            f"--config.{key} is a section; change one of its values: "
+            f"{', '.join(f'--config.{k}=VALUE' for k in known if k.startswith(f'{key}.'))}"
+        )
+    last = {k: k.rpartition(".")[2] for k in known}
+    near = [k for k in difflib.get_close_matches(key, known, 2, 0.8)]
+    near += [k for k, name in last.items() if difflib.get_close_matches(word, [name], 1, 0.7)]
+    near += [k for k, name in last.items() if word and word in name.split("_")]
+    near = near or [k for k in known if k.startswith(f"{section}.")] or list(known)
+    hints = [f"--config.{k}=VALUE" for k in dict.fromkeys(near)][:5]
+    hints += ["--max_steps=VALUE"] * ("steps" in word)
+    return f"unknown key --config.{key}. Did you mean {' or '.join(hints)}?"
+
+
+def read_recipe(source: str) -> ml_collections.ConfigDict:
+    """The recipe that --config names: FILE[:ARGUMENT] or NAME[:ARGUMENT].
+
+    Raises:
+      ValueError: there is none, or it raises; says in which line.
+    """
+    name, colon, argument = source.partition(":")
+    path = recipe_path(name)
+    if path is None:
+        raise ValueError(f"no recipe {name!r}; {known()}")
+    add_recipes_to_path()
+    try:
+        get_config = runpy.run_path(str(path), run_name="recipe").get("get_config")
+        if get_config is None:
+            raise ValueError(f"{path} has no function get_config")
+        config = get_config(argument) if colon else get_config()
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ValueError(f"get_config of {path} returns {config!r}, expected a ConfigDict")
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = " ".join(str(error).split())
+        if isinstance(error, ValueError) and frames[-1].filename != str(path):
+            raise ValueError(text) from error  # about the words behind the colon
+        at = next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+        where = f"{path}, line {at}" if at else str(path)
+        raise ValueError(f"{where}: {type(error).__name__}: {text}") from error
+    return config.lock()
+
+
+def _line_of(source: str, key: str) -> str:
+    """The place in a recipe's file that a message about one of its keys names."""
+    path = recipe_path(source.partition(":")[0])
+    lines = path.read_text().splitlines() if path else []
+    code = [line.partition("#")[0] for line in lines]
+    for word in (*reversed(key.split(".")), "get_config"):
+        if found := [n for n, line in enumerate(code, 1) if re.search(rf"\b{word}\b", line)]:
+            return f"{path}, line {found[-1]}: "
+    return f"{path}: "
 
 
 def refuse(message: str, code: int = 2) -> NoReturn:
@@ -202,31 +318,11 @@ def add_recipes_to_path() -> None:
         sys.path.append(str(root))
 
 
-def _with_path(argv: Sequence[str], value: str) -> list[str]:
-    """The command line with the path of the recipe's file in place of how it was named."""
-    name, colon, arg = value.partition(":")
-    path = recipe_path(name)
-    if path is None:
-        refuse(f"no recipe {name!r}; {known()}")
-    add_recipes_to_path()
-    found = f"{path}{colon}{arg}"
-    whole = (f"--config={value}", f"-config={value}")
-    before = ("", *argv)
-    return [
-        f"--config={found}" if word in whole else found if last in ("--config", "-config") else word
-        for last, word in zip(before, argv, strict=False)
-    ]
-
-
 def _given(argv: Sequence[str]) -> dict[str, str]:
     """The values of flags, before they are parsed."""
     given = dict(zip(argv, [*argv[1:], ""], strict=True))  # --flag value
     given |= {a.partition("=")[0]: a.partition("=")[2] for a in argv if "=" in a}  # --flag=value
     return {key.lstrip("-"): value for key, value in given.items() if key.startswith("-")}
-
-
-def _changes(argv: Sequence[str]) -> list[str]:
-    return [key for key in _given(argv) if key.startswith(("config.", "noconfig."))]
 
 
 def _stored(workdir: str) -> ml_collections.ConfigDict:
@@ -249,16 +345,6 @@ def _stored(workdir: str) -> ml_collections.ConfigDict:
     return config
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 # A run --------------------------------------------------------------------------------------------
 
 
@@ -272,6 +358,7 @@ def run(
     dist: str = "auto",
     max_steps: int | None = None,
     debug: bool = False,
+    source: str | None = None,
 ) -> int:
     """Trains and scores a recipe, or scores a run, as a command of its own.
 
@@ -282,6 +369,7 @@ def run(
       overrides: the values that were changed in the recipe, for that name.
       mode, step, dist, max_steps: as the flags of the command.
       debug: let errors through with their traceback.
+      source: how --config names the recipe, for messages.
 
     Returns:
       The exit code, as the module's docstring has it.
@@ -305,6 +393,19 @@ def run(
     holding = contextlib.ExitStack()
     try:
         folder = folder_of(config, workdir, overrides or {})
+        # A file that a recipe starts from, and no run that started from it.
+        alone = mode == "eval" and config is not None and config.init.weights is not None
+        alone = alone and not (folder / "checkpoints").exists()
+        if mode == "eval" and not alone:
+            config = build.config_to_score(config, folder, overrides or {})
+        elif config is None:
+            config = runfolder.load_config(folder)
+        config = ml_collections.ConfigDict(full_paths(config.to_dict())).lock()
+        if mode == "eval" and not alone:
+            build.check(config, sections=build.SCORED)
+        else:
+            build.check(config, train=train.Options)
+        files.check_writable(folder)
 
         def hold(process: int) -> None:
             holding.enter_context(runlock.held(folder, process))
@@ -313,13 +414,6 @@ def run(
         if processes.count() > 1:
             preemption.install()
         compilation.use_cache()
-        # A file that a recipe starts from, and no run that started from it.
-        alone = mode == "eval" and config is not None and config.init.weights is not None
-        alone = alone and not (folder / "checkpoints").exists()
-        if mode == "eval" and not alone:
-            config = build.config_to_score(config, folder, overrides or {})
-        elif config is None:
-            config = runfolder.load_config(folder)
         if mode == "train":
             hold(processes.process())  # before the devices, which the other command may have
         rows = config.sampler.num_ids * config.sampler.num_instances
@@ -348,7 +442,9 @@ def run(
             raise
         if debug:
             traceback.print_exc()
-        code, message = 1, f"error: {error}\n(--debug shows where)"
+        key = getattr(error, "key", None)
+        at = _line_of(source, key) if source and key and key not in (overrides or {}) else ""
+        code, message = 1, f"error: {at}{error}\n(--debug shows where)"
     except Exception as error:
         if processes.count() == 1:
             raise
@@ -493,10 +589,10 @@ def folder_of(
                 f"--workdir is {str(workdir)!r}, expected a folder of the file system, which all "
                 "hosts of a run share; mount a bucket with gcsfuse, or use Filestore, NFS or Lustre"
             )
-        return pathlib.Path(workdir)
+        return pathlib.Path(workdir).expanduser()
     if config is None:
         raise ValueError("neither a recipe nor a workdir is given")
-    words = Counter(key.split(".")[-1] for key in _flat(config))
+    words = Counter(key.split(".")[-1] for key in flat(config.to_dict()))
     changed = []
     for key, value in sorted(overrides.items()):
         if runfolder.changes_training(key):
@@ -504,6 +600,8 @@ def folder_of(
             changed.append(f"{word if words[word] == 1 else key}={value}")
     full = "-".join([config.run_name, *changed])
     name = "".join(c if c.isalnum() or c in "._-=," else "_" for c in full)
+    if not name.strip("."):  # runs/ itself, or what is above it
+        raise ValueError(f"run_name is {config.run_name!r}, expected the name of a folder")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vireid_jax import options
 from vireid_jax.types import epochs_to_steps
 
 OPTIMIZERS = ("adam", "sgd")
@@ -75,6 +76,9 @@ def make(
       ValueError: naming the option. The transform's `init` refuses a pattern that matches no
         parameter.
     """
+    own = {k: v for k, v in locals().items() if k not in ("steps_per_epoch", "epochs")}
+    options.check("optim", make, own)
+    options.check_ranges("train", {"epochs": epochs})
     for option, chosen, allowed in (
         ("name", name, OPTIMIZERS),
         ("schedule", schedule, SCHEDULES),
@@ -92,28 +96,6 @@ def make(
         raise ValueError(f"optim.nesterov with {name} and momentum {momentum}, expected sgd, > 0")
     if list(milestones) != sorted(milestones):
         raise ValueError(f"optim.milestones {tuple(milestones)} must ascend")
-    numbers = {
-        "optim.lr": lr,
-        "optim.weight_decay": weight_decay,
-        "optim.momentum": momentum,
-        "optim.gamma": gamma,
-        "optim.warmup_epochs": warmup_epochs,
-        "optim.warmup_factor": warmup_factor,
-        "optim.restart_epoch": restart_epoch,
-        "optim.clip_norm": clip_norm,
-        "train.epochs": epochs,
-    }
-    for option, value in numbers.items():
-        if value is not None and not value >= 0:  # NaN too
-            raise ValueError(f"{option} is {value}, expected 0 or more")
-    for pair in multipliers:
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise ValueError(
-                f"optim.multipliers holds {pair!r}, expected pairs of a regular expression and a "
-                'factor: (("backbone/.*", 0.1),)'
-            )
-        if not pair[1] >= 0:
-            raise ValueError(f"optim.multipliers: {pair[0]!r} has {pair[1]}, expected 0 or more")
     _check_patterns("multipliers", [pattern for pattern, _ in multipliers])
     _check_patterns("no_decay", no_decay)
 
@@ -201,16 +183,10 @@ def path_name(path: Any) -> str:
 
 def _check_patterns(option: str, patterns: Sequence[str]) -> None:
     """Raises ValueError unless these are regular expressions."""
-    # A text would pass for a sequence of patterns of one letter each.
-    if isinstance(patterns, str):
-        raise ValueError(
-            f"optim.{option} is the text {patterns!r}, expected a sequence of regular "
-            f"expressions: ({patterns!r},)"
-        )
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise ValueError(
                 f"optim.{option}: {pattern!r} is not a regular expression: {error}"
             ) from error

@@ -48,18 +48,6 @@ class Options(NamedTuple):
     keep: int
     tensorboard: bool
 
-    def check(self) -> None:
-        """Refuses lengths that make no run; 0 switches an interval off."""
-        if not self.epochs > 0:
-            raise ValueError(f"train.epochs is {self.epochs}, expected more than 0")
-        for name in ("log_every", "eval_every", "checkpoint_every"):
-            if not (value := getattr(self, name)) >= 0:
-                raise ValueError(f"train.{name} is {value}, expected 0 (never) or more")
-        if self.keep < 1:
-            raise ValueError(
-                f"train.keep is {self.keep}, expected at least 1: resuming needs one checkpoint"
-            )
-
 
 class TrainState(NamedTuple):
     """All that changes in training; also what a checkpoint holds."""
@@ -112,8 +100,9 @@ def fit(
 def _fit(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, max_steps: int | None
 ) -> Trained:
+    build.check(config, train=Options)
     options = Options(**config.train)
-    options.check()
+    files.check_writable(workdir)
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, expected at least 1")
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
@@ -139,7 +128,7 @@ def _fit(
     runfolder.check_classes(workdir, parts.split, parts.persons, allow=config.allow_changes)
     checkpoint.check_newest(workdir / "checkpoints", shapes)
     runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
-    runfolder.save_classes(workdir, parts.split, parts.persons)
+    runfolder.save_classes(workdir, parts.split, parts.persons, parts.files)
     if jax.process_index() == 0:
         params = shapes.variables["params"]
         overview = parameter_overview.get_parameter_overview(params, include_stats=False)

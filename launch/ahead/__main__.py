@@ -60,7 +60,7 @@ _JSON = flags.DEFINE_string("json", None, "File that takes all figures, as JSON.
 
 def main(argv: Sequence[str]) -> None:
     """Runs one command; see the module's docstring for the exit codes."""
-    config = command.parse(argv, flags.FLAGS, about=__doc__)
+    config, _ = command.parse(argv, flags.FLAGS, about=__doc__)
     if config is None:
         command.refuse(f"--config is missing; {command.known()}")
     name = _TOPOLOGY.value

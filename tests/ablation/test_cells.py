@@ -198,7 +198,7 @@ def test_rows_that_are_not_asked_for_need_not_take_the_settings():
     """SMCL's row of MUN's table 5 has no margin of L_tri."""
     change = ["--config.method.tri_margin=0.1"]
     with pytest.raises(
-        ValueError, match=r"mun/5/smcl:synthetic: its recipe has no key --config.method.tri_margin"
+        ValueError, match=r"mun/5/smcl:synthetic: unknown key --config.method.tri_margin"
     ):
         planned(["mun/5"], changes=change)
     (table,) = planned(["mun/5"], changes=change, rows=["b"])

@@ -251,13 +251,13 @@ def test_four_devices_give_the_pixels_of_one_without_talking():
 @each(
     "options, message",
     [
-        ({"flip": 1.5}, "flip is 1.5, expected a probability"),
+        ({"flip": 1.5}, "augment.flip is 1.5, expected a number from 0 to 1"),
         ({"luma": -0.1}, "luma is -0.1"),
         ({"pad": -1}, "pad is -1"),
         ({"pad": 1.5}, "pad is 1.5"),
         ({"pad_value": 256}, "pad_value is 256"),
         ({"pad_value": 0.5}, "pad_value is 0.5"),
-        ({"grayscale": (0.1, 2.0)}, r"grayscale is 2.0"),
+        ({"grayscale": (0.1, 2.0)}, r"grayscale is \(0.1, 2.0\), expected numbers from 0 to 1"),
         ({"erase": (0.1, 0.2, 0.3)}, "a pair"),
         ({"erase": float("nan")}, "erase is nan"),
         ({"erase_area": (0.4, 0.02)}, "erase_area is"),
@@ -276,7 +276,7 @@ def test_four_devices_give_the_pixels_of_one_without_talking():
         ({"erase_attempts": 1.5}, "erase_attempts is 1.5"),
         ({"visible_channel": "swap"}, "visible_channel is 'swap', expected one of none, exchange"),
         ({"infrared_channel": None}, "infrared_channel is None"),
-        ({"second_view": True}, f"second_view is True, expected one of {', '.join(CHANNEL)}"),
+        ({"second_view": True}, "second_view is True, expected text"),
     ],
 )
 def test_bad_options_are_refused_at_trace_time(options, message):

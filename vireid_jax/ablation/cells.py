@@ -10,17 +10,14 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import pathlib
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import config_flags
-
 from vireid_jax import main as command
+from vireid_jax.options import PATHS, flat, full_path
 from vireid_jax.runtime.files import write_whole
 
 RECIPES = command.recipe_path("tables")
@@ -45,8 +42,6 @@ OWN_KEYS = {
     "run_name": "--folder",
     "allow_changes": "--folder",
 }
-# Files of the user, which a relative and an absolute path name alike.
-PATHS = ("init.weights", "data.root")
 
 
 class Score(NamedTuple):
@@ -90,7 +85,6 @@ class Cell:
         protocols = self.protocols if score is None else (score.protocol,)
         command = [sys.executable, "-m", "vireid_jax.main", f"--config={self.source}"]
         command += [f"--workdir={self.folder}", *self.values]
-        # Once: a second value of a tuple would be added to the first.
         command += [f"--config.eval.protocols={protocols!r}"] * bool(protocols)
         if score is not None:
             command += ["--mode=eval"]
@@ -295,30 +289,11 @@ def resolve(source: str, values: Sequence[str]) -> dict[str, Any]:
     Raises:
       ValueError: as that command would refuse them.
     """
-    from vireid_jax.runtime.runfolder import flat
-
-    own = flags.FlagValues()
-    argv = ["ablation", f"--config={source}", *values]
-    config_flags.DEFINE_config_file(
-        "config", None, flag_values=own, lock_config=True, sys_argv=argv
-    )
     try:
-        own(argv)
-        config: Any = own["config"].value
-        found = flat(config.to_dict())  # a recipe is read at its first use
-    except flags.Error as error:
-        # A recipe that raises arrives with its traceback; its last line is the message.
-        text = str(error).strip().splitlines()[-1]
-        raise ValueError(text.removeprefix("ValueError: ")) from error
-    except (AttributeError, KeyError, TypeError) as error:
-        # Of a key that the recipe lacks the text is "'lrr'\nDid you mean ...".
-        text = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("\"'")
-        key, _, hint = text.partition("\n")
-        given = [v.partition("=")[0] for v in values]
-        keys = [g for g in given if key.strip("'\"") in g.split(".")]
-        what = f"its recipe has no key {', '.join(keys)}" if keys else key
-        raise ValueError(f"{_row(source)}: {what}. {' '.join(hint.split())}".strip()) from error
-    return found
+        config = command.changed(command.read_recipe(source), values)[0]
+    except ValueError as error:
+        raise ValueError(f"{_row(source)}: {error}") from error
+    return flat(config.to_dict())
 
 
 def split_change(change: str) -> tuple[str, str]:
@@ -336,7 +311,7 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
         key, value = split_change(change)
         if key in OWN_KEYS:
             raise ValueError(f"{key} is decided by {OWN_KEYS[key]}; leave {change} out")
-        merged[f"--config.{key}"] = _full_path(value) if key in PATHS else value
+        merged[f"--config.{key}"] = full_path(value) if key in PATHS and value != "None" else value
     return tuple(f"{key}={value}" for key, value in merged.items())
 
 
@@ -394,14 +369,6 @@ def _check_score(
             f"{_row(source)} has no feature {feature!r}; give --feature {' or '.join(given)}"
         )
     return given[0]
-
-
-def _full_path(text: str) -> str:
-    """A path from the root, with the name of the file itself as it is: its ending says the kind."""
-    if not text or text == "None" or "://" in text:
-        return text
-    folder, name = os.path.split(os.path.abspath(os.path.expanduser(text)))
-    return os.path.join(os.path.realpath(folder), name)
 
 
 def _row(source: str) -> str:

@@ -49,6 +49,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vireid_jax import options
 from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Batch
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
@@ -143,14 +144,13 @@ def augment(
     Raises:
       ValueError: naming the option that is out of range, or the image that is not uint8.
     """
-    _check_probability("flip", flip)
-    _check_probability("luma", luma)
+    own = {k: v for k, v in locals().items() if k not in ("key", "batch")}
+    options.check("augment", augment, own)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
-    _check_pad(pad, pad_value)
     patch: dict[str, Any] = dict(
         area=erase_area, value=erase_value, form=erase_form, attempts=erase_attempts
     )
-    _check_erasing(**patch)
+    _check_erasing(erase_area, erase_value, erase_form)
     erased: Callable[..., jax.Array] = partial(
         _erase, aspect=_checked_aspect(erase_aspect), **patch
     )
@@ -159,7 +159,9 @@ def augment(
     )
     for name, operator in operators.items():
         if operator not in CHANNEL:
-            raise ValueError(f"{name} is {operator!r}, expected one of {', '.join(CHANNEL)}")
+            raise ValueError(
+                f"augment.{name} is {operator!r}, expected one of {', '.join(CHANNEL)}"
+            )
     for name in MODALITIES:
         images = batch[name]  # type: ignore[literal-required]
         if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
@@ -319,34 +321,18 @@ def _pair(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     pair = numbers * 2 if len(numbers) == 1 else numbers
     if len(pair) != 2:
         raise ValueError(
-            f"{name} is {value}, expected one probability or a pair (visible, infrared)"
+            f"augment.{name} is {value}, expected one probability or a pair (visible, infrared)"
         )
-    for probability in pair:
-        _check_probability(name, probability)
     return pair[0], pair[1]
 
 
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}, expected a probability in [0, 1]")
-
-
-def _check_pad(pad: int, pad_value: int) -> None:
-    if pad != int(pad) or pad < 0:
-        raise ValueError(f"pad is {pad}, expected a number of pixels, 0 or more")
-    if pad_value != int(pad_value) or not 0 <= pad_value <= 255:
-        raise ValueError(f"pad_value is {pad_value}, expected a gray level 0 .. 255")
-
-
-def _check_erasing(area: Sequence[float], value: Sequence[float], form: str, attempts: int) -> None:
+def _check_erasing(area: Sequence[float], value: Sequence[float], form: str) -> None:
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise ValueError(f"erase_area is {area}, expected 0 < smallest <= largest <= 1")
+        raise ValueError(f"augment.erase_area is {area}, expected 0 < smallest <= largest <= 1")
     if len(value) != 3:
-        raise ValueError(f"erase_value is {value}, expected a value for R, G and B")
+        raise ValueError(f"augment.erase_value is {value}, expected a value for R, G and B")
     if form not in FORMS:
-        raise ValueError(f"erase_form is {form!r}, expected one of {', '.join(FORMS)}")
-    if attempts != int(attempts) or attempts < 1:
-        raise ValueError(f"erase_attempts is {attempts}, expected an integer, 1 or more")
+        raise ValueError(f"augment.erase_form is {form!r}, expected one of {', '.join(FORMS)}")
 
 
 def _checked_aspect(aspect: float | Sequence[float]) -> tuple[float, float]:
@@ -354,10 +340,10 @@ def _checked_aspect(aspect: float | Sequence[float]) -> tuple[float, float]:
     if isinstance(aspect, (int, float)):
         if not 0 < aspect <= 1:
             raise ValueError(
-                f"erase_aspect is {aspect}, expected a height / width in (0, 1], whose inverse is "
-                "the largest, or a pair (smallest, largest)"
+                f"augment.erase_aspect is {aspect}, expected a height / width in (0, 1], whose "
+                "inverse is the largest, or a pair (smallest, largest)"
             )
         return aspect, 1 / aspect
     if len(aspect) != 2 or not 0 < aspect[0] <= aspect[1] < math.inf:
-        raise ValueError(f"erase_aspect is {aspect}, expected 0 < smallest <= largest")
+        raise ValueError(f"augment.erase_aspect is {aspect}, expected 0 < smallest <= largest")
     return aspect[0], aspect[1]

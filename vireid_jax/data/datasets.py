@@ -22,6 +22,7 @@ from vireid_jax import synthetic
 from vireid_jax.data import arrays, readers
 from vireid_jax.data import cache as pixels
 from vireid_jax.data.readers.common import Listing
+from vireid_jax.options import hints_of
 from vireid_jax.types import MODALITIES, Records, Split, Stopped
 
 IMAGES = ("cached", "memory", "encoded")
@@ -51,6 +52,20 @@ def options_of(name: str) -> dict[str, Any]:
     if name == "synthetic":
         return dict(synthetic.load.__kwdefaults__ or {})
     return {**_common(), **readers.get_reader(name).split.__kwdefaults__}
+
+
+def types_of(name: str) -> dict[str, Any]:
+    """{option: its type} of a data set, by the signatures of what takes them."""
+    takes = [synthetic.load] if name == "synthetic" else [_from_disk]
+    if name != "synthetic":
+        takes.append(readers.get_reader(name).split)
+    hints = {key: kind for function in takes for key, kind in hints_of(function).items()}
+    return {"name": str, **{key: hints[key] for key in options_of(name)}}
+
+
+def all_options() -> set[str]:
+    """The options of all data sets together: one at None has no effect on another set."""
+    return {key for name in names() for key in options_of(name)}
 
 
 def _common() -> dict[str, Any]:
@@ -86,7 +101,7 @@ def load(
     if name not in names():
         raise DataError(f"no data set {name!r}; expected one of {', '.join(sorted(names()))}")
     known = options_of(name)
-    elsewhere = {key for other in names() for key in options_of(other)}
+    elsewhere = all_options()
     given = {k: v for k, v in options.items() if v is not None or k not in elsewhere}
     if unknown := [key for key in given if key not in known]:
         raise DataError(
@@ -96,7 +111,7 @@ def load(
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
     if name == "synthetic":
-        split = synthetic.load(**given)
+        split = synthetic.load(check, **given)
     else:
         own = {key: given.pop(key) for key in set(given) - set(_common())}
         split = _from_disk(name, own, check, should_stop, **given)

@@ -22,7 +22,8 @@ def use_cache() -> None:
     """
     try:
         folder = files.user_folder("JAX_COMPILATION_CACHE_DIR", "xla")
-    except FileNotFoundError:  # no home: every start compiles
+        files.make_folder(pathlib.Path(folder), what="compiled programs", hint="")
+    except OSError:  # no home, or one that cannot be written to: every start compiles
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -70,7 +70,13 @@ def check_rows(num_ids: int, num_instances: int, devices: int) -> None:
 
 def local_facts() -> dict[str, Any]:
     """What all processes must have in common in their devices."""
-    devices = jax.local_devices()
+    try:
+        devices = jax.local_devices()
+    except RuntimeError as error:
+        raise ValueError(
+            f"JAX finds no devices: {' '.join(str(error).split())}. Unset JAX_PLATFORMS "
+            f"(it is {os.environ.get('JAX_PLATFORMS')!r}), or install jax for that platform"
+        ) from error
     return {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,

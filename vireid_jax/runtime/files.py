@@ -152,6 +152,22 @@ def make_folder(folder: pathlib.Path, *, what: str, hint: str) -> None:
         ) from error
 
 
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Raises OSError unless a folder can be written to, or made; makes nothing."""
+    path = near = pathlib.Path(os.path.abspath(folder))
+    while not os.path.lexists(near):
+        near = near.parent
+    if not near.is_dir():
+        raise NotADirectoryError(
+            f"{path} cannot be a folder, since {near} is none; name another folder"
+        )
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{path} cannot be written to: {near} allows it not, or is read-only; name another "
+            "folder"
+        )
+
+
 def is_remote(folder: str | os.PathLike[str]) -> bool:
     """Whether folder is a URI such as gs://bucket/path, which no file system call understands."""
     return "://" in os.fspath(folder)

@@ -4,7 +4,7 @@ config.json   the resolved config that the run trains with (config.1.json, ... e
               changes were allowed)
 env.json      a list: versions and devices of every start that differed from the one before
 COMMAND       one line per start
-classes.json  the data set: the person behind each class, a checksum of the images' names
+classes.json  the data set: the person behind each class, checksums of the images and their names
 """
 
 import datetime
@@ -25,8 +25,9 @@ import ml_collections
 import numpy as np
 from absl import logging
 
+from vireid_jax.options import PATHS, flat, full_paths
 from vireid_jax.runtime import files
-from vireid_jax.types import Split
+from vireid_jax.types import Records, Split
 
 CONFIG, ENV, COMMAND, CLASSES = "config.json", "env.json", "COMMAND", "classes.json"
 
@@ -52,8 +53,6 @@ FREE_KEYS = (
     "train.tensorboard",
 )
 
-# Keys that may differ between the hosts of a run: where things are.
-_OF_A_HOST = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = "(absent)"
 
@@ -125,13 +124,13 @@ def check_resume(
         _check_empty(path.parent)
         return []
     try:
-        old = _shown(files.read_json(path))
+        old = _shown(full_paths(files.read_json(path)))
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a config ({error}); the run cannot be compared with its first start; "
             f"{_RESTORE}"
         ) from error
-    new = _shown(_plain(config_dict))
+    new = _shown(_plain(full_paths(config_dict)))
     lines = [
         f"{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}"
         for key in sorted(old.keys() | new.keys())
@@ -239,12 +238,12 @@ def save_run_info(
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / CONFIG
     if not path.exists():
-        _write_json(path, _plain(config))
+        _write_json(path, _plain(full_paths(config)))
     elif check_resume(workdir, config, allow=True):
         numbers = itertools.count(1)
         kept = next(p for n in numbers if not (p := workdir / f"config.{n}.json").exists())
         kept.write_bytes(path.read_bytes())
-        _write_json(path, _plain(config))
+        _write_json(path, _plain(full_paths(config)))
     starts = _starts(workdir / ENV)
     env = environment()
     if not starts or starts[-1] != env:
@@ -269,16 +268,45 @@ def _starts(path: pathlib.Path) -> list[Any]:
         return []
 
 
-def save_classes(workdir: str | pathlib.Path, split: Split, persons: np.ndarray) -> None:
-    """Writes classes.json, by the first process."""
-    if jax.process_index() == 0:
-        facts = {
-            "dataset": split.name,
-            "images": len(split.train),
-            "names_sha256": _digest(split.train.name),
-            "persons": persons.tolist(),
-        }
-        _write_json(pathlib.Path(workdir) / CLASSES, facts)
+def save_classes(
+    workdir: str | pathlib.Path,
+    split: Split,
+    persons: np.ndarray,
+    files: Records | None = None,
+) -> None:
+    """Writes classes.json, by the first process; `files` are the training images undecoded."""
+    if jax.process_index() != 0:
+        return
+    facts = {
+        "dataset": split.name,
+        "images": len(split.train),
+        "names_sha256": _digest(split.train.name),
+        "persons": persons.tolist(),
+    }
+    if files is not None:
+        facts["files_sha256"] = sorted(set(file_digests(files)))
+    _write_json(pathlib.Path(workdir) / CLASSES, facts)
+
+
+def file_digests(records: Records) -> list[str]:
+    """16 hexadecimal digits of each image's bytes; "" where it cannot be read.
+
+    An image is known by them under any name, in any folder.
+    """
+    found = []
+    for image in records.images:
+        try:
+            data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
+        except OSError:
+            found.append("")
+        else:
+            found.append(hashlib.sha256(data).hexdigest()[:16])
+    return found
+
+
+def load_files(workdir: str | pathlib.Path) -> set[str]:
+    """The digests of the run's training images, see `file_digests`; of some data sets alone."""
+    return set(_read_classes(workdir)[0].get("files_sha256", ())) - {""}
 
 
 def name_test_set(split: Split) -> str:
@@ -350,7 +378,7 @@ def check_classes(
 def shared_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the processes of a run must have in common before they compute: code and config."""
     values = flat(_plain(config))
-    return {**versions(), **{k: v for k, v in values.items() if k not in _OF_A_HOST}}
+    return {**versions(), **{k: v for k, v in values.items() if k not in PATHS}}
 
 
 def data_facts(split: Split) -> dict[str, Any]:
@@ -406,17 +434,6 @@ def _commit() -> str | None:
 def _plain(value: Any) -> Any:
     """The value as JSON gives it back: tuples are lists, other things their repr()."""
     return json.loads(json.dumps(value, default=repr))
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; an empty section is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

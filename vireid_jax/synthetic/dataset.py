@@ -23,6 +23,7 @@ RENDER_VERSION = 10
 # First and last person of each split: more identities in one never renumber those of another.
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
 _LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
+_MOST_BYTES = 2**33  # of all images, which are held in memory
 _BLOCK = 2048  # images whose parameters are held at once
 _OVERHEAD = 4096  # bytes of a split in a file beside its pixels, at most
 _MODALITY = np.array([camera.modality for camera in scene.CAMERAS], np.int8)
@@ -161,6 +162,7 @@ def _cached(
 
 
 def load(
+    check: Callable[[Split], None] | None = None,
     *,
     image_size: tuple[int, int] = (96, 48),
     seed: int = 0,
@@ -181,6 +183,8 @@ def load(
     camera is the same image: more identities or images never change the others.
 
     Args:
+      check: raises for a split that is of no use; called before anything is rendered, with
+        images that have no pixels.
       image_size: (height, width) in pixels.
       seed: of everything, at least 0.
       train_ids: identities to train on, at least 1.
@@ -217,9 +221,22 @@ def load(
         raise ValueError(f"cache is {cache!r}, expected True, False or a folder")
     if not val_ids:
         del plans["val"]
+    cameras = np.bincount(_MODALITY)
+    count = sum(ids * (cameras @ per) for ids, *per in plans.values())
+    if count * height * width * 3 > _MOST_BYTES:
+        raise ValueError(
+            f"the data set would be {count:,} images of {height} x {width} pixels, which take more "
+            f"than {_MOST_BYTES:,} bytes of memory; ask for fewer people or images"
+        )
 
     rows = {name: _rows(name, *plan) for name, plan in plans.items()}
     shapes = {name: (len(person), height, width, 3) for name, (person, _, _) in rows.items()}
+    if check is not None:
+        check(
+            _split(
+                rows, {name: np.empty((n, 0, 0, 3), np.uint8) for name, (n, *_) in shapes.items()}
+            )
+        )
     path = None
     if cache is not False:
         folder = cache_folder() if cache is True else pathlib.Path(cache)
@@ -228,7 +245,6 @@ def load(
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
     def rendered() -> dict[str, np.ndarray]:
-        count = sum(shape[0] for shape in shapes.values())
         _log.info("rendering %d images of %d x %d pixels", count, height, width)
         return {
             name: render_images(int(seed), *of_split, image_size=(height, width))
@@ -236,6 +252,10 @@ def load(
         }
 
     images = _cached(path, shapes, rendered) if path else rendered()
+    return _split(rows, images)
+
+
+def _split(rows: Mapping[str, tuple[np.ndarray, ...]], images: Mapping[str, np.ndarray]) -> Split:
     parts = {}
     for name, (person, camera, index) in rows.items():
         names = [f"cam{c}/{p:04d}/{i:04d}" for p, c, i in zip(person, camera, index, strict=True)]
