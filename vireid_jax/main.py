@@ -30,6 +30,7 @@ from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 import vireid_jax
+from vireid_jax.runtime import printable
 
 if TYPE_CHECKING:
     from vireid_jax.build import Parts
@@ -162,7 +163,7 @@ def _one_line(argv: Sequence[str]) -> Iterator[None]:
 
 def refuse(message: str, code: int = 2) -> NoReturn:
     """Ends the process: the command line is wrong."""
-    print(f"error: {message}", file=sys.stderr)
+    print(printable(f"error: {message}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -322,7 +323,7 @@ def run(
         traceback.print_exc()
         code, message = processes.explain(error)
     if message:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
     return processes.finish(code, message.partition("\n")[0])
 
 
@@ -392,6 +393,7 @@ def _score(
     writer.say(f"scoring {len(test.query):,} infrared and {len(test.gallery):,} visible images")
     # Without its file, `fresh` would be something else than what the run began with.
     results = parts.scorer.test(variables, test, None if parts.file_is_gone else fresh)
+    data = runfolder.recipe({"data": config.data.to_dict()})
     about = {
         "step": step,
         "checkpoint": chosen,  # "last", "best", or the number that was asked for
@@ -399,6 +401,8 @@ def _score(
         "test_set": runfolder.name_test_set(parts.split),
         "seed": config.seed,
         **({"trial": config.data.trial} if "trial" in config.data else {}),
+        "data": {key.removeprefix("data."): value for key, value in data.items()},
+        "recipe": runfolder.recipe(runfolder.load_config(workdir).to_dict()),
     }
     for result in results:
         result |= about
