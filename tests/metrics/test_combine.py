@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from vireid_jax.metrics import __main__ as command
 from vireid_jax.metrics import combine, evaluate, row_label
+from vireid_jax.metrics.results import file_name
+from vireid_jax.runtime.files import remove
 
 
 @functools.cache
@@ -30,7 +33,7 @@ def scored(seed):
     )
 
 
-def result(seed, **changes):
+def result(seed, /, **changes):
     """A real result of random features under a SYSU-MM01 protocol."""
     about = {"feature": "bn", "dataset": "mine", "seed": seed, "step": 3, "checkpoint": "last"}
     about |= {"recipe": recipe(seed), "data": {"filter": "lanczos"}}
@@ -144,9 +147,7 @@ def save(run, results, step=3):
 def test_the_command_prints_the_mean_over_runs(tmp_path, capsys):
     runs = [tmp_path / name for name in ("a", "b")]
     for seed, run in enumerate(runs):
-        save(
-            run, [result(seed), result(seed, feature="pool")], step=1
-        )
+        save(run, [result(seed), result(seed, feature="pool")], step=1)
         pool = result(seed, **scored(seed + 7), feature="pool")
         save(run, [result(seed), pool], step=10)
     out = tmp_path / "out.json"
@@ -249,3 +250,150 @@ def test_the_command_refuses_what_cannot_be_averaged(tmp_path, capsys):
         save(tmp_path / "b", [result(1, **other)])
         assert command.main(arguments) == 1
         assert message in capsys.readouterr().err
+
+
+# --- Files ------------------------------------------------------------------------------------
+
+
+def test_a_quick_evaluation_stands_beside_the_full_one(tmp_path, capsys):
+    quick = {"trials": result(0)["trials"][:1]}
+    for n, run in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder = run / "eval" / "3"
+        folder.mkdir(parents=True)
+        for row in (result(n), result(n, **quick), result(n, data={"filter": "bilinear"})):
+            (folder / file_name(row)).write_text(json.dumps(row))
+        assert len(list(folder.iterdir())) == 3
+    assert command.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.startswith("mine")]
+    # The full evaluations come first.
+    assert titles == ["mine", "mine (data.filter: lanczos)", "mine (draws: 1)"]
+
+
+def test_the_name_of_a_file_goes_by_all_that_changes_a_number():
+    """Whatever key a result has: only what it found, and the name of its step, are left out."""
+    names = {file_name(result(0))}
+    for changes in (
+        {"trials": result(0)["trials"][:1]},
+        {"gallery": "official"},
+        {"test_set": "b"},
+        {"flip": True},
+        {"rerank": "all"},
+        {"rerank": "queries"},
+        {"corrupt": "visible", "corrupt_seed": 1},
+        {"corrupt": "visible", "corrupt_seed": 2},
+        {"corrupt": "visible", "corrupt_seed": 2, "results": 3},
+        {"data": {"filter": "bilinear"}},
+        {"recipe": recipe(**{"optim.lr": 0.2})},
+        {"distance": "euclidean"},
+    ):
+        names.add(file_name(result(0, **changes)))
+    assert len(names) == 13
+    again = {"checkpoint": "best", "metrics": scored(1)["metrics"], "flip": False, "corrupt": None}
+    assert file_name(result(0, **again)) in names
+    assert re.fullmatch(r"sysu-all-single-bn-[0-9a-f]{8}\.json", file_name(result(0)))
+
+
+def changed(result, path, value):
+    result = json.loads(json.dumps(result))
+    *groups, last = path
+    group = result
+    for key in groups:
+        group = group[key]
+    if value is None:
+        del group[last]
+    else:
+        group[last] = value
+    return result
+
+
+DAMAGED = [
+    *((key, None) for key in "protocol feature direction gallery cmc trials metrics".split()),
+    *((key, None) for key in "std chance counts curves".split()),
+    *((f"metrics.{name}", None) for name in ("R1", "R5", "R10", "R20", "mAP", "mINP")),
+    ("metrics.mAP", 7.0),
+    ("metrics.mAP", -0.1),
+    ("metrics.mAP", float("nan")),
+    ("metrics.mAP", float("inf")),
+    ("metrics.mAP", "high"),
+    ("metrics.mAP", True),
+    ("metrics.mAP", 10**400),
+    ("std.mAP", 2),
+    ("trials.0.R1", 3.0),
+    ("trials.0", []),
+    ("trials", 5),
+    ("trials", []),
+    ("chance.mAP_sigma", "x"),
+    ("curves.cmc_id", 1),
+    ("curves.cmc_id", [0.1, 2]),
+    ("curves.cmc_id", []),
+    ("curves.cmc_id", [0.1]),
+    ("counts.queries", "x"),
+    ("counts.queries", -1),
+    ("counts.queries", 1.5),
+    ("counts.gallery_ids", 10**30),
+    ("protocol", ["a"]),
+    ("feature", {}),
+    ("feature", "a\nb"),
+    ("feature", "a" * 1000),
+    ("direction", "x"),
+    ("gallery", "mine"),
+    ("gallery", []),
+    ("dataset", 5),
+    ("flip", "no"),
+    ("corrupt", ["fog"]),
+    ("step", "x"),
+    ("recipe", []),
+    ("data", "x"),
+    ("checkpoint", {}),
+    ("draws", 1e9),
+]
+
+
+def test_a_damaged_result_is_named_in_one_line(tmp_path, capsys):
+    path = tmp_path / "run" / "eval" / "3" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result(0)))
+    assert command.main([str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    texts = {f"{key} {value}": changed(result(0), _path(key), value) for key, value in DAMAGED}
+    texts = {name: json.dumps(value).encode() for name, value in texts.items()}
+    texts |= {"empty": b"", "binary": b"\xff\xfe", "list": b"[]", "null": b"null", "{}": b"{}"}
+    texts |= {"deep": b"[" * 200_000, "cut": json.dumps(result(0)).encode()[:-9]}
+    for name, text in texts.items():
+        path.write_bytes(text)
+        assert command.main([str(tmp_path / "run")]) == 1, name
+        out, err = capsys.readouterr()
+        assert not out and str(path) in err and err.count("\n") == 1 and len(err) < 500, (name, err)
+    assert len(texts) > 50
+
+
+def _path(key):
+    return [int(part) if part.isdigit() else part for part in key.split(".")]
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_opened(tmp_path, capsys):
+    path = tmp_path / "run" / "eval" / "3" / "a.json"
+    path.parent.mkdir(parents=True)
+    for make, what in (
+        (lambda: os.mkfifo(path), "a FIFO"),
+        (lambda: path.mkdir(), "a folder"),
+        (lambda: path.symlink_to("/dev/zero"), "a device"),
+        (lambda: path.open("wb").truncate(1 << 40), "1,099,511,627,776 bytes"),
+    ):
+        make()
+        assert command.main([str(tmp_path / "run")]) == 1
+        err = capsys.readouterr().err
+        assert what in err and str(path) in err
+        remove(path)
+
+
+def test_escape_sequences_are_shown_not_obeyed(tmp_path, capsys):
+    run = tmp_path / "a\x1b[31mb"
+    save(run, [result(0, feature="bn\x1b]0;x\x07", dataset="mine\x9b2J")])
+    assert command.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert r"bn\x1b]0;x\x07" in out and r"mine\x9b2J" in out
+    assert command.main([str(run), str(tmp_path / "\x1b[2Jno")]) == 1
+    err = capsys.readouterr().err
+    assert r"\x1b[2Jno" in err and not set("\x1b\x07\x9b") & set(out + err)
