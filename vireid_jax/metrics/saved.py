@@ -122,7 +122,7 @@ def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = json.loads(files.read_regular(path, _MOST))
         if isinstance(content, dict):
             return content
-        fault = f"it holds a {type(content).__name__}, expected an object"
+        fault = "it holds no JSON object"
     except RecursionError:
         fault = "it is nested too deep"
     except ValueError as error:  # UnicodeDecodeError is one
