@@ -402,7 +402,7 @@ def _score(
         "seed": config.seed,
         **({"trial": config.data.trial} if "trial" in config.data else {}),
         "data": {key.removeprefix("data."): value for key, value in data.items()},
-        "recipe": runfolder.recipe(runfolder.load_config(workdir).to_dict()),
+        "recipe": runfolder.trained_with(workdir),
     }
     for result in results:
         result |= about

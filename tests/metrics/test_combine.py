@@ -88,6 +88,7 @@ def test_results_that_were_measured_otherwise_are_not_averaged():
         ({"data": {"filter": "bilinear"}}, 'data.filter: "lanczos", "bilinear"'),
         ({"recipe": recipe(1, **{"optim.lr": 0.2})}, "recipe.optim.lr: 0.1, 0.2"),
         ({"recipe": recipe(1, **{"method.name": "smcl"})}, 'recipe.method.name: "agw", "smcl"'),
+        ({"recipe": recipe(1, train_set="a")}, 'recipe.train_set: none, "a"'),
         ({"recipe": recipe(1, **{"method.new": 1})}, "recipe.method.new: none, 1"),
         ({"curves": {"cmc_id": [1.0], "cmc_image": [1.0]}}, "ranks: 20, 1"),
     ):
@@ -102,7 +103,7 @@ def test_results_that_were_measured_otherwise_are_not_averaged():
 
 def test_what_a_mean_is_over_may_differ_and_counts_once():
     split = {"test_set": "b", "trial": 2, "data": {"filter": "lanczos", "trial": 2}}
-    split["recipe"] = recipe(**{"data.trial": 2})
+    split["recipe"] = recipe(**{"data.trial": 2, "train_set": "c"})
     two = [result(0, test_set="a"), result(1, seed=0, **split)]
     assert combine(two, over="splits")["results"] == 2
     for over in ("runs", "seeds"):

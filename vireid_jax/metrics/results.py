@@ -27,7 +27,10 @@ _SPLIT = ("data.trial", "data.seed")
 OVER: dict[str, tuple[str, ...]] = {
     "runs": ("seed", "recipe.seed"),
     "seeds": ("seed", "recipe.seed"),
-    "splits": ("test_set", "trial", *_SPLIT, *(f"recipe.{key}" for key in _SPLIT)),
+    "splits": (
+        *("test_set", "trial", "recipe.train_set", *_SPLIT),
+        *(f"recipe.{key}" for key in _SPLIT),
+    ),
     "repeats": (),
 }
 _COUNTED_ONCE = {"seeds": ("seed",), "splits": ("test_set", *_SPLIT)}
@@ -243,7 +246,7 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
         raise ValueError("there are no results to combine, expected at least one")
     first = results[0]
     about = [measured(result) for result in results]
-    own = []  # what each model has of its own, however the results are averaged
+    own: list[str] = []  # what each model has of its own, however the results are averaged
     for checkpoint, key in (("best", "step"), ("file", "recipe.init.weights")):
         if all(result.get("checkpoint") == checkpoint for result in results):
             own.append(key)

@@ -66,6 +66,14 @@ def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat(_plain(config)).items() if changes_training(key)}
 
 
+def trained_with(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The `recipe` of the run in `workdir`, and a digest of the names of its training images."""
+    facts = recipe(load_config(workdir).to_dict())
+    if (pathlib.Path(workdir) / CLASSES).exists():
+        facts["train_set"] = str(_read_classes(workdir)[0].get("names_sha256"))[:12]
+    return facts
+
+
 def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config that the run in `workdir` was started with.
 
