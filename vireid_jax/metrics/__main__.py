@@ -61,8 +61,8 @@ def _groups(runs: Sequence[pathlib.Path], step: str | None, over: str) -> list[l
     """The results that make one row each, of all runs; a row that a run lacks is left out.
 
     Raises:
-      ValueError: no row is left, a run has one of two test sets, a run is named twice, or a
-        result does not say how its model was trained.
+      ValueError: no row is left, a run is named twice, it has two results of one row that were
+        measured alike, or a result does not say how its model was trained.
     """
     if len({folder_of(run).resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named twice, expected each once: it would count double")
@@ -99,14 +99,12 @@ def _groups(runs: Sequence[pathlib.Path], step: str | None, over: str) -> list[l
             if not lacking:
                 found.append([result for _, result in rows])
                 continue
-            print(
-                printable(
-                    f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
-                    f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
-                    f"--mode=eval: {', '.join(lacking)}"
-                ),
-                file=sys.stderr,
+            text = (
+                f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
+                f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
+                f"--mode=eval: {', '.join(lacking)}"
             )
+            print(printable(text), file=sys.stderr)
     if not found:
         raise ValueError("no row was scored in all runs, expected one at least")
     return found

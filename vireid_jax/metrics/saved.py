@@ -64,7 +64,10 @@ _NEEDED = {
 }
 _OPTIONAL = {
     **dict.fromkeys(("ties", "rerank", "corrupt", "dataset", "test_set", "over"), _TEXT),
-    **dict.fromkeys(("step", "seed", "trial", "results", "draws", "corrupt_seed"), _COUNT),
+    **dict.fromkeys(("step", "results", "draws"), _COUNT),
+    **dict.fromkeys(
+        ("seed", "trial", "corrupt_seed"), _Form("an integer", lambda v: type(v) is int)
+    ),
     **dict.fromkeys(("data", "recipe"), _OBJECT),
     "flip": _Form("true or false", lambda v: isinstance(v, bool)),
     "checkpoint": _Form("a text or a count", lambda v: _is_text(v) or _COUNT.fits(v)),
