@@ -12,6 +12,8 @@ from tests.support.recipes import people, small
 from tests.support.rows import each
 from vireid_jax import evaluate, main
 from vireid_jax.data import corrupt, datasets
+from vireid_jax.metrics.results import file_name
+from vireid_jax.metrics.saved import find_fault
 from vireid_jax.types import Records, Retrieval, Stopped
 
 PROTOCOLS = ("sysu/all/single", "sysu/indoor/single")
@@ -70,11 +72,12 @@ def test_results_are_strict_json_whose_queries_average_to_the_score(tmp_path):
     results = _results()
     folder = tmp_path / "eval" / "7"
     evaluate.save_results(results, folder)
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        f"{p.replace('/', '-')}-{f}.json" for p in PROTOCOLS for f in ("headline", "noise")
+    assert sorted(p.name[:-14] for p in folder.iterdir()) == sorted(
+        f"{p.replace('/', '-')}-{f}" for p in PROTOCOLS for f in ("headline", "noise")
     ), "a file each and nothing temporary"
     for result in results:
-        path = folder / f"{result['protocol'].replace('/', '-')}-{result['feature']}.json"
+        assert not find_fault(result)
+        path = folder / file_name(result)
         read = json.loads(path.read_text(), parse_constant=_refuse)
         assert read == json.loads(json.dumps(result))
         queries = read["per_query"]
@@ -97,22 +100,22 @@ def test_a_result_that_is_not_finite_is_refused_and_the_old_file_stays(tmp_path)
     assert json.loads(path.read_text())["metrics"] == {"mAP": 0.5}
 
 
-def test_rows_of_other_galleries_and_test_images_do_not_replace_each_other(tmp_path):
-    result = {"protocol": "a/b", "feature": "x", "gallery": "agw", "test_set": "0123456789ab"}
-    others = [{"gallery": "official"}, {"test_set": "ba9876543210"}, {"flip": True}]
-    others += [{"distance": "euclidean"}]
-    evaluate.save_results([result | change for change in ({}, *others)], tmp_path)
-    result |= {"protocol": "regdb/v2t", "gallery": "all"}
-    evaluate.save_results([result | {"cmc": cmc} for cmc in ("image", "id")], tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "a-b-official-x-01234567.json",
-        "a-b-x-01234567.json",
-        "a-b-x-Euclidean-01234567.json",
-        "a-b-x-ba987654.json",
-        "a-b-x-flip-01234567.json",
-        "regdb-v2t-cmc_id-x-01234567.json",
-        "regdb-v2t-x-01234567.json",
+def test_only_the_same_row_replaces_a_file(tmp_path):
+    result = {"protocol": "a/b", "feature": "x", "gallery": "agw", "test_set": "a", "trials": [{}]}
+    others = [
+        {"gallery": "official"},
+        {"test_set": "b"},
+        {"flip": True},
+        {"trials": [{}, {}]},
+        {"data": {"filter": "bilinear"}},
+        {"distance": "euclidean"},
     ]
+    evaluate.save_results([result | change for change in ({}, *others)], tmp_path)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    labels = sorted(name[:-14] for name in names)
+    assert labels == ["a-b-official-x", *["a-b-x"] * 4, "a-b-x-Euclidean", "a-b-x-flip"]
+    evaluate.save_results([result | {"checkpoint": "best"}], tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 # --- A scorer

@@ -24,6 +24,7 @@ from tests.weights.build import archive_of
 from vireid_jax import build, main, methods, optim, train, weights
 from vireid_jax.data import prepared
 from vireid_jax.data.readers import get_reader
+from vireid_jax.metrics.saved import find_fault
 from vireid_jax.runtime import checkpoint, devices, runfolder
 
 
@@ -223,6 +224,15 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     beside = scored(trained, own, eval__trials=3)
     found = sorted((r["gallery"], len(r["trials"])) for r in beside)
     assert found == [("agw", 3), ("agw", 3), ("official", 2), ("official", 2)]
+    # A quick evaluation replaces nothing, and every result says how it came about.
+    rows = scored(trained, own, eval__trials=1)
+    found = sorted((r["gallery"], len(r["trials"])) for r in rows)
+    assert found == [("agw", 1)] * 2 + [("agw", 3)] * 2 + [("official", 2)] * 2
+    assert [find_fault(r) for r in rows] == [None] * 6
+    assert {(r["recipe"]["method.name"], r["data"]["filter"]) for r in rows} == {
+        ("linear", "lanczos")
+    }
+    assert {len(r.get("permutations", "")) for r in rows} == {0, 12}
     c = trained[1].copy_and_resolve_references()
     c.eval.update(gallery="official", rand_perm=str(file), trials=11)
     assert "there is no trial 10" in refused(capsys, c, own, mode="eval")

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -35,9 +34,10 @@ from vireid_jax.metrics import (
     combine,
     get_protocol,
     protocols,
-    row_label,
     sampled_rows,
 )
+from vireid_jax.metrics.draws import draw_digest
+from vireid_jax.metrics.results import file_name
 from vireid_jax.options import check_ranges
 from vireid_jax.runtime import files
 from vireid_jax.runtime.writer import Progress
@@ -142,18 +142,13 @@ def score(
 def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[str]) -> None:
     """Writes a JSON file for each result, per-query results included.
 
-    The same row scored again replaces it; another gallery draw, convention of the CMC or "test_set"
-    has its own name.
+    A row that was measured in the same way replaces it; one with another number of draws, other
+    images or any other difference in how it came about has its own name.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
-        official = ["official"] * (result.get("gallery") == "official")
-        rule = protocols.PROTOCOLS.get(result["protocol"])
-        convention = [f"cmc_{result['cmc']}"] if rule and rule.cmc != result["cmc"] else []
-        test_set = [result["test_set"][:8]] if "test_set" in result else []
-        label = "-".join([result["protocol"], *official, *convention, row_label(result), *test_set])
-        name = re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
+        name = file_name(result)
         files.write_whole(folder / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
@@ -430,7 +425,14 @@ class Scorer:
             block_bytes=self.options.memory_mb << 20,
             should_stop=self.should_stop,
         )
-        return score(found.query, found.gallery, retrieval, found.similarity, **{**own, **options})
+        own |= options
+        for row in score(found.query, found.gallery, retrieval, found.similarity, **own):
+            if row["gallery"] == "official":
+                cells = sorted(self.permutations.items())
+                row["permutations"] = draw_digest(f"{key} {rows.tolist()}" for key, rows in cells)
+            if row["feature"] in self.fusions:
+                row["fuse"] = self.options.fuse
+            yield row
 
     def _corrupted(
         self, variables: Any, retrieval: Retrieval, asked: corrupt.Spec

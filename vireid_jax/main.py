@@ -41,7 +41,7 @@ from ml_collections import config_dict, config_flags
 
 import vireid_jax
 from vireid_jax.options import flat, full_paths
-from vireid_jax.runtime import EXIT_IN_USE, command
+from vireid_jax.runtime import EXIT_IN_USE, command, printable
 
 if TYPE_CHECKING:
     from vireid_jax.build import Parts
@@ -287,7 +287,7 @@ def _line_of(source: str, key: str) -> str:
 
 def refuse(message: str, code: int = 2) -> NoReturn:
     """Ends the process: the command line is wrong."""
-    print(f"error: {message}", file=sys.stderr)
+    print(printable(f"error: {message}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -455,7 +455,7 @@ def run(
     finally:
         holding.close()
     if message:
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
     return processes.finish(code, message.partition("\n")[0])
 
 
@@ -551,6 +551,7 @@ def _score(
     # Without its file, `fresh` would be something else than what the run began with.
     none = parts.file_is_gone or chosen == FILE
     results = parts.scorer.test(variables, test, None if none else fresh)
+    data = runfolder.recipe({"data": config.data.to_dict()})
     about = {
         "step": step,
         "checkpoint": chosen,  # "last", "best", the number that was asked for; or "file"
@@ -558,6 +559,8 @@ def _score(
         "test_set": runfolder.name_test_set(parts.split),
         "seed": config.seed,
         **({"trial": config.data.trial} if "trial" in config.data else {}),
+        "data": {key.removeprefix("data."): value for key, value in data.items()},
+        "recipe": runfolder.trained_with(workdir),
     }
     for result in results:
         result |= about

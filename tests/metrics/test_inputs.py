@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.metrics.problems import check_refusals
-from vireid_jax.metrics import cosine_distance
-from vireid_jax.metrics.inputs import unit_rows
+from vireid_jax.metrics import chance_map, cosine_distance, rank_metrics
+from vireid_jax.metrics.inputs import check_ids, unit_rows
 
 
 def test_unit_rows_equal_float64():
@@ -93,3 +93,37 @@ def test_cosine_distance_bad_input():
             )
         ],
     )
+
+
+def test_numbers_that_int64_lacks_are_refused():
+    """2^64 - 1 would become -1, which a query of another person may have."""
+    large = np.array([1, 2**63], np.uint64)
+    with pytest.raises(ValueError, match="gallery_person holds 9223372036854775808, expected"):
+        rank_metrics(np.eye(2), query_person=np.array([-(2**63), 1]), gallery_person=large)
+    for ids in (np.array([0, 2**63 - 1], np.uint64), np.array([-5, 200], np.int16)):
+        found = check_ids(ids, 2, "x")
+        assert found.dtype == np.int64 and found.tolist() == ids.tolist()
+    with pytest.raises(ValueError, match="expected integers"):
+        check_ids([2**64, 1], 2, "x")
+
+
+def test_masked_entries_are_refused():
+    """What lies under a mask is no value; without a masked entry an array is like any other."""
+    rows = np.random.default_rng(0).normal(size=(2, 3))
+    masked = np.ma.masked_array(rows, np.eye(2, 3, dtype=bool))
+    person = np.arange(2)
+    hidden = np.ma.masked_array(person, [False, True])
+    pairs = np.ma.masked_array(np.zeros((2, 2), bool), np.eye(2, dtype=bool))
+    for call in (
+        lambda: unit_rows(masked),
+        lambda: cosine_distance(rows, masked),
+        lambda: check_ids(hidden, 2, "x"),
+        lambda: rank_metrics(np.eye(2), person, hidden),
+        lambda: rank_metrics(np.ma.masked_equal(np.eye(2), 1), person, person),
+        lambda: rank_metrics(np.eye(2), person, person, excluded=pairs),
+        lambda: chance_map(hidden, 5),
+        lambda: chance_map(person, 5, query_person=hidden),
+    ):
+        with pytest.raises(ValueError, match=r"entries of an array \[.*are masked"):
+            call()
+    np.testing.assert_array_equal(unit_rows(np.ma.masked_array(rows)), unit_rows(rows))

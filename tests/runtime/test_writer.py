@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from vireid_jax.runtime import printable
 from vireid_jax.runtime.writer import METRICS, Progress, Writer, duration, read_metrics
 
 
@@ -253,3 +254,14 @@ def test_long_work_says_how_far_it_is():
 def test_durations():
     shown = ["0 s", "59 s", "1:00", "59:59", "1:02:03"]
     assert [duration(s) for s in (0, 59.4, 60, 3599, 3723)] == shown
+
+
+def test_what_a_terminal_would_obey_is_shown():
+    for text, shown in (
+        ("mAP 71.5 ± 0.2, Müller, 人\n  next", "mAP 71.5 ± 0.2, Müller, 人\n  next"),
+        ("\x1b[31mred\x07\r\t", r"\x1b[31mred\x07\r\t"),
+        ("\x9b2J\x7f", r"\x9b2J\x7f"),
+        ("\u202egpj.a", r"\u202egpj.a"),  # would be read from right to left
+        ("\udcff", r"\udcff"),  # of a name that is no UTF-8, and cannot be printed
+    ):
+        assert printable(text) == shown

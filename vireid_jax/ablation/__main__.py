@@ -34,7 +34,7 @@ from vireid_jax import __version__
 from vireid_jax.ablation import cells as cells_
 from vireid_jax.ablation import page
 from vireid_jax.ablation.cells import Cell, Score, Table
-from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from vireid_jax.runtime import EXIT_INTERRUPTED, EXIT_PREEMPTED, printable
 from vireid_jax.runtime.command import run
 from vireid_jax.runtime.writer import duration
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.page is not None and not options.page.is_file():
             raise FileNotFoundError(f"--page is {options.page}, which is no file; make it first")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     return _run(resolved, cells, options, _made_by(argv))
 
@@ -115,7 +115,7 @@ def _run(
             for name in page.fill(options.page, tables, command):
                 print(f"{options.page} has no place <!-- table: {name} -->", file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     for name, why in failed.items():
         print(f"\nfailed: {name}: {why}", file=sys.stderr)
@@ -129,7 +129,7 @@ def _done(cell: Cell) -> bool:
     try:
         return cell.trained_at() is not None and not cell.missing()
     except ValueError as error:
-        print(f"{cell.name}: {error}", file=sys.stderr)
+        print(printable(f"{cell.name}: {error}"), file=sys.stderr)
         return False
 
 

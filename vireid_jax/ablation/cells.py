@@ -9,7 +9,6 @@ import functools
 import hashlib
 import inspect
 import json
-import math
 import pathlib
 import runpy
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vireid_jax import main as command
+from vireid_jax.metrics.saved import is_share, read_object
 from vireid_jax.options import PATHS, flat, full_path
 from vireid_jax.runtime.files import write_whole
 
@@ -97,7 +97,13 @@ class Cell:
     def trained_at(self) -> int | None:
         """The last step of the training; None while it has not come to its end."""
         path = self.folder / TRAINED
-        return int(_load(path)["step"]) if path.exists() else None
+        if not path.exists():
+            return None
+        if type(step := read_object(path).get("step")) is not int:
+            raise ValueError(
+                f"{path} is damaged: it names no step; delete it to have it made again"
+            )
+        return step
 
     def mark_trained(self) -> None:
         """Writes down that the training has ended, and at which step.
@@ -108,7 +114,7 @@ class Cell:
         steps = [
             int(path.parent.name)
             for path in self.folder.glob("eval/*/*.json")
-            if path.parent.name.isdigit() and _load(path).get("checkpoint") == "last"
+            if path.parent.name.isdigit() and read_object(path).get("checkpoint") == "last"
         ]
         if not steps:
             raise ValueError(f"{self.folder} holds no results although its command has ended well")
@@ -128,8 +134,9 @@ class Cell:
                 f"{folder} holds {len(fitting)} results of {score.protocol}, {score.feature}: of "
                 "several test sets; delete those that are not meant"
             )
-        values = {k: float(v) for k, v in fitting[0]["metrics"].items()} if fitting else {}
-        return values if values and all(map(math.isfinite, values.values())) else None
+        values = fitting[0].get("metrics") if fitting else None
+        usable = isinstance(values, dict) and values and all(map(is_share, values.values()))
+        return values if usable else None
 
     def missing(self) -> list[Score]:
         """The wanted scores that the cell lacks; raises ValueError as `metrics`."""
@@ -383,17 +390,9 @@ def _row(source: str) -> str:
 def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
     """A result without its long lists; a table is written after every cell, from all of them."""
     del changed  # a file that is replaced is read again
-    return {key: value for key, value in _load(path).items() if key not in ("per_query", "curves")}
-
-
-def _load(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        if isinstance(found := json.loads(path.read_text()), dict):
-            return found
-        raise ValueError(f"it holds a {type(found).__name__}, expected an object")
-    except ValueError as error:
-        fix = "delete it to have it made again"
-        raise ValueError(f"{path} cannot be read: {error}; {fix}") from error
+    return {
+        key: value for key, value in read_object(path).items() if key not in ("per_query", "curves")
+    }
 
 
 def _fits(result: Mapping[str, Any], score: Score, config: Mapping[str, Any]) -> bool:

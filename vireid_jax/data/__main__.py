@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vireid_jax import __version__
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
-from vireid_jax.runtime import EXIT_INTERRUPTED
+from vireid_jax.runtime import EXIT_INTERRUPTED, printable
 from vireid_jax.runtime.command import run
 
 _SHOWN = 20  # unreadable files that `check` names
@@ -83,8 +83,9 @@ def _check(args: argparse.Namespace) -> int:
     checks = list(listing.checks)
     if args.rand_perm:
         checks += sysu.permutations(listing, args.rand_perm)
-    print(f"{reader.TITLE} in {os.path.abspath(args.root)}: {len(listing.records):,} images")
-    print(common.table(checks))
+    where = printable(os.path.abspath(args.root))
+    print(f"{reader.TITLE} in {where}: {len(listing.records):,} images")
+    print(printable(common.table(checks)))
     wrong = [c for c in checks if c.required and not c.ok]
     _print_problems([*common.beyond_checks(listing), *common.exchanged(listing)])
     unreadable: cache.LeftOut = []
@@ -92,7 +93,7 @@ def _check(args: argparse.Namespace) -> int:
         unreadable = cache.look_at(listing, progress=progress("decoding"))
         print(f"{len(unreadable):,} of {len(listing.records):,} images cannot be decoded")
         for _, line in unreadable[:_SHOWN]:
-            print(f"  {line}")
+            print(printable(f"  {line}"))
         if len(unreadable) > _SHOWN:
             print(f"  and {len(unreadable) - _SHOWN:,} more")
     if wrong:
@@ -150,7 +151,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _print_problems(problems: Sequence[str]) -> None:
     for line in problems:
-        print(f"note: {line}")
+        print(printable(f"note: {line}"))
 
 
 _COMMANDS = {"check": _check, "prepare": _prepare, "show": _show}
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[args.command](args)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; nothing half-written is left", file=sys.stderr)

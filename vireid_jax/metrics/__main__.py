@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from vireid_jax import __version__
-from vireid_jax.metrics.results import combine, row_label
+from vireid_jax.metrics.results import OVER, combine, differences, measured, row_label
+from vireid_jax.metrics.saved import folder_of, read_results
 from vireid_jax.metrics.table import format_table, to_markdown
-from vireid_jax.runtime import command
+from vireid_jax.runtime import command, files, printable
 
 Result = dict[str, Any]
+Source = tuple[pathlib.Path, Any]  # run and split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,104 +38,118 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folders of runs, or of a step (RUN/eval/400)",
     )
     parser.add_argument("--step", help="which of a run's scored steps (default: the last)")
-    parser.add_argument("--over", default="runs", help="what the runs differ in (default: runs)")
+    parser.add_argument(
+        "--over",
+        choices=("runs", "seeds", "splits"),
+        default="runs",
+        help="what the runs differ in: seeds, splits, or runs that may have one seed (default)",
+    )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--json", metavar="FILE", help="write the combined results as JSON, too")
     args = parser.parse_args(argv)
     try:
-        combined = [combine(alike, over=args.over) for alike in _groups(args.runs, args.step)]
+        groups = _groups(args.runs, args.step, args.over)
+        combined = [combine(alike, over=args.over) for alike in groups]
         show = to_markdown if args.markdown else format_table
-        print("\n\n".join(f"{title}\n\n{show(rows)}" for title, rows in _tables(combined)))
+        tables = [f"{title}\n\n{show(rows)}" for title, rows in _tables(combined)]
+        print(printable("\n\n".join(tables)))
         if args.json:
             text = json.dumps(combined, indent=1, allow_nan=False)
-            pathlib.Path(args.json).write_text(text + "\n")
+            files.write_whole(args.json, text + "\n")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 
 
-def _groups(runs: Sequence[pathlib.Path], step: str | None) -> list[list[Result]]:
+def _groups(runs: Sequence[pathlib.Path], step: str | None, over: str) -> list[list[Result]]:
     """The results that make one row each, of all runs; a row that a run lacks is left out.
 
     Raises:
-      ValueError: no row is left, a run has one of two test sets, or a run is named twice.
+      ValueError: no row is left, a run is named twice, it has two results of one row that were
+        measured alike, or a result does not say how its model was trained.
     """
-    if len({run.resolve() for run in runs}) < len(runs):
+    if len({folder_of(run).resolve() for run in runs}) < len(runs):
         raise ValueError("a run is named twice, expected each once: it would count double")
-    # row -> {(run, split): result}
-    groups: dict[tuple[str, ...], dict[tuple[pathlib.Path, Any], Result]] = {}
+    groups: dict[tuple[str, ...], list[tuple[Source, Result]]] = {}
     for run in runs:
         for result in read_results(run, step):
-            about = [str(result.get(k, "")) for k in ("dataset", "protocol", "gallery", "cmc")]
-            group = groups.setdefault((*about, row_label(result)), {})
-            if (source := (run, result.get("trial"))) in group:
+            if len(runs) > 1 and result.get("recipe") is None:
                 raise ValueError(
-                    f"{run} holds results of {' '.join([*about[1:], row_label(result)])} on two "
-                    f"sets of test images of {about[0]!r}, expected one; delete those that are "
-                    "not meant from its eval folder"
+                    f"{run} holds results of an earlier version, which do not say how the model "
+                    f"was trained; score it again with --mode=eval --workdir {folder_of(run)}"
                 )
-            group[source] = result
-    for key, group in list(groups.items()):
-        each = [sum(source[0] == run for source in group) for run in runs]
-        lacking = [str(run) for run, n in zip(runs, each, strict=True) if n < max(each)]
-        if lacking:
-            print(
+            about = [str(result.get(k, "")) for k in ("dataset", "protocol", "gallery", "cmc")]
+            groups.setdefault((*about, row_label(result)), []).append(
+                ((run, result.get("trial")), result)
+            )
+    found = []
+    for key, group in groups.items():
+        # Rows of one name that a run has twice, of one draw and of ten, say, are two rows.
+        twice = len(dict(group)) < len(group)
+        ways: dict[tuple[int, str], list[tuple[Source, Result]]] = {}
+        for source, result in group:
+            ways.setdefault(_way(result) if twice else (0, ""), []).append((source, result))
+        for _, rows in sorted(ways.items(), key=lambda way: way[0]):
+            for source in dict(rows):
+                same = [measured(result) for own, result in rows if own == source]
+                if len(same) > 1:
+                    raise ValueError(
+                        f"{source[0]} holds {len(same)} results of {' '.join(key)} that differ in "
+                        f"{'; '.join(differences(same)) or 'nothing'}; expected one, delete those "
+                        "that are not meant from its eval folder"
+                    )
+            each = [sum(run == own for (own, _), _ in rows) for run in runs]
+            lacking = [str(run) for run, n in zip(runs, each, strict=True) if n < max(each)]
+            if not lacking:
+                found.append([result for _, result in rows])
+                continue
+            text = (
                 f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
                 f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
-                f"--mode=eval: {', '.join(lacking)}",
-                file=sys.stderr,
+                f"--mode=eval: {', '.join(lacking)}"
             )
-            del groups[key]
-    if not groups:
+            print(printable(text), file=sys.stderr)
+    if not found:
         raise ValueError("no row was scored in all runs, expected one at least")
-    return [list(group.values()) for group in groups.values()]
+    return found
+
+
+def _way(result: Result) -> tuple[int, str]:
+    """How a result was measured: the most draws come first."""
+    about = measured(result)
+    apart = {"step"}.union(*OVER.values())
+    kept = {k: v for k, v in about.items() if k not in apart and not k.startswith("recipe.")}
+    return -about["draws"], json.dumps(kept, sort_keys=True)
 
 
 def _tables(results: Sequence[Result]) -> list[tuple[str, dict[tuple[str, str], Result]]]:
     """(title, rows) of a table for each data set, and for each way to draw the gallery.
 
-    Results of one protocol are beside each other only if they are means over as many draws.
+    Results of one protocol are beside each other only if they are means over as many draws, and
+    those of one row only in tables of their own, whose titles say in what they differ.
     """
-    tables: list[tuple[str, dict[tuple[str, str], Result]]] = []
+    tables: list[tuple[str, str, dict[tuple[str, str], Result]]] = []
     for result in results:
-        title = str(result.get("dataset", "results"))
+        dataset = str(result.get("dataset", "results"))
         if result["gallery"] == "official":
-            title += ", official gallery"
-        same = [rows for name, rows in tables if name.partition(" (")[0] == title]
-        for rows in same:
+            dataset += ", official gallery"
+        place, marks = (result["protocol"], row_label(result)), ""
+        for own, _, rows in tables:
+            if own != dataset:
+                continue
             beside = [row for (protocol, _), row in rows.items() if protocol == result["protocol"]]
-            if all(row["draws"] == result["draws"] for row in beside):
+            if place not in rows and all(row["draws"] == result["draws"] for row in beside):
                 break
+            found, other = measured(result), measured(rows.get(place, beside[0]))
+            unlike = [key for key in found if found[key] != other.get(key)]
+            marks = ", ".join(f"{key}: {found[key]}" for key in sorted(unlike)[:3])
+            marks = f" (draws: {result['draws']})" if "draws" in unlike else f" ({marks})"
         else:
             rows = {}
-            tables.append((title + f" (draws: {result['draws']})" * bool(same), rows))
-        rows[result["protocol"], row_label(result)] = result
-    return tables
-
-
-def read_results(run: pathlib.Path, step: str | None = None) -> list[Result]:
-    """The results that a run saved at a step (None: the last that was scored).
-
-    Args:
-      run: its folder, or the folder of a step in it, RUN/eval/STEP.
-      step: which; of no effect where `run` says it.
-
-    Raises:
-      FileNotFoundError: the run has none; the message says what there is.
-    """
-    if run.parent.name == "eval" and run.name.isdigit():
-        run, step = run.parent.parent, run.name
-    folder = run / "eval"
-    steps = sorted((p.name for p in folder.glob("*") if p.name.isdigit()), key=int)
-    if not steps or step not in (None, *steps):
-        raise FileNotFoundError(
-            f"{folder} holds results of {', '.join(steps) or 'no step'}, expected "
-            f"{'some' if step is None else 'step ' + step}; score the run with "
-            f"--mode=eval --workdir {run}"
-        )
-    files = sorted((folder / (step or steps[-1])).glob("*.json"))
-    return [json.loads(file.read_text()) for file in files]
+            tables.append((dataset, dataset + marks, rows))
+        rows[place] = result
+    return [(title, rows) for _, title, rows in tables]
 
 
 if __name__ == "__main__":

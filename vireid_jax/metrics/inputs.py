@@ -7,6 +7,7 @@ import numpy as np
 
 CACHED = 1 << 17  # entries that are normalized at a time, so that they stay in the cache
 UNIT = 5e-7  # how far from 1 the length of a row normalized in float32 may be
+_LARGEST = np.iinfo(np.int64).max
 
 # (query person, query camera, gallery person, gallery camera) -> bool [Q, G], True: not compared
 Exclude = Callable[[Any, Any, Any, Any], np.ndarray]
@@ -17,11 +18,19 @@ def as_array(values: Any) -> np.ndarray:
 
     A PyTorch tensor may need a gradient, lie on an accelerator, or be bfloat16 (which NumPy lacks:
     float32 then); it is known by its methods, since nothing here imports PyTorch.
+
+    Raises:
+      ValueError: some entries of a masked array are masked.
     """
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         values = values.detach().cpu()
         if str(values.dtype) == "torch.bfloat16":
             values = values.float()
+    if masked := np.ma.count_masked(values) if np.ma.isMaskedArray(values) else 0:
+        raise ValueError(
+            f"{masked} entries of an array {list(values.shape)} are masked, expected a value for "
+            "each; leave out the images that have none"
+        )
     return np.asarray(values)
 
 
@@ -218,6 +227,8 @@ def check_ids(ids: Any, length: int, what: str) -> np.ndarray:
         raise ValueError(
             f"{what} is {ids.dtype} {list(ids.shape)}, expected integers [{length}], one per row"
         )
+    if length and ids.max() > _LARGEST:  # uint64
+        raise ValueError(f"{what} holds {ids.max()}, expected numbers up to {_LARGEST}")
     return ids.astype(np.int64)
 
 

@@ -116,7 +116,7 @@ def rank_metrics(
     query_person = check_ids(query_person, q, "query_person")
     gallery_person = check_ids(gallery_person, g, "gallery_person")
     if excluded is not None:
-        excluded = np.asarray(excluded)
+        excluded = as_array(excluded)
         if excluded.dtype != bool or excluded.shape != (q, g):
             raise ValueError(
                 f"excluded is {excluded.dtype} {list(excluded.shape)}, expected bool {[q, g]} "

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vireid_jax.metrics.inputs import ROWS, check_widths, half_squares
+from vireid_jax.metrics.inputs import ROWS, as_array, check_widths, half_squares
 from vireid_jax.metrics.ranking import BLOCK_BYTES
 
 SCOPES = ("all", "queries")
@@ -88,7 +88,7 @@ def k_reciprocal(
     if not q or not g:
         raise ValueError(f"there are {q} queries and {g} gallery images, expected some of each")
     if excluded is not None:
-        excluded = np.asarray(excluded)
+        excluded = as_array(excluded)
         if excluded.dtype != bool or excluded.shape != (q, g):
             raise ValueError(
                 f"excluded is {excluded.dtype} {list(excluded.shape)}, expected bool {[q, g]}"

@@ -5,21 +5,35 @@ ten splits, seeds) or over repeats of a random corruption: each result counts on
 is over the results, not over the draws within them. `chance_map` is what a random ranking scores.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vireid_jax.metrics.inputs import as_array
 from vireid_jax.metrics.ranking import Ranking, Rows
 
 REPORTED_RANKS = (1, 5, 10, 20)
+METRICS = (*(f"R{rank}" for rank in REPORTED_RANKS), "mAP", "mINP")
 CORRUPTED = "-C (vireid)"  # images were corrupted, by code of ours: see `data.corrupt`
 
-# What must be equal for a mean to mean something.
-MEASURED = (
-    "protocol", "feature", "gallery", "cmc", "ties", "distance", "flip", "rerank", "corrupt",
-    "corrupt_seed", "dataset", "test_set", "direction",
-)  # fmt: skip
+# What a result found; its other keys say how. "checkpoint" is another name of a step.
+FOUND = ("metrics", "std", "trials", "chance", "curves", "counts", "per_query", "checkpoint")
+_SPLIT = ("data.trial", "data.seed")
+# What results may differ in that are averaged over something.
+OVER: dict[str, tuple[str, ...]] = {
+    "runs": ("seed", "recipe.seed"),
+    "seeds": ("seed", "recipe.seed"),
+    "splits": (
+        *("test_set", "trial", "recipe.train_set", *_SPLIT),
+        *(f"recipe.{key}" for key in _SPLIT),
+    ),
+    "repeats": (),
+}
+_COUNTED_ONCE = {"seeds": ("seed",), "splits": ("test_set", *_SPLIT)}
 
 
 class Chance(NamedTuple):
@@ -47,8 +61,8 @@ def chance_map(num_true: Any, num_gallery: Any, *, query_person: Any = None) -> 
     Raises:
       ValueError: negative counts, more true images than images, or no valid query.
     """
-    n = np.atleast_1d(np.asarray(num_true))
-    big_n = np.broadcast_to(np.asarray(num_gallery), n.shape)
+    n = np.atleast_1d(as_array(num_true))
+    big_n = np.broadcast_to(as_array(num_gallery), n.shape)
     if n.ndim != 1 or n.dtype.kind not in "iu" or big_n.dtype.kind not in "iu":
         raise ValueError(
             f"num_true is {n.dtype} {list(n.shape)} and num_gallery {big_n.dtype}, expected "
@@ -68,7 +82,7 @@ def chance_map(num_true: Any, num_gallery: Any, *, query_person: Any = None) -> 
     mean, deviation = moments.T
     draws = deviation
     if query_person is not None:
-        person = np.asarray(query_person)
+        person = as_array(query_person)
         if person.shape != n.shape:
             raise ValueError(
                 f"query_person is {list(person.shape)}, expected {list(n.shape)} like num_true"
@@ -121,7 +135,6 @@ def make_result(
       query_person: int [Q], of all queries.
       cmc: "id" or "image", what R1 ... R20 count.
     """
-    names = [*(f"R{rank}" for rank in REPORTED_RANKS), "mAP", "mINP"]
     trials: list[dict[str, Any]] = []
     chances: list[Chance] = []
     for ranking, some in zip(rankings, queries, strict=True):
@@ -129,12 +142,13 @@ def make_result(
         curve = ranking.cmc_id if cmc == "id" else ranking.cmc_image
         values = [*(float(curve[rank - 1]) for rank in REPORTED_RANKS), ranking.mAP, ranking.mINP]
         invalid = counts["queries"] - counts["valid_queries"]
-        trials.append(dict(zip(names, values, strict=True)) | counts | {"invalid_queries": invalid})
+        found = dict(zip(METRICS, values, strict=True))
+        trials.append(found | counts | {"invalid_queries": invalid})
         person = query_person[some]
         chances.append(chance_map(rows.num_true, rows.num_kept, query_person=person))
     return {
-        "metrics": {name: float(np.mean([t[name] for t in trials])) for name in names},
-        "std": {name: float(np.std([t[name] for t in trials])) for name in names},
+        "metrics": {name: float(np.mean([t[name] for t in trials])) for name in METRICS},
+        "std": {name: float(np.std([t[name] for t in trials])) for name in METRICS},
         "trials": trials,
         "chance": dict(zip(Chance._fields, np.mean(chances, axis=0).tolist(), strict=True)),
         "curves": {
@@ -178,13 +192,43 @@ def _per_query(
     }
 
 
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """How a result was trained and measured: everything that may change a number of it.
+
+    Args:
+      result: of `evaluate`, with or without the keys that a run adds.
+
+    Returns:
+      {key: value}, keys of inner dicts with a dot, as "data.filter" and "recipe.optim.lr"; what is
+      None or False is left out, as it is where nobody asked for it.
+    """
+    curves = result.get("curves") or {}
+    about = {key: value for key, value in result.items() if key not in FOUND}
+    about["draws"] = result.get("draws", len(result.get("trials", ())))
+    about["ranks"] = max(map(len, curves.values()), default=None)
+    flat: dict[str, Any] = {}
+    for key, value in about.items():
+        inner = isinstance(value, Mapping)
+        flat |= {f"{key}.{name}": v for name, v in value.items()} if inner else {key: value}
+    return {key: value for key, value in flat.items() if value is not None and value is not False}
+
+
+def file_name(result: Mapping[str, Any]) -> str:
+    """The name of a result's file; two results have one name only if they were measured alike."""
+    official = ["official"] * (result.get("gallery") == "official")
+    text = json.dumps(measured(result), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    label = "-".join([result["protocol"], *official, row_label(result), digest])
+    return re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
+
+
 def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any]:
-    """The mean of results that were measured alike, with their spread.
+    """The mean of results that were trained and measured alike, with their spread.
 
     Args:
       results: dicts of `evaluate`, with or without the keys that a run adds (dataset, ...).
-      over: what the results differ in, for the table: "splits", "seeds", "repeats", ... Only
-        "splits" may have been scored on different test images.
+      over: what the results differ in, for the table: "seeds"; "splits", which also have test
+        images of their own; "runs", of one seed or of several; "repeats", in nothing.
 
     Returns:
       A dict like theirs: "metrics", "chance" and "curves" are means over the results, "std" their
@@ -193,26 +237,48 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
       those of all. Results per query are left out.
 
     Raises:
-      ValueError: no results, or results that were not measured alike; the message names the key.
+      ValueError: no results; results that differ in anything else, which the message names; or two
+        of one seed, or of one split.
     """
+    if over not in OVER:
+        raise ValueError(f"over is {over!r}, expected one of {', '.join(OVER)}")
     if not results:
         raise ValueError("there are no results to combine, expected at least one")
     first = results[0]
-    alike = [key for key in MEASURED if key != "test_set" or over != "splits"]
-    for key in (*alike, "trials"):
-        values = {str(len(r[key]) if key == "trials" else r.get(key)) for r in results}
-        if len(values) > 1:
-            raise ValueError(
-                f"results differ in {key!r}: {', '.join(sorted(values))}; a mean over them would "
-                "say nothing, combine those that were measured alike"
-                + (" (of RegDB's trials: over 'splits')" if key == "test_set" else "")
-            )
-    each = {name: np.array([r["metrics"][name] for r in results]) for name in first["metrics"]}
+    about = [measured(result) for result in results]
+    own: list[str] = []  # what each model has of its own, however the results are averaged
+    for checkpoint, key in (("best", "step"), ("file", "recipe.init.weights")):
+        if all(result.get("checkpoint") == checkpoint for result in results):
+            own.append(key)
+    if unlike := differences(about, (*OVER[over], *own)):
+        keys = {line.partition(":")[0] for line in differences(about, own)}
+        cure = "".join(
+            f"; for a mean over {other} add --over {other}"
+            for other in ("seeds", "splits")
+            if keys <= set(OVER[other])
+        )
+        more = f" and in {len(unlike) - 5} more" if len(unlike) > 5 else ""
+        raise ValueError(
+            f"the results differ in {'; '.join(unlike[:5])}{more}. Expected results that differ in "
+            f"their {over} alone, since a mean over others says nothing{cure}"
+        )
+    each = [tuple(a.get(key) for key in _COUNTED_ONCE.get(over, ())) for a in about]
+    if any(any(v is not None for v in e) and each.count(e) > 1 for e in each):
+        raise ValueError(
+            f"two of the {len(results)} results have one of the {over} in common "
+            f"({', '.join(_COUNTED_ONCE[over])}), expected each once: it would count double"
+        )
+    values = {name: np.array([r["metrics"][name] for r in results]) for name in first["metrics"]}
     tied = sum(result["counts"]["tied_true_images"] for result in results)
+    kept = {
+        key: value
+        for key, value in first.items()
+        if key not in FOUND and all(result.get(key) == value for result in results)
+    }
     return {
-        **{key: first[key] for key in alike if key in first},
-        "metrics": {name: float(v.mean()) for name, v in each.items()},
-        "std": {name: float(v.std()) for name, v in each.items()},
+        **kept,
+        "metrics": {name: float(v.mean()) for name, v in values.items()},
+        "std": {name: float(v.std()) for name, v in values.items()},
         "trials": [dict(result["metrics"]) for result in results],
         "chance": {
             key: float(np.mean([r["chance"][key] for r in results])) for key in first["chance"]
@@ -224,8 +290,19 @@ def combine(results: Sequence[Mapping[str, Any]], *, over: str) -> dict[str, Any
         "counts": {**first["counts"], "tied_true_images": tied},
         "over": over,
         "results": len(results),
-        "draws": first.get("draws", len(first["trials"])),
+        "draws": about[0]["draws"],
     }
+
+
+def differences(about: Sequence[Mapping[str, Any]], free: Collection[str] = ()) -> list[str]:
+    """A line "key: value, other value" for each key that `measured` dicts do not share."""
+    lines = []
+    keys = set().union(*about) - {*free}
+    for key in sorted(keys, key=lambda key: (key != "recipe.method.name", key)):
+        values = dict.fromkeys(json.dumps(a[key]) if key in a else "none" for a in about)
+        if len(values) > 1:
+            lines.append(f"{key}: {', '.join(values)}")
+    return lines
 
 
 def row_label(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,17 @@ ENDED_WELL = (0, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 
 def say(text: str) -> None:
     """Writes a line to standard error at once, whatever this thread or signal has interrupted."""
-    os.write(2, f"\n{text}\n".encode())
+    os.write(2, f"\n{printable(text)}\n".encode())
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey, or cannot show, as escapes such as \x1b.
+
+    Names of files and results come from others. Ends of lines stay.
+    """
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def indented(lines: Sequence[str], limit: int) -> str:

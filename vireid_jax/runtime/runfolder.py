@@ -70,6 +70,19 @@ def changes_training(key: str) -> bool:
     return not any(fnmatch.fnmatchcase(key, free) for free in FREE_KEYS)
 
 
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a nested config trains with: {"optim.lr": 0.1, ...}, plain values."""
+    return {key: value for key, value in flat(_plain(config)).items() if changes_training(key)}
+
+
+def trained_with(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The `recipe` of the run in `workdir`, and a digest of the names of its training images."""
+    facts = recipe(load_config(workdir).to_dict())
+    if (pathlib.Path(workdir) / CLASSES).exists():
+        facts["train_set"] = str(_read_classes(workdir)[0].get("names_sha256"))[:12]
+    return facts
+
+
 def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """The config that the run in `workdir` was started with.
 
@@ -337,7 +350,7 @@ def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarr
             f"{workdir} holds no {CLASSES}, which tells how many people its model knows; repeat "
             "its training command, which writes that file and ends where it ended"
         ) from None
-    except (ValueError, LookupError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); if the data set is the one that the run was trained "
             "on, delete it and repeat the training command, which writes it"

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from absl import logging
 
-from vireid_jax.runtime import files
+from vireid_jax.runtime import files, printable
 
 METRICS = "metrics.jsonl"
 EVENTS_FLUSH_S = 5
@@ -232,7 +232,7 @@ def say(text: str) -> None:
     import jax  # readers of a record do without it
 
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class Progress:

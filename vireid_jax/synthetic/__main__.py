@@ -15,7 +15,7 @@ import numpy as np
 from vireid_jax import __version__
 from vireid_jax.data.readers.common import check_number
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
-from vireid_jax.runtime import command
+from vireid_jax.runtime import command, printable
 from vireid_jax.synthetic.dataset import FIRST_PERSON, check_image_size, render_images
 from vireid_jax.synthetic.scene import CAMERAS
 from vireid_jax.types import MODALITIES
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             print(f"wrote {root}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

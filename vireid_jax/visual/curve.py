@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vireid_jax import __version__
-from vireid_jax.runtime import command
+from vireid_jax.runtime import command, printable
 from vireid_jax.runtime.writer import METRICS, read_metrics
 
 # Colors that people with a color deficiency tell apart (Okabe and Ito).
@@ -97,7 +97,7 @@ def main() -> int:
     try:
         draw(options.runs, options.out)
     except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"wrote {options.out}")
     return 0

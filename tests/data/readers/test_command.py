@@ -71,6 +71,17 @@ def test_help_needs_nothing_heavy():
 # --- check ----------------------------------------------------------------------------------
 
 
+def test_escape_sequences_in_names_are_shown_not_obeyed(tmp_path, capsys):
+    root = trees.people(tmp_path / "a\x1b[2J", {"visible/anna": 2, "infrared/anna": 2})
+    trees.stub(f"{root}/visible/anna/\x1b]0;title\x07.txt")
+    trees.stub(f"{root}/visible/anna/\x9b31m.txt")
+    _, out, err = run(capsys, "check", "folders", "--root", root)
+    assert r"a\x1b[2J: 4 images" in out and r"\x1b]0;title\x07.txt" in out and r"\x9b31m" in out
+    status, _, none = run(capsys, "check", "folders", "--root", tmp_path / "\x1b[31mnone")
+    assert status == 1 and r"\x1b[31mnone" in none
+    assert not set("\x1b\x07\x9b") & set(out + err + none)
+
+
 @each("name", ["sysu", "regdb", "llcm"])
 def test_check_a_small_tree(released, capsys, name):
     status, out, _ = run(capsys, "check", name, "--root", released[name], "--decode")

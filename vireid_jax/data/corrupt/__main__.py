@@ -16,7 +16,7 @@ from PIL import Image
 from vireid_jax import __version__
 from vireid_jax.data.corrupt import KINDS, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
-from vireid_jax.runtime import command
+from vireid_jax.runtime import command, printable
 
 IMAGE_SIZE = (288, 144)  # (height, width) at which the benchmark corrupts
 _SHOWN = (112, 56)  # reduced, so that the sheet stays small
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         image = person() if args.image is None else read(args.image)
         contact_sheet(args.sheet, image, seed=args.seed)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"wrote {args.sheet}")
     return 0
