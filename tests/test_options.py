@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -125,7 +124,6 @@ def test_what_only_a_trace_finds_is_refused_before_data_are_made(tmp_path):
         assert not list(tmp_path.iterdir()), key
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="says nothing of devices")
 def test_a_folder_that_cannot_be_written_to_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/run"):
