@@ -207,7 +207,7 @@ def _rehearse(config: ml_collections.ConfigDict, batch: Any, pretrained: Any) ->
     jax.eval_shape(transform.init, shapes["params"])
 
     def loss(variables: Any, batch: Any) -> Any:
-        return method.loss(variables, augment.augment(key, batch, **config.augment), key, 0)
+        return method.loss(variables, augment.augment(key, batch, **config.augment), key, 0)[0]
 
     jax.eval_shape(loss, shapes, batch)
 
