@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -48,7 +47,7 @@ def test_every_recipe_is_accepted():
     ("optim.lr", -1.0, "optim.lr is -1.0, expected a number from 0 to 1,000"),
     ("optim.name", "x", r"optim.name is 'x', expected one of \['adam', 'sgd'\]"),
     ("optim.warmup_epochs", math.inf, "optim.warmup_epochs is inf"),
-    ("optim.restart_epoch", 1e12, "optim.restart_epoch is 1e"),
+    ("optim.restart_epoch", 1e12, "optim.restart_epoch is 1000000000000.0, expected"),
     ("augment.pad", 10**12, "augment.pad is 1000000000000, expected a number from 0 to 1,024"),
     ("augment.flip", 2.0, "augment.flip is 2.0, expected a number from 0 to 1"),
     ("augment.erase", ("a", "a"), r"augment.erase is \('a', 'a'\), expected a number or a tuple"),
@@ -61,7 +60,7 @@ def test_every_recipe_is_accepted():
     ("eval.batch_size", 10**9, "eval.batch_size is 1000000000, expected a number from 1 to 65,5"),
     ("data.image_size", (48.5, 24), r"data.image_size is \(48.5, 24\), expected \(a whole number"),
     ("data.image_size", (48,), r"data.image_size is \(48,\), expected \(a whole number, a whole"),
-    ("data.root", 3, "data.root is 3, expected text or a path or None"),
+    ("data.root", 3, "data.root is 3, expected text, a path or None"),
     ("data.image_size", None, "data.image_size is None, expected a tuple"),
     ("data.name", [[1]], r"data.name is \[\[1\]\], expected text"),
     ("method.name", {"a": 1}, "method.name is {'a': 1}, expected text"),
@@ -125,7 +124,6 @@ def test_what_only_a_trace_finds_is_refused_before_data_are_made(tmp_path):
         assert not list(tmp_path.iterdir()), key
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="says nothing of devices")
 def test_a_folder_that_cannot_be_written_to_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/run"):

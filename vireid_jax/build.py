@@ -109,8 +109,10 @@ class Devices(NamedTuple):
 
 
 # Facts of a run, which are no options: a method has a parameter for each that it depends on.
-FACTS = ("num_classes", "image_size", "steps_per_epoch", "num_steps", "num_ids", "num_instances")
-FACTS += ("second_view", "backbone")
+FACTS = (
+    *("num_classes", "image_size", "steps_per_epoch", "num_steps", "num_ids", "num_instances"),
+    *("second_view", "backbone"),
+)
 SCORED = ("data", "eval", "loader")  # sections that --mode=eval takes from a recipe
 TOP = {"run_name": str, "seed": int, "allow_changes": bool}  # keys outside of sections
 _MOST_STEPS = 2**31 - 1  # that a step counter of 32 bits holds
@@ -209,7 +211,7 @@ def _rehearse(config: ml_collections.ConfigDict, batch: Any, pretrained: Any) ->
     jax.eval_shape(transform.init, shapes["params"])
 
     def loss(variables: Any, batch: Any) -> Any:
-        return method.loss(variables, augment.augment(key, batch, **config.augment), key, 0)
+        return method.loss(variables, augment.augment(key, batch, **config.augment), key, 0)[0]
 
     jax.eval_shape(loss, shapes, batch)
 

@@ -176,7 +176,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 def _changes(argv: Sequence[str]) -> list[str]:
     """The values that are changed in the recipe; of one that is given twice the last."""
-    found = {}
+    found: dict[str, str] = {}
     for word in filter(_CHANGE.match, _joined(argv)):
         key, equals, value = _CHANGE.sub("", word).partition("=")
         if key.endswith("image_size") and (size := _SIZE.fullmatch(value)):

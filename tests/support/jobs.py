@@ -40,7 +40,10 @@ def get_config(arg=None):
 """
 # The linear method, which tests/support/linear_command.py knows.
 LINEAR_COMMAND = "tests.support.linear_command"
-LINEAR = "c.method = ConfigDict(dict(name='linear', from_step=8))"
+LINEAR = (  # the options of its backbone are SMCL's
+    "c.method = ConfigDict({'name': 'linear', 'from_step': 8, **{key: c.method[key] for key in "
+    "('depth', 'width', 'last_stride', 'kernels', 'dtype')}})"
+)
 
 
 def write_recipe(folder, method="smcl", changes=""):

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from vireid_jax.methods.common import Backbone
 from vireid_jax.types import Records
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -43,7 +44,8 @@ def small(recipe, dataset, tmp_path, root=None, preset=""):
     if "generator_ratios" in c.method:
         c.method.generator_ratios = (2, 3, 6)  # of maps of 12 x 6
     if recipe == "linear":
-        c.method = ConfigDict(dict(name="linear", from_step=0))
+        shared = {key: c.method[key] for key in Backbone._fields if key in c.method}
+        c.method = ConfigDict({"name": "linear", "from_step": 0, **shared})
     c.optim.schedule, c.optim.milestones, c.optim.warmup_epochs = "constant", (), 0.0
     c.augment.pad = 2
     c.train.epochs, c.train.tensorboard = 1.0, False

@@ -72,9 +72,10 @@ def local_facts() -> dict[str, Any]:
     """What all processes must have in common in their devices."""
     try:
         devices = jax.local_devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter of a platform without a plugin
+        why = " ".join(str(error).split()) or "no such platform is installed"
         raise ValueError(
-            f"JAX finds no devices: {' '.join(str(error).split())}. Unset JAX_PLATFORMS "
+            f"JAX finds no devices: {why}. Unset JAX_PLATFORMS "
             f"(it is {os.environ.get('JAX_PLATFORMS')!r}), or install jax for that platform"
         ) from error
     return {
