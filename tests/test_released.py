@@ -231,10 +231,10 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     listing = get_reader("sysu").scan(trees["sysu"], strict=False)
     c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
     prepared.prepare(listing, out=tmp_path / "prepared")
-    assert "accepted with strict=False" in refused(capsys, c, own, mode="eval")
-    prepared.prepare(dataclasses.replace(listing, checks=()), out=tmp_path / "prepared")
     assert "no file" in refused(capsys, c, own, mode="eval")
     c.eval.rand_perm = str(file)
+    assert "accepted with strict=False" in refused(capsys, c, own, mode="eval")
+    prepared.prepare(dataclasses.replace(listing, checks=()), out=tmp_path / "prepared")
     said = refused(capsys, c, own, mode="eval")
     assert "this is not SYSU-MM01's rand_perm_cam.mat" in said
 
