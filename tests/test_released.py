@@ -3,6 +3,7 @@
 A linear method, which compiles at once, stands for all; the slow tier trains every recipe.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -238,12 +239,14 @@ def test_the_official_gallery(trees, trained, tmp_path, capsys):
     assert "there is no trial 10" in refused(capsys, c, own, mode="eval")
     c.eval.trials = 2
     c.data.strict, c.eval.gallery, c.eval.rand_perm = True, "official", str(tmp_path / "absent")
-    # What is prepared is not compared with the release.
+    # What was prepared with strict=False is refused as the tree is; without checks, it is whole.
     listing = get_reader("sysu").scan(trees["sysu"], strict=False)
-    prepared.prepare(listing, out=tmp_path / "prepared")
     c.data.root, c.data.prepared = None, str(tmp_path / "prepared")
+    prepared.prepare(listing, out=tmp_path / "prepared")
     assert "no file" in refused(capsys, c, own, mode="eval")
     c.eval.rand_perm = str(file)
+    assert "accepted with strict=False" in refused(capsys, c, own, mode="eval")
+    prepared.prepare(dataclasses.replace(listing, checks=()), out=tmp_path / "prepared")
     said = refused(capsys, c, own, mode="eval")
     assert "this is not SYSU-MM01's rand_perm_cam.mat" in said
 
