@@ -184,6 +184,9 @@ def parser(tmp_path, monkeypatch):
 
     def parse_module(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module, *arguments])
+        package = importlib.util.find_spec(module).submodule_search_locations
+        name = f"{module}.__main__" if package else module
+        monkeypatch.delitem(sys.modules, name, raising=False)  # runpy warns of a second one
         with pytest.raises((Parsed, SystemExit)) as end:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         assert end.type is Parsed or end.value.code == 0

@@ -98,7 +98,7 @@ def decode_once(
             f"the pixel cache is memory-mapped and cannot be in {where}; set VIREID_CACHE (or "
             "folder=) to a local folder"
         )
-    root = pathlib.Path(where).expanduser()
+    root = files.expanded(where, "the folder of decoded images")
     stem = _stem(listing, size, filter)
     path = root / f"{stem}.npy"
     if (found := _read(path)) is None:

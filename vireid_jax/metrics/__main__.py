@@ -10,6 +10,7 @@ from typing import Any
 from vireid_jax import __version__
 from vireid_jax.metrics.results import combine, row_label
 from vireid_jax.metrics.table import format_table, to_markdown
+from vireid_jax.runtime import accept_any_text
 
 Result = dict[str, Any]
 
@@ -131,4 +132,5 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main())

@@ -4,7 +4,9 @@ The exit codes below are for whoever starts a command: launch/ repeats it or not
 them 0 is done, 1 an error that the user can cure, 2 a wrong command line.
 """
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 
 EXIT_PREEMPTED = 42  # SIGTERM: everything is saved, run the same command again
@@ -16,6 +18,13 @@ ENDED_WELL = (0, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 def say(text: str) -> None:
     """Writes a line to standard error at once, whatever this thread or signal has interrupted."""
     os.write(2, f"\n{text}\n".encode())
+
+
+def accept_any_text() -> None:
+    """A character that the encoding of the standard streams lacks is written as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def indented(lines: Sequence[str], limit: int) -> str:
