@@ -3,6 +3,7 @@
 See tests/test_isolation.py for what is imported before a wrong command is refused.
 """
 
+import io
 import os
 import pathlib
 import shutil
@@ -103,6 +104,28 @@ def test_changed_values_reach_the_name_of_the_folder(command, tmp_path):
     assert code == 1 and "Traceback" not in err
     assert "runs/smcl-synthetic-lr=0.001 is not the folder of a run" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_no_shell_has_named(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for change in ([], ["--config.eval.flip=True"]):
+        for text, said in (
+            ("~/run", "home/run is not the folder of a run"),
+            ("$HOME/run", "shell"),
+        ):
+            code, _, err = command("--mode=eval", f"--workdir={text}", *change)
+            assert code == 1 and said in err and "Traceback" not in err, (text, err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_that_lacks_a_character_shows_something(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "argv", ["vireid", "--version", "--config=x"])
+    with pytest.raises(SystemExit):
+        main.cli()
+    print("19.6 ± 0.5", flush=True)
+    assert b"19.6 ? 0.5" in stream.buffer.getvalue()
 
 
 def test_a_recipe_is_found_from_any_folder_by_path_or_name(command, tmp_path):

@@ -331,10 +331,10 @@ def _stored(workdir: str) -> ml_collections.ConfigDict:
     JSON does not say what type an option has that was left at None; on the command line it is
     text or a whole number.
     """
-    from vireid_jax.runtime import runfolder
+    from vireid_jax.runtime import files, runfolder
 
     try:
-        config = runfolder.load_config(workdir)
+        config = runfolder.load_config(files.expanded(workdir, "--workdir"))
     except (OSError, ValueError) as error:
         refuse(str(error), code=1)
     for section in config.values():
@@ -584,7 +584,7 @@ def folder_of(
     Values that have no say in the training are left out. A key goes by its last word where no other
     key of the recipe has that word.
     """
-    from vireid_jax.runtime import runfolder
+    from vireid_jax.runtime import files, runfolder
 
     if workdir is not None:
         if "://" in str(workdir):
@@ -592,7 +592,7 @@ def folder_of(
                 f"--workdir is {str(workdir)!r}, expected a folder of the file system, which all "
                 "hosts of a run share; mount a bucket with gcsfuse, or use Filestore, NFS or Lustre"
             )
-        return pathlib.Path(workdir).expanduser()
+        return files.expanded(workdir, "--workdir")
     if config is None:
         raise ValueError("neither a recipe nor a workdir is given")
     words = Counter(key.split(".")[-1] for key in flat(config.to_dict()))

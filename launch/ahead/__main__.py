@@ -1,7 +1,7 @@
 """Will it fit, and will it scale? Compiles a recipe's steps for chips that are not there.
 
   python -m launch.ahead --config configs/idkl.py:sysu --topology v5e:2x2
-  python -m launch.ahead --config configs/idkl.py:sysu --config.sampler.num_ids=16 --topology v5e:4x4
+  python -m launch.ahead --config idkl:sysu --config.sampler.num_ids=16 --topology v5e:4x4
   python -m launch.ahead --config configs/agw.py:sysu --topology v5e:1x1 --scaling
   python -m launch.ahead --config configs/agw.py --topology v6e:1x1 --largest_batch
   python -m launch.ahead --config configs/smcl.py --topology cpu:4

@@ -94,6 +94,9 @@ WAYS = (
 )
 
 
+UNKNOWN = Way("", why="")
+
+
 def commands(text):
     """The commands in a text, as lines; those of a page's blocks are not looked for here."""
     found = (re.sub(r"\s*\\\n[# ]*", " ", command) for command in COMMAND.findall(text))
@@ -127,11 +130,11 @@ PRINTED = printed()
 
 
 def way(command):
-    return next((w for w in WAYS if re.match(w.pattern, command, re.S)), None)
+    return next((w for w in WAYS if re.match(w.pattern, command, re.S)), UNKNOWN)
 
 
 def test_every_command_is_tried_in_some_way():
-    wrong = [f"{where}: {command}" for command, where in PRINTED.items() if not way(command)]
+    wrong = [f"{where}: {command}" for command, where in PRINTED.items() if way(command) is UNKNOWN]
     assert not wrong, "add a row to WAYS:\n" + "\n".join(wrong)
     assert len(PRINTED) > 150
     assert {way(command) for command in PRINTED} == set(WAYS), "a row without a command"
@@ -184,6 +187,9 @@ def parser(tmp_path, monkeypatch):
 
     def parse_module(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module, *arguments])
+        package = importlib.util.find_spec(module).submodule_search_locations
+        name = f"{module}.__main__" if package else module
+        monkeypatch.delitem(sys.modules, name, raising=False)  # runpy warns of a second one
         with pytest.raises((Parsed, SystemExit)) as end:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         assert end.type is Parsed or end.value.code == 0

@@ -97,7 +97,8 @@ def test_worker_refusals(tmp_path, arguments):
 
 
 def test_a_time_that_is_no_number(tmp_path):
-    _, result = worker(tmp_path, "status", STOP_SECONDS="5m")
+    state = str(tmp_path / "state")
+    result = run("on_worker.sh", "status", STATE_DIR=state, STOP_SECONDS="5m")
     assert result.returncode == 2 and "STOP_SECONDS is '5m'" in result.stderr
 
 

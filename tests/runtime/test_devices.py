@@ -1,5 +1,6 @@
 """Mesh, shardings, and the way from host arrays to global ones."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -15,6 +16,34 @@ from vireid_jax import build
 from vireid_jax.runtime import devices
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_devices_that_are_not_here(monkeypatch):
+    """What jax raises, with JAX_PLATFORMS=gpuu and with cuda where its plugin is missing."""
+    for error, said in (
+        (
+            RuntimeError("Unable to initialize backend 'gpuu'\nmore"),
+            "gpuu: Unable to .* 'gpuu'. Un",
+        ),
+        (AssertionError(), "gpuu. Unset it to take what is there, or install"),
+    ):
+
+        def fail(error=error):
+            raise error
+
+        monkeypatch.setattr(jax, "local_devices", fail)
+        with jax_platforms("gpuu"), pytest.raises(ValueError, match=said):
+            devices.local_facts()
+
+
+@contextlib.contextmanager
+def jax_platforms(name):
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", name)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
 
 
 def test_how_a_shared_state_is_cut():

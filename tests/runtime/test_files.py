@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import threading
 import time
 
@@ -144,6 +145,24 @@ def test_a_full_disk_is_explained_once(tmp_path):
         assert "are free" in said and said.endswith("or name another --workdir")
     with pytest.raises(KeyError), files.explain_full_disk(tmp_path, **options):
         raise KeyError
+
+
+def test_paths_that_no_shell_has_expanded(monkeypatch):
+    """As in --workdir=~/runs, which a shell leaves alone, and in a container's file."""
+    monkeypatch.setenv("HOME", "/h")
+    for text, path in (("~/a", "/h/a"), ("~", "/h"), ("a/~", "a/~"), ("c$t", "c$t"), ("$", "$")):
+        assert files.expanded(text, "--workdir") == pathlib.Path(path)
+    for text in ("$HOME/a", "${HOME}/a", "a/${B}"):
+        message = re.escape(f"--workdir is {text!r}, and no shell has expanded it")
+        with pytest.raises(ValueError, match=message):
+            files.expanded(text, "--workdir")
+    with pytest.raises(ValueError, match="is '~nobody-at-all/a', and there is no home folder"):
+        files.expanded("~nobody-at-all/a", "--workdir")
+    monkeypatch.setenv("VIREID_CACHE", "~/c")
+    assert files.user_folder("VIREID_CACHE") == "/h/c"
+    monkeypatch.setenv("VIREID_CACHE", "$HOME/c")
+    with pytest.raises(ValueError, match="VIREID_CACHE is '\\$HOME/c'"):
+        files.user_folder("VIREID_CACHE")
 
 
 def test_the_users_folder(monkeypatch):

@@ -99,7 +99,7 @@ def decode_once(
             f"the pixel cache is memory-mapped and cannot be in {where}; set VIREID_CACHE (or "
             "folder=) to a local folder"
         )
-    root = pathlib.Path(where).expanduser()
+    root = files.expanded(where, "the folder of decoded images")
     stem = _stem(listing, size, filter, root, progress)
     path, total = root / f"{stem}.npy", len(listing.records)
     if (found := _read(path, total)) is None:

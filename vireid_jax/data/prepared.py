@@ -59,7 +59,7 @@ def folder_of(name: str, out: str | os.PathLike[str] | None) -> pathlib.Path:
             f"{where} is an address, expected a folder for prepared data sets: mount the bucket "
             "(gcsfuse), or copy what is prepared to and from it"
         )
-    return pathlib.Path(where).expanduser() / name / VERSION
+    return files.expanded(where, "the folder of prepared sets") / name / VERSION
 
 
 def find(name: str, *, out: str | os.PathLike[str] | None = None) -> Listing | None:

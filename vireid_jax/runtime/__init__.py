@@ -4,7 +4,9 @@ The exit codes below are for whoever starts a command: launch/ repeats it or not
 them 0 is done, 1 an error that the user can cure, 2 a wrong command line.
 """
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 
 EXIT_PREEMPTED = 42  # SIGTERM: everything is saved, run the same command again
@@ -28,6 +30,13 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def accept_any_text() -> None:
+    """A character that the encoding of the standard streams lacks is written as "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def indented(lines: Sequence[str], limit: int) -> str:

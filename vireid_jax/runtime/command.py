@@ -26,7 +26,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from vireid_jax import __version__
-from vireid_jax.runtime import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_PREEMPTED, say
+from vireid_jax.runtime import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    accept_any_text,
+    say,
+)
 
 ANSWER_S = 1.5  # for temporary files to be removed; then the process is gone
 _at_once = False  # whether signals end this process
@@ -39,6 +45,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     is shown as Python shows it.
     """
     answer_signals()
+    accept_any_text()
     try:
         code = main()
     except Exception as error:

@@ -69,14 +69,19 @@ def check_rows(num_ids: int, num_instances: int, devices: int) -> None:
 
 
 def local_facts() -> dict[str, Any]:
-    """What all processes must have in common in their devices."""
+    """What all processes must have in common in their devices.
+
+    Raises:
+      ValueError: there are none of the kind that was asked for.
+    """
     try:
         devices = jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # the latter of a platform without a plugin
-        why = " ".join(str(error).split()) or "no such platform is installed"
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing
+        asked = jax.config.jax_platforms
+        reason = f": {error}".partition("\n")[0].removesuffix(": ")
         raise ValueError(
-            f"JAX finds no devices: {why}. Unset JAX_PLATFORMS "
-            f"(it is {os.environ.get('JAX_PLATFORMS')!r}), or install jax for that platform"
+            f"jax finds no devices of JAX_PLATFORMS={asked}{reason}. Unset it to take what is "
+            "there, or install what drives them (pip install 'vireid_jax[cuda]' or [tpu])"
         ) from error
     return {
         "platform": devices[0].platform,

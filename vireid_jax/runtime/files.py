@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import socket
 import stat
@@ -118,14 +119,30 @@ def free_name(path: pathlib.Path) -> pathlib.Path:
     return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
+def expanded(path: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """A path that a user gave as `name`, with ~ as the home folder.
+
+    Shells leave ~ alone within --option=~/folder, and all of it in the files of containers.
+
+    Raises:
+      ValueError: a variable of the shell stands in it, or there is no home folder.
+    """
+    text = os.path.expanduser(path)
+    if text.startswith("~") or re.match(r"\$\w|.*\$\{", text):
+        what = "there is no home folder" if text.startswith("~") else "no shell has expanded it"
+        raise ValueError(f"{name} is {str(path)!r}, and {what}; write the whole path")
+    return pathlib.Path(text)
+
+
 def user_folder(variable: str, part: str = "") -> str:
     """$variable, else `part` of the project's folder in the user's cache folder.
 
     Raises:
       FileNotFoundError: there is neither, nor a home folder.
+      ValueError: see `expanded`.
     """
     if own := os.environ.get(variable):
-        return own
+        return own if is_remote(own) else str(expanded(own, variable))
     try:
         # On Linux $XDG_CACHE_HOME/vireid_jax, else ~/.cache/vireid_jax.
         base = platformdirs.user_cache_dir("vireid_jax", appauthor=False)
