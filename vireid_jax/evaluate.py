@@ -141,17 +141,14 @@ def score(
 def save_results(results: Sequence[dict[str, Any]], folder: str | os.PathLike[str]) -> None:
     """Writes a JSON file for each result, per-query results included.
 
-    The same row scored again replaces it; another gallery draw, convention of the CMC or "test_set"
-    has its own name.
+    The same row scored again replaces it; another gallery draw or "test_set" has its own name.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         official = ["official"] * (result.get("gallery") == "official")
-        rule = protocols.PROTOCOLS.get(result["protocol"])
-        convention = [f"cmc_{result['cmc']}"] if rule and rule.cmc != result["cmc"] else []
         test_set = [result["test_set"][:8]] if "test_set" in result else []
-        label = "-".join([result["protocol"], *official, *convention, row_label(result), *test_set])
+        label = "-".join([result["protocol"], *official, row_label(result), *test_set])
         name = re.sub(r"[^\w.]+", "-", label) + ".json"  # as safe as it is legible
         files.write_whole(folder / name, json.dumps(result, indent=1, allow_nan=False) + "\n")
 

@@ -17,8 +17,8 @@ CORRUPTED = "-C (vireid)"  # images were corrupted, by code of ours: see `data.c
 
 # What must be equal for a mean to mean something.
 MEASURED = (
-    "protocol", "feature", "gallery", "cmc", "ties", "distance", "flip", "rerank", "corrupt",
-    "corrupt_seed", "dataset", "test_set", "direction",
+    "protocol", "feature", "gallery", "cmc", "ties", "flip", "rerank", "corrupt", "corrupt_seed",
+    "dataset", "test_set", "direction",
 )  # fmt: skip
 
 
