@@ -180,7 +180,7 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 def is_file_alone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether there is no run to score in `workdir`, but the file that `config.init` names."""
     trained = any((workdir / name).exists() for name in ("checkpoints", runfolder.CLASSES))
-    return config.init.weights is not None and not trained
+    return not trained and config.init.weights is not None
 
 
 def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
