@@ -306,6 +306,12 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     return Parts(split, method, size, mesh, persons, scorer, file_is_gone=gone)
 
 
+def is_file_alone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether there is no run to score in `workdir`, but the file that `config.init` names."""
+    trained = any((workdir / name).exists() for name in ("checkpoints", runfolder.CLASSES))
+    return not trained and config.init.weights is not None
+
+
 def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
     """Builds what scoring an author's checkpoint, the file of `config.init`, needs.
 
@@ -390,11 +396,15 @@ def config_to_score(
 ) -> ml_collections.ConfigDict:
     """The run's own config; a recipe that is given replaces what is tested on, and how.
 
+    Of a recipe that scores the file of its init section it is the recipe.
+
     Raises:
       FileNotFoundError: `workdir` is not a run.
       ValueError: an override of a section that the run decides, or a model of one RegDB split
         that would be tested on another, half of whose people it was trained on.
     """
+    if config is not None and is_file_alone(config, workdir):
+        return config
     own = runfolder.load_config(workdir)
     if config is None:
         return own

@@ -393,15 +393,12 @@ def run(
     holding = contextlib.ExitStack()
     try:
         folder = folder_of(config, workdir, overrides or {})
-        # A file that a recipe starts from, and no run that started from it.
-        alone = mode == "eval" and config is not None and config.init.weights is not None
-        alone = alone and not (folder / "checkpoints").exists()
-        if mode == "eval" and not alone:
+        if mode == "eval":
             config = build.config_to_score(config, folder, overrides or {})
         elif config is None:
             config = runfolder.load_config(folder)
         config = ml_collections.ConfigDict(full_paths(config.to_dict())).lock()
-        if mode == "eval" and not alone:
+        if mode == "eval":
             build.check(config, sections=build.SCORED)
         else:
             build.check(config, train=train.Options)
@@ -424,9 +421,7 @@ def run(
         )
         processes.check_equal("devices", devices.local_facts())
         with files.explain_full_disk(folder, what="the run", hint="name another --workdir"):
-            if alone:
-                score_file(config, folder)
-            elif mode == "eval":
+            if mode == "eval":
                 score_run(config, folder, step=step)
             else:
                 train_and_score(config, folder, max_steps=max_steps)
@@ -481,6 +476,8 @@ def score_run(
 ) -> list[dict]:
     """Scores a checkpoint of `workdir`: "last", "best" or a number.
 
+    Without a run in `workdir` the file that `config.init` names, see `score_file`.
+
     Raises:
       FileNotFoundError: if there is no such checkpoint; the message lists what is there.
       ValueError: the run cannot be scored under this config; says why.
@@ -491,6 +488,8 @@ def score_run(
     from vireid_jax.runtime import checkpoint, devices
 
     workdir = pathlib.Path(workdir)
+    if build.is_file_alone(config, workdir):
+        return score_file(config, workdir)
     chosen: str | int = int(step) if step.isdigit() else step
     # Before any data is loaded: a wrong folder is refused at once.
     checkpoint.find_step(workdir / "checkpoints", chosen)
