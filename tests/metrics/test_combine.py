@@ -374,6 +374,11 @@ def _path(key):
     return [int(part) if part.isdigit() else part for part in key.split(".")]
 
 
+def sparse(path):
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
 def test_what_is_no_regular_file_or_too_large_is_not_opened(tmp_path, capsys):
     path = tmp_path / "run" / "eval" / "3" / "a.json"
     path.parent.mkdir(parents=True)
@@ -381,7 +386,7 @@ def test_what_is_no_regular_file_or_too_large_is_not_opened(tmp_path, capsys):
         (lambda: os.mkfifo(path), "a FIFO"),
         (lambda: path.mkdir(), "a folder"),
         (lambda: path.symlink_to("/dev/zero"), "a device"),
-        (lambda: path.open("wb").truncate(1 << 40), "1,099,511,627,776 bytes"),
+        (lambda: sparse(path), "1,099,511,627,776 bytes"),
     ):
         make()
         assert command.main([str(tmp_path / "run")]) == 1

@@ -1,7 +1,5 @@
 """Results as a run saved them, read with care: anything may have happened to a file."""
 
-import json
-import os
 import pathlib
 import reprlib
 from collections.abc import Callable, Mapping
@@ -97,7 +95,7 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, A
         )
     results = []
     for file in sorted((folder / (step or steps[-1])).glob("*.json")):
-        result = read_object(file)
+        result = files.read_object(file, _MOST)
         if fault := find_fault(result):
             raise ValueError(
                 f"{file} is damaged: {fault}; delete it, and score the run again with "
@@ -112,25 +110,6 @@ def folder_of(run: pathlib.Path) -> pathlib.Path:
     step = run.name
     is_step = run.parent.name == "eval" and step.isascii() and step.isdigit() and len(step) < 20
     return run.parent.parent if is_step else run
-
-
-def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ValueError: it is no regular file, too large, or holds something else; names the file.
-      OSError: it cannot be read.
-    """
-    try:
-        content = json.loads(files.read_regular(path, _MOST))
-        if isinstance(content, dict):
-            return content
-        fault = "it holds no JSON object"
-    except RecursionError:
-        fault = "it is nested too deep"
-    except ValueError as error:  # UnicodeDecodeError is one
-        fault = str(error)
-    raise ValueError(f"{path} cannot be read: {fault}; delete it to have it made again")
 
 
 def find_fault(result: Mapping[str, Any]) -> str | None:

@@ -50,6 +50,24 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     return pathlib.Path(path).read_bytes()
 
 
+def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
+    """The object in a JSON file of at most `most` bytes.
+
+    Raises:
+      ValueError: it is no regular file, too large, or holds something else; names the file.
+      OSError: it cannot be read.
+    """
+    try:
+        if isinstance(content := json.loads(read_regular(path, most)), dict):
+            return content
+        fault = "it holds no JSON object"
+    except RecursionError:
+        fault = "it is nested too deep"
+    except ValueError as error:  # UnicodeDecodeError is one
+        fault = str(error)
+    raise ValueError(f"{path} cannot be read: {fault}; delete it to have it made again")
+
+
 def write_whole(
     path: str | os.PathLike[str], data: bytes | str | Callable[[BinaryIO], object]
 ) -> None:
