@@ -62,8 +62,8 @@ def test_bytes_and_columns_come_back_in_order(source, out):
 
 def test_it_is_a_tfds_data_set(source, out):
     tfds = pytest.importorskip("tensorflow_datasets")
-    built = tfds.builder_from_directory(out / "regdb" / "1.0.0")
-    assert str(built.version) == "1.0.0" and built.info.splits["images"].num_shards == 3
+    built = tfds.builder_from_directory(out / "regdb" / prepared.VERSION)
+    assert str(built.version) == prepared.VERSION and built.info.splits["images"].num_shards == 3
     rows = built.as_data_source("images")
     assert len(rows) == 24
     for n, path in enumerate(source.records.images):
@@ -85,7 +85,7 @@ def test_opening_and_taking_read_no_image(out, monkeypatch):
     monkeypatch.setattr(
         prepared._Shards, "__getitem__", lambda self, row: read.append(row) or record(self, row)
     )
-    ready = prepared.open(out / "regdb" / "1.0.0")
+    ready = prepared.open(out / "regdb" / prepared.VERSION)
     some = ready.take(np.array([23, 0, 9])).take(np.array([False, True, True]))
     assert len(some.records.images) == 2 and some.records.name[0] == ready.records.name[0]
     assert read == []
@@ -173,7 +173,7 @@ def test_a_changed_tree_is(tmp_path):
     again = prepared.prepare(listing, out=tmp_path)
     assert again.records.images.fingerprint == cache.fingerprint(listing)
     assert again.records.images[2] == ready.records.images[2] + b"\0"
-    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert files_of(tmp_path / "regdb")[0] == prepared.VERSION
     assert not [f for f in files_of(tmp_path / "regdb") if "part" in f or "old" in f]
 
     rows = np.arange(5)
@@ -206,7 +206,7 @@ DAMAGES = ["shard", "no shard", "listing.npz", "metadata.json", "dataset_info.js
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
-    version = copy / "regdb" / "1.0.0"
+    version = copy / "regdb" / prepared.VERSION
     path = next(version.glob("*record-00001")) if "shard" in what else version / what
     content = path.read_bytes()
     if what == "no shard":
@@ -215,7 +215,7 @@ def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
         path.write_bytes(content[:-65536] + bytes(65536))
     else:
         path.write_bytes(content[:-70])
-    with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
+    with pytest.raises(TreeError, match=r"1\.1\.0 is damaged .* prepare the data set again"):
         prepared.find("regdb", out=copy)
     with caplog.at_level(logging.WARNING, "vireid_jax"):
         ready = prepared.prepare(source, out=copy)
@@ -246,7 +246,7 @@ def test_several_at_once_prepare_once(tmp_path):
 
     assert [len(ready.records) for ready in at_once(3, one)] == [12] * 3
     assert calls == [(12, 12)]
-    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == [prepared.VERSION]
 
 
 def test_an_address_is_refused(source, monkeypatch):
@@ -340,7 +340,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     shutil.rmtree(tmp_path / "tree")
     ready = prepared.prepare(tree(tmp_path / "tree", 12), out=tmp_path)
     assert len(list(ready.records.images)) == 12
-    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == [prepared.VERSION]
 
 
 def test_an_interrupted_replacement_keeps_the_old_set(source, copy):
@@ -349,7 +349,7 @@ def test_an_interrupted_replacement_keeps_the_old_set(source, copy):
 
     with pytest.raises(KeyboardInterrupt):
         prepared.prepare(source.take(np.arange(4)), out=copy, progress=interrupt)
-    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (copy / "regdb").iterdir()] == [prepared.VERSION]
     assert len(prepared.find("regdb", out=copy).records) == 24
 
 
@@ -369,7 +369,7 @@ def test_a_disk_that_fills_up(copy):
     said = python(code, copy)
     assert said.startswith(f"{errno.ENOSPC} ") and "preparing regdb did not fit" in said
     assert "VIREID_DATA" in said and str(copy / "regdb") in said
-    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (copy / "regdb").iterdir()] == [prepared.VERSION]
     assert len(prepared.find("regdb", out=copy).records) == 24
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import decoding
+from vireid_jax.data import decoding, thermal
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
@@ -29,7 +29,7 @@ LeftOut = list[tuple[int, str]]  # rows that cannot be decoded, and a line on wh
 
 UNREADABLE = ("refuse", "skip")
 # Raise it whenever `decoding.decode` gives other pixels for the same file.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 
 _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
@@ -154,6 +154,8 @@ def check_unreadable(unreadable: str) -> None:
 def fingerprint(listing: Listing, *, times: bool = False) -> str:
     """A digest of what is stored of a listing: every name and label, and the size of its image.
 
+    The range of 16-bit images belongs to it (`thermal.Ranged`).
+
     Args:
       listing: of paths, or from `prepared`.
       times: whether a file that was written again counts as changed though its size is the same;
@@ -185,6 +187,7 @@ def fingerprint(listing: Listing, *, times: bool = False) -> str:
     if hasattr(records.images, "fingerprint"):
         put([records.images.fingerprint])  # of a prepared set: what was there when it was prepared
     else:
+        put(sorted({thermal.range_of(image) for image in records.images}))
         with ThreadPoolExecutor(decoding.cores()) as pool:
             put(pool.map(mark, records.images))
     return digest.hexdigest()[:32]

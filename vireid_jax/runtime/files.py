@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, locks, the user's folder, leftovers, full disks."""
+"""Files: read within bounds, written whole, locks, the user's folder, leftovers, full disks."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -18,6 +19,32 @@ _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobo
 _log = logging.getLogger(__name__)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_KINDS = {
+    **{stat.S_IFIFO: "a FIFO (named pipe)", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"},
+    **{stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"},
+}
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; anything else is not opened.
+
+    A FIFO would be waited for without end, a device has no end, and a sparse file that takes
+    no room on the disk fills the memory.
+
+    Raises:
+      ValueError: what it is instead, without its name.
+      OSError: it is not there, or cannot be read.
+    """
+    status = os.stat(path)
+    if kind := _KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise ValueError(f"it is {kind}, expected a regular file")
+    if status.st_size > most:
+        raise ValueError(
+            f"it has {status.st_size:,} bytes ({size_text(status.st_size)}), expected at most "
+            f"{size_text(most)}"
+        )
+    return pathlib.Path(path).read_bytes()
 
 
 def write_whole(
