@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import logging
 import pathlib
 import shutil
@@ -44,10 +45,10 @@ def test_bytes_and_columns_come_back_in_order(source, out):
         source.records.images, source.records.name, ready.records.images, strict=True
     ):
         original = pathlib.Path(path).read_bytes()
-        if path.endswith("bmp"):
+        with Image.open(path) as picture:
+            size, plain = picture.size[::-1], picture.mode != "P" and not path.endswith("bmp")
+        if not plain:
             assert image.startswith(b"\x89PNG"), name
-            with Image.open(path) as bitmap:
-                size = bitmap.size[::-1]
             assert (arrays.decode([image], size) == arrays.decode([original], size)).all()
         else:
             assert image == original, name
@@ -67,16 +68,63 @@ def test_it_is_a_tfds_data_set(source, out):
     rows = built.as_data_source("images")
     assert len(rows) == 24
     for n, path in enumerate(source.records.images):
-        with Image.open(path) as opened:
-            mode = opened.mode
         image = rows[n]["image"]
-        decoded = arrays.decode([path], image.shape[:2])[0]
-        if mode != "P" or path.endswith("bmp"):  # of a palette PNG, tfds gives the indices
-            assert (image == decoded).all()
+        assert (image == arrays.decode([path], image.shape[:2])[0]).all()
         assert rows[n]["name"].decode() == source.records.name[n]
         assert rows[n]["part"].decode() == source.part[n]
         for column in ("person", "camera", "modality"):
             assert rows[n][column] == getattr(source.records, column)[n]
+
+
+def unusual():
+    """{ending: an encoded image of 12 x 7 that some readers take for other pixels}."""
+    rng = np.random.default_rng(0)
+    color = Image.fromarray(rng.integers(0, 256, (12, 7, 3), np.uint8))
+    gray = color.convert("L")
+    deep = Image.fromarray(rng.integers(0, 2**16, (12, 7), np.uint16))
+    turned, clear = Image.Exif(), {"transparency": (1, 2, 3)}
+    turned[0x0112] = 6
+    found = {}
+    for ending, (picture, options) in {
+        "cmyk.jpg": (color.convert("CMYK"), {}),
+        "turned.jpg": (color, {"exif": turned}),
+        "turned.png": (gray, {"exif": turned}),
+        "palette.png": (color.quantize(16), {}),
+        "gray4.png": (gray.quantize(8), {"bits": 4}),
+        "bit.png": (color.convert("1"), {}),
+        "deep.png": (deep, {}),
+        "alpha.png": (color.convert("LA"), {}),
+        "rgba.png": (color.convert("RGBA"), {}),
+        "clear.png": (color, clear),
+        "moving.png": (color, {"save_all": True, "append_images": [color.rotate(180)]}),
+        "lossless.webp": (color, {"lossless": True}),
+    }.items():
+        buffer = io.BytesIO()
+        picture.save(
+            buffer,
+            Image.registered_extensions()[f".{ending[-3:]}"]
+            if not ending.endswith("webp")
+            else "WEBP",
+            **options,
+        )
+        found[ending] = buffer.getvalue()
+    return found
+
+
+def test_other_programs_read_the_same_pixels(tmp_path):
+    """What is not plain is stored as decoded, so that whoever opens it finds RGB or gray."""
+    for ending, data in unusual().items():
+        path = tmp_path / ending
+        path.write_bytes(data)
+        assert not decoding.is_plain(data), ending
+        stored = prepared._as_stored(path)
+        size = (7, 12) if ending.startswith("turned") else (12, 7)
+        with Image.open(io.BytesIO(stored)) as picture:
+            assert picture.format == "PNG" and picture.mode in ("RGB", "L"), ending
+            assert picture.size == size[::-1] and not picture.getexif(), ending
+            pixels = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(pixels, arrays.decode([data], size)[0], ending)
+        assert decoding.is_plain(stored), ending
 
 
 def test_opening_and_taking_read_no_image(out, monkeypatch):

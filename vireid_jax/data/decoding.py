@@ -34,9 +34,9 @@ def decode(
 ) -> np.ndarray:
     """Decodes stored images once, into an array for `arrays.batches`.
 
-    Always three channels: gray is repeated, alpha dropped. An image that EXIF marks as turned
-    is turned upright. 16-bit gray becomes 8-bit gray, see `thermal.stretch`. An image is resized only if
-    its size differs, so images stored at their final size come out exactly as stored.
+    Always three channels: gray is repeated, alpha dropped. An image that EXIF marks as turned is
+    turned upright. 16-bit gray becomes 8-bit gray, see `thermal.stretch`. An image is resized
+    only if its size differs, so images stored at their final size come out exactly as stored.
 
     Args:
       images: N encoded images (bytes) or paths, which may be `thermal.Ranged`.

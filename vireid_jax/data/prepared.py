@@ -252,9 +252,10 @@ def prepare(
     """Writes a data set in prepared form, unless it is there already.
 
     Every image is decoded once to see that it can be. Plain JPEG and PNG files (8-bit RGB or gray,
-    upright) are stored as they are, others as PNG with the pixels that `decode` gives. A set that was prepared from other names, sizes or labels is replaced
-    once the new one is complete. An interrupted call leaves nothing that is taken for a data set,
-    and the next call removes it. Processes of one machine wait for each other.
+    upright) are stored as they are, others as PNG with the pixels that `decode` gives. A set that
+    was prepared from other names, sizes or labels is replaced once the new one is complete. An
+    interrupted call leaves nothing that is taken for a data set, and the next call removes it.
+    Processes of one machine wait for each other.
 
     Args:
       listing: of paths; its name is a key of `readers.READERS`.
