@@ -123,7 +123,7 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
         # cached: decoded once into a file; memory: that file in memory; encoded: as they are.
         c.data.images = "cached"
         c.data.filter = "lanczos"  # of resizing: lanczos (AGW's family) or bilinear (IDKL)
-        # Of 16-bit images, what is black and white: full, image or LOW:HIGH; None: full.
+        # What is black and white of 16-bit images: full, image or LOW:HIGH; None: full.
         c.data.thermal_range = config_dict.placeholder(str)
         c.data.strict = True  # refuse a tree that lacks anything of the release
         c.data.unreadable = "refuse"  # images that cannot be decoded; or skip

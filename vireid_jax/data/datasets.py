@@ -158,7 +158,7 @@ def _from_disk(
     reader = readers.get_reader(name)
     reader.check_options(**own)
     if root is None:
-        listing = _prepared(name, prepared, thermal_range)
+        listing = _prepared(name, prepared, thermal_range=thermal_range)
     else:
         listing = thermal.ranged(reader.scan(root, strict=strict), thermal_range or thermal.FULL)
     early = reader.split(listing, **own)
@@ -187,7 +187,7 @@ def _from_disk(
 
 
 def _prepared(
-    name: str, folder: str | os.PathLike[str] | None, thermal_range: str | None
+    name: str, folder: str | os.PathLike[str] | None, *, thermal_range: str | None
 ) -> Listing:
     """The prepared set of a data set."""
     from vireid_jax.data import prepared
