@@ -421,6 +421,9 @@ def _as_stored(path: str | os.PathLike[str]) -> bytes:
     data = files.read_regular(path, decoding.MAX_BYTES)
     if decoding.is_plain(data):
         return data
+    from PIL import Image
+
     buffer = io.BytesIO()
-    decoding.upright(path).save(buffer, "PNG")
+    pixels = np.asarray(decoding.upright(path))  # without notes, such as of what is transparent
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
