@@ -99,6 +99,14 @@ def test_lines_on_images_of_few_levels(mine, tmp_path, monkeypatch):
     assert any("11 gray levels" in note for note in split.notes), "and training says it, too"
     eight = listing.take(listing.records.modality == 0)
     assert survey.survey(eight) == []
+    # Images of the full range beside them hide nothing.
+    for person in "abc":
+        for n in range(2):
+            wide = np.arange(96, dtype=np.uint16).reshape(12, 8) * 600
+            Image.fromarray(wide).save(mine / "thermal" / person / f"{n}.tif")
+    (line,) = survey.survey(listing)
+    assert "8 of 16 images have 16 bits; 2 of them keep few levels, values 29,000 to" in line
+    assert "11 gray levels" in line
     monkeypatch.setattr(survey, "_SAMPLE", 4)
     assert "2 of 4 images looked at have" in survey.survey(listing)[0]
     assert "8 of 16 images have" in survey.survey(listing, every=True)[0]

@@ -52,13 +52,16 @@ def survey(
 
 def _levels(deep: np.ndarray, of: str, thermal_range: str) -> str:
     """The line on 16-bit images: int [n, 4] as in `_Facts`."""
-    low, high = deep[:, 0].min(), deep[:, 1].max()
-    there, left = np.median(deep[:, 2:], axis=0).astype(int)
+    few = deep[:, 3] < _ENOUGH * np.minimum(deep[:, 2], 256)  # [n]
+    shown = deep[few] if few.any() else deep
+    low, high = shown[:, 0].min(), shown[:, 1].max()
+    there, left = np.median(shown[:, 2:], axis=0).astype(int)
+    part = "" if len(shown) == len(deep) else f"; {len(shown):,} of them keep few levels"
     line = (
-        f"{len(deep):,} {of} have 16 bits, values {low:,} to {high:,}: the {there:,} values of an "
-        f"image (median) become {left} gray levels with data.thermal_range={thermal_range}"
+        f"{len(deep):,} {of} have 16 bits{part}, values {low:,} to {high:,}: the {there:,} values "
+        f"of an image (median) become {left} gray levels with data.thermal_range={thermal_range}"
     )
-    if left >= _ENOUGH * min(there, 256):
+    if not few.any():
         return line
     return (
         f"{line}; to keep more, name the range of values that matter, such as "
