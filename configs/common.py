@@ -123,6 +123,8 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
         # cached: decoded once into a file; memory: that file in memory; encoded: as they are.
         c.data.images = "cached"
         c.data.filter = "lanczos"  # of resizing: lanczos (AGW's family) or bilinear (IDKL)
+        # What is black and white of 16-bit images: full, image or LOW:HIGH; None: full.
+        c.data.thermal_range = config_dict.placeholder(str)
         c.data.strict = True  # refuse a tree that lacks anything of the release
         c.data.unreadable = "refuse"  # images that cannot be decoded; or skip
         c.data.val_ids = 0  # people held out from training to choose the best checkpoint on

@@ -76,7 +76,7 @@ class Records:
     """A list of images and what is known of them; row n of every field is image n.
 
     `images` is a uint8 array [N, H, W, 3] (decoded, final size) or `Pixels`, or a sequence of
-    N encoded images (`bytes`), or a sequence of N paths (`str`). An encoded or stored image is
+    N encoded images (`bytes`), or a sequence of N paths. An encoded or stored image is
     decoded and resized by the loaders. A sequence that reads on demand has a method `take`.
     """
 

@@ -36,6 +36,7 @@ def test_synthetic_is_the_default_and_gets_its_options(asked):
 
 def test_the_options_of_a_data_set_are_those_of_its_reader():
     disk = {"root", "image_size", "images", "filter", "strict", "unreadable", "prepared", "cache"}
+    disk |= {"thermal_range"}
     own = {
         "sysu": {"val_ids"},
         "regdb": {"trial", "val_ids"},

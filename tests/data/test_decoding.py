@@ -1,16 +1,17 @@
 """Stored images to pixels."""
 
 import io
+import os
 import pathlib
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.data.loading import encode, smooth
 from tests.support.rows import each
-from vireid_jax.data import arrays
+from vireid_jax.data import arrays, decoding
 
 SIZE = (20, 12)
 
@@ -140,6 +141,70 @@ def test_32_bit_images_are_refused():
     Image.fromarray(np.ones(SIZE, np.float32)).save(buffer, "TIFF")
     with pytest.raises(ValueError, match="32-bit pixels"):
         arrays.decode([buffer.getvalue()], SIZE)
+
+
+# What is stored of an upright image under each orientation of EXIF, by the standard's words: 6, the
+# first row is the right side and the first column the top.
+STORED = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x.swapaxes(0, 1)[::-1],
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def marked(image, kind, orientation):
+    """An encoded image with an orientation in its EXIF."""
+    note, buffer = Image.Exif(), io.BytesIO()
+    note[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, kind, exif=note)
+    return buffer.getvalue()
+
+
+@each("kind", ["PNG", "TIFF", "JPEG"])
+def test_images_that_are_marked_as_turned_come_out_upright(kind):
+    # Blocks of one gray, which JPEG keeps.
+    color = np.random.default_rng(0).integers(0, 256, (3, 2, 1), np.uint8)
+    color = color.repeat(16, 0).repeat(16, 1).repeat(3, 2)
+    deep = color[..., 0].astype(np.uint16) << 8
+    for image in (color, color[..., 0], *([] if kind == "JPEG" else [deep])):
+        for orientation, turn in STORED.items():
+            got = arrays.decode([marked(turn(image), kind, orientation)], (48, 32))[0]
+            np.testing.assert_allclose(got, color, atol=2, err_msg=f"{orientation} {image.dtype}")
+
+
+def test_broken_notes_are_no_broken_images():
+    image = smooth(SIZE, 1)[0]
+    stored = [marked(image, "JPEG", orientation) for orientation in (1, 0, 9, 6)]
+    stored[3] = stored[3].replace(b"Exif\0\0MM", b"Exif\0\0XX")
+    got = arrays.decode(stored, SIZE)
+    assert (got == got[0]).all() and abs(got[0].astype(int) - image).mean() < 20
+
+
+def test_what_is_no_image_of_a_sane_size_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(200 * 10**9)
+    (tmp_path / "folder.jpg").mkdir()
+    # A megabyte of zeros is a kilobyte of PNG; what it declares is not unpacked.
+    bomb = encode(np.zeros((1024, 1024), np.uint8), "PNG")
+    (tmp_path / "bomb.jpg").write_bytes(bomb)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1024 * 1024 - 1)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    for name, said in {
+        "pipe": r"it is a FIFO \(named pipe\), expected a regular file",
+        "sparse": r"it has 200,000,000,000 bytes \(200.0 GB\), expected at most 268.4 MB",
+        "folder": "it is a folder",
+        "bomb": r"it has 1,024 x 1,024 pixels, expected at most 1,048,575",
+    }.items():
+        with pytest.raises(ValueError, match=rf"cannot decode .*{name}\.jpg.*: {said}"):
+            arrays.decode([str(tmp_path / f"{name}.jpg")], SIZE)
+    with pytest.raises(ValueError, match="it is a device"):
+        arrays.decode(["/dev/zero"], SIZE)
 
 
 def test_bad_options_are_refused():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import logging
 import os
 import pathlib
@@ -46,10 +47,10 @@ def test_bytes_and_columns_come_back_in_order(source, out):
         source.records.images, source.records.name, ready.records.images, strict=True
     ):
         original = pathlib.Path(path).read_bytes()
-        if path.endswith("bmp"):
+        with Image.open(path) as picture:
+            size, plain = picture.size[::-1], picture.mode != "P" and not path.endswith("bmp")
+        if not plain:
             assert image.startswith(b"\x89PNG"), name
-            with Image.open(path) as bitmap:
-                size = bitmap.size[::-1]
             assert (arrays.decode([image], size) == arrays.decode([original], size)).all()
         else:
             assert image == original, name
@@ -64,21 +65,68 @@ def test_bytes_and_columns_come_back_in_order(source, out):
 
 def test_it_is_a_tfds_data_set(source, out):
     tfds = pytest.importorskip("tensorflow_datasets")
-    built = tfds.builder_from_directory(out / "regdb" / "1.0.0")
-    assert str(built.version) == "1.0.0" and built.info.splits["images"].num_shards == 3
+    built = tfds.builder_from_directory(out / "regdb" / prepared.VERSION)
+    assert str(built.version) == prepared.VERSION and built.info.splits["images"].num_shards == 3
     rows = built.as_data_source("images")
     assert len(rows) == 24
     for n, path in enumerate(source.records.images):
-        with Image.open(path) as opened:
-            mode = opened.mode
         image = rows[n]["image"]
-        decoded = arrays.decode([path], image.shape[:2])[0]
-        if mode != "P" or path.endswith("bmp"):  # of a palette PNG, tfds gives the indices
-            assert (image == decoded).all()
+        assert (image == arrays.decode([path], image.shape[:2])[0]).all()
         assert rows[n]["name"].decode() == source.records.name[n]
         assert rows[n]["part"].decode() == source.part[n]
         for column in ("person", "camera", "modality"):
             assert rows[n][column] == getattr(source.records, column)[n]
+
+
+def unusual():
+    """{ending: an encoded image of 12 x 7 that some readers take for other pixels}."""
+    rng = np.random.default_rng(0)
+    color = Image.fromarray(rng.integers(0, 256, (12, 7, 3), np.uint8))
+    gray = color.convert("L")
+    deep = Image.fromarray(rng.integers(0, 2**16, (12, 7), np.uint16))
+    turned, clear = Image.Exif(), {"transparency": (1, 2, 3)}
+    turned[0x0112] = 6
+    found = {}
+    for ending, (picture, options) in {
+        "cmyk.jpg": (color.convert("CMYK"), {}),
+        "turned.jpg": (color, {"exif": turned}),
+        "turned.png": (gray, {"exif": turned}),
+        "palette.png": (color.quantize(16), {}),
+        "gray4.png": (gray.quantize(8), {"bits": 4}),
+        "bit.png": (color.convert("1"), {}),
+        "deep.png": (deep, {}),
+        "alpha.png": (color.convert("LA"), {}),
+        "rgba.png": (color.convert("RGBA"), {}),
+        "clear.png": (color, clear),
+        "moving.png": (color, {"save_all": True, "append_images": [color.rotate(180)]}),
+        "lossless.webp": (color, {"lossless": True}),
+    }.items():
+        buffer = io.BytesIO()
+        picture.save(
+            buffer,
+            Image.registered_extensions()[f".{ending[-3:]}"]
+            if not ending.endswith("webp")
+            else "WEBP",
+            **options,
+        )
+        found[ending] = buffer.getvalue()
+    return found
+
+
+def test_other_programs_read_the_same_pixels(tmp_path):
+    """What is not plain is stored as decoded, so that whoever opens it finds RGB or gray."""
+    for ending, data in unusual().items():
+        path = tmp_path / ending
+        path.write_bytes(data)
+        assert not decoding.is_plain(data), ending
+        stored = prepared._as_stored(path)
+        size = (7, 12) if ending.startswith("turned") else (12, 7)
+        with Image.open(io.BytesIO(stored)) as picture:
+            assert picture.format == "PNG" and picture.mode in ("RGB", "L"), ending
+            assert picture.size == size[::-1] and not picture.getexif(), ending
+            pixels = np.asarray(picture.convert("RGB"))
+        np.testing.assert_array_equal(pixels, arrays.decode([data], size)[0], ending)
+        assert decoding.is_plain(stored), ending
 
 
 def test_opening_and_taking_read_no_image(out, monkeypatch):
@@ -87,7 +135,7 @@ def test_opening_and_taking_read_no_image(out, monkeypatch):
     monkeypatch.setattr(
         prepared._Shards, "__getitem__", lambda self, row: read.append(row) or record(self, row)
     )
-    ready = prepared.open(out / "regdb" / "1.0.0")
+    ready = prepared.open(out / "regdb" / prepared.VERSION)
     some = ready.take(np.array([23, 0, 9])).take(np.array([False, True, True]))
     assert len(some.records.images) == 2 and some.records.name[0] == ready.records.name[0]
     assert read == []
@@ -175,7 +223,7 @@ def test_a_changed_tree_is(tmp_path):
     again = prepared.prepare(listing, out=tmp_path)
     assert again.records.images.fingerprint == cache.fingerprint(listing)
     assert again.records.images[2] == ready.records.images[2] + b"\0"
-    assert files_of(tmp_path / "regdb")[0] == "1.0.0"
+    assert files_of(tmp_path / "regdb")[0] == prepared.VERSION
     assert not [f for f in files_of(tmp_path / "regdb") if "part" in f or "old" in f]
 
     rows = np.arange(5)
@@ -241,7 +289,7 @@ DAMAGES = ["shard", "no shard", *FILES, *(f"fifo {name}" for name in [*FILES, "s
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
-    version = copy / "regdb" / "1.0.0"
+    version = copy / "regdb" / prepared.VERSION
     path = next(version.glob("*record-00001")) if "shard" in what else version / what.split()[-1]
     content = path.read_bytes()
     if what.startswith(("no", "fifo")):
@@ -252,7 +300,7 @@ def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
         path.write_bytes(content[:-65536] + bytes(65536))
     else:
         path.write_bytes(content[:-70])
-    with pytest.raises(TreeError, match=r"1\.0\.0 is damaged .* prepare the data set again"):
+    with pytest.raises(TreeError, match=r"1\.1\.0 is damaged .* prepare the data set again"):
         prepared.find("regdb", out=copy)
     with caplog.at_level(logging.WARNING, "vireid_jax"):
         ready = prepared.prepare(source, out=copy)
@@ -307,7 +355,7 @@ def test_several_at_once_prepare_once(tmp_path):
 
     assert [len(ready.records) for ready in at_once(3, one)] == [12] * 3
     assert calls == [(12, 12)]
-    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == [prepared.VERSION]
 
 
 def test_an_address_is_refused(source, monkeypatch):
@@ -401,7 +449,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path):
     shutil.rmtree(tmp_path / "tree")
     ready = prepared.prepare(tree(tmp_path / "tree", 12), out=tmp_path)
     assert len(list(ready.records.images)) == 12
-    assert [p.name for p in (tmp_path / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (tmp_path / "regdb").iterdir()] == [prepared.VERSION]
 
 
 def test_an_interrupted_replacement_keeps_the_old_set(source, copy):
@@ -410,7 +458,7 @@ def test_an_interrupted_replacement_keeps_the_old_set(source, copy):
 
     with pytest.raises(KeyboardInterrupt):
         prepared.prepare(source.take(np.arange(4)), out=copy, progress=interrupt)
-    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (copy / "regdb").iterdir()] == [prepared.VERSION]
     assert len(prepared.find("regdb", out=copy).records) == 24
 
 
@@ -431,7 +479,7 @@ def test_a_disk_that_fills_up(copy):
     assert said.startswith(f"{errno.ENOSPC} ") and "preparing regdb needs " in said
     assert " bytes (" in said and "), and did not fit in" in said and said.count("\n") == 1
     assert "VIREID_DATA" in said and str(copy / "regdb") in said
-    assert [p.name for p in (copy / "regdb").iterdir()] == ["1.0.0"]
+    assert [p.name for p in (copy / "regdb").iterdir()] == [prepared.VERSION]
     assert len(prepared.find("regdb", out=copy).records) == 24
 
 

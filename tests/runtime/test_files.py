@@ -25,6 +25,21 @@ def test_a_file_is_written_whole(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(path)
+    assert files.read_regular(path, 5) == files.read_regular(str(tmp_path / "link"), 5) == b"12345"
+    with pytest.raises(ValueError, match=r"it has 5 bytes .*, expected at most 4 bytes"):
+        files.read_regular(path, 4)
+    os.mkfifo(tmp_path / "fifo")
+    for other, kind in ((tmp_path / "fifo", "FIFO"), (tmp_path, "folder"), ("/dev/null", "device")):
+        with pytest.raises(ValueError, match=f"it is a {kind}.*, expected a regular file"):
+            files.read_regular(other, 5)
+    with pytest.raises(FileNotFoundError):
+        files.read_regular(tmp_path / "none", 5)
+
+
 def test_what_fails_halfway_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.json"
     files.write_whole(path, "old")

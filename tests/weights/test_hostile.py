@@ -358,6 +358,14 @@ def good():
     return value, {k: x.tobytes() for k, x in records.items()}
 
 
+def test_an_archive_unpacks_to_no_more_than_a_file_may_have(tmp_path, monkeypatch):
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros(1000, np.float32))
+    assert read(write(tmp_path, file.getvalue()))["a"].shape == (1000,)
+    monkeypatch.setattr(files, "MAX_BYTES", 4000)
+    refuse(tmp_path, file.getvalue(), "claims to hold 4128: .*bomb")
+
+
 def test_entries_of_archives(tmp_path):
     value, records = good()
     data = build.archive(value, records, compression=zipfile.ZIP_DEFLATED)

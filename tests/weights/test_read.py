@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -210,6 +211,12 @@ def test_other_files_are_named(tmp_path):
     for data, what in ((b"<html>404</html>", "web page"), (b"", "empty")):
         with pytest.raises(ValueError, match=f"0676ba61.pth: the file is (a )?{what}"):
             weights.read(write(tmp_path, data, "resnet50-0676ba61.pth"))
+    os.mkfifo(tmp_path / "fifo.pth")
+    with open(tmp_path / "sparse.pth", "wb") as file:
+        file.truncate(200 * 10**9)
+    for name, said in (("fifo", "it is a FIFO"), ("sparse", "expected at most 4.3 GB")):
+        with pytest.raises(ValueError, match=rf"{name}\.pth: .*{said}.*; expected a \.pth"):
+            weights.read(tmp_path / f"{name}.pth")
     with pytest.raises(FileNotFoundError, match=r"no file of weights at .*never downloaded"):
         weights.read(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="folder"):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vireid_jax import __version__
+from vireid_jax.data import thermal
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
 from vireid_jax.runtime import EXIT_INTERRUPTED, printable
 from vireid_jax.runtime.command import run
@@ -50,11 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws persons (rows) before the cameras (columns) and prints a summary.",
     )
     root = "its folder as released; for folders that of your images, or a CSV file"
+    levels = "of 16-bit images: full (default), image (each one's own) or LOW:HIGH"
     for command in (check, prepare, show):
         command.add_argument("name", choices=tuple(READERS), help="of the data set")
         command.add_argument("--root", required=True, metavar="DIR", help=root)
+        command.add_argument("--thermal-range", default=thermal.FULL, metavar="R", help=levels)
     option = check.add_argument
-    option("--decode", action="store_true", help="open every image")
+    option("--decode", action="store_true", help="open and count every image, not some of them")
     option("--rand-perm", metavar="FILE", help="rand_perm_cam.mat, to be compared too (sysu)")
     option = prepare.add_argument
     where = "(default: ${}, else the user's cache folder)"
@@ -74,12 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _scan(args: argparse.Namespace, *, strict: bool = False) -> common.Listing:
+    thermal.check_range(args.thermal_range)
+    return thermal.ranged(get_reader(args.name).scan(args.root, strict=strict), args.thermal_range)
+
+
 def _check(args: argparse.Namespace) -> int:
     from vireid_jax.data import cache
     from vireid_jax.data.datasets import progress
+    from vireid_jax.data.survey import survey
 
     reader = get_reader(args.name)
-    listing = reader.scan(args.root, strict=False)
+    listing = _scan(args)
     checks = list(listing.checks)
     if args.rand_perm:
         checks += sysu.permutations(listing, args.rand_perm)
@@ -96,6 +105,7 @@ def _check(args: argparse.Namespace) -> int:
             print(printable(f"  {line}"))
         if len(unreadable) > _SHOWN:
             print(f"  and {len(unreadable) - _SHOWN:,} more")
+    _print_problems(survey(listing, every=args.decode, progress=progress("looking at images")))
     if wrong:
         print(f"{len(wrong)} of {len(checks)} checks differ; the data set: {reader.AGREEMENT}")
     return 1 if wrong or unreadable else 0
@@ -104,10 +114,11 @@ def _check(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from vireid_jax.data import cache, prepared
     from vireid_jax.data.datasets import progress
+    from vireid_jax.data.survey import survey
     from vireid_jax.runtime import files
 
-    listing = get_reader(args.name).scan(args.root, strict=args.strict)
-    _print_problems([*listing.problems, *common.exchanged(listing)])
+    listing = _scan(args, strict=args.strict)
+    _print_problems([*listing.problems, *common.exchanged(listing), *survey(listing)])
     ready = listing
     # With --size alone, only what training from the tree would decode on first use.
     if args.out or not args.size:
@@ -140,10 +151,9 @@ def _show(args: argparse.Namespace) -> int:
     from vireid_jax.data import sheet
     from vireid_jax.data.datasets import records_summary
 
-    reader = get_reader(args.name)
-    listing = reader.scan(args.root, strict=False)
+    listing = _scan(args)
     crossed = sheet.contact_sheet(listing, args.sheet, persons=args.persons, shots=args.shots)
-    print(records_summary(reader.split(listing)))
+    print(records_summary(get_reader(args.name).split(listing)))
     _print_problems([*listing.problems, *crossed])
     print(f"wrote {args.sheet}")
     return 0

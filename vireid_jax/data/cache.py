@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import contents, decoding
+from vireid_jax.data import contents, decoding, thermal
 from vireid_jax.data.readers.common import Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Pixels
@@ -28,7 +28,7 @@ LeftOut = list[tuple[int, str]]  # rows that cannot be decoded, and a line on wh
 
 UNREADABLE = ("refuse", "skip")
 # Raise it whenever `decoding.decode` gives other pixels for the same file.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 
 _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
@@ -157,6 +157,8 @@ def fingerprint(
 ) -> str:
     """A digest of all that matters of a listing: names, labels, checks, what the images hold.
 
+    The range of 16-bit images belongs to it (`thermal.Ranged`).
+
     Args:
       listing: of paths, or from `prepared`.
       folder: where digests of files are kept between calls, see `contents.digests`; None reads
@@ -182,6 +184,7 @@ def fingerprint(
     if hasattr(records.images, "fingerprint"):
         put([records.images.fingerprint])  # of a prepared set: what was there when it was prepared
     else:
+        put(sorted({thermal.range_of(image) for image in records.images}))
         put(contents.digests(records.images, folder=folder, progress=progress))
     return digest.hexdigest()[:32]
 

@@ -10,6 +10,7 @@ has changed is decoded again. Without a tree, what `python -m vireid_jax.data pr
 made of one is read instead.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vireid_jax import synthetic
-from vireid_jax.data import arrays, readers
+from vireid_jax.data import arrays, readers, survey, thermal
 from vireid_jax.data import cache as pixels
 from vireid_jax.data.readers.common import Listing
 from vireid_jax.options import hints_of
@@ -130,6 +131,7 @@ def _from_disk(
     image_size: tuple[int, int] = (288, 144),
     images: str = "cached",
     filter: str = "lanczos",
+    thermal_range: str | None = None,
     strict: bool = True,
     unreadable: str = "refuse",
     prepared: str | os.PathLike[str] | None = None,
@@ -145,6 +147,9 @@ def _from_disk(
       images: "cached" decodes once into a memory-mapped file, "memory" reads that file into
         memory, "encoded" leaves decoding to the loader, image by image.
       filter: of resizing: "lanczos" (AGW and its descendants) or "bilinear" (MPANet, IDKL).
+      thermal_range: of 16-bit gray images, the values from black to white: "full" (0 to 65535),
+        "image" (each image's own least and largest) or "LOW:HIGH"; None for "full", and for what
+        a prepared set was prepared with.
       strict: refuse a tree, or what was prepared of one, that lacks anything of the release;
         otherwise say so and go on.
       unreadable: "refuse" images that cannot be decoded, or "skip" them; both name them.
@@ -153,6 +158,8 @@ def _from_disk(
     """
     arrays.check_size(image_size)
     arrays.check_filter(filter)
+    if thermal_range is not None:
+        thermal.check_range(thermal_range)
     choices = {"images": (images, IMAGES), "unreadable": (unreadable, pixels.UNREADABLE)}
     for what, (value, known) in choices.items():
         if value not in known:
@@ -167,12 +174,17 @@ def _from_disk(
     reader = readers.get_reader(name)
     reader.check_options(**own)
     if root is None:
-        listing = _prepared(name, prepared, strict=strict, unreadable=unreadable)
+        listing = _prepared(
+            name, prepared, strict=strict, unreadable=unreadable, thermal_range=thermal_range
+        )
     else:
-        listing = reader.scan(root, strict=strict)
+        listing = thermal.ranged(reader.scan(root, strict=strict), thermal_range or thermal.FULL)
     early = reader.split(listing, **own)
     if check is not None:
         check(early)
+    if root is not None:
+        notes = (*listing.problems, *survey.survey(listing))
+        listing = dataclasses.replace(listing, problems=notes)
     if images != "encoded":
         listing = pixels.decode_once(
             listing,
@@ -193,7 +205,12 @@ def _from_disk(
 
 
 def _prepared(
-    name: str, folder: str | os.PathLike[str] | None, *, strict: bool, unreadable: str
+    name: str,
+    folder: str | os.PathLike[str] | None,
+    *,
+    strict: bool,
+    unreadable: str,
+    thermal_range: str | None,
 ) -> Listing:
     """The prepared set of a data set, if it is as whole as the options ask for."""
     from vireid_jax.data import prepared
@@ -204,6 +221,13 @@ def _prepared(
     found = None if own and folder is None else prepared.find(name, out=folder)
     if found is not None:
         prepared.check_accepted(found, strict=strict, unreadable=unreadable)
+        was = found.records.images.thermal_range
+        if thermal_range not in (None, was):
+            raise ValueError(
+                f"data.thermal_range is {thermal_range}, but the images in {where} were prepared "
+                f"with {was} and have 8 bits now; leave the option out, or prepare them again "
+                f"with --thermal-range {thermal_range}"
+            )
         return found
     if own:
         what = f"no such set is prepared in {where} and " if folder else ""

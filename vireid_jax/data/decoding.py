@@ -1,16 +1,28 @@
 """Stored images to pixels, with Pillow in threads."""
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from vireid_jax.data.thermal import range_of, stretch
+from vireid_jax.runtime import files
+
 FILTERS = ("lanczos", "bilinear")
 
 UNIT = 4  # images that a thread decodes before it looks for more work
+MAX_BYTES = 256 * 2**20  # of a file
+MAX_PIXELS = 2**26  # 8192 x 8192; a person's image has some 50,000
+
+# What brings an image upright, by the number that EXIF has for its orientation.
+_UPRIGHT = {
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
+    **{6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"},
+}
 
 
 def decode(
@@ -22,12 +34,12 @@ def decode(
 ) -> np.ndarray:
     """Decodes stored images once, into an array for `arrays.batches`.
 
-    Always three channels: gray is repeated, alpha dropped, and 16-bit gray cut to its upper 8
-    bits. An orientation in EXIF is not applied, as by the authors' code. An image is resized only
-    if its size differs, so images stored at their final size come out exactly as stored.
+    Always three channels: gray is repeated, alpha dropped. An image that EXIF marks as turned is
+    turned upright. 16-bit gray becomes 8-bit gray, see `thermal.stretch`. An image is resized
+    only if its size differs, so images stored at their final size come out exactly as stored.
 
     Args:
-      images: N encoded images (bytes) or paths.
+      images: N encoded images (bytes) or paths, which may be `thermal.Ranged`.
       size: height, width in pixels.
       filter: "lanczos" (the caches of AGW and its descendants) or "bilinear" (MPANet, IDKL),
         both antialiased.
@@ -37,7 +49,8 @@ def decode(
       uint8 [N, H, W, 3].
 
     Raises:
-      ValueError: naming the image that cannot be decoded, or for a bad size or filter.
+      ValueError: naming the image that cannot be decoded, or for a bad size or filter. A file
+        that is no regular file, has more than `MAX_BYTES` or more than `MAX_PIXELS` is not read.
       FileNotFoundError: naming the file.
     """
     check_size(size)
@@ -105,14 +118,11 @@ def load(
     image = None
     try:
         image = images[n]
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as stored:
-            picture = _channels(stored)
+        picture = upright(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{_what(image, n, names)} does not exist") from error
     # Pillow raises SyntaxError and struct.error too, depending on the format.
     except Exception as error:
-        if isinstance(error, Image.UnidentifiedImageError):
-            error = ValueError(_no_image(image))  # Pillow's names an object in memory
         raise ValueError(
             f"cannot {'read' if image is None else 'decode'} {_what(image, n, names)}: {error}; "
             "replace the file, or leave it out of the records"
@@ -130,14 +140,70 @@ def load(
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _no_image(image: Any) -> str:
-    """What is in a file that is no image, whatever its name says."""
-    if isinstance(image, bytes):
-        start = image[:16]
-    else:
-        with open(image, "rb") as file:
-            start = file.read(16)
-    return f"it is no image, it begins {start!r}" if start else "it is empty"
+@contextlib.contextmanager
+def opened(image: bytes | str | os.PathLike[str]) -> Iterator[Any]:
+    """The Pillow picture of an encoded image or of a path, its header read.
+
+    Raises:
+      ValueError: it is no image, no regular file, or beyond `MAX_BYTES` or `MAX_PIXELS`.
+      FileNotFoundError: there is no such file.
+    """
+    from PIL import Image
+
+    data = image if isinstance(image, bytes) else files.read_regular(image, MAX_BYTES)
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:  # it names an object in memory
+        start = f"it is no image, it begins {data[:16]!r}" if data else "it is empty"
+        raise ValueError(start) from None
+    with picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(
+                f"it has {picture.height:,} x {picture.width:,} pixels, expected at most "
+                f"{MAX_PIXELS:,}"
+            )
+        yield picture
+
+
+def upright(image: bytes | str | os.PathLike[str]) -> Any:
+    """The Pillow picture of an image, RGB or one channel (L), upright; raises as `opened`."""
+    from PIL import Image
+
+    with opened(image) as stored:
+        picture = _channels(stored, range_of(image))
+        # Only now: Pillow turns a TIFF itself while it loads it.
+        method = _UPRIGHT.get(_orientation(stored))
+    return picture.transpose(Image.Transpose[method]) if method else picture
+
+
+def is_turned(picture: Any) -> bool:
+    """Whether the Pillow picture, not loaded yet, is marked as turned."""
+    return _orientation(picture) in _UPRIGHT
+
+
+def is_deep(picture: Any) -> bool:
+    """Whether the Pillow picture is 16-bit gray."""
+    return picture.mode.startswith("I;16")
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether every reader gives these pixels: a JPEG or PNG, 8-bit RGB or gray, not turned."""
+    with opened(data) as picture:
+        if picture.format not in ("JPEG", "PNG") or picture.mode not in ("RGB", "L"):
+            return False
+        # Pillow reads 2, 4 and 16 bits of a channel, too; a PNG's only tile says so.
+        if picture.format == "PNG" and picture.tile[0][3] != picture.mode:
+            return False
+        odd = "transparency" in picture.info or getattr(picture, "n_frames", 1) > 1
+        return not odd and not is_turned(picture)
+
+
+def _orientation(picture: Any) -> int:
+    """The number in an image's EXIF or XMP, 1 without."""
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except Exception:  # a broken note is no broken image
+        return 1
 
 
 def _what(image: Any, n: int, names: Sequence[str] | None) -> str:
@@ -149,16 +215,15 @@ def _what(image: Any, n: int, names: Sequence[str] | None) -> str:
     return f"image {n}{size}" if names is None else f"{names[n]} (image {n}{size})"
 
 
-def _channels(picture: Any) -> Any:
+def _channels(picture: Any, thermal_range: str) -> Any:
     """The Pillow picture, loaded, in RGB or, if that is how it is stored, in one channel."""
     if picture.mode in ("RGB", "L"):
         picture.load()  # `convert` would copy it
         return picture
-    if picture.mode.startswith("I;16"):
+    if is_deep(picture):  # Pillow would clip at 255
         from PIL import Image
 
-        # Pillow would clip at 255; the upper byte is what libpng keeps when it strips 16 bits.
-        return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+        return Image.fromarray(stretch(np.asarray(picture).astype(np.uint16), thermal_range))
     if picture.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {picture.mode}), expected 8 or 16")
     return picture.convert("RGB")

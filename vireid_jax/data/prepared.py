@@ -3,7 +3,8 @@
 Made only by the command `python -m vireid_jax.data prepare`, used where no tree is given. A
 prepared set is a folder as tensorflow_datasets (tfds) writes it, `NAME/VERSION/`, plus one file of
 our own: `listing.npz` has the columns of the listing (name, person, camera, modality, part), so
-that opening a set reads no image. Encoded JPEG and PNG images are stored byte for byte.
+that opening a set reads no image. Images that every reader reads alike (`decoding.is_plain`) are
+stored byte for byte, others as decoded.
 Preparing needs tensorflow_datasets, reading neither that nor TensorFlow.
 """
 
@@ -20,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from vireid_jax.data import cache, decoding
+from vireid_jax.data import cache, decoding, thermal
 from vireid_jax.data.readers import common, get_reader
 from vireid_jax.data.readers.common import Check, Listing, TreeError
 from vireid_jax.runtime import files
 from vireid_jax.types import Records
 
-VERSION = "1.0.0"  # of what is stored; raise it when that changes
+VERSION = "1.1.0"  # of what is stored; raise it when that changes
 SPLIT = "images"  # one tfds split; `part` says what an image is for
 COLUMNS = "listing.npz"
 
@@ -37,7 +38,6 @@ _COLUMNS = {
     **{"name": np.str_, "part": np.str_},
     **{"person": np.int32, "camera": np.int32, "modality": np.int8},
 }
-_VERBATIM = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,13 @@ def open(folder: str | os.PathLike[str]) -> Listing:
         return Listing(
             name=info["name"],
             records=Records(
-                Stored(source, np.arange(count), str(path), metadata["fingerprint"]),
+                Stored(
+                    source,
+                    np.arange(count),
+                    str(path),
+                    metadata["fingerprint"],
+                    metadata["thermal_range"],
+                ),
                 columns["person"],
                 columns["camera"],
                 columns["modality"],
@@ -174,11 +180,14 @@ class Stored(Sequence[bytes]):
     Indexing is safe from several threads. `take` reads nothing.
     """
 
-    def __init__(self, source: Any, rows: np.ndarray, folder: str, fingerprint: str) -> None:
+    def __init__(
+        self, source: Any, rows: np.ndarray, folder: str, fingerprint: str, thermal_range: str
+    ) -> None:
         self._source = source
         self._rows = rows
         self.folder = folder  # of the prepared set
         self.fingerprint = fingerprint  # of the listing that was prepared
+        self.thermal_range = thermal_range  # that 16-bit images were read by
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -192,7 +201,9 @@ class Stored(Sequence[bytes]):
 
     def take(self, rows: np.ndarray) -> "Stored":
         """The images at `rows` (int [n]), in that order."""
-        return Stored(self._source, self._rows[rows], self.folder, self.fingerprint)
+        return Stored(
+            self._source, self._rows[rows], self.folder, self.fingerprint, self.thermal_range
+        )
 
 
 class _Shards:
@@ -288,11 +299,11 @@ def prepare(
 ) -> Listing:
     """Writes a data set in prepared form, unless it is there already.
 
-    Every image is decoded once to see that it can be. Files that are no JPEG or PNG are stored as
-    PNG with the same pixels. All files are read to see whether a set is up to date. One of other
-    names, labels or images is replaced once the new one is complete. An interrupted call leaves
-    nothing that is taken for a data set, and the next call removes it. Processes of one machine
-    wait for each other.
+    Every image is decoded once to see that it can be. Plain JPEG and PNG files (8-bit RGB or gray,
+    upright) are stored as they are, others as PNG with the pixels that `decode` gives. All files
+    are read to see whether a set is up to date. One of other names, labels or images is replaced
+    once the new one is complete. An interrupted call leaves nothing that is taken for a data set,
+    and the next call removes it. Processes of one machine wait for each other.
 
     Args:
       listing: of paths; its name is a key of `readers.READERS`.
@@ -333,7 +344,8 @@ def prepare(
         with ThreadPoolExecutor(decoding.cores()) as pool:
             there = pool.map(os.path.exists, listing.records.images)  # the others are named below
             found = itertools.compress(listing.records.images, there)
-            size = sum(pool.map(os.path.getsize, found))
+            sizes = pool.map(os.path.getsize, found)
+            size = sum(n for n in sizes if n <= decoding.MAX_BYTES)  # larger ones are refused
         files.check_space(folder, size, what=what, hint=hint)
         stage = files.temporary(folder, VERSION)
         (stage / "new").mkdir(parents=True)
@@ -426,6 +438,7 @@ def _write(
     kept = cache.without(listing, left_out, unreadable)  # or it raises
     info.metadata.update(
         fingerprint=digest,
+        thermal_range=thermal.range_of(listing.records.images[0]),
         checks=[list(check) for check in listing.checks],
         problems=list(listing.problems),
         unreadable=[line for _, line in left_out],
@@ -444,14 +457,13 @@ def _columns(listing: Listing) -> dict[str, Any]:
 
 
 def _as_stored(path: str | os.PathLike[str]) -> bytes:
-    """JPEG and PNG files as they are, others as PNG with the pixels that `decode` gives."""
-    data = pathlib.Path(path).read_bytes()
-    if data.startswith(_VERBATIM):
+    """Plain files as they are, others as PNG with the pixels that `decode` gives."""
+    data = files.read_regular(path, decoding.MAX_BYTES)
+    if decoding.is_plain(data):
         return data
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as picture:
-        width, height = picture.size
     buffer = io.BytesIO()
-    Image.fromarray(decoding.decode([data], (height, width))[0]).save(buffer, "PNG")
+    pixels = np.asarray(decoding.upright(path))  # without notes, such as of what is transparent
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -3,7 +3,6 @@
 `contact_sheet` shows a data set: rows are persons, columns cameras, visible ones first.
 """
 
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vireid_jax.data import decoding
 from vireid_jax.data.readers import common
 from vireid_jax.data.readers.common import Listing
 from vireid_jax.runtime import files
@@ -185,11 +185,10 @@ def _caption(listing: Listing, person: int) -> list[str]:
 
 
 def _opened(image: Any, height: int, width: int) -> Any:
-    """The image as a Pillow picture in RGB that fits into a place."""
+    """The image, upright, as a Pillow picture in RGB that fits into a place."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as stored:
-        picture = stored.convert("RGB")
+    picture = decoding.upright(image).convert("RGB")
     scale = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)

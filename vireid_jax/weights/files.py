@@ -27,6 +27,7 @@ import numpy as np
 import safetensors
 from numpy.lib import format as npy
 
+from vireid_jax.runtime.files import read_regular
 from vireid_jax.weights.pickles import BFLOAT16, MAX_DIMENSIONS, Storage, Tensor, short, unpickle
 
 _FORMATS = "expected torch.save, safetensors or numpy.savez"
@@ -53,6 +54,7 @@ _STREAM = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + _MAGIC.to_bytes(10
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 # Half precision doubles and shared storages repeat; files of weights do no more than this.
 MAX_EXPANSION = 8
+MAX_BYTES = 4 * 2**30  # of a file, and of what a zip archive unpacks to
 _MAX_HEADER = 100_000_000  # bytes, of safetensors
 
 
@@ -75,14 +77,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         message names the file and what was found.
     """
     path = pathlib.Path(path).expanduser()
-    if not path.is_file():
-        if path.exists():
-            raise ValueError(f"{path} is a folder, expected a .pth, .safetensors or .npz file")
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except FileNotFoundError as e:
         raise FileNotFoundError(
             f"there is no file of weights at {path}; weights are never downloaded, see "
             "docs/data.md for where to get them"
-        )
-    data = path.read_bytes()
+        ) from e
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}; expected a .pth, .safetensors or .npz file") from e
     if what := _other(data):
         raise ValueError(f"{path}: the file is {what} ({_FORMATS})")
     named, actual = _HASHED.search(path.name), hashlib.sha256(data).hexdigest()[:8]
@@ -212,7 +215,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int, *, stored: bool) -
                 f"write it (methods {methods})"
             )
     total = sum(entry.file_size for entry in entries)
-    if total > (size if stored else MAX_EXPANSION * size + 2**20):
+    if total > min(size if stored else MAX_EXPANSION * size + 2**20, MAX_BYTES):
         raise ValueError(
             f"the zip archive of {size} bytes claims to hold {total}: it is damaged or a zip bomb"
         )

@@ -1,5 +1,7 @@
 """One's own images by a CSV file."""
 
+import os
+
 import pytest
 
 from tests.support.rows import each
@@ -119,6 +121,18 @@ def test_csv_that_is_none(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(TreeError, match=message):
         folders.scan(file)
+
+
+def test_a_list_that_is_no_file_of_a_sane_size_is_not_read(tmp_path):
+    trees.people(tmp_path, {"images": 1})
+    os.mkfifo(tmp_path / "people.csv")
+    with pytest.raises(TreeError, match=r"people\.csv is not read .* it is a FIFO"):
+        folders.scan(tmp_path)
+    os.remove(tmp_path / "people.csv")
+    with open(tmp_path / "people.csv", "wb") as file:
+        file.truncate(200 * 10**9)
+    with pytest.raises(TreeError, match=r"people\.csv is not read .* expected at most 268\.4 MB"):
+        folders.scan(tmp_path / "people.csv")
 
 
 def test_two_csv_files(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vireid_jax import __version__
+from vireid_jax.data import decoding
 from vireid_jax.data.corrupt import KINDS, SEVERITIES, corrupt
 from vireid_jax.data.sheet import Sheet, picture_path, write_picture
 from vireid_jax.runtime import command, printable
@@ -40,11 +41,11 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
       ValueError: not a picture that can be read.
     """
     try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
+        picture = decoding.upright(path).convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} not found; --image takes a picture of a person") from None
-    except OSError as error:
+    # Pillow raises SyntaxError and struct.error too, depending on the format.
+    except Exception as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return np.asarray(picture.resize(IMAGE_SIZE[::-1], Image.Resampling.LANCZOS))
 

@@ -1,6 +1,7 @@
 """What the readers share: listings and checks, looking into folders, dividing people."""
 
 import dataclasses
+import io
 import os
 import posixpath
 import re
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vireid_jax.runtime.files import read_regular
 from vireid_jax.types import INFRARED, MODALITIES, VISIBLE, Records, Retrieval, Split
 
 _FIRST = 5  # a message names no more than this
@@ -18,6 +20,7 @@ _ALIKE = 0.75  # share of a sample that makes a camera
 # Mean difference between the largest and smallest channel, in gray levels of 255. A JPEG that
 # was gray has 0; clothes and walls have 15 and more.
 _GRAY = 8.0
+_MAX_LIST = 256 * 2**20  # bytes of a list of images
 
 
 class Check(NamedTuple):
@@ -243,8 +246,17 @@ def _read_lines(root: str, name: str, title: str) -> list[str]:
             f"{path} does not exist; {title} is released with it. "
             f"In {folder}: {inside or 'nothing'}"
         )
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return [line.rstrip("\n") for line in file if line.strip()]
+    text = read_list(path).decode("utf-8-sig", errors="replace")
+    lines = io.StringIO(text, newline=None)  # any of the three ways to end a line
+    return [line.rstrip("\n") for line in lines if line.strip()]
+
+
+def read_list(path: str) -> bytes:
+    """The content of a list of images; TreeError if it is no regular file, or too large."""
+    try:
+        return read_regular(path, _MAX_LIST)
+    except ValueError as error:
+        raise TreeError(f"{path} is not read as a list of images: {error}") from error
 
 
 # --- Checks ---------------------------------------------------------------------------------

@@ -277,8 +277,7 @@ def read_csv(file: str) -> Found:
     Raises:
       TreeError: the header lacks a column, or the file is no text in UTF-8.
     """
-    with open(file, "rb") as stored:
-        data = stored.read()
+    data = common.read_list(file)
     try:
         # Guessing at another encoding could make two people one, or lose their images.
         text = data.decode("utf-8-sig")
