@@ -326,7 +326,7 @@ def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
     method, report = make_method(config, num_classes, 1, pretrained)
     mesh = devices.make_mesh()
     scorer = _scorer(config, options, permutations, method, mesh)
-    split = _load(config, options, permutations)
+    split, _ = _load(config, options, permutations)
     size = tuple(config.data.image_size)
     # The file does not say which people they are.
     return Parts(split, method, size, mesh, np.arange(num_classes), scorer, report)

@@ -144,8 +144,8 @@ def augment(
     Raises:
       ValueError: naming the option that is out of range, or the image that is not uint8.
     """
-    own = {k: v for k, v in locals().items() if k not in ("key", "batch")}
-    options.check("augment", augment, own)
+    given = {k: v for k, v in locals().items() if k not in ("key", "batch")}
+    options.check("augment", augment, given)
     grayscale, erase = _pair("grayscale", grayscale), _pair("erase", erase)
     patch: dict[str, Any] = dict(
         area=erase_area, value=erase_value, form=erase_form, attempts=erase_attempts
