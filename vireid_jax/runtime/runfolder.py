@@ -57,8 +57,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vir
 _ABSENT = "(absent)"
 
 # Without these no config of any version is one.
-_NEEDED = ("seed", "data.name", "data.image_size", "method.name", "sampler.num_ids")
-_NEEDED += ("sampler.num_instances", "train.epochs")
+_NEEDED = (
+    *("seed", "data.name", "data.image_size", "method.name"),
+    *("sampler.num_ids", "sampler.num_instances", "train.epochs"),
+)
 _RESTORE = "restore the file, or name another --workdir"
 
 # What may be in a folder before its run: ours, and what shells and schedulers write there.
