@@ -112,9 +112,9 @@ def test_whoever_takes_a_signal_over_is_left_alone():
 
 
 @pytest.mark.slow
-def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path):
+def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path, monkeypatch):
     train = ["-m", "vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]
-    train += [f"--config.data.cache={tmp_path}/cache"]
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))  # so that it has to render
     check = ["-m", "vireid_jax.data", "check", "folders", f"--root={tmp_path}"]
     for arguments, moments in ((train, (0.4, 1.5, 4, 8)), (check, (0.4,))):
         for wait_s in moments:
