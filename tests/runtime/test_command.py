@@ -81,6 +81,11 @@ def answer(arguments, signum, ready):
     return process.returncode, time.monotonic() - before, out
 
 
+def catches(pid, signum):
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", text)[1], 16) >> (signum - 1) & 1)
+
+
 SIGNALS = ((signal.SIGTERM, 42), (signal.SIGINT, 130))
 
 
@@ -112,14 +117,20 @@ def test_whoever_takes_a_signal_over_is_left_alone():
 
 
 @pytest.mark.slow
-def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path):
+def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path, monkeypatch):
     train = ["-m", "vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]
-    train += [f"--config.data.cache={tmp_path}/cache"]
+    monkeypatch.setenv("VIREID_CACHE", str(tmp_path / "cache"))  # so that it has to render
     check = ["-m", "vireid_jax.data", "check", "folders", f"--root={tmp_path}"]
-    for arguments, moments in ((train, (0.4, 1.5, 4, 8)), (check, (0.4,))):
+    for arguments, moments in ((train, (0, 1, 4, 8)), (check, (0,))):
         for wait_s in moments:
             for signum, expected in SIGNALS:
-                code, seconds, out = answer(arguments, signum, lambda _, s=wait_s: time.sleep(s))
+
+                def ready(process, wait_s=wait_s):
+                    while not catches(process.pid, signal.SIGTERM):  # Python itself starts
+                        time.sleep(0.01)
+                    time.sleep(wait_s)
+
+                code, seconds, out = answer(arguments, signum, ready)
                 assert code == expected and seconds < 2.5, (arguments, wait_s, seconds, out)
                 assert "Traceback" not in out, (arguments, wait_s, out)
     assert not (tmp_path / "run").exists()

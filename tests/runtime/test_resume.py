@@ -149,6 +149,7 @@ def test_a_killed_supervisor_finds_its_child(whole, tmp_path):
     assert any("the command ended with 75" in line for line in lines)
     os.kill(child, signal.SIGCONT)
     out, _ = second.communicate(timeout=300)
+    first.stdout.close()  # not before: its child writes there
     assert second.returncode == 0, out
     assert job.result() == whole(1).result()
 

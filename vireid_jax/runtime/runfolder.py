@@ -58,8 +58,8 @@ _ABSENT = "(absent)"
 
 # Without these no config of any version is one.
 _NEEDED = (
-    *("seed", "data.name", "data.image_size", "method.name", "sampler.num_ids"),
-    *("sampler.num_instances", "train.epochs"),
+    *("seed", "data.name", "data.image_size", "method.name"),
+    *("sampler.num_ids", "sampler.num_instances", "train.epochs"),
 )
 _RESTORE = "restore the file, or name another --workdir"
 
