@@ -270,6 +270,9 @@ def test_a_quick_evaluation_stands_beside_the_full_one(tmp_path, capsys):
     titles = [line for line in lines if line.startswith("mine")]
     # The full evaluations come first.
     assert titles == ["mine", "mine (data.filter: lanczos)", "mine (draws: 1)"]
+    save(tmp_path / "c", [result(2)])
+    assert command.main([str(tmp_path / name) for name in "abc"]) == 0
+    assert "bn (gallery agw, draws: 1) was scored in 2 of 3 runs" in capsys.readouterr().err
 
 
 def test_the_name_of_a_file_goes_by_all_that_changes_a_number():

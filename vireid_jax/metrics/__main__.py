@@ -104,8 +104,9 @@ def _groups(runs: Sequence[pathlib.Path], step: str | None, over: str) -> list[l
             if not lacking:
                 found.append([result for _, result in rows])
                 continue
+            draws = f", draws: {measured(rows[0][1])['draws']}" if twice else ""
             text = (
-                f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}) was scored in "
+                f"left out: {key[0]}, {key[1]}, {key[-1]} (gallery {key[2]}{draws}) was scored in "
                 f"{len(runs) - len(lacking)} of {len(runs)} runs; score the others with "
                 f"--mode=eval: {', '.join(lacking)}"
             )
