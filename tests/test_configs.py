@@ -495,7 +495,8 @@ def test_a_preset_of_idkl_changes_the_method_the_size_and_the_milestones_alone()
         expected = {f"method.{key}" for key in PAPER}
         if dataset != "synthetic":  # there sizes and schedule are ours
             expected |= {"optim.milestones"}
-            expected |= {"data.image_size"} if dataset != "regdb" else set()
+            expected |= {"data.image_size"} if dataset != "regdb" else {"eval.cmc"}
+            expected |= {"eval.distance"} if dataset in ("regdb", "llcm") else set()
         if dataset == "regdb":
             expected |= {f"method.{key}" for key in OFFICIAL_REGDB}
         assert differing == expected, dataset

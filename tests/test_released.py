@@ -280,7 +280,7 @@ def test_a_model_is_not_tested_on_people_it_was_trained_on(trees, tmp_path, caps
 def test_training_on_other_people_or_nobody_is_refused(trees, tmp_path, capsys):
     c = small("linear", "folders", tmp_path, trees["folders"])
     workdir = tmp_path / "run"
-    workdir.mkdir()
+    runfolder.save_run_info(workdir, c.to_dict(), ["main"])
     (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
     assert "was trained on 3 people" in refused(capsys, c, workdir)
     c.data.test_share = 1.0

@@ -93,6 +93,7 @@ def fit(
       Preempted: the run was asked to stop.
       NonFiniteError: a loss is not finite.
     """
+    files.check_writable(workdir)
     with runlock.held(workdir, processes.process()):
         return _fit(config, workdir, max_steps)
 
@@ -102,7 +103,6 @@ def _fit(
 ) -> Trained:
     build.check(config, train=Options)
     options = Options(**config.train)
-    files.check_writable(workdir)
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}, expected at least 1")
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)

@@ -73,7 +73,7 @@ def test_every_way_to_bring_images_keeps_as_many_levels(mine, tmp_path, thermal_
 def test_the_range_belongs_to_what_is_kept(mine, tmp_path):
     listing = readers.get_reader("folders").scan(mine)
     others = [thermal.ranged(listing, r) for r in ("image", RANGE, "29000:31501")]
-    stems = {cache._stem(x, (12, 8), "lanczos") for x in (listing, *others)}
+    stems = {cache._stem(x, (12, 8), "lanczos", tmp_path, None) for x in (listing, *others)}
     assert len(stems) == 4
     assert thermal.ranged(listing, "full") is listing
     prepared.prepare(listing, out=tmp_path)

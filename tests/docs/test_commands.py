@@ -143,7 +143,7 @@ def test_every_command_is_tried_in_some_way():
 # Parsing ------------------------------------------------------------------------------------------
 
 
-class Parsed(Exception):
+class Parsed(BaseException):  # not an error of the program
     """The options are accepted; nothing further is done."""
 
 
@@ -198,7 +198,7 @@ def parser(tmp_path, monkeypatch):
         known = flags.FlagValues()
         for flag in flags.FLAGS.flags_by_module_dict()["launch.ahead.__main__"]:
             known[flag.name] = flag
-        config = main.parse(["ahead", *arguments], known, about="")
+        config, _ = main.parse(["ahead", *arguments], known, about="")
         check_rows(config, roofline.parse(known.topology).chips)
 
     return parse_main, parse_module, parse_ahead

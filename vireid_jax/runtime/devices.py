@@ -77,7 +77,7 @@ def local_facts() -> dict[str, Any]:
     try:
         devices = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a plugin is missing
-        asked = jax.config.read("jax_platforms")
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
         reason = f": {error}".partition("\n")[0].removesuffix(": ")
         raise ValueError(
             f"jax finds no devices of JAX_PLATFORMS={asked}{reason}. Unset it to take what is "
