@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.launch.shell import LAUNCH, StandIns, ended, run, script
+from tests.launch.shell import LAUNCH, StandIns, ended, run, script, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,8 @@ while :; do sleep 0.05; done
             break
         time.sleep(0.05)
     assert "args: -m vireid_jax.main --config=c d JAX_X=a b" in logs
+    # The job may write its log before its supervisor notes that it runs.
+    wait_for(tmp_path / "the state" / "status.json")
     status = worker(tmp_path, "status")[1].stdout
     assert "vireid runs" in status and '"state": "running"' in status
     assert worker(tmp_path, "start", "--")[1].returncode == 1

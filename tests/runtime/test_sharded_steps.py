@@ -62,14 +62,10 @@ def too_large(text, allowed=(), limit=ROWS * MODALITIES * FEATURES):
     ]
 
 
-# DEEN has PDM's network, and IDKL's paper form is near its official one. The kernels are those of
-# the backbone, which is the others' too.
+# DEEN has PDM's network. The kernels are those of the backbone, which is the others' too.
 @pytest.mark.parametrize(
     ("method", "kernels"),
-    [
-        *((method, "cpu") for method in METHODS if method not in ("deen", "idkl,paper")),
-        ("smcl", "xla"),
-    ],
+    [*((method, "cpu") for method in METHODS if method != "deen"), ("smcl", "xla")],
 )
 def test_four_devices_compute_the_step_of_one_and_move_no_maps(method, kernels):
     expected, four = expected_of(method), step_of(4, method, kernels)
