@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> NoReturn:
             config if named else None,
             workdir=own.workdir,
             overrides=overrides,
-            source=own.config,
+            source=own.config or os.path.join(own.workdir, "config.json"),
             mode=own.mode,
             step=own.step,
             dist=own.dist,
@@ -276,7 +276,7 @@ def read_recipe(source: str) -> ml_collections.ConfigDict:
 
 def _line_of(source: str, key: str) -> str:
     """The place in a recipe's file that a message about one of its keys names."""
-    path = recipe_path(source.partition(":")[0])
+    path = recipe_path(source) or recipe_path(source.partition(":")[0])
     lines = path.read_text().splitlines() if path else []
     code = [line.partition("#")[0] for line in lines]
     for word in (*reversed(key.split(".")), "get_config"):
@@ -393,6 +393,7 @@ def run(
     holding = contextlib.ExitStack()
     try:
         folder = folder_of(config, workdir, overrides or {})
+        source = source or (str(folder / runfolder.CONFIG) if config is None else None)
         if mode == "eval":
             config = build.config_to_score(config, folder, overrides or {})
         elif config is None:

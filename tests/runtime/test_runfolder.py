@@ -228,7 +228,7 @@ def test_what_a_run_was_trained_with(started):
     found = runfolder.trained_with(started)
     assert (found["optim.lr"], found["data.image_size"]) == (1e-3, [96, 48])
     assert not {"run_name", "train.log_every", "eval.protocols", "train_set"} & set(found)
-    classes = {"persons": [1, 2], "names_sha256": "0123456789abcdef"}
+    classes = {"persons": [1, 2], "names_sha256": "0123456789abcdef", "files_sha256": []}
     (started / runfolder.CLASSES).write_text(json.dumps(classes))
     assert runfolder.trained_with(started) == found | {"train_set": "0123456789ab"}
     (started / runfolder.CLASSES).write_text('{"persons": [99999999999999999999]}')

@@ -21,7 +21,6 @@ from vireid_jax.runtime.files import read_object, write_whole
 
 RECIPES = command.recipe_path("tables")
 TRAINED = "trained.json"  # in the folder of a cell whose training has come to its end
-_MOST = 1 << 28  # bytes of a file of results
 
 # On the embedded data: shorter than the recipe, and nothing but what the tables show is scored.
 EMBEDDED: dict[str, Any] = {
@@ -99,7 +98,7 @@ class Cell:
         path = self.folder / TRAINED
         if not path.exists():
             return None
-        if type(step := read_object(path, _MOST).get("step")) is not int:
+        if type(step := read_object(path).get("step")) is not int:
             raise ValueError(
                 f"{path} is damaged: it names no step; delete it to have it made again"
             )
@@ -114,7 +113,7 @@ class Cell:
         steps = [
             int(path.parent.name)
             for path in self.folder.glob("eval/*/*.json")
-            if path.parent.name.isdigit() and read_object(path, _MOST).get("checkpoint") == "last"
+            if path.parent.name.isdigit() and read_object(path).get("checkpoint") == "last"
         ]
         if not steps:
             raise ValueError(f"{self.folder} holds no results although its command has ended well")
@@ -393,9 +392,7 @@ def _read(path: pathlib.Path, changed: int) -> dict[str, Any]:
     """A result without its long lists; a table is written after every cell, from all of them."""
     del changed  # a file that is replaced is read again
     return {
-        key: value
-        for key, value in read_object(path, _MOST).items()
-        if key not in ("per_query", "curves")
+        key: value for key, value in read_object(path).items() if key not in ("per_query", "curves")
     }
 
 

@@ -34,7 +34,6 @@ _CHUNK_BYTES = 64 * 2**20  # of pixels that are in memory at once
 _CHUNK = 512  # images at most, for small ones
 _BLOCK = 16  # images of one checksum
 _NAMED = 5  # unreadable images that an error message names
-_MOST_BYTES = 2**28  # of the file with checksums
 _SAMPLED = 64  # checksums that are verified when a cache is opened
 
 _log = logging.getLogger(__name__)
@@ -278,7 +277,7 @@ def _read(path: pathlib.Path, total: int) -> tuple[np.ndarray, LeftOut] | None:
     if not path.exists() or not side.exists():
         return None
     try:
-        said = json.loads(files.read_regular(side, _MOST_BYTES))
+        said = files.read_json(side)
         if not path.is_file() or path.stat().st_size != said["bytes"]:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, expected {said['bytes']:,}")
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -10,7 +10,6 @@ Preparing needs tensorflow_datasets, reading neither that nor TensorFlow.
 
 import io
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -33,7 +32,7 @@ COLUMNS = "listing.npz"
 
 _SHARD_BYTES = 64 * 2**20  # of images in a file
 _CHUNK = 128  # images that are read and checked at once
-_MOST_BYTES = 2**30  # of a file with columns or other facts
+_MOST_BYTES = 2**30  # of the file with the columns
 _COLUMNS = {
     **{"name": np.str_, "part": np.str_},
     **{"person": np.int32, "camera": np.int32, "modality": np.int8},
@@ -87,8 +86,8 @@ def open(folder: str | os.PathLike[str]) -> Listing:
             f"OUT/NAME/{VERSION} as python -m vireid_jax.data prepare writes it"
         )
     try:
-        info = _read_json(path / "dataset_info.json")
-        metadata = _read_json(path / "metadata.json")
+        info = files.read_json(path / "dataset_info.json")
+        metadata = files.read_json(path / "metadata.json")
         columns = _read_columns(path / COLUMNS)
         (split,) = (split for split in info["splits"] if split["name"] == SPLIT)
         lengths = [int(n) for n in split["shardLengths"]]
@@ -146,17 +145,10 @@ def check_accepted(listing: Listing, *, strict: bool, unreadable: str) -> None:
             f"{len(listing.checks)} checks differ: {common.differences(failed)}; prepare a tree "
             "without faults, or use the set as it is with --config.data.strict=False"
         )
-    left_out = _read_json(pathlib.Path(folder) / "metadata.json")["unreadable"]
+    left_out = files.read_json(pathlib.Path(folder) / "metadata.json")["unreadable"]
     if left_out and unreadable == "refuse":
         total = len(listing.records) + len(left_out)
         raise cache.UnreadableError(f"the prepared data set in {folder}", left_out, total)
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(files.read_regular(path, _MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def _read_columns(path: pathlib.Path) -> dict[str, np.ndarray]:

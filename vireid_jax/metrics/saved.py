@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from vireid_jax.metrics.results import METRICS, Chance
 from vireid_jax.runtime import files
 
-_MOST = 1 << 28  # bytes of a file; a result of 100,000 queries has 20 MB
-
 
 class _Form(NamedTuple):
     """What a value has to be."""
@@ -95,7 +93,7 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, A
         )
     results = []
     for file in sorted((folder / (step or steps[-1])).glob("*.json")):
-        result = files.read_object(file, _MOST)
+        result = files.read_object(file)
         if fault := find_fault(result):
             raise ValueError(
                 f"{file} is damaged: {fault}; delete it, and score the run again with "

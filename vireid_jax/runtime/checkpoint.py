@@ -59,6 +59,7 @@ class Checkpoints:
         self._scores = read_scores(self.directory)
         self._bytes = 0  # of the last state that was saved
         policy = ocp.checkpoint_managers
+        _set_aside_facts(self.directory)
         self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -191,6 +192,24 @@ class Checkpoints:
         if rest is None:
             then = "and no other is left: starting at step 0"
         logging.warning("checkpoint %d is damaged (%s); moved to %s, %s", step, error, target, then)
+
+
+def _set_aside_facts(directory: pathlib.Path) -> None:
+    """Takes away what Orbax noted about a step, if its manager would fail on it.
+
+    Nothing needs it: a step's arrays are described in its manifest.
+    """
+    for step in _steps(directory):
+        path = directory / str(step) / "_CHECKPOINT_METADATA"
+        try:
+            for name, value in files.read_object(path).items():
+                if not isinstance(value, int if name.endswith("_nsecs") else dict):
+                    raise ValueError(f"{path} has the {name} {value!r}")
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            if jax.process_index() == 0:
+                logging.warning("%s; now %s", error, files.set_aside(path).name)
 
 
 def restore_variables(
@@ -440,6 +459,8 @@ def _read(folder: pathlib.Path, target: Any, *, variables_only: bool = False) ->
 def _restore(folder: pathlib.Path, items: Mapping[str, Any]) -> dict[str, Any]:
     _set_up_orbax()
     args = {item: ocp.args.StandardRestore(tree) for item, tree in items.items()}
+    if odd := [p for p in folder.rglob("*") if not p.is_file() and not p.is_dir()]:
+        raise DamageError(f"{odd[0]} is no regular file")  # a pipe is waited for without end
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder, args=ocp.args.Composite(**args))

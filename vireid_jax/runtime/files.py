@@ -21,6 +21,7 @@ import platformdirs
 _STALE = 24 * 3600.0  # seconds after which another machine's leftovers are nobody's
 _log = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_MOST_JSON = 1 << 30  # bytes; results of 100,000 queries have 20 MB
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _KINDS = {
@@ -50,22 +51,36 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     return pathlib.Path(path).read_bytes()
 
 
-def read_object(path: str | os.PathLike[str], most: int) -> dict[str, Any]:
-    """The object in a JSON file of at most `most` bytes.
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file, as `json.loads` gives it.
 
     Raises:
-      ValueError: it is no regular file, too large, or holds something else; names the file.
-      OSError: it cannot be read.
+      OSError: it cannot be opened; FileNotFoundError: there is none.
+      ValueError: it is no JSON, or no regular file. The message names it.
     """
     try:
-        if isinstance(content := json.loads(read_regular(path, most)), dict):
-            return content
-        fault = "it holds no JSON object"
+        return json.loads(read_regular(path, _MOST_JSON))
     except RecursionError:
         fault = "it is nested too deep"
     except ValueError as error:  # UnicodeDecodeError is one
         fault = str(error)
-    raise ValueError(f"{path} cannot be read: {fault}; delete it to have it made again")
+    raise ValueError(f"{path} cannot be read: {fault}")
+
+
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object in a JSON file that a command makes again if it is not there.
+
+    Raises:
+      OSError: it cannot be opened.
+      ValueError: it holds something else. The message names it.
+    """
+    try:
+        if isinstance(content := read_json(path), dict):
+            return content
+        fault = f"{path} holds no JSON object"
+    except ValueError as error:
+        fault = str(error)
+    raise ValueError(f"{fault}; delete it to have it made again")
 
 
 def write_whole(
@@ -105,30 +120,15 @@ def whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file, as `json.loads` gives it.
-
-    Raises:
-      OSError: it cannot be opened; FileNotFoundError: there is none.
-      ValueError: it is no JSON, or no file (a pipe, say). The message names it.
-    """
-    path = pathlib.Path(path)
-    check_is_file(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def check_is_file(path: pathlib.Path) -> None:
-    """Refuses what would hang or fail on reading: a pipe, a device, a folder."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file (but a folder, a pipe or a device); take it away")
-
-
 def set_aside(path: pathlib.Path) -> pathlib.Path:
     """Renames a damaged file to NAME.damaged, and returns that."""
     return path.rename(free_name(path.with_name(f"{path.name}.damaged")))
+
+
+def make_way(path: pathlib.Path) -> None:
+    """Sets aside what is no regular file: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file():
+        _log.warning("%s is no file (but a folder or a pipe), now %s", path, set_aside(path).name)
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:

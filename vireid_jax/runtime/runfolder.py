@@ -81,7 +81,7 @@ def trained_with(workdir: str | pathlib.Path) -> dict[str, Any]:
     """The `recipe` of the run in `workdir`, and a digest of the names of its training images."""
     facts = recipe(load_config(workdir).to_dict())
     if (pathlib.Path(workdir) / CLASSES).exists():
-        facts["train_set"] = str(_read_classes(workdir)[0].get("names_sha256"))[:12]
+        facts["train_set"] = _read_classes(workdir)[0]["names_sha256"][:12]
     return facts
 
 
@@ -100,14 +100,20 @@ def load_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
             + ("there is no such folder" if found is None else f"it holds {found or 'nothing'}")
             + ". Name the --workdir of a run, or give --config"
         )
-    try:
-        content = _tuples(files.read_json(path))
-        known = flat(content) if isinstance(content, dict) else {}
-    except RecursionError as error:
-        raise ValueError(f"{path} is not a config ({error}); {_RESTORE}") from error
-    if lacking := [key for key in _NEEDED if key not in known]:
+    content = _read_config(path)
+    if lacking := [key for key in _NEEDED if key not in flat(content)]:
         raise ValueError(f"{path} is not a config, it lacks {', '.join(lacking)}; {_RESTORE}")
-    return ml_collections.ConfigDict(content)
+    return ml_collections.ConfigDict(_tuples(content))
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = files.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_RESTORE}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a config; {_RESTORE}")
+    return content
 
 
 def _tuples(value: Any) -> Any:
@@ -138,13 +144,7 @@ def check_resume(
     if not path.exists():
         _check_empty(path.parent)
         return []
-    try:
-        old = _shown(full_paths(files.read_json(path)))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not a config ({error}); the run cannot be compared with its first start; "
-            f"{_RESTORE}"
-        ) from error
+    old = _shown(full_paths(_read_config(path)))
     new = _shown(_plain(full_paths(config_dict)))
     lines = [
         f"{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}"
@@ -265,6 +265,7 @@ def save_run_info(
         _write_json(workdir / ENV, [*starts, env])
     if pathlib.PurePath(argv[0]).parts[-2:] == ("vireid_jax", "main.py"):
         argv = ["python", "-m", "vireid_jax.main", *argv[1:]]
+    files.make_way(workdir / COMMAND)
     with (workdir / COMMAND).open("a", encoding="utf-8") as f:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         f.write(f"{shlex.join(argv)}  # {now}\n")
@@ -297,9 +298,8 @@ def save_classes(
         "images": len(split.train),
         "names_sha256": _digest(split.train.name),
         "persons": persons.tolist(),
+        "files_sha256": sorted(set(file_digests(files))) if files is not None else [],
     }
-    if files is not None:
-        facts["files_sha256"] = sorted(set(file_digests(files)))
     _write_json(pathlib.Path(workdir) / CLASSES, facts)
 
 
@@ -321,7 +321,7 @@ def file_digests(records: Records) -> list[str]:
 
 def load_files(workdir: str | pathlib.Path) -> set[str]:
     """The digests of the run's training images, see `file_digests`; of some data sets alone."""
-    return set(_read_classes(workdir)[0].get("files_sha256", ())) - {""}
+    return set(_read_classes(workdir)[0]["files_sha256"]) - {""}
 
 
 def name_test_set(split: Split) -> str:
@@ -346,13 +346,17 @@ def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarr
     path = pathlib.Path(workdir) / CLASSES
     try:
         content = files.read_json(path)
-        return content, np.array(content["persons"], np.int32)
+        persons, names = content["persons"], content["names_sha256"]
+        kinds = ((persons, int), (content["files_sha256"], str), ([names], str))
+        if not all(type(value) is kind for values, kind in kinds for value in values):
+            raise ValueError("it holds values of other types")
+        return content, np.array(persons, np.int32)
     except FileNotFoundError:
         raise ValueError(
             f"{workdir} holds no {CLASSES}, which tells how many people its model knows; repeat "
             "its training command, which writes that file and ends where it ended"
         ) from None
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); if the data set is the one that the run was trained "
             "on, delete it and repeat the training command, which writes it"
@@ -381,7 +385,7 @@ def check_classes(
             f"{len(new)} are new {new[:5].tolist()}; restore the data set, or name another "
             "--workdir"
         )
-    if not allow and old.get("names_sha256") != _digest(split.train.name):
+    if not allow and old["names_sha256"] != _digest(split.train.name):
         raise ValueError(
             f"the run in {workdir} was trained on {old.get('images')} images of "
             f"{old.get('dataset')!r}, the data set {split.name!r} now has {len(split.train)}, or "

@@ -64,6 +64,7 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS
+        files.make_way(path)
         rows = _drop_after(path, resume_step) if path.exists() else []
         # What stands there for the very step that the run goes on from (its validation, say)
         # may be computed once more; the record keeps one line.
@@ -216,7 +217,8 @@ def _drop_after(path: pathlib.Path, step: int | None) -> list[dict[str, Any]]:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    files.check_is_file(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise ValueError(f"{path} is no file (but a folder, a pipe or a device); take it away")
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
 
 
