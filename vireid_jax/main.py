@@ -512,14 +512,14 @@ def score_file(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str
     import jax
 
     from vireid_jax import build
-    from vireid_jax.runtime import devices, runfolder, writer
+    from vireid_jax.runtime import devices, files, runfolder, writer
 
     workdir = pathlib.Path(workdir)
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
     parts = build.build_file_to_score(config)
     runfolder.save_run_info(workdir, config.to_dict(), sys.argv)
     if jax.process_index() == 0 and parts.weights is not None:
-        (workdir / "weights.txt").write_text(parts.weights.details() + "\n")
+        files.write_whole(workdir / "weights.txt", parts.weights.details() + "\n")
     writer.say(f"weights   {parts.weights}")
     variables = devices.place(dict(parts.method.init(jax.random.key(config.seed))), parts.mesh)
     return _score(config, parts, variables, workdir, 0, FILE)

@@ -42,6 +42,16 @@ def test_a_fault_of_the_program_is_one_line_and_a_file(tmp_path, monkeypatch, ca
     assert said.endswith("please report the lines above)") and "KeyError" in capsys.readouterr().err
 
 
+def test_a_home_folder_that_no_shell_has_put_in(monkeypatch):
+    """Shells leave ~ alone behind "="."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(command, "answer_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["x", "~/runs", "--out=~/a b", "--config.lr=1e-3", "a~b"])
+    with pytest.raises(SystemExit):
+        command.run(lambda: None)
+    assert sys.argv[1:] == ["/home/me/runs", "--out=/home/me/a b", "--config.lr=1e-3", "a~b"]
+
+
 def test_every_command_is_run_by_it():
     found = []
     for path in (*REPO.glob("vireid_jax/**/*.py"), *REPO.glob("launch/**/*.py")):

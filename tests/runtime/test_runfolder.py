@@ -81,7 +81,7 @@ def test_free_keys_may_change(started):
 
 def test_a_config_that_cannot_be_read(started):
     (started / "config.json").write_text('{"seed": ')
-    with pytest.raises(ValueError, match=r"config\.json is not a config"):
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: .*; restore the file"):
         runfolder.check_resume(started, CONFIG, allow=True)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vireid_jax import __version__
 from vireid_jax.data import thermal
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
-from vireid_jax.runtime import EXIT_INTERRUPTED, printable
+from vireid_jax.runtime import printable
 from vireid_jax.runtime.command import run
 
 _SHOWN = 20  # unreadable files that `check` names
@@ -178,9 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing half-written is left", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

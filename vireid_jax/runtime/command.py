@@ -31,6 +31,7 @@ from vireid_jax.runtime import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     accept_any_text,
+    printable,
     say,
 )
 
@@ -46,14 +47,21 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """
     answer_signals()
     accept_any_text()
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     try:
         code = main()
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        print(explain(error), file=sys.stderr, flush=True)
+        print(printable(explain(error)), file=sys.stderr, flush=True)
         code = EXIT_INTERNAL
     sys.exit(code)
+
+
+def _at_home(word: str) -> str:
+    """A word of the command line with ~ as the home folder: shells leave it alone behind "="."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{name}{equals}{os.path.expanduser(value)}"
 
 
 def explain(error: Exception) -> str:

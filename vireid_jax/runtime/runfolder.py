@@ -55,6 +55,7 @@ FREE_KEYS = (
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "vireid_jax")
 _ABSENT = "(absent)"
+_MOST = 1 << 30  # bytes of an image
 
 # Without these no config of any version is one.
 _NEEDED = (
@@ -288,9 +289,9 @@ def save_classes(
     workdir: str | pathlib.Path,
     split: Split,
     persons: np.ndarray,
-    files: Records | None = None,
+    own: Records | None = None,
 ) -> None:
-    """Writes classes.json, by the first process; `files` are the training images undecoded."""
+    """Writes classes.json, by the first process; `own` are one's own training images, undecoded."""
     if jax.process_index() != 0:
         return
     facts = {
@@ -298,7 +299,7 @@ def save_classes(
         "images": len(split.train),
         "names_sha256": _digest(split.train.name),
         "persons": persons.tolist(),
-        "files_sha256": sorted(set(file_digests(files))) if files is not None else [],
+        "files_sha256": sorted(set(file_digests(own))) if own is not None else [],
     }
     _write_json(pathlib.Path(workdir) / CLASSES, facts)
 
@@ -311,8 +312,8 @@ def file_digests(records: Records) -> list[str]:
     found = []
     for image in records.images:
         try:
-            data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
-        except OSError:
+            data = image if isinstance(image, bytes) else files.read_regular(image, _MOST)
+        except (OSError, ValueError):
             found.append("")
         else:
             found.append(hashlib.sha256(data).hexdigest()[:16])
