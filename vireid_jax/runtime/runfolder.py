@@ -358,8 +358,9 @@ def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarr
             "its training command, which writes that file and ends where it ended"
         ) from None
     except (ValueError, LookupError, TypeError, OverflowError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"{path} cannot be read ({error}); if the data set is the one that the run was trained "
+            f"{path} cannot be read ({fault}); if the data set is the one that the run was trained "
             "on, delete it and repeat the training command, which writes it"
         ) from error
 
