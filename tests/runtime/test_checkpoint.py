@@ -400,6 +400,17 @@ def test_manifest_names_every_array(two_steps):
     assert "optimizer/1/0/mu/conv/kernel" in arrays
 
 
+def test_a_task_of_orbax_that_nobody_waits_for_prints_no_traceback(make, caplog):
+    make()
+    for file, heard in (("/lib/orbax/checkpoint/a.py", False), ("/lib/own/a.py", True)):
+        code = compile("raise ValueError('No space left on device')", file, "exec")
+        try:
+            exec(code)
+        except ValueError as error:
+            logging.getLogger("asyncio").error("Task exception was never retrieved", exc_info=error)
+        assert ("never retrieved" in caplog.text) == heard
+
+
 def test_orbax_tells_only_what_to_worry_about(make, caplog):
     caplog.set_level(logging.INFO, logger="absl")
     make().save(1, make_state(1), wait=True)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -173,6 +174,22 @@ def test_event_files_without_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     (events,) = tmp_path.glob("events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes()
+
+
+def test_an_event_file_on_a_full_disk_ends_the_run_and_hides_no_error(tmp_path, caplog):
+    writer = Writer(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    file = writer._events._writer._py_recordio_writer
+    file.close()
+    file._writer = full = open("/dev/full", "wb")
+    writer._events._flushed = -math.inf
+    with pytest.raises(OSError, match="No space left"):
+        writer.write(2, {"loss": 1.0})
+    writer.close()
+    assert "the event file lacks its end: [Errno 28]" in caplog.text
+    with pytest.raises(OSError):
+        full.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_inactive_writer_touches_nothing(tmp_path):

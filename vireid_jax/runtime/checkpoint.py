@@ -19,6 +19,7 @@ import logging as std_logging
 import math
 import pathlib
 import sys
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -516,8 +517,11 @@ def _of_orbax(path: str) -> bool:
 def _worth_hearing(record: std_logging.LogRecord) -> bool:
     """Orbax's warnings, but not its forty lines of progress for each save.
 
-    Nor the tracebacks of its threads: what they raise reaches who waits for the save.
+    Nor the tracebacks of its threads and tasks: what they raise reaches who waits for the save.
     """
+    if record.name == "asyncio" and record.exc_info:
+        frames = traceback.extract_tb(record.exc_info[2])
+        return not any(_of_orbax(frame.filename) for frame in frames)
     if not _of_orbax(record.pathname):
         return True
     return record.levelno > std_logging.INFO and not record.exc_info
@@ -526,7 +530,8 @@ def _worth_hearing(record: std_logging.LogRecord) -> bool:
 @functools.cache
 def _set_up_orbax() -> None:
     """Sets what Orbax says and does in this process."""
-    logging.get_absl_logger().addFilter(_worth_hearing)
+    for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
+        logger.addFilter(_worth_hearing)
     otherwise = sys.unraisablehook
 
     def without_dropped_reads(unraisable: Any) -> None:

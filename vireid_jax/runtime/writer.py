@@ -5,7 +5,8 @@ run first drops the lines after the step it resumes from, so that apart from the
 is computed from them) its file is that of a run that was never interrupted.
 
 Event files are written by tensorboardX: importing TensorFlow for them, as clu.metric_writers does,
-costs 3 s and 600 MB. They reach the disk within `EVENTS_FLUSH_S`.
+costs 3 s and 600 MB. They reach the disk with the next record after
+`EVENTS_FLUSH_S` seconds.
 """
 
 import json
@@ -58,7 +59,7 @@ class Writer:
         self._clock = clock
         self._start: tuple[int, float] | None = None  # step and time of the first progress()
         self._width = 0  # of the progress line on the terminal
-        self._events: Any = None
+        self._events: _Events | None = None
         if not active:
             return
         workdir = pathlib.Path(workdir)
@@ -77,17 +78,7 @@ class Writer:
             )
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
-            from tensorboardX import SummaryWriter  # a run without it does not wait for it
-
-            self._events = SummaryWriter(
-                str(workdir),
-                # TensorBoard forgets what earlier files say of this step and later ones.
-                purge_step=None if resume_step is None else resume_step + 1,
-                flush_secs=EVENTS_FLUSH_S,
-                # Its names have seconds alone. A file of the same name would be overwritten, and
-                # TensorBoard reads files in the order of their names.
-                filename_suffix=f".{time.time_ns()}.{os.getpid()}",
-            )
+            self._events = _Events(workdir, None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, Any], *, split: str = "train") -> None:
         """Records scalars of a step.
@@ -112,8 +103,7 @@ class Writer:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(f"{split}/{name}", value, step, walltime=now)
+            self._events.write(step, {f"{split}/{k}": v for k, v in values.items()}, now)
 
     def progress(self, step: int, total: int, scalars: Mapping[str, Any]) -> None:
         """Shows how far training is: one line in place on a terminal, a line each otherwise.
@@ -173,6 +163,45 @@ class Writer:
             self._console.write("\n")
             self._console.flush()
             self._width = 0
+
+
+class _Events:
+    """An event file. What cannot be written raises here: tensorboardX's own thread would die.
+
+    Args:
+      workdir: its folder.
+      purge_step: TensorBoard forgets what earlier files say of this step and later ones.
+    """
+
+    def __init__(self, workdir: pathlib.Path, purge_step: int | None):
+        # A run without it does not wait for it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        # Its names have seconds alone. A file of the same name would be overwritten, and
+        # TensorBoard reads files in the order of their names.
+        suffix = f".{time.time_ns()}.{os.getpid()}"
+        self._writer = EventsWriter(str(workdir / "events"), suffix)
+        self._flushed = -math.inf
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=purge_step, session_log=start))
+
+    def write(self, step: int, scalars: Mapping[str, float], now: float) -> None:
+        values = [self._summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
+        summary = self._summary(value=values)
+        self._writer.write_event(self._event(step=step, wall_time=now, summary=summary))
+        if time.monotonic() > self._flushed + EVENTS_FLUSH_S:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:  # no reason to hide what has ended the run
+            logging.warning("the event file lacks its end: %s", error)
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
