@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vireid_jax import __version__
 from vireid_jax.data import thermal
 from vireid_jax.data.readers import READERS, common, get_reader, sysu
-from vireid_jax.runtime import printable
+from vireid_jax.runtime import indented, printable
 from vireid_jax.runtime.command import run
 
 _SHOWN = 20  # unreadable files that `check` names
@@ -101,10 +101,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.decode:
         unreadable = cache.look_at(listing, progress=progress("decoding"))
         print(f"{len(unreadable):,} of {len(listing.records):,} images cannot be decoded")
-        for _, line in unreadable[:_SHOWN]:
-            print(printable(f"  {line}"))
-        if len(unreadable) > _SHOWN:
-            print(f"  and {len(unreadable) - _SHOWN:,} more")
+        if unreadable:
+            print(printable(indented([line for _, line in unreadable], _SHOWN)))
     _print_problems(survey(listing, every=args.decode, progress=progress("looking at images")))
     if wrong:
         print(f"{len(wrong)} of {len(checks)} checks differ; the data set: {reader.AGREEMENT}")

@@ -40,6 +40,7 @@ def accept_any_text() -> None:
 
 
 def indented(lines: Sequence[str], limit: int) -> str:
-    """The first lines of many, for a message."""
-    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "\n".join(f"  {line}" for line in [*lines[:limit], *more])
+    """The first lines of many, for a message; a name may hold an end of a line."""
+    more = [f"and {len(lines) - limit:,} more"] if len(lines) > limit else []
+    shown = (line.replace("\n", "\\n") for line in [*lines[:limit], *more])
+    return "\n".join(f"  {line}" for line in shown)
