@@ -30,8 +30,11 @@ NOT_OF_THE_MODEL = ("optimizer", "preset", "step", "switch")
 MODALITIES = ("visible", "infrared")
 
 
-def tests(*kinds, fast):
-    """The two tests of a method: every case of `kinds`, of which `fast` are in the fast tier."""
+def tests(*kinds, fast, faint=()):
+    """The two tests of a method: every case of `kinds`, of which `fast` are in the fast tier.
+
+    `faint` is as of `store.compare`.
+    """
     slow = [
         pytest.param(name, marks=pytest.mark.slow) for name in cases(*kinds) if name not in fast
     ]
@@ -39,7 +42,7 @@ def tests(*kinds, fast):
     @sources
     @pytest.mark.parametrize("name", [*fast, *slow])
     def test_model(name, source):
-        store.compare(model(name), reference(name, source), rtol=1e-10)
+        store.compare(model(name), reference(name, source), rtol=1e-10, faint=faint)
 
     @sources
     @pytest.mark.slow

@@ -295,6 +295,11 @@ def test_blocks_against_pytorch(source, dtypes):
     for name in cases("nonlocal", "cnl", "pnl", "mfa"):
         for dtype in dtypes:
             rtol = {"float32": 1e-5, "float64": 1e-11}[dtype]
+            faint = ()
+            if name == "nonlocal" and dtype == "float32":
+                # One inner channel: a factor of it is taken out by the normalization, and the
+                # other gradients are small differences, too: 2e-5. In float64 all have 1e-11.
+                rtol, faint = 1e-4, ("w/kernel",)
             actual, expected = _block(name, dtype), reference(name, source)
             if CASES[name].options.get("train", True):
                 # A shift in front of a batch normalization: its gradient is what rounding leaves.
@@ -304,4 +309,4 @@ def test_blocks_against_pytorch(source, dtypes):
                     {k: v for k, v in arrays.items() if not k.endswith("w/bias")}
                     for arrays in (actual, expected)
                 )
-            store.compare(actual, expected, rtol=rtol, row=f"{name}, {dtype}")
+            store.compare(actual, expected, rtol=rtol, row=f"{name}, {dtype}", faint=faint)
