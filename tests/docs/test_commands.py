@@ -28,9 +28,9 @@ from PIL import Image
 from launch.ahead import roofline
 from tests.docs.test_pages import PAGES, ROOT, blocks
 from tests.launch.shell import clean_environment
-from tests.support.plain import PLAIN, QUICK
+from tests.support.plain import PLAIN, QUICK, plainly
 from tests.support.rows import each
-from vireid_jax import build, main
+from vireid_jax import build, main, train
 from vireid_jax.runtime import devices, runfolder
 from vireid_jax.synthetic.layouts import write_tree
 
@@ -314,11 +314,16 @@ def runnable(command):
     return f"{first} {added}{dashes}{rest}"
 
 
+def stop(*_, **__):
+    raise train.Preempted(0)
+
+
 class Sandbox:
     """A folder with small stand-ins of the data sets and finished runs."""
 
     def __init__(self, folder, environment):
         self.folder, self.environment = folder, environment
+        self.compiled = set()  # methods
         for name in ("sysu", "regdb", "llcm"):
             write_tree(folder / "data" / TREES[name], name, train_ids=5, test_ids=5, images=2,
                        image_size=(48, 24))  # fmt: skip
@@ -330,9 +335,15 @@ class Sandbox:
         train, often = "python -m vireid_jax.main --config configs/smcl.py", ""
         for name in ("log_every", "eval_every"):
             often += f" --config.train.{name}=1"
-        for name, data in (("mine", ""), ("smcl-sysu", ":sysu")):
-            self(runnable(f"{train}{data} --workdir runs/{name}{often}"))
-        self(next(line for line in RUN if line.startswith("for t")))  # the runs of a mean
+        runs = [
+            f"{train} --workdir runs/mine{often}",
+            f"{train}:sysu --workdir runs/smcl-sysu{often}",
+        ]
+        loop = next(line for line in RUN if line.startswith("for t"))  # the runs of a mean
+        of_splits = [re.search("python.*", loop)[0].replace("$t", t) for t in "12"]
+        for command in [*map(runnable, runs), *of_splits]:
+            self.compiled.clear()
+            self(command)
         shutil.copytree(folder / "runs/mine", folder / "runs/smcl-synthetic")
 
     def __call__(self, command):
@@ -354,7 +365,14 @@ class Sandbox:
         return said
 
     def here(self, module, *arguments):
-        """Runs a module in this process, which has imported what it needs."""
+        """Runs a module in this process, which has imported what it needs.
+
+        The first training of a method is a whole one. Others end where the step would be compiled:
+        their data and weights are loaded then, the step is traced, and the run's folder written.
+        """
+        method = re.search(r"--config[= ](?:configs/)?([a-z]+)", " ".join(arguments))
+        again = method and "--mode=eval" not in arguments and method[1] in self.compiled
+        self.compiled |= {method[1]} if method else set()
         name = f"{module}.__main__" if (ROOT / module.replace(".", "/")).is_dir() else module
         said = io.StringIO()
         with (
@@ -364,6 +382,7 @@ class Sandbox:
             mock.patch.dict(os.environ, self.environment),
             mock.patch.object(sys, "argv", [module, *arguments]),
             mock.patch.dict(sys.modules),
+            mock.patch.object(train, "train", stop if again else train.train),
             pytest.raises(SystemExit) as end,
         ):
             sys.modules.pop(name, None)  # runpy warns of a second one
@@ -372,7 +391,7 @@ class Sandbox:
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory):
+def sandbox(tmp_path_factory, one_device):
     folder = tmp_path_factory.mktemp("printed")
     environment = clean_environment(
         PATH=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -386,7 +405,8 @@ def sandbox(tmp_path_factory):
         PROJECT="p", ZONE="z", NAME="n", ACCELERATOR="v6e-16", BUCKET="b",
         **PLAIN,
     )  # fmt: skip
-    return Sandbox(folder, environment)
+    with plainly():
+        yield Sandbox(folder, environment)
 
 
 @pytest.fixture(scope="module")
