@@ -81,7 +81,9 @@ def test_scoring_is_refused_as_early(tmp_path):
     c = small("smcl", "folders", tmp_path, root)
     c.data.test_share = 1.0
     runfolder.save_run_info(tmp_path / "run", c.to_dict(), ["main"])
-    (tmp_path / "run" / runfolder.CLASSES).write_text('{"persons": [77, 78]}')
+    (tmp_path / "run" / runfolder.CLASSES).write_text(
+        '{"persons": [77, 78], "names_sha256": "", "files_sha256": []}'
+    )
     with pytest.raises(ValueError, match="none of the 2 infrared images"):
         build.build_to_score(c, tmp_path / "run")
 

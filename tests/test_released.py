@@ -281,7 +281,8 @@ def test_training_on_other_people_or_nobody_is_refused(trees, tmp_path, capsys):
     c = small("linear", "folders", tmp_path, trees["folders"])
     workdir = tmp_path / "run"
     runfolder.save_run_info(workdir, c.to_dict(), ["main"])
-    (workdir / "classes.json").write_text('{"dataset": "folders", "persons": [1, 2, 77]}')
+    classes = {"persons": [1, 2, 77], "names_sha256": "", "files_sha256": []}
+    (workdir / "classes.json").write_text(json.dumps(classes))
     assert "was trained on 3 people" in refused(capsys, c, workdir)
     c.data.test_share = 1.0
     assert "no images to train on" in refused(capsys, c, tmp_path / "other")

@@ -313,7 +313,7 @@ def test_damage_is_noticed_and_repaired(source, out, copy, what, caplog):
 @each(
     "name, content, message",
     [
-        ("metadata.json", "[" * 200_000, "metadata.json cannot be read: maximum recursion"),
+        ("metadata.json", "[" * 200_000, "metadata.json cannot be read: it is nested too deep"),
         ("metadata.json", "{}", "no 'fingerprint'"),
         ("dataset_info.json", "[1]", "list indices"),
         ("listing.npz", dict(person=np.zeros(24)), "float64 .24. of person, expected"),

@@ -125,8 +125,14 @@ def hand_over() -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     del frame
-    say(f"{signal.Signals(signum).name}: stopped; run the same command again")
+    _tell(signum)
     raise SystemExit(_code(signum))
+
+
+@functools.cache
+def _tell(signum: int) -> None:
+    """Says once why the process ends: in the handler, or where that cannot run in the guard."""
+    say(f"{signal.Signals(signum).name}: stopped; run the same command again")
 
 
 def _code(signum: int) -> int:
@@ -150,6 +156,7 @@ def _guard() -> None:
             if signum in (signal.SIGTERM, signal.SIGINT):
                 time.sleep(ANSWER_S)
                 if answers() and signal.getsignal(signum) is _leave:
+                    _tell(signum)
                     os._exit(_code(signum))
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
