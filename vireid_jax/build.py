@@ -438,7 +438,7 @@ def _check_unseen(given: Any, own: Any, test: Retrieval, persons: np.ndarray, wo
     """Refuses to test a model on people of its own data set that it was trained on, int [C].
 
     Takes the data sections asked for and of the run, and the test images before they are decoded.
-    RegDB's trials are told apart earlier; this is for one's own images, divided another way. In
+    RegDB's trials are compared earlier; this is for one's own images, divided another way. In
     the folder of the run people go by their numbers, anywhere else by their images.
     """
     if given.name == "synthetic":

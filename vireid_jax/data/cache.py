@@ -63,7 +63,7 @@ def decode_once(
 ) -> Listing:
     """Decodes and resizes all images into a file, unless it is there already.
 
-    The pixels are those of `decoding.decode`. The file is known by all that they depend on, such as
+    `decoding.decode` makes the pixels. The file is known by all that they depend on, such as
     the content of the images, see `_stem`. An interrupted call leaves nothing that is taken for a
     cache, and the next one clears it away. Processes of one machine wait for each other. Several
     machines on one file system each write their own; all are equal, and the last one stays. Opening

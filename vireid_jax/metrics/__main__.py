@@ -127,8 +127,8 @@ def _way(result: Result) -> tuple[int, str]:
 def _tables(results: Sequence[Result]) -> list[tuple[str, dict[tuple[str, str], Result]]]:
     """(title, rows) of a table for each data set, and for each way to draw the gallery.
 
-    Results of one protocol are beside each other only if they are means over as many draws, and
-    those of one row only in tables of their own, whose titles say in what they differ.
+    Results of one protocol are beside each other only if they are means over as many draws. Several
+    results of one row stand in tables of their own, whose titles say in what they differ.
     """
     tables: list[tuple[str, str, dict[tuple[str, str], Result]]] = []
     for result in results:

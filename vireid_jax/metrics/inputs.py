@@ -100,7 +100,7 @@ def unit_rows(
 def float_rows(
     features: Any, *, what: str = "features", where: Callable[[int], str] | None = None
 ) -> np.ndarray:
-    """Rows as they come, as float32 [N, D]; arguments are those of `unit_rows`.
+    """Rows as they come, as float32 [N, D]; arguments as of `unit_rows`.
 
     Raises:
       ValueError: not a real matrix, or an entry that is not finite in float32 or whose square is

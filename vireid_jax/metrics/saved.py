@@ -104,7 +104,7 @@ def read_results(run: pathlib.Path, step: str | None = None) -> list[dict[str, A
 
 
 def folder_of(run: pathlib.Path) -> pathlib.Path:
-    """The folder of a run that is named by its folder, or by that of a step, RUN/eval/STEP."""
+    """The folder of a run, whether it or a step in it, RUN/eval/STEP, is named."""
     step = run.name
     is_step = run.parent.name == "eval" and step.isascii() and step.isdigit() and len(step) < 20
     return run.parent.parent if is_step else run

@@ -47,7 +47,7 @@ def squared_difference(
     of `weighted_regularized_triplet`: the same order, with a gradient that grows with the gap, and
     that vanishes where there is none. As in the authors' code (ICCV21_CAJ/loss.py,
     `TripletLoss_ADP` with alpha, gamma and square of 1, the values of its command line).
-    Arguments are those of `weighted_regularized_triplet`.
+    Arguments as of `weighted_regularized_triplet`.
     """
     gap, valid = _weighted_gap(features, labels, weights)
     square = jnp.minimum(gap * gap, MAX_SQUARE)
