@@ -112,5 +112,5 @@ def test_a_damaged_file_of_a_run(name, finished, tmp_path, capsys, monkeypatch):
                 assert err.startswith("error: "), (what, command, err)
                 assert str(folder) in err, (what, command, err)
                 assert content_of(folder) == before, (what, command, err)
-                assert time.monotonic() - start < 5, (what, command)
+                assert time.monotonic() - start < 20, (what, command)
         shutil.rmtree(folder)

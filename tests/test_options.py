@@ -161,7 +161,7 @@ def test_bad_values_of_every_key(recipe, tmp_path, monkeypatch):
                 assert str(error) and "\n" not in str(error), (key, value)
             else:
                 accepted.append((key, value, c))
-            assert time.monotonic() - start < 5, (key, value)
+            assert time.monotonic() - start < 20, (key, value)
     traced = [row for row in accepted if row[0].split(".")[0] in ("augment", "method", "optim")]
     for key, value, c in rng.sample(traced, min(12, len(traced))):
         c = c.copy_and_resolve_references().unlock()
