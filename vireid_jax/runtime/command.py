@@ -149,6 +149,14 @@ def _guard() -> None:
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    otherwise = sys.unraisablehook
+
+    def without_exits(unraisable: Any) -> None:
+        # Where the handler interrupts a destructor or a callback, Python would print its exit.
+        if unraisable.exc_type is not SystemExit:
+            otherwise(unraisable)
+
+    sys.unraisablehook = without_exits
 
     def wait() -> None:
         while True:
