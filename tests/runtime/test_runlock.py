@@ -95,7 +95,10 @@ def test_two_commands_at_once_lose_no_line(tmp_path):
         time.sleep(wait_s)
         second = job.start()
         outs = {p: p.communicate(timeout=300)[0] for p in (first, second)}
-        assert sorted(p.returncode for p in outs) == [0, 75], outs
+        codes = sorted(p.returncode for p in outs)
+        # After some seconds the first may have ended; the second has nothing left to do then.
+        assert codes == [0, 75] or (wait_s and codes == [0, 0]), outs
         refused, other = sorted(outs, key=lambda p: -p.returncode)
-        assert f"is in use by process {other.pid} on " in outs[refused]
+        if 75 in codes:
+            assert f"is in use by process {other.pid} on " in outs[refused]
         assert job.result() == whole.result(), wait_s
