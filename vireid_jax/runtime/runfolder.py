@@ -347,9 +347,9 @@ def _read_classes(workdir: str | pathlib.Path) -> tuple[dict[str, Any], np.ndarr
     path = pathlib.Path(workdir) / CLASSES
     try:
         content = files.read_json(path)
-        persons, names = content["persons"], content["names_sha256"]
-        kinds = ((persons, int), (content["files_sha256"], str), ([names], str))
-        if not all(type(value) is kind for values, kind in kinds for value in values):
+        persons = content["persons"]
+        texts = [content["names_sha256"], *content["files_sha256"]]
+        if {type(n) for n in persons} - {int} or {type(text) for text in texts} - {str}:
             raise ValueError("it holds values of other types")
         return content, np.array(persons, np.int32)
     except FileNotFoundError:

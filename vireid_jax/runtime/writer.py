@@ -5,8 +5,7 @@ run first drops the lines after the step it resumes from, so that apart from the
 is computed from them) its file is that of a run that was never interrupted.
 
 Event files are written by tensorboardX: importing TensorFlow for them, as clu.metric_writers does,
-costs 3 s and 600 MB. They reach the disk with the next record after
-`EVENTS_FLUSH_S` seconds.
+costs 3 s and 600 MB. They reach the disk with the first record after `EVENTS_FLUSH_S` seconds.
 """
 
 import json
