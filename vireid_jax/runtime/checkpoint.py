@@ -203,9 +203,12 @@ def _set_aside_facts(directory: pathlib.Path) -> None:
     for step in _steps(directory):
         path = directory / str(step) / "_CHECKPOINT_METADATA"
         try:
-            for name, value in files.read_object(path).items():
-                if not isinstance(value, int if name.endswith("_nsecs") else dict):
-                    raise ValueError(f"{path} has the {name} {value!r}")
+            content = files.read_json(path)
+            if not isinstance(content, dict) or not all(
+                isinstance(value, int if name.endswith("_nsecs") else dict)
+                for name, value in content.items()
+            ):
+                raise ValueError(f"{path} is damaged")
         except FileNotFoundError:
             continue
         except ValueError as error:
