@@ -17,8 +17,10 @@ the run's folder, 70 an error of the program's own: a file that the message name
 """
 
 if __name__ == "__main__":  # what comes next takes a while
+    from vireid_jax.runtime import memory
     from vireid_jax.runtime.command import answer_signals
 
+    memory.prepare()
     answer_signals()
 
 # Nothing heavy up here: --help and a misspelt flag must answer at once.
@@ -41,7 +43,7 @@ from ml_collections import config_dict, config_flags
 
 import vireid_jax
 from vireid_jax.options import flat, full_paths
-from vireid_jax.runtime import EXIT_IN_USE, command, printable
+from vireid_jax.runtime import EXIT_IN_USE, command, memory, printable
 
 if TYPE_CHECKING:
     from vireid_jax.build import Parts
@@ -69,6 +71,7 @@ FLAGS: dict[str, tuple[Any, list[str] | None, str]] = {
 
 def cli() -> NoReturn:
     """The command line; see the module's docstring."""
+    memory.prepare()
     command.run(lambda: main(sys.argv))
 
 

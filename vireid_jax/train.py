@@ -26,6 +26,7 @@ from vireid_jax.runtime import (
     checkpoint,
     devices,
     files,
+    memory,
     preemption,
     processes,
     runfolder,
@@ -396,6 +397,7 @@ def train(
         step += 1
         if step == start + 1:
             jax.block_until_ready(scalars)
+            memory.trim()  # of what the compiler leaves
             writer.say(f"compiled, first step done in {duration(clock() - shown)}")
             shown, shown_step = clock(), step
         watch.phase("train")

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.data.augment import MEAN, STD
-from vireid_jax.nets import init
-from vireid_jax.nets.resnet import dot_1x1
+from vireid_jax.nets import cpu, init
 
 IMAGE_KINDS = ("syncretic", "x", "gray", "mixed")
 STARTS = ("kaiming", "identity")
@@ -162,7 +161,7 @@ class Mixed(nn.Module):
 
 def _point(net: Any) -> Any:
     """A 1x1 convolution whose bias starts at 0, by the `kernels` and `dtype` of a module."""
-    dot = dot_1x1 if net.kernels == "cpu" else None
+    dot = cpu.convolution if net.kernels == "cpu" else None
     zero = init.constant(0.0)
     return partial(
         nn.Conv, kernel_size=(1, 1), dtype=net.dtype, bias_init=zero, conv_general_dilated=dot

@@ -6,14 +6,14 @@ start from. torchvision's `layer1.0.conv1.weight` is the parameter `layer1_0/con
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.nets import init
+from vireid_jax.nets import cpu, init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import STEMS
@@ -75,8 +75,7 @@ class ResNet(nn.Module):
       stages: 4, or 3 to end with layer3 (DEEN and PDM on RegDB).
       specific: leading stages with parameters of their own for each modality:
         0 one-stream, 1 the stem (conv1, bn1, max-pool), 2 the stem and layer1, ...
-      kernels: "xla", or "cpu": 1x1 convolutions as matrix products and max-pooling as maxima of
-        shifted maps, the same numbers, whose gradients are several times faster on CPUs.
+      kernels: "xla", or "cpu": the same numbers in the forms of `nets.cpu`.
       dtype: compute type of convolutions; None follows the input.
       groups: see `BatchNorm`.
       remat: in training keep the maps between blocks alone, and compute the others twice.
@@ -242,19 +241,10 @@ def _layout(depth: int) -> tuple[bool, tuple[int, int, int, int]]:
 
 
 def _max_pool(x: jax.Array, kernels: str) -> jax.Array:
-    """3x3 max-pool of stride 2, padded by 1 on each side as torch does, unlike "SAME".
-
-    The gradient of equal maxima is shared for "cpu" and goes to the first for "xla" and torch;
-    after a ReLU they are equal only at 0, where there is none.
-    """
-    if kernels == "xla":
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    _, height, width, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    shifts = [(i, j) for i in range(3) for j in range(3)]
-    return reduce(
-        jnp.maximum, [padded[:, i : i + height : 2, j : j + width : 2] for i, j in shifts]
-    )
+    """3x3 max-pool of stride 2, padded by 1 on each side as torch does, unlike "SAME"."""
+    if kernels == "cpu":
+        return cpu.max_pool(x)
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 def _conv(width: int, kernel: int, stride: int, kernels: str, dtype: Any, name: str) -> nn.Conv:
@@ -270,15 +260,6 @@ def _conv(width: int, kernel: int, stride: int, kernels: str, dtype: Any, name: 
         use_bias=False,
         dtype=dtype,
         kernel_init=init.kaiming_normal("fan_out"),
-        conv_general_dilated=dot_1x1 if kernel == 1 and kernels == "cpu" else None,
+        conv_general_dilated=cpu.convolution if kernels == "cpu" else None,
         name=name,
     )
-
-
-def dot_1x1(
-    lhs: jax.Array, rhs: jax.Array, window_strides: Sequence[int], padding: Any, **options: Any
-) -> jax.Array:
-    """`lax.conv_general_dilated` for a 1x1 kernel: subsample, then a matrix product."""
-    lhs = lhs[:, :: window_strides[0], :: window_strides[1]]
-    precision = options.get("precision")
-    return jax.lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), precision=precision)
