@@ -213,8 +213,8 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """The table, and what it is of."""
-    seeds = len(next(iter(found["results"].values())))
-    return f"{found['steps']} steps, {seeds} seeds, mean ± standard deviation\n\n" + table(
+    seeds = report.many(len(next(iter(found["results"].values()))), "seed")
+    return f"{found['steps']} steps, {seeds}, mean ± standard deviation\n\n" + table(
         found["results"]
     )
 

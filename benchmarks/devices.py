@@ -98,7 +98,7 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append([mark, *figures, *(f"{x:.2f}" for x in over)])
     return (
         f"{found['method'].upper()}, embedded recipe, {found['batch']} rows, "
-        f"{report.cores_text(found['cores'])}. {verdict(found)}\n\n{report.table(header, lines)}"
+        f"{report.many(found['cores'], 'core')}. {verdict(found)}\n\n{report.table(header, lines)}"
     )
 
 

@@ -459,7 +459,8 @@ def form_table(rows: dict[str, dict[str, Any]]) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """Both tables."""
     pairs = found["pairs"]
-    of = f"{pairs} pairs of images, `{found['size']}`, {found['devices']} devices:"
+    devices = report.many(found["devices"], "device")
+    of = f"{pairs} pairs of images, `{found['size']}`, {devices}:"
     return f"{of}\n\n{time_table(found['rows'], 2 * pairs)}\n\n{form_table(found['rows'])}"
 
 

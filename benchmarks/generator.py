@@ -304,13 +304,13 @@ def memory_table(rows: list[dict[str, Any]]) -> str:
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables that there are figures for."""
-    parts = []
+    parts, devices = [], report.many(found["devices"], "device")
     if found["times"]:
         pairs = next(iter(found["times"].values()))["pairs"]
-        parts = [f"{pairs} pairs, {found['devices']} devices:", time_table(found["times"])]
+        parts = [f"{pairs} pairs, {devices}:", time_table(found["times"])]
     if found["memory"]:
         pairs = found["memory"][0]["pairs"]
-        parts += [f"Memory, {pairs} pairs, {found['devices']} devices:"]
+        parts += [f"Memory, {pairs} pairs, {devices}:"]
         parts += [memory_table(found["memory"])]
     return "\n\n".join(parts)
 

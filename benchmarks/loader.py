@@ -104,16 +104,16 @@ def _plan(label: np.ndarray, modality: np.ndarray, epoch: int) -> np.ndarray:
 
 CORES = decoding.cores()
 
-CONTENDERS = {  # N: of so many cores
+CONTENDERS = {
     "cached/arrays": "vireid_jax, arrays",
     "cached/tfdata": "vireid_jax, tfdata",
     "cached/torch_0": "PyTorch, no workers",
-    "cached/torch_n": "PyTorch, N workers",
-    "encoded/arrays": "vireid_jax, N threads",
-    "encoded/arrays_1": "vireid_jax, 1 thread",
+    "cached/torch_n": "PyTorch, a worker a core",
+    "encoded/arrays": "vireid_jax, a thread a core",
+    "encoded/arrays_1": "vireid_jax, one thread",
     "encoded/torch_0": "PyTorch, no workers",
-    "encoded/torch_n": "PyTorch, N workers",
-    "encoded/torch_once": "PyTorch, N workers, one call of resize",
+    "encoded/torch_n": "PyTorch, a worker a core",
+    "encoded/torch_once": "PyTorch, a worker a core, one call of resize",
 }
 # Cores that work at the same time are slower each, so one, held to its core, is compared with one.
 BESIDE = {"encoded/torch_0": "encoded/arrays_1"}
@@ -215,7 +215,7 @@ def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], cores: int) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of one kind; the last column compares PyTorch's rows to ours, per core."""
     header = ["", "images/s", "images/s and core", "CPU ms an image", "ours to it, per core"]
     lines = []
@@ -224,7 +224,7 @@ def table(rows: list[dict[str, Any]], cores: int) -> str:
         name = r["contender"]
         ours = rate.get(BESIDE.get(name, name.split("/")[0] + "/arrays"))
         ratio = f"{ours / rate[name]:.2f}" if "torch" in name and ours else ""
-        line = [CONTENDERS[name].replace(" N ", f" {cores} "), f"{r['images_per_s']:,.0f}"]
+        line = [CONTENDERS[name], f"{r['images_per_s']:,.0f}"]
         lines.append([*line, f"{rate[name]:,.0f}", f"{1e3 / rate[name]:.3f}", ratio])
     return report.table(header, lines)
 
@@ -299,7 +299,7 @@ def markdown(found: dict[str, Any]) -> str:
         if rows := [r for r in found["rows"] if r["contender"].startswith(kind)]:
             size = f", {found['data']['jpeg_kb']:.0f} KB each" if kind == "encoded" else ""
             parts.append(f"{title}{size}, {IMAGES} images of {SIZE[0]} x {SIZE[1]} a step:")
-            parts.append(table(rows, found["data"]["cores"]))
+            parts.append(table(rows))
     on_device = found["parts"]["device_us"]["augmentation"]
     parts.append(
         f"Augmentation on the device ({found['parts']['device']}): "

@@ -80,9 +80,9 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def cores_text(count: int) -> str:
-    """A number of cores, as a page says it."""
-    return f"{count} core{'s' * (count != 1)}"
+def many(count: int, thing: str) -> str:
+    """A number of things, as a page says it: 1 core, 2 cores."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 # --- Is it busy? ------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def too_much(share: float) -> str | None:
     if share <= LIMIT:
         return None
     return (
-        f"other processes took {100 * share:.0f} % of the time of {cores_text(len(cores()))}, "
+        f"other processes took {100 * share:.0f} % of the time of {many(len(cores()), 'core')}, "
         f"expected at most {100 * LIMIT:.0f} %"
     )
 
@@ -191,7 +191,7 @@ class Run:
         """
         return {
             "benchmark": self.name,
-            "command": shlex.join(["python", "-m", f"benchmarks.{self.name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{self.name}", *_arguments()]),
             "date": self.date,
             "machine": machine(device),
             "busy": self._busy(),
@@ -226,6 +226,17 @@ class Run:
         save(name or self.name, found, text, self.out)
 
 
+def _arguments() -> list[str]:
+    """The command line without --out, which says nothing of the figures."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return kept
+
+
 def warning(report: Mapping[str, Any]) -> str:
     """The line above figures of a busy machine; empty for a quiet one."""
     if not report["busy"]:
@@ -236,7 +247,7 @@ def warning(report: Mapping[str, Any]) -> str:
 def page(report: Mapping[str, Any], body: str) -> str:
     """A report in Markdown: a warning where the machine was busy, the tables, the machine."""
     m = report["machine"]
-    facts = [m["cpu"], cores_text(m["cores"]), f"{m['memory_gb']} GB", m["device"]]
+    facts = [m["cpu"], many(m["cores"], "core"), f"{m['memory_gb']} GB", m["device"]]
     facts += [f"load {' '.join(map(str, m['load']))}", f"python {m['python']}"]
     facts += [f"{name} {m[name]}" for name in VERSIONS if m[name]]
     line = ", ".join(fact for fact in facts if fact)

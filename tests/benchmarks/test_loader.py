@@ -66,7 +66,7 @@ def test_contenders_load_the_same_and_the_report_compares_them(folder):
         loader.check_identical([*rows[:3], {**rows[3], "first_batches": "others"}])
 
     parts = loader_parts.measure(folder, 0.02)
-    report = {"rows": rows, "parts": parts, "data": {"jpeg_kb": 9.0, "cores": 2}}
+    report = {"rows": rows, "parts": parts, "data": {"jpeg_kb": 9.0}}
     assert json.loads(json.dumps(report)) == report
     printed = loader.markdown(report)
     ratio = rows[0]["images_per_core_s"] / rows[1]["images_per_core_s"]

@@ -74,7 +74,9 @@ def test_work_that_others_did_in_between_is_seen(quiet, tmp_path):
 
 
 def test_the_files_say_what_was_measured_and_where(quiet, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["benchmarks.step", "--method", "agw"])
+    monkeypatch.setattr(
+        "sys.argv", ["benchmarks.step", "--out", "here", "--method", "agw", "--out=there"]
+    )
     run = report.Run("step", parsed("--out", str(tmp_path / "new")))
     run.save({"rows": [1, 2]}, lambda found: f"{len(found['rows'])} rows", name="step_agw")
     found = json.loads((tmp_path / "new" / "step_agw.json").read_text())
