@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from vireid_jax.runtime import memory
 
 METHODS = ("smcl", "mun", "idkl", "agw", "deen", "pdm")
@@ -207,6 +208,7 @@ def measure(candidate: str, method: str, size: str, num_ids: int | None = None) 
         "last_loss": losses[-1],
         "step_s": wall[warmup:],
         "cpu_s": cpu[warmup:],
+        "huge_pages": report.machine()["huge_pages"],
         "rss_mb": resident_mb(),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **device_memory(framework),

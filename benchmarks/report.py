@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -179,6 +180,7 @@ class Run:
                 f"The machine is busy: {self.at_start}. Times would mean nothing. Wait until it is "
                 "quiet, or add --busy-ok for figures that are not to be quoted."
             )
+        self.load = machine()["load"]  # before our own work adds to it
         self.date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.began = counted()
 
@@ -193,7 +195,7 @@ class Run:
             "benchmark": self.name,
             "command": shlex.join(["python", "-m", f"benchmarks.{self.name}", *_arguments()]),
             "date": self.date,
-            "machine": machine(device),
+            "machine": machine(device) | {"load": self.load},
             "busy": self._busy(),
             **figures,
         }
@@ -276,6 +278,10 @@ def in_turn(
     return results
 
 
+class Killed(RuntimeError):
+    """The system ended a process, as a rule for want of memory."""
+
+
 def in_process(
     module: str,
     arguments: Sequence[str],
@@ -292,6 +298,7 @@ def in_process(
       on: cores to pin the process to; None leaves it all.
 
     Raises:
+      Killed: the system ended it.
       RuntimeError: it failed. The message has the end of what it wrote.
     """
     pin = None
@@ -304,9 +311,10 @@ def in_process(
         text=True,
         preexec_fn=pin,
     )
+    called = shlex.join([module, *arguments])
+    if done.returncode == -signal.SIGKILL:
+        raise Killed(f"{called} was killed, perhaps out of memory")
     if done.returncode:
-        killed = " (killed: perhaps out of memory, try a smaller size)"
-        called = shlex.join([module, *arguments]) + killed * (done.returncode == -9)
         raise RuntimeError(f"{called} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

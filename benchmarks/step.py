@@ -54,7 +54,7 @@ def compared(method: str, threads: int) -> list[str]:
 
 def run_candidate(candidate: str, options: list[str], cores: list[int]) -> dict[str, Any]:
     """Runs one candidate, given options of this command, in a process pinned to `cores`."""
-    env = {"OMP_NUM_THREADS": str(len(cores))}
+    env = {"OMP_NUM_THREADS": str(len(cores)), **dict.fromkeys(report.HUGE_PAGES, "")}
     if huge_pages(candidate):
         env |= report.HUGE_PAGES
     arguments = ["--candidate", candidate, *options]
@@ -100,10 +100,13 @@ def table(rows: list[dict[str, Any]], images: int) -> str:
 def compare(
     method: str, size: str, candidates: list[str], cores: list[int], rounds: int, ids: int | None
 ) -> dict[str, Any]:
-    """Measures candidates at one size, in turn."""
+    """Measures candidates at one size, in turn; "failed" says that memory did not suffice."""
     options = ["--method", method, "--sizes", size, *(["--ids", str(ids)] if ids else [])]
     run = functools.partial(run_candidate, options=options, cores=cores)
-    rows = [merge(r) for r in report.in_turn(candidates, run, rounds).values()]
+    try:
+        rows = [merge(r) for r in report.in_turn(candidates, run, rounds).values()]
+    except report.Killed as error:
+        return {"size": size, "threads": len(cores), "failed": str(error)}
     check_same_model(rows, size)
     s = settings(method, size, ids)
     images = s["modalities"] * s["num_ids"] * s["num_instances"]
@@ -121,14 +124,18 @@ def markdown(found: dict[str, Any]) -> str:
     """A table for each size and number of threads."""
     parts = []
     for t in found["tables"]:
+        threads = "one core and thread" if t["threads"] == 1 else f"{t['threads']} threads"
+        what = f"{found['method'].upper()}, `{t['size']}`, {threads}:"
+        if "failed" in t:
+            hint = "Give fewer identities: --ids 2 or more."
+            parts.append(f"{what} not measured. {t['failed']}. {hint}")
+            continue
         s, ours = t["settings"], t["rows"][0]
         height, width = s["image_size"]
-        threads = "one core and thread" if t["threads"] == 1 else f"{t['threads']} threads"
         compiled = f"; compiled in {ours['compile_s']:.1f} s" if "compile_s" in ours else ""
         parts.append(
-            f"{found['method'].upper()}, `{t['size']}`, {threads}: ResNet-{s['method']['depth']} "
-            f"of width {s['method']['width']}, {t['images']} images of {height} x {width}, "
-            f"{s['num_ids']} x {s['num_instances']} in a modality, float32, {ours['device']}. "
+            f"{what} ResNet-{s['method']['depth']} of width {s['method']['width']}, "
+            f"{t['images']} images of {height} x {width}, {s['num_ids']} x {s['num_instances']} in a modality, float32, {ours['device']}. "
             f"First loss {ours['first_loss']:.4f} in all{compiled}.\n\n"
             + table(t["rows"], t["images"])
         )
@@ -156,6 +163,7 @@ def main() -> None:
         parser.error(f"--threads {max(threads)}, but this process may use {len(cores)} cores")
     for method in METHODS if flags.method == "all" else [flags.method]:
         run = report.Run("step", flags)
+        flags.busy_ok = True  # once begun, a busy moment marks the page of a method, no more
         tables: list[dict[str, Any]] = []
         for size in flags.sizes:
             for count in threads:

@@ -116,9 +116,38 @@ def test_rounds_are_one_or_more(capsys):
     assert "0, expected 1 or more" in capsys.readouterr().err
 
 
+def test_a_size_without_memory_for_it_is_said_so(monkeypatch):
+    def killed(*_, **__):
+        raise report.Killed("benchmarks.step was killed, perhaps out of memory")
+
+    monkeypatch.setattr(step, "run_candidate", killed)
+    found = step.compare("smcl", "paper", ["jax"], [0], 1, None)
+    text = step.markdown({"method": "smcl", "tables": [found]})
+    assert text == (
+        "SMCL, `paper`, one core and thread: not measured. benchmarks.step was killed, perhaps out "
+        "of memory. Give fewer identities: --ids 2 or more."
+    )
+
+
+def test_pytorch_has_no_huge_pages_unless_asked(monkeypatch):
+    monkeypatch.setattr(report, "in_process", lambda *_, env, on: (env, on))
+    for name in step.CANDIDATES:
+        env, on = step.run_candidate(name, [], [0, 1])
+        ours = name.startswith("jax") or name.endswith("hugepages")
+        assert env["GLIBC_TUNABLES"] == ("glibc.malloc.hugetlb=1" if ours else "")
+        assert env["OMP_NUM_THREADS"] == "2" and on == [0, 1]
+
+
 def test_a_process_that_fails_says_what_it_wrote():
     with pytest.raises(RuntimeError, match=r"no_such_module failed:\n(.|\n)*No module named"):
         report.in_process("no_such_module", [])
+
+
+def test_a_process_that_was_killed_is_told_apart(monkeypatch):
+    ended = report.subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(report.Killed, match=r"^json\.tool x was killed, perhaps out of memory$"):
+        report.in_process("json.tool", ["x"])
 
 
 # --- The family -------------------------------------------------------------------------
