@@ -135,7 +135,8 @@ def markdown(found: dict[str, Any]) -> str:
         compiled = f"; compiled in {ours['compile_s']:.1f} s" if "compile_s" in ours else ""
         parts.append(
             f"{what} ResNet-{s['method']['depth']} of width {s['method']['width']}, "
-            f"{t['images']} images of {height} x {width}, {s['num_ids']} x {s['num_instances']} in a modality, float32, {ours['device']}. "
+            f"{t['images']} images of {height} x {width}, {s['num_ids']} x "
+            f"{s['num_instances']} in a modality, float32, {ours['device']}. "
             f"First loss {ours['first_loss']:.4f} in all{compiled}.\n\n"
             + table(t["rows"], t["images"])
         )
