@@ -188,7 +188,9 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 def init_state(method: Method, transform: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state, filled on the host from `seed`."""
     variables = dict(method.init(jax.random.key(seed)))
-    return TrainState(jnp.int32(0), variables, transform.init(variables["params"]))
+    # One program, instead of one for every shape.
+    optimizer = jax.jit(transform.init)(variables["params"])
+    return TrainState(jnp.int32(0), variables, optimizer)
 
 
 StepFn = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

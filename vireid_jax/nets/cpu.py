@@ -26,7 +26,8 @@ def convolution(
     """
     side, _, inputs, outputs = rhs.shape
     if side == 1:
-        return _product(lhs[:, :: window_strides[0], :: window_strides[1]], rhs[0, 0], **options)
+        lhs = lhs[:, :: window_strides[0], :: window_strides[1]]
+        return product(lhs, rhs[0, 0], precision=options.get("precision"))
     image = side == 7 and inputs <= 4 and tuple(window_strides) == (2, 2)
     if image and outputs < WIDE and not any(n % 2 for n in lhs.shape[1:3]):
         return _cells(lhs, rhs, **options)
@@ -66,10 +67,10 @@ def _chunks(images: int, size: int) -> int:
     return next((n for n in divisors if size <= n * CACHED), divisors[-1])
 
 
-def _product(x: jax.Array, matrix: jax.Array, *, precision: Any = None, **_: Any) -> jax.Array:
-    """Maps times a matrix, as a product of two axes.
+def product(x: jax.Array, matrix: jax.Array, *, precision: Any = None) -> jax.Array:
+    """Maps [..., C] times a matrix [C, F], as a product of two axes.
 
-    With three, XLA transposes the map for the matrix's gradient. Images of three colors are no
+    With more, XLA transposes the map for the matrix's gradient. Images of three colors are no
     work for a matrix product: it takes longer than to add up scaled colors.
     """
     rows = x.reshape(-1, x.shape[-1])

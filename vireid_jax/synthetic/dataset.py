@@ -73,6 +73,8 @@ def render_images(
 
     person, camera, index = (np.asarray(x) for x in (person, camera, index))
     out = np.empty((len(person), *image_size, 3), np.uint8)
+    persons, who_is_it = np.unique(person, return_inverse=True)
+    people = draw_people(seed, persons)
     dark = _MODALITY[camera - 1] == INFRARED
     if infrared is not None:
         dark[:] = infrared
@@ -80,8 +82,7 @@ def render_images(
         all_rows = np.flatnonzero(dark == lamp)
         for first in range(0, len(all_rows), _BLOCK):
             rows = all_rows[first : first + _BLOCK]
-            persons, at = np.unique(person[rows], return_inverse=True)
-            who = {k: v[at] for k, v in draw_people(seed, persons).items()}
+            who = {k: v[who_is_it[rows]] for k, v in people.items()}
             shot = scene.shots(seed, person[rows], camera[rows], index[rows])
             projected, frame = scene.project(figure.build(who, scene.gaits(shot, who)), shot, lamp)
             settings, rects = scene.build(shot, frame, lamp)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vireid_jax.losses.distance import wide
-from vireid_jax.nets import init
+from vireid_jax.nets import cpu, init
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.remat import rematerialized
 from vireid_jax.types import MODALITIES
@@ -58,9 +58,9 @@ class ModalityUnifying(nn.Module):
         remat = self.remat and train
         intra = rematerialized(IntraModality, self, remat, static=(2,))
         cross = rematerialized(CrossModality, self, remat, static=(3,))
-        common: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
+        common = {name: getattr(self, name) for name in ("groups", "kernels", "dtype")}
         visible, infrared = (
-            intra(kernels=self.kernels, **common, name=f"intra_{name}")(x, train)
+            intra(**common, name=f"intra_{name}")(x, train)
             for name, x in zip(MODALITIES, (visible, infrared), strict=True)
         )
         learner = cross(ratios=tuple(self.ratios), form=self.form, **common, name="cross")
@@ -98,7 +98,7 @@ class IntraModality(nn.Module):
     def _pointwise(self, x: jax.Array, features: int, name: str, gain: float) -> jax.Array:
         shape = (1, 1, x.shape[-1], features)
         kernel, bias = Weights(shape, gain / x.shape[-1], True, name=name)()
-        return x @ kernel[0, 0].astype(x.dtype) + _row(bias, x)
+        return _product(x, kernel[0, 0].astype(x.dtype), self.kernels) + _row(bias, x)
 
 
 class CrossModality(nn.Module):
@@ -129,6 +129,7 @@ class CrossModality(nn.Module):
     ratios: tuple[int, ...] = RATIOS
     form: str = "direct"
     groups: int = 1
+    kernels: str = "xla"
     dtype: Any = None
 
     @nn.compact
@@ -153,14 +154,14 @@ class CrossModality(nn.Module):
     ) -> jax.Array:
         """Eqs. 7 to 9 up to the projection, one after the other."""
         maps = [
-            expand(cells.astype(dtype), kernel)  # eq. 7
+            expand(cells.astype(dtype), kernel, kernels=self.kernels)  # eq. 7
             for of_modality in pooled
             for cells, kernel in zip(of_modality, kernels, strict=True)
         ]
         x = BatchNorm(groups=self.groups, name="bn")(
             jnp.concatenate(maps, -1), train=train
         )  # eq. 8
-        return x @ projection.astype(dtype)
+        return _product(x, projection.astype(dtype), self.kernels)
 
     def _folded(
         self, pooled: Any, kernels: Any, projection: jax.Array, train: bool, dtype: Any
@@ -240,16 +241,20 @@ def pool(x: jax.Array, ratio: int) -> jax.Array:
     return cells.mean((2, 4), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
-def expand(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def expand(x: jax.Array, kernel: jax.Array, *, kernels: str = "xla") -> jax.Array:
     """Transposed convolution with kernel = stride: one matrix product, then depth to space.
 
     Place (a, b) of cell (p, q) is x[p, q] @ kernel[a, b]: cells [B, p, q, C] and a kernel
-    [a, b, C, F] give [B, p * a, q * b, F] in the dtype of x.
+    [a, b, C, F] give [B, p * a, q * b, F] in the dtype of x. For `kernels` see `ResNet`.
     """
     a, b, inputs, features = kernel.shape
     matrix = kernel.astype(x.dtype).transpose(2, 0, 1, 3).reshape(inputs, a * b * features)
-    product = jax.lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
-    return depth_to_space(product.reshape(*x.shape[:3], a, b, features))
+    return depth_to_space(_product(x, matrix, kernels).reshape(*x.shape[:3], a, b, features))
+
+
+def _product(x: jax.Array, matrix: jax.Array, kernels: str) -> jax.Array:
+    """Maps [B, h, w, C] times a matrix [C, F]."""
+    return cpu.product(x, matrix) if kernels == "cpu" else x @ matrix
 
 
 def depth_to_space(x: jax.Array) -> jax.Array:
