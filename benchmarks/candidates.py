@@ -1,6 +1,8 @@
 """The contenders of the step benchmark: a method's train step here and in PyTorch."""
 
 import importlib
+import os
+import pathlib
 import resource
 import time
 from collections.abc import Callable
@@ -8,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-STEPS = {  # warm-up and timed steps
-    ("smcl", "main"): (3, 15),
-    ("smcl", "paper"): (1, 4),
-    ("mun", "main"): (3, 15),
-    ("mun", "paper"): (1, 1),
-    ("idkl", "main"): (3, 15),
-    ("idkl", "paper"): (1, 1),
-    ("pdm", "main"): (3, 15),
-    ("pdm", "paper"): (1, 1),
-}
+from vireid_jax.runtime import memory
+
+METHODS = ("smcl", "mun", "idkl", "agw", "deen", "pdm")
+# Warm-up and timed steps of a candidate at a size.
+STEPS = {"main": (3, 15), "paper": (1, 1)}
+PAPER_STEPS = {"smcl": (1, 4), "agw": (1, 3)}  # of the cheaper ones
 LR = 1e-4
+HUGE = "_hugepages"  # ends the name of a PyTorch candidate with our settings of memory
 
 
 def settings(method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
@@ -45,6 +44,17 @@ def written_options(config: Any, written: dict[str, Any]) -> dict[str, Any]:
     return method
 
 
+def optimizer_options(config: Any) -> dict[str, Any]:
+    """The optimizer of a config without its schedule, as `step_torch.optimizer` takes it."""
+    names = ("name", "weight_decay", "momentum", "nesterov", "multipliers")
+    return {k: config.optim.to_dict()[k] for k in names}
+
+
+def steps_of(method: str, size: str) -> tuple[int, int]:
+    """Warm-up and timed steps."""
+    return PAPER_STEPS.get(method, STEPS[size]) if size == "paper" else STEPS[size]
+
+
 def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
     """A batch of random uint8 images, always the same."""
     rows = s["num_ids"] * s["num_instances"]
@@ -60,7 +70,15 @@ def batch_of(s: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
-    """The method, the optimizer's transform, the train step and the mesh it runs on."""
+    """The method, the optimizer's transform, the train step and the mesh it runs on.
+
+    Args:
+      s: from `settings`.
+      variant: "": as the program runs it. "one_device": XLA left to its own threads. "devices_N":
+        N devices. "remat": the generator rematerialized.
+    """
+    import jax
+
     from vireid_jax import optim
     from vireid_jax.data.augment import standardize
     from vireid_jax.methods import get_build
@@ -68,6 +86,8 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
     from vireid_jax.runtime import devices
     from vireid_jax.train import make_train_step
 
+    if variant.startswith("devices_"):
+        jax.config.update("jax_num_cpu_devices", int(variant.removeprefix("devices_")))
     if variant != "one_device":
         devices.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
     options = s["method"]
@@ -97,16 +117,16 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
 
     method, transform, step_fn, mesh = jax_program(s, variant)
     shapes = dict(jax.eval_shape(lambda: method.init(jax.random.key(0))))
-    memory = {k: np.zeros(v.shape, v.dtype) for k, v in shapes.pop("memory", {}).items()}
+    kept = {k: np.zeros(v.shape, v.dtype) for k, v in shapes.pop("memory", {}).items()}
     variables = nest(fill({k: v.shape for k, v in flatten(shapes).items()}, "benchmark"))
-    variables |= {"memory": memory} if memory else {}
+    variables |= {"memory": kept} if kept else {}
     state = TrainState(np.int32(0), variables, transform.init(variables["params"]))
     held = [devices.place(state, mesh)]
     batch = devices.to_global(batch_of(s), mesh)
 
     start = time.perf_counter()
     compiled = step_fn.lower(held[0], batch).compile()
-    figures: dict[str, Any] = {"compile_s": time.perf_counter() - start}
+    figures: dict[str, Any] = {"compile_s": time.perf_counter() - start, "devices": mesh.size}
     if (analysis := compiled.memory_analysis()) is not None:
         for name in ("temp", "argument"):  # of all devices together
             size = getattr(analysis, f"{name}_size_in_bytes") * mesh.size
@@ -120,7 +140,7 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
 
 
 def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """The same in PyTorch."""
+    """The same in PyTorch; layout "channels_last", else NCHW."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,11 +176,23 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
 
 
 def measure(candidate: str, method: str, size: str, num_ids: int | None = None) -> dict[str, Any]:
-    """Runs one candidate in this process."""
-    s = settings(method, size, num_ids)
-    warmup, timed = STEPS[method, size]
-    framework, _, variant = candidate.partition("_")
-    step, figures = (jax_step if framework == "jax" else torch_step)(s, variant)
+    """Runs one candidate in this process.
+
+    Args:
+      candidate: of `benchmarks.step.CANDIDATES`, or jax_devices_N.
+      method: of `METHODS`.
+      size: "main" or "paper".
+      num_ids: identities in a batch instead of the size's.
+
+    Returns:
+      Losses of the first and last step, seconds of every timed step, resident memory in MB.
+    """
+    warmup, timed = steps_of(method, size)
+    framework, _, variant = candidate.removesuffix(HUGE).partition("_")
+    build = jax_step if framework == "jax" else torch_step
+    step, figures = build(settings(method, size, num_ids), variant)
+    if huge_pages(candidate):
+        memory.trim()  # of what compilation took
 
     losses, wall, cpu = [], [], []
     for _ in range(warmup + timed):
@@ -175,10 +207,24 @@ def measure(candidate: str, method: str, size: str, num_ids: int | None = None) 
         "last_loss": losses[-1],
         "step_s": wall[warmup:],
         "cpu_s": cpu[warmup:],
+        "rss_mb": resident_mb(),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **device_memory(framework),
         **figures,
     }
+
+
+def huge_pages(candidate: str) -> bool:
+    """Whether a candidate has the package's settings of memory: ours as `main` has, and by name."""
+    return candidate.startswith("jax") or candidate.endswith(HUGE)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process now; NaN without /proc."""
+    path = pathlib.Path("/proc/self/statm")
+    if not path.exists():
+        return float("nan")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def device_memory(framework: str) -> dict[str, Any]:

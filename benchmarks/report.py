@@ -203,13 +203,22 @@ class Run:
         self,
         figures: Mapping[str, Any],
         markdown: Callable[[dict[str, Any]], str],
+        *,
         device: str | None = None,
+        name: str | None = None,
     ) -> None:
-        """Prints the report and writes it; may be called again with more figures."""
+        """Prints the report and writes it; may be called again with more figures.
+
+        Args:
+          figures: see `report`.
+          markdown: the benchmark's.
+          device: see `machine`.
+          name: of the files, where it is not the benchmark's.
+        """
         found = self.report(figures, device)
         text = page(found, markdown(found))
-        print(text)
-        save(self.name, found, text, self.out)
+        print(text, flush=True)
+        save(name or self.name, found, text, self.out)
 
 
 def warning(report: Mapping[str, Any]) -> str:

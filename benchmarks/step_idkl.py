@@ -65,6 +65,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     from torch.nn import functional
 
     from benchmarks.candidates import reference
+    from benchmarks.step_torch import batch_hard, cdist
 
     idkl = reference("idkl")
     options = {k: v for k, v in s["method"].items() if k in idkl.PAPER}
@@ -75,15 +76,6 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     model = prepare(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, **s["optim"], fused=True)
     margin, scale = s["method"]["tri_margin"], s["method"]["tgsa_scale"]
-
-    def cdist(x: Any, y: Any) -> Any:
-        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def triplet(x: Any, who: Any) -> Any:
-        distance, same = cdist(x, x), who[:, None] == who[None]
-        farthest = distance.masked_fill(~same, -torch.inf).amax(1)
-        nearest = distance.masked_fill(same, torch.inf).amin(1)
-        return torch.relu(margin + farthest - nearest).mean()
 
     def entropy(z: Any) -> Any:
         return -(functional.softmax(z, 1) * functional.log_softmax(z, 1)).sum(1)
@@ -112,7 +104,8 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         modality = torch.arange(2, device=who.device).repeat(len(labels))
         pool, logits = out["pool"], out["logits"]
         total = sum(
-            functional.cross_entropy(logits[k], who) + triplet(pool[k], who) for k in logits
+            functional.cross_entropy(logits[k], who) + batch_hard(pool[k], who, margin)
+            for k in logits
         )
         for x in (out["confuser"], out["discriminator"]):
             total = total + functional.cross_entropy(x, modality)

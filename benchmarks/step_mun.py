@@ -65,6 +65,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     from torch.nn import functional
 
     from benchmarks.candidates import reference
+    from benchmarks.step_torch import batch_hard, cdist, other
 
     mun = reference("mun")
     known = inspect.signature(mun.MUN).parameters
@@ -107,10 +108,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         """Batch-hard over visible and infrared rows."""
         rows, who = z[:2].flatten(0, 1), labels.repeat(2)
         rows = functional.normalize(rows) if s["method"]["normalize"] else rows
-        distance, same = cdist(rows, rows), who[:, None] == who[None]
-        farthest = distance.masked_fill(~same, -torch.inf).amax(1)
-        nearest = distance.masked_fill(same, torch.inf).amin(1)
-        return torch.relu(model.tri_margin + farthest - nearest).mean()
+        return batch_hard(rows, who, model.tri_margin)
 
     def alignment(z: Any) -> Any:
         """Eq. 12."""
@@ -118,8 +116,7 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         v, r, a = z.unflatten(1, (identities, instances)).mean(2)
         distance = torch.stack([cdist(a, v), cdist(a, r)])  # [2, P, P]
         farthest = distance.diagonal(dim1=1, dim2=2).amax(0)
-        own = torch.eye(identities, dtype=torch.bool, device=z.device)
-        nearest = distance.masked_fill(own, torch.inf).amin((0, 2))
+        nearest = distance.masked_fill(~other(identities, z), torch.inf).amin((0, 2))
         return torch.relu(model.ia_margin + farthest - nearest).sum()
 
     def prototypes(z: Any) -> Any:
@@ -152,9 +149,6 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
         total = total + model.weights["ma"] * (mmd(v, a) + mmd(a, r)).mean()
         taken[0] += 1
         return total
-
-    def cdist(x: Any, y: Any) -> Any:
-        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
     return optimizer, loss
 

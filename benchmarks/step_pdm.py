@@ -1,6 +1,5 @@
 """PDM in the step benchmark: its sizes, and the train step in PyTorch."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,19 +40,12 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
         "image_size": tuple(config.data.image_size),
         "num_ids": num_ids or (config.sampler.num_ids if size == "main" else PAPER_IDS),
     }
-    optim = config.optim
     return {
         **facts,
         "num_instances": config.sampler.num_instances,
         "modalities": 2,
         "facts": facts,
-        "optim": {
-            "name": optim.name,
-            "weight_decay": optim.weight_decay,
-            "momentum": optim.momentum,
-            "nesterov": optim.nesterov,
-            "multipliers": tuple(tuple(pair) for pair in optim.multipliers),
-        },
+        "optim": candidates.optimizer_options(config),
         "method": candidates.written_options(config, WRITTEN),
     }
 
@@ -74,7 +66,9 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     import torch
     from torch.nn import functional
 
+    from benchmarks import step_torch
     from benchmarks.candidates import reference
+    from benchmarks.step_torch import cdist, other
 
     pdm = reference("pdm")
     known = {**pdm.DEEN, **dict.fromkeys(("depth", "width", "last_stride"))}
@@ -82,32 +76,8 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
     model: Any = pdm.MultiFeature(**s["facts"], **options, preset="code")
     reference("running").load(model, "benchmark")
     model = prepare(model)
-    optimizer = _optimizer(model, s["optim"], lr)
-    o, features = s["method"], _network(model)
+    o, features = s["method"], network(model)
     identities = s["num_ids"]
-
-    def cdist(x: Any, y: Any) -> Any:
-        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def triplet(x: Any, who: Any) -> Any:
-        distance, same = cdist(x, x), who[:, None] == who[None]
-        farthest = distance.masked_fill(~same, -torch.inf).amax(1)
-        nearest = distance.masked_fill(same, torch.inf).amin(1)
-        return torch.relu(o["tri_margin"] + farthest - nearest).mean()
-
-    def other(n: int, like: Any) -> Any:
-        return ~torch.eye(n, dtype=torch.bool, device=like.device)
-
-    def pair_mining(rows: Any) -> Any:
-        """L_cpm in the released form, over all branches and both modalities at once."""
-        centers = rows.unflatten(2, (identities, -1)).mean(3)  # [1 + G, 2, P, D]
-        c, g = centers[0], centers[1:]
-        pull = (c.flip(0) - g).norm(dim=-1)  # [G, 2, P]
-        own = (c - g).norm(dim=-1).detach()
-        mask = ~other(identities, c)
-        nearest = [cdist(x, x).masked_fill(mask, torch.inf).amin(-1) for x in (g, c)]
-        hinges = [torch.relu(pull - far + o["cpm_margin"]) for far in (own, *nearest)]
-        return (hinges[0] + (hinges[1] + hinges[2]) / 2).mean(-1).sum() / 2
 
     def heterogeneity(similarity: Any) -> Any:
         count, places = similarity.shape[1:]
@@ -131,27 +101,27 @@ def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) 
             total = total + functional.cross_entropy(logits, who)
         if o["normalize"]:
             f = {name: functional.normalize(x) for name, x in f.items()}
-        total = total + triplet(f["global"], who)
+        total = total + step_torch.batch_hard(f["global"], who, o["tri_margin"])
         f = {name: x.view(-1, 2, len(labels), x.shape[-1]) for name, x in f.items()}
-        total = total + o["cpm_weight"] * (pair_mining(f["global"]) + pair_mining(f["full"]))
+        mined = [step_torch.pair_mining(x, identities, o["cpm_margin"]) for x in f.values()]
+        total = total + o["cpm_weight"] * sum(mined)
         total = total + o["ch_weight"] * heterogeneity(similarity)
         total = total + o["dcs_weight"] * separation(f["full"])
-        made = f["global"][1:]
-        pairs = (made.sum(0).square().sum() - made.square().sum()) / 2
-        return total + o["ort_weight"] * pairs / (2 * len(labels) * (1 + len(made)))
+        return total + o["ort_weight"] * step_torch.orthogonality(f["global"])
 
-    return optimizer, loss
+    return step_torch.optimizer(model, s["optim"], lr), loss
 
 
-def _network(model: Any) -> Callable[..., Any]:
-    """Images to features {"global", "full": [rows, D]} and similarities [rows, m, n]."""
+def network(model: Any) -> Callable[..., Any]:
+    """Images to features {"global", "full": [rows, D]} and similarities [rows, m, n].
+
+    Without the gate, the attention and the prototypes where the model is DEEN, which has None for
+    similarities.
+    """
     import torch
     from torch.nn import functional
 
-    def like(y: Any, x: Any) -> Any:
-        """Map y in the layout of map x: a copy once, instead of mixed layouts from here on."""
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    from benchmarks.step_torch import like
 
     def gate(x: Any) -> Any:
         """SimAM."""
@@ -188,49 +158,39 @@ def _network(model: Any) -> Callable[..., Any]:
         y = sum(conv(x) for conv in convs) / 3
         maps = [x]
         for b, part in enumerate(y.chunk(e.branches, 1)):
-            pooled = torch.stack([part.amax((2, 3)), part.mean((2, 3))])
-            gates = torch.relu(pooled @ e.channel_squeeze[b]) @ e.channel_excite[b]
-            gated = part * gates.sum(0).sigmoid()[:, :, None, None]
-            pooled = torch.cat([gated.amax(1, keepdim=True), gated.mean(1, keepdim=True)], 1)
-            kernel = e.spatial_kernel[b].permute(3, 2, 0, 1)
-            at = functional.conv2d(
-                pooled, kernel, e.spatial_bias[b : b + 1], padding=kernel.shape[-1] // 2
-            )
-            z = torch.relu(gated * at.sigmoid() + part)
+            z = torch.relu(attended(e, b, part) if model.o["mfgm"] == "code" else part)
             weight = e.expand_kernel[b].T[:, :, None, None]
             maps.append(functional.conv2d(z, weight, e.expand_bias[:, b]))
         return torch.cat(maps)
 
+    def attended(e: Any, b: int, part: Any) -> Any:
+        """The map of branch b with its attention added."""
+        pooled = torch.stack([part.amax((2, 3)), part.mean((2, 3))])
+        gates = torch.relu(pooled @ e.channel_squeeze[b]) @ e.channel_excite[b]
+        gated = part * gates.sum(0).sigmoid()[:, :, None, None]
+        pooled = torch.cat([gated.amax(1, keepdim=True), gated.mean(1, keepdim=True)], 1)
+        kernel = e.spatial_kernel[b].permute(3, 2, 0, 1)
+        bias = e.spatial_bias[b : b + 1]
+        at = functional.conv2d(pooled, kernel, bias, padding=kernel.shape[-1] // 2)
+        return gated * at.sigmoid() + part
+
     def features(visible: Any, infrared: Any) -> Any:
         images = {"visible": visible, "infrared": infrared}
         streams = [model.backbone.get_submodule(k)["stem"](v) for k, v in images.items()]
-        x = low = gate(torch.cat(streams))
+        x = torch.cat(streams)
+        x = low = gate(x) if model.o["gate"] else x
         for n in (1, 2, 3):
             x = model.backbone.shared[f"layer{n}"](x)
             block = getattr(model, f"mfa_{n - 1}")
             x = low = positions(block.position, channels(block.channel, x, low), low)
         x = model.backbone.shared["layer4"](generate(x))
-        pool, p = x.mean((2, 3)), model.prototypes
+        pool = x.mean((2, 3))
+        if not model.o["num_prototypes"]:
+            return {"global": pool}, None
+        p = model.prototypes
         rows = x.flatten(2)  # [N, D, n]
         similarity = torch.sigmoid(p.prototypes.T @ (rows + p.positions))
         parts = similarity @ rows.transpose(1, 2) / rows.shape[2]
         return {"global": pool, "full": torch.cat([parts.flatten(1), pool], 1)}, similarity
 
     return features
-
-
-def _optimizer(model: Any, optim: dict[str, Any], lr: float) -> Any:
-    """The recipe's: Adam, or SGD with momentum, and rates by parameter."""
-    import torch
-
-    groups: dict[float, list[Any]] = {}
-    for name, p in model.named_parameters():
-        path = name.replace(".", "/")
-        factor = next((f for pattern, f in optim["multipliers"] if re.match(pattern, path)), 1.0)
-        groups.setdefault(factor, []).append(p)
-    of_rates = [{"params": p, "lr": lr * factor} for factor, p in groups.items()]
-    decay = optim["weight_decay"]
-    if optim["name"] == "adam":
-        return torch.optim.Adam(of_rates, weight_decay=decay, fused=True)
-    momentum = {k: optim[k] for k in ("momentum", "nesterov")}
-    return torch.optim.SGD(of_rates, lr=lr, weight_decay=decay, **momentum, fused=True)

@@ -16,7 +16,8 @@ pytestmark = [
 from benchmarks import (  # noqa: E402
     candidates,
     generator,
-    step,
+    step_agw,
+    step_deen,
     step_idkl,
     step_mun,
     step_pdm,
@@ -38,7 +39,8 @@ def same_threads():
 def tiny(method="mun"):
     """The settings of `main`, of a network that compiles in seconds."""
     s = candidates.settings(method, "main", 2)
-    size = (64, 32) if method == "pdm" else (48, 48)  # an even number of places in every map
+    # Every map of DEEN and PDM has an even number of places.
+    size = (64, 32) if method in ("deen", "pdm") else (48, 48)
     small = {"num_instances": 2, "image_size": size, "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "width": 8}
@@ -70,6 +72,10 @@ def test_settings_are_those_of_the_recipes():
     assert s["method"]["dropout"] == 0 < recipe.method.dropout
     assert s["method"]["num_prototypes"] == 10
     assert s["optim"]["nesterov"] and s["optim"]["name"] == "sgd" and s["optim"]["multipliers"]
+    agw, deen = (candidates.settings(m, "paper") for m in ("agw", "deen"))
+    assert agw["num_ids"] == 8 and agw["image_size"] == (288, 144)
+    assert deen["num_ids"] == 6 and deen["image_size"] == (384, 144)
+    assert deen["method"]["dropout"] == 0 and agw["optim"] == deen["optim"] == s["optim"]
     recipe.method.mfgm = "paper"  # of the preset "paper", which has no PyTorch step
     with pytest.raises(ValueError, match=r"the config has \{'mfgm': 'paper'\}"):
         candidates.written_options(recipe, step_pdm.WRITTEN)
@@ -88,20 +94,22 @@ SIDES = {
         "method": {"ma_weight": 1.0},
     },
     "idkl": {},
+    "agw": {},
+    "deen": {"optim": candidates.settings("deen", "paper")["optim"]},
     "pdm": {"optim": candidates.settings("pdm", "paper")["optim"]},
 }
 
 
 @pytest.mark.parametrize("method", SIDES)
 def test_both_sides_take_the_same_steps(method, monkeypatch):
-    monkeypatch.setattr(candidates, "LR", 1e-3 if method == "pdm" else 1e-4)
+    monkeypatch.setattr(candidates, "LR", 1e-3 if method in ("deen", "pdm") else 1e-4)
     s = tiny(method)
     for section, values in SIDES[method].items():
         s[section] = s[section] | values
     theirs, _ = candidates.torch_step(s, "channels_last")
     want = [theirs() for _ in range(4)]
     ours, figures = candidates.jax_step(s, "")
-    rtol = 1e-3 if method == "pdm" else 2e-3
+    rtol = 1e-3 if method in ("deen", "pdm") else 2e-3
     np.testing.assert_allclose([ours() for _ in range(4)], want, rtol=rtol)
     assert figures["xla_temp_mb"] > 0 and figures["xla_argument_mb"] > 0
     assert want[3] < want[0] * (1 if method == "idkl" else 0.99)
@@ -160,6 +168,22 @@ def test_the_torch_step_of_pdm_has_the_loss_of_the_reference(normalize):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("method", ["agw", "deen"])
+def test_the_torch_steps_of_agw_and_deen_have_the_loss_of_the_reference(method, normalize):
+    s = tiny(method)
+    s["method"]["normalize"] = normalize
+    if method == "deen":
+        s["method"]["ort_weight"] = 1.0
+    module = {"agw": step_agw, "deen": step_deen}[method]
+    loss, model, images, labels = double_loss(module, s)
+    terms = model.terms(batch_of(images, labels), 0)
+    assert set(terms) == {"agw": {"id", "tri"}, "deen": {"id", "tri", "cpm", "ort"}}[method]
+    assert all(abs(float(v.detach())) > 0.01 for v in terms.values())
+    got, want = loss(*images, labels), model.total(terms, 0)
+    assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
 def test_the_torch_step_of_mun_has_the_loss_of_the_reference(normalize):
     """Whole-array losses against loops over identities, at the first step and at later ones."""
     s = tiny()
@@ -176,35 +200,6 @@ def test_the_torch_step_of_mun_has_the_loss_of_the_reference(normalize):
         with torch.no_grad():  # other weights, so that the past of the prototypes counts
             for p in model.parameters():
                 p.mul_(0.9)
-
-
-def row(candidate, seconds, loss, **more):
-    return {
-        "candidate": candidate,
-        "first_loss": loss,
-        "step_s": [seconds, 3 * seconds],
-        "cpu_s": [seconds, seconds],
-        "peak_rss_mb": 100 * seconds,
-        **more,
-    }
-
-
-def test_the_comparison_refuses_other_models_and_shows_ratios():
-    rows = [
-        step.merge([row("jax", 1.0, 7.0, xla_temp_mb=5, xla_argument_mb=2)]),
-        step.merge([row("torch", 4.0, 7.001), row("torch", 2.0, 7.001)]),
-    ]
-    assert rows[1]["median_s"] == 5.0 and rows[1]["min_s"] == 2.0
-    assert rows[1]["peak_rss_mb"] == 200
-    step.check_same_model(rows, "main")
-    for other in (7.1, float("nan")):
-        with pytest.raises(RuntimeError, match="not the same model"):
-            step.check_same_model([rows[0], {**rows[1], "first_loss": other}], "main")
-    text = step.table(rows, images=12)
-    assert "| vireid_jax | 2.000 | 1.000 | 1.000 | 6.0 | 100 | 5 + 2 |" in text
-    assert "| ratio to PyTorch eager | 0.40 | 0.50 | 0.33 | | 0.50 | |" in text
-    assert set(step.CANDIDATES) == {c for group in step.COMPARED.values() for c in group}
-    assert set(candidates.STEPS) == {(m, size) for m in step.COMPARED for size in step.SIZES}
 
 
 # --- The generator's profile ------------------------------------------------------------

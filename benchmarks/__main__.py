@@ -1,0 +1,109 @@
+"""Lists the benchmarks, runs one, and fills the tables of the pages.
+
+  python -m benchmarks                  what there is
+  python -m benchmarks loader --quick   one of them; the same as python -m benchmarks.loader
+  python -m benchmarks docs             tables of docs/ from the files of benchmarks/results/
+
+A page has a table between two comments, `<!-- results: step_smcl -->` and `<!-- end -->`. What is
+between them is made from benchmarks/results/step_smcl.json, by the `markdown` of its benchmark.
+"""
+
+import importlib
+import json
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from benchmarks import report
+from vireid_jax.runtime.files import write_whole
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+class Benchmark(NamedTuple):
+    """What a reader chooses a benchmark by."""
+
+    question: str
+    takes: str
+    needs: str = ""
+
+
+BENCHMARKS = {
+    "step": Benchmark(
+        "What does a train step cost, beside PyTorch?",
+        "a minute a method for the embedded recipes, 5 to 15 for a paper's size",
+        "PyTorch; 23 GB for a paper's size",
+    ),
+    "devices": Benchmark(
+        "Is one device with all cores faster here than a device a core?", "5 minutes"
+    ),
+    "expansion": Benchmark("What do the parts of PDM's network cost?", "10 minutes", "10 GB"),
+    "generator": Benchmark("What do the parts of MUN's network cost?", "10 minutes", "16 GB"),
+    "evaluator": Benchmark(
+        "How fast is scoring?", "3 minutes; with --million 10", "for --million 5 GB of disk"
+    ),
+    "loader": Benchmark("How fast are images loaded?", "3 minutes", "PyTorch, TensorFlow, Linux"),
+    "prepare": Benchmark("What does preparing a data set cost?", "8 minutes", "13 GB of disk"),
+    "restart": Benchmark("What do a start and a stop cost?", "5 minutes"),
+    "confuser": Benchmark("Does IDKL's confuser hide the modality?", "2 minutes"),
+}
+
+
+def listing() -> str:
+    """A line for each benchmark and what it takes."""
+    lines = []
+    for name, b in BENCHMARKS.items():
+        needs = f"; needs {b.needs}" if b.needs else ""
+        lines.append(f"  {name:10} {b.question}\n  {'':10} {b.takes}{needs}")
+    return "\n".join(lines)
+
+
+def fill(text: str, results: pathlib.Path) -> str:
+    """A page with its tables made again from the files of a folder.
+
+    Raises:
+      FileNotFoundError: there is no file for a table.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        path = results / f"{match[2]}.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"a page has the table {match[2]!r}, but there is no {path.name} in "
+                f"{results.name}/: measure it with --out, or take the marks out of the page"
+            )
+        found = json.loads(path.read_text())
+        benchmark = importlib.import_module(f"benchmarks.{found['benchmark']}")
+        return f"{match[1]}\n{report.page(found, benchmark.markdown(found))}\n{match[4]}"
+
+    return BLOCK.sub(made, text)
+
+
+def pages() -> Iterable[pathlib.Path]:
+    """The pages with tables."""
+    return (p for p in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(p.read_text()))
+
+
+def main() -> None:
+    """Lists, runs or fills, as the command line says."""
+    name, arguments = next(iter(sys.argv[1:]), None), sys.argv[2:]
+    if name in (None, "-h", "--help"):
+        print(f"{__doc__}\nBenchmarks, and what each takes on two cores:\n\n{listing()}")
+    elif name == "docs":
+        for path in pages():
+            write_whole(path, fill(path.read_text(), RESULTS))
+            print(path.relative_to(ROOT))
+    elif name in BENCHMARKS:
+        sys.argv = [f"benchmarks.{name}", *arguments]
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    else:
+        raise SystemExit(f"no benchmark {name!r}, expected docs or one of {', '.join(BENCHMARKS)}")
+
+
+if __name__ == "__main__":
+    main()
