@@ -52,6 +52,7 @@ def plan(methods: list[str], flags: argparse.Namespace, torch: bool) -> list[par
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
             # Compilation is timed.
             "JAX_ENABLE_COMPILATION_CACHE": "true" if flags.tiny else "false",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(flags.tiny)),
         }
         return parts.Part(name, [*command, *tiny], timeout_s, env)
 

@@ -44,7 +44,7 @@ def check(method: str, out: pathlib.Path, tiny: bool) -> None:
     ids, instances = config.sampler.num_ids, config.sampler.num_instances
     classes, size = config.data.train_ids, tuple(config.data.image_size)
     r = np.random.default_rng(0)
-    batch = {
+    batch: Any = {
         **{k: r.integers(256, size=(ids * instances, *size, 3), dtype=np.uint8) for k in KINDS},
         "label": np.repeat(r.permutation(classes)[:ids], instances).astype(np.int32),
         "camera": np.zeros((ids * instances, 2), np.int32),

@@ -250,6 +250,6 @@ def feeding(method: str, out: pathlib.Path, tiny: bool) -> None:
     batches = arrays.batches(records, person, lambda epoch: plan(epoch=epoch), start=0, stop=10**6)
     with device(out, alone=True):
         for name, source in (("one batch", None), ("loader", batches)):
-            times = seconds(lambda count, source=source: step.run(count, source), tiny)
+            times = seconds(partial(step.run, batches=source), tiny)
             row = {"kind": "feeding", "method": method, "source": name, "images": images_of(s)}
             emit({**row, "precision": "bf16", "step_s": times})

@@ -130,23 +130,23 @@ def _step(
     cells.append(f"{c['compile_s']:.0f}" if "compile_s" in c else "")
     peak = (row or {}).get("peak_bytes")
     cells.append(f"{peak / 1e9:.2f}" if peak else "")
-    temp, arguments = c.get("temp_bytes"), c.get("argument_bytes")
-    cells.append("" if temp is None else f"{temp / 1e9:.2f} + {arguments / 1e9:.2f}")
+    both = [c[k] for k in ("temp_bytes", "argument_bytes") if c.get(k) is not None]
+    cells.append(" + ".join(f"{size / 1e9:.2f}" for size in both))
     flops = c.get("flops")
-    return [*cells, f"{flops / best / 1e12:.1f}" if flops and best else ""]
+    return [*cells, f"{flops / best / 1e12:.1f}" if flops and best is not None else ""]
 
 
 def _shares(
     row: Mapping[str, Any] | None, compiled: Mapping[str, Any] | None, rates: Mapping[str, float]
 ) -> list[str]:
     """Shares of the peak rates; float32 without TF32 does not run on the matrix units."""
-    c, best = compiled or {}, _best(row)
-    if best is None:
+    if row is None or compiled is None:
         return ["", ""]
-    factor = _FACTOR.get((row or {})["precision"])
-    flops, moved = c.get("flops"), c.get("bytes_accessed")
-    share = flops and factor and flops / best / 1e12 / (factor * rates["tflops"])
-    rate = moved and moved / best / 1e12
+    best, factor = min(row["step_s"]), _FACTOR.get(row["precision"], 0.0)
+    share = (compiled.get("flops") or 0.0) * factor and (
+        compiled["flops"] / best / 1e12 / (factor * rates["tflops"])
+    )
+    rate = (compiled.get("bytes_accessed") or 0.0) / best / 1e12
     return [
         f"{100 * share:.0f} %" if share else "",
         f"{rate:.2f}, {100 * rate / rates['tbs']:.0f} %" if rate else "",

@@ -8,7 +8,7 @@ import gzip
 import json
 import pathlib
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,7 +71,9 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
         return json.load(file)["traceEvents"]
 
 
-def summary(events: Iterable[Mapping[str, Any]], groups: Mapping[str, str | None]) -> dict:
+def summary(
+    events: Iterable[Mapping[str, Any]], groups: Mapping[str, str | None]
+) -> dict[str, Any]:
     """Shares of the time between the first operation and the end of the last.
 
     Args:
@@ -94,17 +96,18 @@ def summary(events: Iterable[Mapping[str, Any]], groups: Mapping[str, str | None
     for start, length, _, _ in sorted(ran):
         busy += max(start + length - max(start, reached), 0.0)
         reached = max(reached, start + length)
-    by_group: Counter[str] = Counter()
-    by_name: Counter[str] = Counter()
+    by_group: defaultdict[str, float] = defaultdict(float)
+    by_name: defaultdict[str, float] = defaultdict(float)
     for _, length, name, group in ran:
         by_group[group] += length
         by_name[name] += length
+    longest = sorted(by_name, key=lambda name: -by_name[name])
     scale = busy / window / sum(by_group.values())  # of operations that run side by side
     return {
         "window_s": window / 1e6,
         "idle": 1 - busy / window,
         "shares": {g: by_group[g] * scale for g in GROUPS},
-        "longest": [[name, length * scale] for name, length in by_name.most_common(10)],
+        "longest": [[name, by_name[name] * scale] for name in longest[:10]],
     }
 
 
@@ -112,7 +115,7 @@ def _on_device(
     events: list[Mapping[str, Any]], groups: Mapping[str, str | None]
 ) -> list[tuple[float, float, str, str]]:
     """(start, length, operation, group) of what ran: on streams of a GPU, or else on the CPU."""
-    names = {"process_name": {}, "thread_name": {}}
+    names: dict[str, dict[Any, str]] = {"process_name": {}, "thread_name": {}}
     for e in events:
         if e.get("ph") == "M" and e.get("name") in names:
             names[e["name"]][e["pid"], e.get("tid")] = e["args"]["name"]
