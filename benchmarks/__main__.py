@@ -8,6 +8,7 @@ A page has a table between two comments, `<!-- results: step_smcl -->` and `<!--
 between them is made from benchmarks/results/step_smcl.json, by the `markdown` of its benchmark.
 """
 
+import argparse
 import importlib
 import json
 import pathlib
@@ -45,7 +46,7 @@ BENCHMARKS = {
     "expansion": Benchmark("What do the parts of PDM's network cost?", "10 minutes", "10 GB"),
     "generator": Benchmark("What do the parts of MUN's network cost?", "10 minutes", "16 GB"),
     "evaluator": Benchmark(
-        "How fast is scoring?", "3 minutes; with --million 10", "for --million 5 GB of disk"
+        "How fast is scoring?", "3 minutes; with --million 10", "5 GB of disk for --million"
     ),
     "loader": Benchmark("How fast are images loaded?", "3 minutes", "PyTorch, TensorFlow, Linux"),
     "prepare": Benchmark("What does preparing a data set cost?", "8 minutes", "13 GB of disk"),
@@ -55,11 +56,11 @@ BENCHMARKS = {
 
 
 def listing() -> str:
-    """A line for each benchmark and what it takes."""
+    """Each benchmark, how long it takes and what it needs."""
     lines = []
     for name, b in BENCHMARKS.items():
-        needs = f"; needs {b.needs}" if b.needs else ""
-        lines.append(f"  {name:10} {b.question}\n  {'':10} {b.takes}{needs}")
+        lines += [f"  {name:10} {b.question}", f"  {'':10} Takes {b.takes}."]
+        lines += [f"  {'':10} Needs {b.needs}."] if b.needs else []
     return "\n".join(lines)
 
 
@@ -91,18 +92,25 @@ def pages() -> Iterable[pathlib.Path]:
 
 def main() -> None:
     """Lists, runs or fills, as the command line says."""
-    name, arguments = next(iter(sys.argv[1:]), None), sys.argv[2:]
-    if name in (None, "-h", "--help"):
-        print(f"{__doc__}\nBenchmarks, and what each takes on two cores:\n\n{listing()}")
-    elif name == "docs":
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=f"benchmarks, and what each takes on two cores:\n\n{listing()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", choices=[*BENCHMARKS, "docs"], metavar="NAME")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS")
+    flags = parser.parse_args()
+    if flags.name is None:
+        print(listing())
+    elif flags.name == "docs":
         for path in pages():
             write_whole(path, fill(path.read_text(), RESULTS))
             print(path.relative_to(ROOT))
-    elif name in BENCHMARKS:
-        sys.argv = [f"benchmarks.{name}", *arguments]
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
     else:
-        raise SystemExit(f"no benchmark {name!r}, expected docs or one of {', '.join(BENCHMARKS)}")
+        module = f"benchmarks.{flags.name}"
+        sys.argv = [module, *flags.arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

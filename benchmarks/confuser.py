@@ -1,6 +1,6 @@
 """Does IDKL's confuser take the modality out of features? A small experiment.
 
-  python -m benchmarks.confuser                    a Markdown table over 3 seeds, and a JSON file
+  python -m benchmarks.confuser                    three seeds
   python -m benchmarks.confuser --seeds 1 --steps 600
 
 Vectors of persons with a modality gap go through a linear encoder and batch normalization. The
@@ -22,7 +22,6 @@ say of the modality.
 """
 
 import argparse
-import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.step import save
+from benchmarks import report
 from vireid_jax.losses.identity import accuracy, cross_entropy
 from vireid_jax.methods.idkl.losses import half_flipped
 from vireid_jax.methods.idkl.net import ModalityClassifier, reverse_gradient
@@ -208,26 +207,30 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
-    rows = [["confuser", *COLUMNS.values()], ["---"] + ["---:"] * len(COLUMNS)]
-    rows += [[arm, *(cell(name, runs) for name in COLUMNS)] for arm, runs in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[arm, *(cell(name, runs) for name in COLUMNS)] for arm, runs in results.items()]
+    return report.table(["confuser", *COLUMNS.values()], rows)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table, and what it is of."""
+    seeds = len(next(iter(found["results"].values())))
+    return f"{found['steps']} steps, {seeds} seeds, mean ± standard deviation\n\n" + table(
+        found["results"]
+    )
 
 
 def main() -> None:
     """Parses the command line, trains and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/confuser.json"))
+    report.options(parser)
+    parser.add_argument("--seeds", type=report.positive, default=3)
+    parser.add_argument("--steps", type=report.positive, default=STEPS)
     flags = parser.parse_args()
-    if flags.seeds < 1 or flags.steps < 1:
-        parser.error("--seeds and --steps are 1 or more")
+    measuring = report.Run("confuser", flags)
     results = {
         arm: [run(arm, seed, steps=flags.steps) for seed in range(flags.seeds)] for arm in STRENGTH
     }
-    print(f"{flags.steps} steps, {flags.seeds} seeds, mean ± standard deviation\n")
-    print(table(results))
-    save({"steps": flags.steps, "results": results}, flags.json)
+    measuring.save({"steps": flags.steps, "results": results}, markdown)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,8 @@ def markdown(found: dict[str, Any]) -> str:
         mark = f"{n}, the program's" if n == found["used"] else str(n)
         lines.append([mark, *figures, *(f"{x:.2f}" for x in over)])
     return (
-        f"{found['method'].upper()}, embedded recipe, {found['batch']} rows, {found['cores']} "
-        f"cores. {verdict(found)}\n\n{report.table(header, lines)}"
+        f"{found['method'].upper()}, embedded recipe, {found['batch']} rows, "
+        f"{report.cores_text(found['cores'])}. {verdict(found)}\n\n{report.table(header, lines)}"
     )
 
 

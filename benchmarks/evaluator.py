@@ -1,6 +1,6 @@
 """The evaluator beside the loops of the open codes, and a gallery of a million vectors.
 
-  python -m benchmarks.evaluator                     SYSU-MM01 and RegDB sizes, Markdown rows
+  python -m benchmarks.evaluator                     SYSU-MM01 and RegDB sizes
   python -m benchmarks.evaluator --million           also a gallery of 1,000,000 x 2048
   python -m benchmarks.evaluator --million --images 100000 --quick
 
@@ -19,8 +19,6 @@ the file itself, which the operating system can drop at any time.
 import argparse
 import contextlib
 import functools
-import json
-import os
 import pathlib
 import tempfile
 import threading
@@ -30,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from benchmarks.open_evaluators import RANKS, Metrics, score_regdb, score_sysu
 from vireid_jax.metrics import Ranking, evaluate, rank_features, rank_metrics, sampled_rows
 
 AGREE = 1e-8
-TIMES = 3  # runs of either side; the fastest of each counts
 SYSU = [f"sysu/{place}/{shots}" for place in ("all", "indoor") for shots in ("single", "multi")]
 WIDTH = 2048
 # Test images and people before each camera, SYSU-MM01: 6,775 visible and 3,803 infrared.
@@ -177,14 +175,17 @@ def timed(act: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def compare(
-    name: str, ours: Callable[[], list[Metrics]], theirs: Callable[[], list[Metrics]]
+    name: str,
+    rounds: int,
+    ours: Callable[[], list[Metrics]],
+    theirs: Callable[[], list[Metrics]],
 ) -> dict[str, Any]:
-    """One row of the comparison; raises if the metrics differ."""
+    """One row of the comparison, the fastest of each side; raises if the metrics differ."""
     timed(ours)  # threads and libraries start
-    # One in turn with the other: what else the machine does is the same for both.
-    runs = [(timed(ours), timed(theirs)) for _ in range(TIMES)]
-    seconds, loop_seconds = (min(run[side][0] for run in runs) for side in range(2))
-    found, expected = (run[1] for run in runs[0])
+    sides = {"ours": ours, "theirs": theirs}
+    runs = report.in_turn(sides, lambda side: timed(sides[side]), rounds)
+    seconds, loop_seconds = (min(s for s, _ in runs[side]) for side in sides)
+    found, expected = (runs[side][0][1] for side in sides)
     if len(found) == 1 and len(expected) > 1:  # `evaluate` returns the mean of the trials
         expected = [{key: float(np.mean([m[key] for m in expected])) for key in expected[0]}]
     difference = max(
@@ -198,19 +199,13 @@ def compare(
         "difference": difference,
         "mAP": expected[0]["mAP"],
     }
-    print(
-        f"| {name} | {loop_seconds:.2f} | {seconds:.3f} | {row['ratio']:.0f} x | "
-        f"{difference:.1e} |",
-        flush=True,
-    )
     if difference > AGREE:
         raise RuntimeError(f"{name}: metrics differ by {difference:.1e}, at most {AGREE:.0e} may")
     return row
 
 
-def compare_all(quick: bool) -> list[dict[str, Any]]:
+def compare_all(trials: int, rounds: int) -> list[dict[str, Any]]:
     """The evaluator beside the loops, with and without the product of the features."""
-    trials = 2 if quick else 10
     sysu, regdb = sysu_problem(), regdb_problem()
     sysu_trials = SysuTrials(sysu, trials)
     people = regdb["query_person"], regdb["gallery_person"]
@@ -225,48 +220,46 @@ def compare_all(quick: bool) -> list[dict[str, Any]]:
     known = list(sysu_trials.distances()), regdb_distance()
     sysu_name = f"SYSU-MM01 all-search single-shot, 3803 x 301, {trials} trials"
     regdb_name = "RegDB one direction, 2060 x 2060"
-    print("\n| problem | loops, s | vireid_jax, s | faster | max difference |")
-    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     return [
         compare(
             f"{sysu_name}: from features",
+            rounds,
             lambda: [evaluate(**sysu, protocol="sysu/all/single", trials=trials)["metrics"]],
             lambda: sysu_trials.loops(sysu_trials.distances()),
         ),
         compare(
             f"{sysu_name}: from distances",
+            rounds,
             lambda: sysu_trials.ours(known[0]),
             lambda: sysu_trials.loops(known[0]),
         ),
         compare(
             f"{regdb_name}: from features",
+            rounds,
             lambda: [evaluate(**regdb, protocol="regdb/v2t")["metrics"]],
             lambda: [score_regdb(regdb_distance(), *people)],
         ),
         compare(
             f"{regdb_name}: from distances",
+            rounds,
             lambda: regdb_ours(known[1]),
             lambda: [score_regdb(known[1], *people)],
         ),
         {
             "problem": "the product of RegDB's features alone",
-            "seconds": min(timed(regdb_distance)[0] for _ in range(TIMES)),
+            "seconds": min(timed(regdb_distance)[0] for _ in range(rounds)),
         },
     ]
 
 
-def all_protocols(quick: bool) -> dict[str, float]:
+def all_protocols(trials: int) -> dict[str, float]:
     """Seconds of each SYSU-MM01 protocol from features in memory."""
-    trials = 2 if quick else 10
     problem = sysu_problem()
-    print(f"\n| SYSU-MM01 protocol, {trials} trials | s |\n| --- | ---: |", flush=True)
     seconds = {}
     for protocol in SYSU:
         score = functools.partial(evaluate, **problem, protocol=protocol, trials=trials)
         seconds[protocol], _ = timed(score)
-        print(f"| {protocol} | {seconds[protocol]:.2f} |", flush=True)
     seconds["all four"] = sum(seconds.values())
-    print(f"| all four | {seconds['all four']:.2f} |", flush=True)
     return seconds
 
 
@@ -316,7 +309,7 @@ def million(images: int, queries: int, top_k: int, block_bytes: int) -> dict[str
                 )
             )
         difference = check_queries(found, query, gallery, asked, person, range(0, queries, 50))
-    row = {
+    return {
         "images": images,
         "queries": queries,
         "top_k": top_k,
@@ -327,13 +320,6 @@ def million(images: int, queries: int, top_k: int, block_bytes: int) -> dict[str
         "mAP": found.ranking.mAP,
         "difference": difference,
     }
-    print("\n| gallery | queries | top | s | queries/s | peak beyond features | max difference |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    print(
-        f"| {images:,} x {WIDTH} float16 | {queries:,} | {top_k} | {seconds:.1f} | "
-        f"{queries / seconds:.1f} | {row['peak_beyond_features'] / 1e9:.2f} GB | {difference:.1e} |"
-    )
-    return row
 
 
 def check_queries(
@@ -371,32 +357,48 @@ def check_queries(
     return worst
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """A table for each part that was measured."""
+    parts = []
+    if "loops" in found:
+        header = ["problem", "loops, s", "vireid_jax, s", "faster", "max difference"]
+        *rows, product = found["loops"]
+        lines = []
+        for r in rows:
+            line = [r["problem"], f"{r['loop_seconds']:.2f}", f"{r['seconds']:.3f}"]
+            lines.append([*line, f"{r['ratio']:.0f} x", f"{r['difference']:.1e}"])
+        parts += [report.table(header, lines), f"{product['problem']}: {product['seconds']:.3f} s"]
+        lines = [[name, f"{s:.2f}"] for name, s in found["protocols"].items()]
+        parts.append(report.table([f"SYSU-MM01 protocol, {found['trials']} trials", "s"], lines))
+    if "million" in found:
+        m = found["million"]
+        header = ["gallery", "queries", "top", "s", "queries/s", "peak beyond features"]
+        line = [f"{m['images']:,} x {WIDTH} float16", f"{m['queries']:,}", m["top_k"]]
+        line += [f"{m['seconds']:.1f}", f"{m['queries_per_second']:.1f}"]
+        line += [f"{m['peak_beyond_features'] / 1e9:.2f} GB", f"{m['difference']:.1e}"]
+        parts.append(report.table([*header, "max difference"], [line]))
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    report.options(parser, rounds=3)
     parser.add_argument("--quick", action="store_true", help="2 trials, 200 queries")
     parser.add_argument("--million", action="store_true", help="also the large gallery")
     parser.add_argument("--only-million", action="store_true", help="the large gallery alone")
     parser.add_argument("--images", type=int, default=1_000_000, help="of the large gallery")
     parser.add_argument("--block-mb", type=int, default=1024, help="working memory, large gallery")
-    parser.add_argument("--json", type=pathlib.Path, help="where to write the results")
     flags = parser.parse_args()
-    report: dict[str, Any] = {
-        "numpy": np.__version__,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-    }
-    print(json.dumps(report))
+    run = report.Run("evaluator", flags)
+    figures: dict[str, Any] = {"trials": 2 if flags.quick else 10}
     if not flags.only_million:
-        report["loops"] = compare_all(flags.quick)
-        print(f"\n{report['loops'][-1]['problem']}: {report['loops'][-1]['seconds']:.3f} s")
-        report["protocols"] = all_protocols(flags.quick)
+        figures["loops"] = compare_all(figures["trials"], flags.rounds)
+        figures["protocols"] = all_protocols(figures["trials"])
     if flags.million or flags.only_million:
         queries = 200 if flags.quick else 1000
-        report["million"] = million(flags.images, queries, 100, flags.block_mb << 20)
-    if flags.json:
-        flags.json.parent.mkdir(parents=True, exist_ok=True)
-        flags.json.write_text(json.dumps(report, indent=1))
+        figures["million"] = million(flags.images, queries, 100, flags.block_mb << 20)
+    run.save(figures, markdown)
 
 
 if __name__ == "__main__":

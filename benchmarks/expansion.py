@@ -2,7 +2,7 @@
 
   python -m benchmarks.expansion                     ResNet-50 at 384 x 192, four pairs of images
   python -m benchmarks.expansion --size main         the recipe of the embedded data
-  python -m benchmarks.expansion --pairs 2 --repeats 1
+  python -m benchmarks.expansion --pairs 2 --rounds 1
   python -m benchmarks.expansion --parts mfgm mfgm_listed
   python -m benchmarks.expansion --whole             and the whole pass, which takes long to compile
 
@@ -18,13 +18,11 @@ second sets forms of the same numbers against each other:
   49 x 49 attention   one matrix of places by places; a convolution
   branches            an axis of kernels and maps; a Python list of branches, one after the other
 
-Parts take turns when there are several repeats. Where others use the machine too, CPU-seconds tell
+Parts take turns when there are several rounds. Where others use the machine too, CPU-seconds tell
 more than seconds. PyTorch is not needed.
 """
 
 import argparse
-import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import candidates, step
+from benchmarks import candidates, report, step
 from benchmarks.generator import Part, abstract, compile_part, temp_mb
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
@@ -389,12 +387,10 @@ class Program:
         return {**self.row, "wall_s": self.wall, "cpu_s": self.cpu, **medians}
 
 
-def measure(found: dict[str, Part], repeats: int) -> dict[str, dict[str, Any]]:
+def measure(found: dict[str, Part], rounds: int) -> dict[str, dict[str, Any]]:
     """Times and temporary memory by key; parts take turns."""
     programs = {key: Program(part) for key, part in found.items()}
-    for _ in range(1 + repeats):
-        for program in programs.values():
-            program.run()
+    report.in_turn(programs, lambda key: programs[key].run(), 1 + rounds)
     rows = {key: program.result() for key, program in programs.items()}
     for one, other in FORMS.items():
         if one in rows and other in rows:
@@ -418,87 +414,75 @@ def time_table(rows: dict[str, dict[str, Any]], images: int) -> str:
     """Markdown; shares are of the sum of the parts that make up the pass, if all are there."""
     whole = all(k in rows for k in NETWORK)
     total = sum(rows[k]["median_wall_s"] for k in NETWORK) if whole else 0.0
-    lines = [
-        "| value and gradient | s, median | CPU-s | ms an image | share | XLA temp MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["value and gradient", "s, median", "CPU-s", "ms an image", "share", "XLA temp MB"]
 
-    def line(name: str, wall: float, cpu: float, temp: str) -> str:
+    def line(name: str, wall: float, cpu: float, temp: str) -> list[str]:
         share = f"{100 * wall / total:.0f} %" if whole else ""
-        each = 1000 * wall / images
-        return f"| {name} | {wall:.3f} | {cpu:.3f} | {each:.1f} | {share} | {temp} |"
+        return [name, f"{wall:.3f}", f"{cpu:.3f}", f"{1000 * wall / images:.1f}", share, temp]
 
-    def row(key: str) -> str:
+    def row(key: str) -> list[str]:
         r = rows[key]
         temp = f"{r['temp_mb']:.0f}" if "temp_mb" in r else ""
         return line(r["part"], r["median_wall_s"], r["median_cpu_s"], temp)
 
-    lines += [row(k) for k in NETWORK if k in rows]
+    lines = [row(k) for k in NETWORK if k in rows]
     if whole:
         cpu = sum(rows[k]["median_cpu_s"] for k in NETWORK)
         lines.append(line("sum", total, cpu, ""))
     forms = set(FORMS.values())
     lines += [row(k) for k in rows if k not in NETWORK and k not in forms]
-    return "\n".join(lines)
+    return report.table(header, lines)
 
 
 def form_table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown; ratios are of the form in use over the other, below 1 is better for it."""
-    lines = [
-        "| form in use | other form | s | other s | ratio | CPU-s ratio | XLA temp MB | other MB "
-        "| ratio |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["form in use", "other form", "s", "other s", "ratio", "CPU-s ratio"]
+    header += ["XLA temp MB", "other MB", "ratio"]
 
     def ratio(a: dict[str, Any], b: dict[str, Any], key: str) -> str:
         return f"{a[key] / b[key]:.2f}" if b[key] else ""
 
+    lines = []
     for one, other in FORMS.items():
         if one not in rows or other not in rows:
             continue
         a, b = rows[one], rows[other]
-        line = f"| {a['part']} | {b['part']} | {a['median_wall_s']:.3f} | {b['median_wall_s']:.3f} "
-        line += f"| {ratio(a, b, 'median_wall_s')} | {ratio(a, b, 'median_cpu_s')} "
+        seconds = [f"{r['median_wall_s']:.3f}" for r in (a, b)]
+        ratios = [ratio(a, b, key) for key in ("median_wall_s", "median_cpu_s")]
+        memory = ["", "", ""]
         if "temp_mb" in a:
-            line += f"| {a['temp_mb']:.1f} | {b['temp_mb']:.1f} | {ratio(a, b, 'temp_mb')} |"
-        else:
-            line += "| | | |"
-        lines.append(line)
-    return "\n".join(lines)
+            memory = [f"{a['temp_mb']:.1f}", f"{b['temp_mb']:.1f}", ratio(a, b, "temp_mb")]
+        lines.append([a["part"], b["part"], *seconds, *ratios, *memory])
+    return report.table(header, lines, left=2)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Both tables."""
+    pairs = found["pairs"]
+    of = f"{pairs} pairs of images, `{found['size']}`, {found['devices']} devices:"
+    return f"{of}\n\n{time_table(found['rows'], 2 * pairs)}\n\n{form_table(found['rows'])}"
 
 
 def main() -> None:
     """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    report.options(parser, rounds=3)
     parser.add_argument("--size", choices=step.SIZES, default="paper")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of images, 2 or more")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs after a first one")
     parser.add_argument("--parts", nargs="+", help="of these parts alone, by key")
     parser.add_argument("--whole", action="store_true", help="the whole pass too")
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/expansion.json"))
     flags = parser.parse_args()
-    if flags.pairs < 2 or flags.repeats < 1:
-        parser.error(
-            f"--pairs {flags.pairs} --repeats {flags.repeats}, expected 2 or more pairs (losses "
-            "need two identities) and 1 or more repeats"
-        )
+    if flags.pairs < 2:
+        parser.error(f"--pairs {flags.pairs}, expected 2 or more: losses need two identities")
     devices.use_cpu_cores(flags.pairs)
     found = parts(candidates.settings("pdm", flags.size), flags.pairs)
     chosen = flags.parts or [k for k in found if k != "whole" or flags.whole]
     if unknown := set(chosen) - set(found):
         parser.error(f"no parts {sorted(unknown)}; there are {', '.join(found)}")
-    report: dict[str, Any] = {
-        "machine": step.machine(),
-        "size": flags.size,
-        "pairs": flags.pairs,
-        "devices": jax.device_count(),
-    }
-    print(json.dumps(report["machine"]))
-    report["rows"] = measure({k: part for k, part in found.items() if k in chosen}, flags.repeats)
-    print(f"\n{flags.pairs} pairs of images, {jax.device_count()} devices\n")
-    print(time_table(report["rows"], 2 * flags.pairs))
-    print("\n" + form_table(report["rows"]))
-    step.save(report, flags.json)
+    run = report.Run("expansion", flags)
+    rows = measure({k: part for k, part in found.items() if k in chosen}, flags.rounds)
+    figures = {"size": flags.size, "pairs": flags.pairs, "devices": jax.device_count()}
+    run.save({**figures, "rows": rows}, markdown)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What MUN's generator costs: time and memory of the network's parts at the paper's size.
 
-  python -m benchmarks.generator                   Markdown tables and a JSON file
+  python -m benchmarks.generator                   times and memory
   python -m benchmarks.generator --pairs 8         smaller batches
-  python -m benchmarks.generator --repeats 0       memory alone: nothing is run
+  python -m benchmarks.generator --memory          memory alone: nothing is run
   python -m benchmarks.generator --pairs 32 --parts product folded    these parts alone
   python -m benchmarks.generator --step            and that of whole train steps, minutes to compile
 
@@ -20,9 +20,7 @@ differentiation keeps for the backward pass, and the compiler's temporary memory
 """
 
 import argparse
-import json
 import math
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -33,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import candidates, step
+from benchmarks import candidates, report, step
 from tests.support.reference.case import fill
 from tests.support.reference.convert import flatten, nest
 from vireid_jax import train
@@ -223,8 +221,8 @@ def compile_part(part: Part) -> tuple[Any, jax.sharding.Mesh]:
     return program.lower(*abstract(part)).compile(), mesh
 
 
-def measure(part: Part, repeats: int) -> dict[str, Any]:
-    """Memory of a part and, unless repeats is 0, the time of its value and gradient."""
+def measure(part: Part, rounds: int) -> dict[str, Any]:
+    """Memory of a part and, unless rounds is 0, the time of its value and gradient."""
     compiled, mesh = compile_part(part)
     row: dict[str, Any] = {
         "part": part.name,
@@ -232,7 +230,7 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
         "kept_mb": kept_bytes(part) / MB,
         **temp_mb(compiled, mesh),
     }
-    if not repeats:
+    if not rounds:
         return row
     variables, maps = abstract(part)
     weights = nest(fill({k: v.shape for k, v in flatten(variables).items()}, "generator"))
@@ -241,7 +239,7 @@ def measure(part: Part, repeats: int) -> dict[str, Any]:
     values = {str(n): r.standard_normal(m.shape, np.float32) for n, m in enumerate(maps)}
     given = list(devices.to_global(values, mesh).values())
     wall, cpu = [], []
-    for _ in range(1 + repeats):
+    for _ in range(1 + rounds):
         start = time.perf_counter(), time.process_time()
         result = jax.block_until_ready(compiled(weights, given))
         wall.append(time.perf_counter() - start[0])
@@ -284,69 +282,70 @@ def time_table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown; shares are of the network's forward and backward pass, heads and losses aside."""
     whole = all(k in rows for k in NETWORK)
     network = sum(rows[k]["median_wall_s"] for k in NETWORK) if whole else math.nan
-    lines = [
-        "| value and gradient | s, median | CPU-s | ms a pair | share of the network |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["value and gradient", "s, median", "CPU-s", "ms a pair", "share of the network"]
+    lines = []
     for key in sorted(rows, key=lambda k: k not in NETWORK):
         r = rows[key]
-        lines.append(
-            f"| {r['part']} | {r['median_wall_s']:.2f} | {r['median_cpu_s']:.2f} "
-            f"| {1000 * r['median_wall_s'] / r['pairs']:.0f} "
-            + (f"| {100 * r['median_wall_s'] / network:.0f} % |" if whole else "| |")
-        )
-    return "\n".join(lines)
+        line = [r["part"], f"{r['median_wall_s']:.2f}", f"{r['median_cpu_s']:.2f}"]
+        line.append(f"{1000 * r['median_wall_s'] / r['pairs']:.0f}")
+        lines.append([*line, f"{100 * r['median_wall_s'] / network:.0f} %" if whole else ""])
+    return report.table(header, lines)
 
 
 def memory_table(rows: list[dict[str, Any]]) -> str:
     """Markdown: what is kept for the backward pass, and temporary memory."""
-    lines = [
-        "| | kept for the backward pass MB | MB a pair | XLA temp MB |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    lines = []
     for r in rows:
         kept = r.get("kept_mb")
-        before = f"{kept:.0f} | {kept / r['pairs']:.1f}" if kept is not None else " | "
-        temp = f"{r['temp_mb']:.0f}" if "temp_mb" in r else ""
-        lines.append(f"| {r['part']} | {before} | {temp} |")
-    return "\n".join(lines)
+        before = ["", ""] if kept is None else [f"{kept:.0f}", f"{kept / r['pairs']:.1f}"]
+        lines.append([r["part"], *before, f"{r['temp_mb']:.0f}" if "temp_mb" in r else ""])
+    return report.table(["", "kept for the backward pass MB", "MB a pair", "XLA temp MB"], lines)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables that there are figures for."""
+    parts = []
+    if found["times"]:
+        pairs = next(iter(found["times"].values()))["pairs"]
+        parts = [f"{pairs} pairs, {found['devices']} devices:", time_table(found["times"])]
+    if found["memory"]:
+        pairs = found["memory"][0]["pairs"]
+        parts += [f"Memory, {pairs} pairs, {found['devices']} devices:"]
+        parts += [memory_table(found["memory"])]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     """Parses the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    report.options(parser, rounds=2)
     parser.add_argument("--size", choices=step.SIZES, default="paper")
     parser.add_argument("--pairs", type=int, default=16, help="pairs of images for times")
     parser.add_argument("--memory-pairs", type=int, default=32, help="a multiple of K, 4")
+    parser.add_argument("--memory", action="store_true", help="memory alone")
     parser.add_argument("--step", action="store_true", help="memory of whole train steps too")
-    parser.add_argument("--repeats", type=int, default=2, help="timed runs after a first one")
     parser.add_argument("--parts", nargs="+", help="of these parts alone, by key")
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/generator.json"))
     flags = parser.parse_args()
     s = candidates.settings("mun", flags.size)
     ids, rest = divmod(flags.memory_pairs, s["num_instances"])
     if rest or ids < 2:
-        parser.error(f"--memory-pairs {flags.memory_pairs} is not a multiple of 4 from 8 on")
+        parser.error(f"--memory-pairs {flags.memory_pairs}, expected a multiple of 4 from 8 on")
     devices.use_cpu_cores(math.gcd(flags.pairs, flags.memory_pairs))
-    report: dict[str, Any] = {"machine": step.machine(), "size": flags.size}
-    print(json.dumps(report["machine"]))
-    if flags.repeats:
-        found = parts(s, flags.pairs)
-        chosen = flags.parts or list(found)
-        if unknown := set(chosen) - set(found):
-            parser.error(f"no parts {sorted(unknown)}; there are {', '.join(found)}")
-        report["times"] = {key: measure(found[key], flags.repeats) for key in chosen}
-        print(f"\n{flags.pairs} pairs, {jax.device_count()} devices\n")
-        print(time_table(report["times"]), flush=True)
+    found = parts(s, flags.pairs)
+    chosen = flags.parts or list(found)
+    if unknown := set(chosen) - set(found):
+        parser.error(f"no parts {sorted(unknown)}; there are {', '.join(found)}")
+    run = report.Run("generator", flags)
+    figures: dict[str, Any] = {"size": flags.size, "devices": jax.device_count()}
+    figures["times"] = {}
+    if not flags.memory:
+        figures["times"] = {key: measure(found[key], flags.rounds) for key in chosen}
     found = parts(s, flags.memory_pairs)
-    memory_of = [key for key in MEMORY_OF if key in (flags.parts or MEMORY_OF)]
-    report["memory"] = [measure(found[key], 0) for key in memory_of]
+    figures["memory"] = [measure(found[key], 0) for key in MEMORY_OF if key in chosen]
     if flags.step:
         s = candidates.settings("mun", flags.size, ids)
-        report["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
-    print(f"\n{flags.memory_pairs} pairs, {jax.device_count()} devices\n")
-    print(memory_table(report["memory"]))
-    step.save(report, flags.json)
+        figures["memory"] += [measure_step(s, remat=remat) for remat in (False, True)]
+    run.save(figures, markdown)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Loading at 288 x 144 beside PyTorch's DataLoader: images per second and host core.
 
-  python -m benchmarks.loader                          Markdown tables and a JSON file
-  python -m benchmarks.loader --json FILE --seconds 10
+  python -m benchmarks.loader                          all contenders
+  python -m benchmarks.loader --rounds 3 --seconds 10
   python -m benchmarks.loader --quick                  little data, no meaning
 
 Cached: decoded images. Ours come from a memory-mapped .npy file as uint8 and are augmented and
@@ -24,17 +24,14 @@ import json
 import multiprocessing
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from benchmarks.step import machine, save
+from benchmarks import report
 from vireid_jax.data import arrays, decoding, sampler
 from vireid_jax.types import INFRARED, VISIBLE, Records, train_labels
 
@@ -107,16 +104,16 @@ def _plan(label: np.ndarray, modality: np.ndarray, epoch: int) -> np.ndarray:
 
 CORES = decoding.cores()
 
-CONTENDERS = {
+CONTENDERS = {  # N: of so many cores
     "cached/arrays": "vireid_jax, arrays",
     "cached/tfdata": "vireid_jax, tfdata",
     "cached/torch_0": "PyTorch, no workers",
-    "cached/torch_n": f"PyTorch, {CORES} workers",
-    "encoded/arrays": f"vireid_jax, {CORES} threads",
+    "cached/torch_n": "PyTorch, N workers",
+    "encoded/arrays": "vireid_jax, N threads",
     "encoded/arrays_1": "vireid_jax, 1 thread",
     "encoded/torch_0": "PyTorch, no workers",
-    "encoded/torch_n": f"PyTorch, {CORES} workers",
-    "encoded/torch_once": f"PyTorch, {CORES} workers, one call of resize",
+    "encoded/torch_n": "PyTorch, N workers",
+    "encoded/torch_once": "PyTorch, N workers, one call of resize",
 }
 # Cores that work at the same time are slower each, so one, held to its core, is compared with one.
 BESIDE = {"encoded/torch_0": "encoded/arrays_1"}
@@ -201,16 +198,8 @@ def measure(contender: str, folder: pathlib.Path, seconds: float) -> dict[str, A
 
 def run(contender: str, folder: pathlib.Path, seconds: float) -> dict[str, Any]:
     """Runs one contender, or "parts", in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loader", "--contender", contender,
-         "--folder", str(folder), "--seconds", str(seconds)],
-        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    arguments = ["--contender", contender, "--folder", str(folder), "--seconds", str(seconds)]
+    return report.in_process("benchmarks.loader", arguments)
 
 
 def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -226,22 +215,34 @@ def merge(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], cores: int) -> str:
     """A Markdown table of one kind; the last column compares PyTorch's rows to ours, per core."""
-    lines = [
-        "| | images/s | images/s and core | CPU ms an image | ours to it, per core |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    header = ["", "images/s", "images/s and core", "CPU ms an image", "ours to it, per core"]
+    lines = []
     rate = {r["contender"]: r["images_per_core_s"] for r in rows}
     for r in rows:
         name = r["contender"]
         ours = rate.get(BESIDE.get(name, name.split("/")[0] + "/arrays"))
         ratio = f"{ours / rate[name]:.2f}" if "torch" in name and ours else ""
-        lines.append(
-            f"| {CONTENDERS[name]} | {r['images_per_s']:,.0f} | {rate[name]:,.0f} "
-            f"| {1e3 / rate[name]:.3f} | {ratio} |"
-        )
-    return "\n".join(lines)
+        line = [CONTENDERS[name].replace(" N ", f" {cores} "), f"{r['images_per_s']:,.0f}"]
+        lines.append([*line, f"{rate[name]:,.0f}", f"{1e3 / rate[name]:.3f}", ratio])
+    return report.table(header, lines)
+
+
+def parts_table(figures: dict[str, Any]) -> str:
+    """A Markdown table of `loader_parts.measure`."""
+    lines = []
+    groups = {
+        **{f"{name}, CPU time": group for name, group in figures["images_us"].items()},
+        f"device ({figures['device']}), wall time": figures["device_us"],
+    }
+    for name, group in groups.items():
+        for part, value in group.items():
+            lines.append([name, part, f"{value:.1f}"])
+            name = ""
+        if len(group) > 2:
+            lines.append(["", "sum", f"{sum(group.values()):.1f}"])
+    return report.table(["", "part", "µs an image"], lines, left=2)
 
 
 def check_identical(rows: list[dict[str, Any]]) -> None:
@@ -258,15 +259,13 @@ def check_identical(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path("runs/loader.json"))
+    report.options(parser, rounds=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each contender")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each contender")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--quick", action="store_true", help="little data, a moment for each")
     parser.add_argument("--contender", choices=[*CONTENDERS, "parts"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    flags.rounds = 1 if flags.quick else flags.rounds
     if flags.contender == "parts":
         from benchmarks import loader_parts
 
@@ -275,46 +274,38 @@ def main() -> None:
     if flags.contender:
         print(json.dumps(measure(flags.contender, flags.folder, flags.seconds)))
         return
-    seconds = 0.2 if flags.quick else flags.seconds
-    names = ("Pillow", "tensorflow-cpu")
-    report: dict[str, Any] = {"machine": machine() | {n: metadata.version(n) for n in names}}
-    print(json.dumps(report["machine"]), flush=True)
+    measuring = report.Run("loader", flags)
+    seconds, rounds = (0.2, 1) if flags.quick else (flags.seconds, flags.rounds)
+    sizes = dict(cached=640, encoded=640, rendered=8)
+    sizes = sizes if flags.quick else dict(cached=2000, encoded=1000, rendered=64)
     with tempfile.TemporaryDirectory(prefix="vireid-loader-") as name:
         folder = pathlib.Path(name)
-        sizes = (640, 640, 8) if flags.quick else (2000, 1000, 64)
-        write_data(folder, **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)))
-        report["data"] = {
-            **dict(zip(("cached", "encoded", "rendered"), sizes, strict=True)),
-            "jpeg_kb": (folder / "images.bin").stat().st_size / sizes[1] / 1000,
-            "image_size": SIZE,
-            "cores": CORES,
-        }
-        results: dict[str, list[dict[str, Any]]] = {c: [] for c in flags.only}
-        for _ in range(flags.rounds):
-            for contender in flags.only:
-                results[contender].append(run(contender, folder, seconds))
-        report["rows"] = rows = [merge(r) for r in results.values()]
+        write_data(folder, **sizes)
+        kilobytes = (folder / "images.bin").stat().st_size / sizes["encoded"] / 1000
+        results = report.in_turn(flags.only, lambda c: run(c, folder, seconds), rounds)
+        rows = [merge(r) for r in results.values()]
         check_identical(rows)
-        report["parts"] = run("parts", folder, seconds)
-    print_report(report)
-    save(report, flags.json)
+        parts = run("parts", folder, seconds)
+    versions = {n: report.version(n) for n in ("Pillow", "tensorflow-cpu")}
+    data = {**sizes, "jpeg_kb": kilobytes, "image_size": SIZE, "cores": CORES}
+    figures = {"versions": versions, "data": data, "rows": rows, "parts": parts}
+    measuring.save(figures, markdown)
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """Prints the tables."""
-    from benchmarks import loader_parts
-
+def markdown(found: dict[str, Any]) -> str:
+    """A table for each kind of images, and one of the parts of the work."""
+    parts = []
     for kind, title in TITLES.items():
-        if rows := [r for r in report["rows"] if r["contender"].startswith(kind)]:
-            size = f", {report['data']['jpeg_kb']:.0f} KB each" if kind == "encoded" else ""
-            print(f"\n{title}{size}, {IMAGES} images of {SIZE[0]} x {SIZE[1]} a step\n")
-            print(table(rows))
-    on_device = report["parts"]["device_us"]["augmentation"]
-    print(
-        f"\nAugmentation on the device ({report['parts']['device']}): "
-        f"{on_device * IMAGES / 1000:.1f} ms a step, {1e6 / on_device:,.0f} images/s\n"
+        if rows := [r for r in found["rows"] if r["contender"].startswith(kind)]:
+            size = f", {found['data']['jpeg_kb']:.0f} KB each" if kind == "encoded" else ""
+            parts.append(f"{title}{size}, {IMAGES} images of {SIZE[0]} x {SIZE[1]} a step:")
+            parts.append(table(rows, found["data"]["cores"]))
+    on_device = found["parts"]["device_us"]["augmentation"]
+    parts.append(
+        f"Augmentation on the device ({found['parts']['device']}): "
+        f"{on_device * IMAGES / 1000:.1f} ms a step, {1e6 / on_device:,.0f} images/s."
     )
-    print(loader_parts.table(report["parts"]))
+    return "\n\n".join([*parts, parts_table(found["parts"])])
 
 
 if __name__ == "__main__":

@@ -100,19 +100,3 @@ def _least(
             calls += 1
         best = min(best, (clock() - begin) / calls)
     return best
-
-
-def table(figures: dict[str, Any]) -> str:
-    """A Markdown table of the parts."""
-    lines = ["| | part | µs an image |", "| --- | --- | ---: |"]
-    groups = {
-        **{f"{name}, CPU time": group for name, group in figures["images_us"].items()},
-        f"device ({figures['device']}), wall time": figures["device_us"],
-    }
-    for name, group in groups.items():
-        for part, value in group.items():
-            lines.append(f"| {name} | {part} | {value:.1f} |")
-            name = ""
-        if len(group) > 2:
-            lines.append(f"| | sum | {sum(group.values()):.1f} |")
-    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Preparing a full-size data set: seconds, peak memory and size on disk.
 
-  python -m benchmarks.prepare                       a tree of SYSU-MM01's size, a Markdown table
+  python -m benchmarks.prepare                       a tree of SYSU-MM01's size
   python -m benchmarks.prepare --images 2000         a small one
   python -m benchmarks.prepare --quick               a tiny one, of no meaning
   python -m benchmarks.prepare --folder /data/tmp    where there is room (13 GB at full size)
@@ -20,9 +20,7 @@ import io
 import json
 import os
 import pathlib
-import platform
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import report
 from vireid_jax.runtime.files import size_text
 
 IMAGES = 45_863  # of SYSU-MM01, all persons
@@ -160,15 +159,6 @@ def measure(stage: str, folder: pathlib.Path) -> dict[str, Any]:
     return {"images": images, "seconds": seconds, "peak": peak}
 
 
-def in_child(stage: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Runs one stage in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.prepare", "--stage", stage]
-    run = subprocess.run(
-        [*command, "--folder", str(folder)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def size_of(folder: pathlib.Path) -> int:
     """Bytes of all files in a folder."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -177,56 +167,55 @@ def size_of(folder: pathlib.Path) -> int:
 # --- Report -------------------------------------------------------------------------------
 
 
-def report(folder: pathlib.Path, images: int) -> str:
-    """Writes the tree, runs all stages, and returns the table."""
-    begin = time.perf_counter()
+def all_stages(folder: pathlib.Path, images: int) -> dict[str, Any]:
+    """Writes the tree and runs all stages."""
     write_tree(folder / "tree", images)
-    tree = size_of(folder / "tree")
-    print(f"wrote the tree in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
     rows = []
     for stage, (_, title, written) in stages().items():
         before = size_of(folder / written) if written else 0
-        result = in_child(stage, folder)
-        added = size_text(size_of(folder / written) - before) if written else ""
-        rate = f"{result['images'] / result['seconds']:,.0f}"
-        rows.append(
-            f"| {title} | {result['seconds']:.1f} | {rate} | {size_text(result['peak'])} "
-            f"| {added} |"
-        )
-        print(f"{title}: {result['seconds']:.1f} s", file=sys.stderr)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return "\n".join(
-        [
-            f"{images:,} JPEG files, {size_text(tree)} ({tree // images:,} bytes each); "
-            f"{platform.machine()}, {cores} cores, Python {platform.python_version()}.",
-            "",
-            "| stage | seconds | images/s | peak memory | written |",
-            "|---|---|---|---|---|",
-            *rows,
-        ]
+        arguments = ["--stage", stage, "--folder", str(folder)]
+        row = {"stage": title, **report.in_process("benchmarks.prepare", arguments)}
+        row["written"] = size_of(folder / written) - before if written else None
+        print(f"{title}: {row['seconds']:.1f} s", file=sys.stderr)
+        rows.append(row)
+    return {"images": images, "tree": size_of(folder / "tree"), "rows": rows}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """What the tree is, and a row for each stage."""
+    images, tree = found["images"], found["tree"]
+    header = ["stage", "seconds", "images/s", "peak memory", "written"]
+    lines = []
+    for r in found["rows"]:
+        line = [r["stage"], f"{r['seconds']:.1f}", f"{r['images'] / r['seconds']:,.0f}"]
+        written = "" if r["written"] is None else size_text(r["written"])
+        lines.append([*line, size_text(r["peak"]), written])
+    return (
+        f"{images:,} JPEG files, {size_text(tree)} ({tree // images:,} bytes each)\n\n"
+        + report.table(header, lines)
     )
 
 
 def main() -> None:
-    """Parses the command line."""
+    """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=IMAGES)
+    report.options(parser)
+    parser.add_argument("--images", type=report.positive, default=IMAGES)
     parser.add_argument("--quick", action="store_true", help="600 images, of no meaning")
     parser.add_argument("--folder", type=pathlib.Path, help="an empty or new folder to work in")
     parser.add_argument("--stage", choices=list(stages()), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.images = min(args.images, 600) if args.quick else args.images
-    if args.images < 1:
-        parser.error(f"--images is {args.images}, expected at least 1")
-    if args.stage:
-        print(json.dumps(measure(args.stage, args.folder)))
+    flags = parser.parse_args()
+    if flags.stage:
+        print(json.dumps(measure(flags.stage, flags.folder)))
         return
-    if args.folder is not None:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        if any(args.folder.iterdir()):
-            parser.error(f"{args.folder} is not empty")
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        print(report(pathlib.Path(folder), args.images))
+    if flags.folder is not None:
+        flags.folder.mkdir(parents=True, exist_ok=True)
+        if any(flags.folder.iterdir()):
+            parser.error(f"{flags.folder} is not empty, expected an empty or new folder")
+    run = report.Run("prepare", flags)
+    images = min(flags.images, 600) if flags.quick else flags.images
+    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+        run.save(all_stages(pathlib.Path(folder), images), markdown)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,11 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def cores_text(count: int) -> str:
+    """A number of cores, as a page says it."""
+    return f"{count} core{'s' * (count != 1)}"
+
+
 # --- Is it busy? ------------------------------------------------------------------------
 
 
@@ -118,7 +123,7 @@ def too_much(share: float) -> str | None:
     if share <= LIMIT:
         return None
     return (
-        f"other processes took {100 * share:.0f} % of the {len(cores())} cores' time, "
+        f"other processes took {100 * share:.0f} % of the time of {cores_text(len(cores()))}, "
         f"expected at most {100 * LIMIT:.0f} %"
     )
 
@@ -235,7 +240,7 @@ def warning(report: Mapping[str, Any]) -> str:
 def page(report: Mapping[str, Any], body: str) -> str:
     """A report in Markdown: a warning where the machine was busy, the tables, the machine."""
     m = report["machine"]
-    facts = [m["cpu"], f"{m['cores']} cores", f"{m['memory_gb']} GB", m["device"]]
+    facts = [m["cpu"], cores_text(m["cores"]), f"{m['memory_gb']} GB", m["device"]]
     facts += [f"load {' '.join(map(str, m['load']))}", f"python {m['python']}"]
     facts += [f"{name} {m[name]}" for name in VERSIONS if m[name]]
     line = ", ".join(fact for fact in facts if fact)

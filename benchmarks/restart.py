@@ -19,6 +19,7 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks import report
 from tests.support import pods
 
 TINY = ("--config.method.width=4", "--config.data.train_ids=16", "--config.data.test_ids=4")
@@ -95,26 +96,33 @@ def measure(processes: int, devices: int, restarts: int, options: list[str]) -> 
     }
 
 
+def markdown(found: dict[str, Any]) -> str:
+    """A row for each number of processes."""
+    header = ["processes x devices", "start to first step, empty cache", "with the cache"]
+    header += ["signal to checkpoint", "signal to exit"]
+    names = ("cold", "warm", "signal to checkpoint", "signal to exit")
+    rows = [
+        [f"{r['processes']} x {r['devices']}", *(f"{r[name]:.1f} s" for name in names)]
+        for r in found["rows"]
+    ]
+    return report.table(header, rows)
+
+
 def main() -> None:
-    """Prints a Markdown table."""
+    """Parses the command line and measures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--devices", type=int, default=2, help="of each process")
-    parser.add_argument("--restarts", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true")
-    args = parser.parse_args()
-    options = list(TINY) if args.tiny else []
+    report.options(parser)
+    parser.add_argument("--processes", type=report.positive, nargs="+", default=[1, 2])
+    parser.add_argument("--devices", type=report.positive, default=2, help="of each process")
+    parser.add_argument("--restarts", type=report.positive, default=3)
+    parser.add_argument("--tiny", action="store_true", help="a small job, of no meaning")
+    flags = parser.parse_args()
+    measuring = report.Run("restart", flags)
+    options = list(TINY) if flags.tiny else []
     with tempfile.TemporaryDirectory() as folder:
-        Run(pathlib.Path(folder), 1, args.devices, options).once()  # renders the images
-    print(
-        "| processes x devices | start to first step, empty cache | with the cache | "
-        "signal to checkpoint | signal to exit |\n|---|---:|---:|---:|---:|"
-    )
-    for processes in args.processes:
-        r = measure(processes, args.devices, args.restarts, options)
-        names = ("cold", "warm", "signal to checkpoint", "signal to exit")
-        cells = [f"{r[name]:.1f} s" for name in names]
-        print(f"| {processes} x {args.devices} | {' | '.join(cells)} |", flush=True)
+        Run(pathlib.Path(folder), 1, flags.devices, options).once()  # renders the images
+    rows = [measure(n, flags.devices, flags.restarts, options) for n in flags.processes]
+    measuring.save({"rows": rows}, markdown)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def test_pytorchs_transforms_are_those_of_the_papers():
     np.testing.assert_allclose(tensor.numpy(), want, atol=1e-5)
 
 
-def test_contenders_load_the_same_and_the_report_compares_them(folder, capsys):
+def test_contenders_load_the_same_and_the_report_compares_them(folder):
     names = ["cached/arrays", "cached/torch_0", "encoded/arrays", "encoded/torch_0"]
     rows = [loader.merge([loader.measure(name, folder, 0.02)] * 2) for name in names]
     for row in rows:
@@ -66,10 +66,9 @@ def test_contenders_load_the_same_and_the_report_compares_them(folder, capsys):
         loader.check_identical([*rows[:3], {**rows[3], "first_batches": "others"}])
 
     parts = loader_parts.measure(folder, 0.02)
-    report = {"rows": rows, "parts": parts, "data": {"jpeg_kb": 9.0}}
+    report = {"rows": rows, "parts": parts, "data": {"jpeg_kb": 9.0, "cores": 2}}
     assert json.loads(json.dumps(report)) == report
-    loader.print_report(report)
-    printed = capsys.readouterr().out
+    printed = loader.markdown(report)
     ratio = rows[0]["images_per_core_s"] / rows[1]["images_per_core_s"]
     assert f"| {ratio:.2f} |" in printed
     for words in ("Augmentation on the device", "resize rows", "transfer", "gather rows"):

