@@ -163,8 +163,9 @@ def _embedding(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         "Embedding of images on the device:\n\n"
         + report.table(["method", "precision", "images at once", "images/s"], body, left=2)
-        + "\n\nScoring ranks in NumPy on the host and does not use the device (`python -m "
-        "benchmarks.evaluator`). DEEN's and PDM's sums of similarities are made on the device."
+        + "\n\nScoring ranks in NumPy on the host and does not use the device "
+        "(`python -m benchmarks.evaluator`). DEEN's and PDM's sums of similarities are made on "
+        "the device."
     )
 
 

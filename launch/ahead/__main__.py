@@ -15,9 +15,9 @@ number of chips has to divide the rows of a batch, num_ids x num_instances.
 Topologies: v5e, v5p and v6e with a shape, as in v5e:4x4 (libtpu has to be installed: in an
 environment of its own, pip install "jax[tpu]" and this package); cpu:N, N fake devices; gpu, the
 GPUs at hand; h100, one GPU that is not there (pip install --no-deps jax-cuda12-plugin
-jax-cuda12-pjrt, of the version of jaxlib; bytes leave out the workspace of cuDNN). Minutes for
-ResNet-50. Exit codes: 0 done, whether it fits or not; 1 an error that the user can cure; 2 a wrong
-command line.
+jax-cuda12-pjrt nvidia-cuda-nvcc-cu12, the first two in the version of jaxlib; bytes leave out the
+workspace of cuDNN, and time is not estimated). Minutes for ResNet-50. Exit codes: 0 done, whether
+it fits or not; 1 an error that the user can cure; 2 a wrong command line.
 """
 
 if __name__ == "__main__":  # what comes next takes a while

@@ -243,9 +243,9 @@ def _find_cuda() -> None:
     jax.devices()  # JAX looks for plugins when its backends start
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         raise ValueError(
-            "no description of h100: its compiler is not installed; expected jax-cuda12-plugin and "
-            "jax-cuda12-pjrt, no GPU and no driver: in an environment of its own, "
-            "pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt of the version of jaxlib"
+            "no description of h100: its compiler is not installed. It needs no GPU and no driver: "
+            "in an environment of its own, pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt "
+            "nvidia-cuda-nvcc-cu12, the first two in the version of jaxlib"
         )
 
 
