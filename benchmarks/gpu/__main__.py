@@ -57,17 +57,18 @@ def plan(methods: list[str], flags: argparse.Namespace, torch: bool) -> list[par
         return parts.Part(name, [*command, *tiny], timeout_s, env)
 
     names = [f"correctness-{m}" for m in methods] + ["correctness-caj"] * ("agw" in methods)
-    found = [part(f"train-{m}", 300) for m in methods]  # they compile longest
-    found += [part(name, 150) for name in names]
+    # Waiting for the device counts.
+    found = [part(name, 200) for name in names]
     deterministic = "" if flags.tiny else DETERMINISTIC
-    found += [part("resume-deterministic", 150, deterministic), part("resume-plain", 150)]
+    found += [part("resume-deterministic", 200, deterministic)]
+    found += [part(f"train-{m}", 300) for m in methods]
     if torch:
-        found += [part(f"torch-{m}", 120) for m in methods]
+        found += [part(f"torch-{m}", 200) for m in methods]
     fed = "agw" if "agw" in methods else methods[0]
-    found += [part(f"feeding-{fed}", 120), *(part(f"embed-{m}", 120) for m in methods)]
+    found += [part(f"feeding-{fed}", 200), *(part(f"embed-{m}", 200) for m in methods)]
     if torch:
         found += [part(f"torch_compiled-{m}", 150) for m in methods]
-    return found
+    return [*found, part("resume-plain", 200)]
 
 
 def run_part(name: str, out: pathlib.Path, tiny: bool) -> None:

@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ PRECISIONS = {
 }
 TIMED_S = 1.0  # of steps in a round
 ROUNDS = 2
-TRACED = 3  # steps
+TRACED, TRACED_STEPS = "bf16", 3
 
 
 def settings(method: str, tiny: bool) -> dict[str, Any]:
@@ -110,7 +111,8 @@ class Step:
         }
         if not self.figures["flops"]:
             self.figures["flops"] = products(jax.make_jaxpr(step_fn)(shapes, self.batch).jaxpr)
-        self._state = devices.place(train.init_state(method, transform, 0), self.mesh)
+        self._start = partial(train.init_state, method, transform, 0)
+        self._state: Any = None
 
     def run(self, count: int, batches: Iterator[Any] | None = None) -> None:
         """Takes steps, on one batch again and again or on host batches; waits for the last."""
@@ -118,6 +120,8 @@ class Step:
 
         from vireid_jax.runtime import devices
 
+        if self._state is None:  # so that a step that only waits for its turn takes no memory
+            self._state = devices.place(self._start(), self.mesh)
         scalars = None
         for _ in range(count):
             batch = self.batch if batches is None else devices.to_global(next(batches), self.mesh)
@@ -170,8 +174,6 @@ def peak_bytes() -> int | None:
 
 def train(method: str, out: pathlib.Path, tiny: bool) -> None:
     """Prints the train step in every precision, and where the time of the first one goes."""
-    import jax
-
     s = settings(method, tiny)
     about = {"framework": "jax", "method": method, "images": images_of(s)}
     made = {}
@@ -179,21 +181,27 @@ def train(method: str, out: pathlib.Path, tiny: bool) -> None:
         with device(out, alone=False):
             made[name] = Step(s, name)
         emit({"kind": "compiled", **about, "precision": name, **made[name].figures})
-    for n, name in enumerate(list(made)):
-        step = made.pop(name)  # and its state is gone with it
+    for name in PRECISIONS:
         with device(out, alone=True):
-            times = seconds(step.run, tiny)
-            row = {"kind": "step", **about, "precision": name, "step_s": times}
-            emit({**row, "peak_bytes": peak_bytes()})
-            if n == 0:
-                with tempfile.TemporaryDirectory() as folder:
-                    with jax.profiler.trace(folder):
-                        step.run(TRACED)
-                    events = trace.read(pathlib.Path(folder))
-        if n == 0:
-            found = trace.summary(events, trace.groups_of(step.compiled.as_text()))
-            row = {"kind": "trace", "method": method, "precision": name, "steps": TRACED}
-            emit({**row, **found})
+            times = seconds(made[name].run, tiny)
+        row = {"kind": "step", **about, "precision": name, "step_s": times}
+        emit({**row, "peak_bytes": peak_bytes()})
+        if name != TRACED:
+            del made[name]  # and its state with it
+    with device(out, alone=True):  # the last: a profile may fail where speed does not
+        emit({"kind": "trace", "method": method, "precision": TRACED, **profile(made[TRACED])})
+
+
+def profile(step: Step) -> dict[str, Any]:
+    """Where the time of a step goes; see `trace.summary`."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            step.run(TRACED_STEPS)
+        events = trace.read(pathlib.Path(folder))
+    found = trace.summary(events, trace.groups_of(step.compiled.as_text()))
+    return {"steps": TRACED_STEPS, **found}
 
 
 def embed(method: str, out: pathlib.Path, tiny: bool) -> None:
@@ -230,8 +238,6 @@ def embed(method: str, out: pathlib.Path, tiny: bool) -> None:
 
 def feeding(method: str, out: pathlib.Path, tiny: bool) -> None:
     """Prints steps on batches of the loader, from memory, beside steps on one batch."""
-    from functools import partial
-
     from vireid_jax.data import arrays, sampler
     from vireid_jax.types import Records
 

@@ -200,7 +200,9 @@ def _traces(rows: Sequence[Mapping[str, Any]]) -> str:
         longest.append(f"- {r['method']}: {names}")
     header = ["method", "precision", "ms a step, traced", *GROUPS, "idle"]
     return (
-        "Where the time of a step goes. A fused loop counts by its last operation.\n\n"
+        "Where the time of a step goes. A fused loop counts by its last operation. A GPU's "
+        "operations are launched one by one within a profile, so the idle time is at most so "
+        "much.\n\n"
         + report.table(header, body, left=2)
         + "\n\nThe longest operations:\n\n"
         + "\n".join(longest)
