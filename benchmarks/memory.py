@@ -26,9 +26,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import report
+from benchmarks.candidates import METHODS
 from launch.ahead import roofline
 
-METHODS = ("smcl", "mun", "idkl", "agw", "deen", "pdm")
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "remat": {"remat": True},

@@ -8,13 +8,13 @@
 It needs this repository, jax with CUDA and, for the rows beside it, PyTorch with CUDA. No data is
 read. Parts, the most valuable first:
 
-  correctness  losses and gradients in float32 against the CPU's, bfloat16 near them
-  resume       a run that was stopped and resumed ends with the same bits
-  train        the train step at the paper's size in bf16, TF32 and float32: speed, memory, shares
-               of the peak rates, and a profile
-  torch        the same in PyTorch, eager and channels last; torch_compiled, by torch.compile
-  embed        images embedded in a second
-  feeding      whether the device waits for the loader
+  correctness     losses and gradients in float32 against the CPU's, bfloat16 near them
+  resume          a run that is stopped and resumed ends with the same bits
+  train           the train step at the paper's size in bf16, TF32 and float32: speed, memory,
+                  shares of the peak rates, and a profile
+  torch           the same in PyTorch, eager with channels last
+  feeding, embed  whether the device waits for the loader; images embedded in a second
+  torch_compiled  the train step by torch.compile
 
 Each part is a process of its own with a time limit. A part that fails or hangs is recorded with
 its last lines, and what it had found is kept. OUT/gpu.json and OUT/gpu.md are written after every
@@ -33,9 +33,9 @@ import time
 from typing import Any
 
 from benchmarks import report
+from benchmarks.candidates import METHODS
 from benchmarks.gpu import parts, tables
 
-METHODS = ("smcl", "mun", "idkl", "agw", "deen", "pdm")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
