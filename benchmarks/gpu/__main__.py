@@ -158,7 +158,8 @@ def main() -> None:
     }
 
     def save() -> None:
-        found = run.report(figures, kind)
+        # As it was before the parts: the time of a part's own processes is not ours if it is killed.
+        found = run.report(figures, kind) | {"busy": run.at_start}
         report.save("gpu", found, report.page(found, tables.markdown(found)), flags.out)
 
     def ended(part: dict[str, Any]) -> None:
