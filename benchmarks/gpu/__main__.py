@@ -158,7 +158,7 @@ def main() -> None:
     }
 
     def save() -> None:
-        # As it was before the parts: the time of a part's own processes is not ours if it is killed.
+        # As it was before: what a part had used that is killed does not count as ours.
         found = run.report(figures, kind) | {"busy": run.at_start}
         report.save("gpu", found, report.page(found, tables.markdown(found)), flags.out)
 
