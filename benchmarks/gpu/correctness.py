@@ -24,11 +24,11 @@ def recipe(method: str, tiny: bool) -> Any:
     if "metric_from_epoch" in config.method:
         config.method.metric_from_epoch = 0.0
     if tiny:
-        config.data.image_size = (32, 16)
+        config.data.image_size = (48, 24)
         config.method.depth, config.method.width = 10, 4
         config.sampler.num_ids, config.sampler.num_instances = 4, 2
         if "generator_ratios" in config.method:
-            config.method.generator_ratios = (2, 3, 6)  # of maps of 8 x 4
+            config.method.generator_ratios = (2, 3, 6)  # of maps of 12 x 6
     return config
 
 

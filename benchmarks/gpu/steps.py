@@ -33,7 +33,7 @@ def settings(method: str, tiny: bool) -> dict[str, Any]:
         config = importlib.import_module(f"configs.{method}").get_config("sysu")
         return candidates.settings(method, "paper", config.sampler.num_ids)
     s = candidates.settings(method, "main", 2)
-    small = {"num_instances": 2, "image_size": (64, 32), "num_classes": 6}
+    small = {"num_instances": 2, "image_size": (48, 24), "num_classes": 6}
     facts = {k: small.get(k, v) for k, v in s["facts"].items()}
     options = {**s["method"], "depth": 10, "width": 8}
     if "generator_ratios" in options:
