@@ -78,7 +78,7 @@ def run_part(name: str, out: pathlib.Path, tiny: bool) -> None:
         from benchmarks.gpu import correctness
 
         if kind == "resume":
-            correctness.resume(out, of == "deterministic")
+            correctness.resume(out, of == "deterministic", tiny)
         else:
             correctness.check(of, out, tiny)
     elif kind in ("torch", "torch_compiled"):

@@ -124,25 +124,27 @@ def errors(
     }
 
 
-def resume(out: pathlib.Path, deterministic: bool) -> None:
+def resume(out: pathlib.Path, deterministic: bool, tiny: bool) -> None:
     """Prints whether a run that was stopped and resumed ends with the bits of one that was not."""
     with device(out, alone=False), tempfile.TemporaryDirectory() as folder:
-        whole, step = _fitted(folder, "whole", None)
-        _fitted(folder, "parts", step // 2)
-        parts, _ = _fitted(folder, "parts", None)
+        whole, step = _fitted(folder, "whole", None, tiny)
+        _fitted(folder, "parts", step // 2, tiny)
+        parts, _ = _fitted(folder, "parts", None, tiny)
     differ = sum(not np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
     row = {"kind": "resume", "deterministic": deterministic, "steps": step}
     emit({**row, "arrays": len(whole), "differ": differ})
 
 
-def _fitted(folder: str, name: str, max_steps: int | None) -> tuple[list[np.ndarray], int]:
+def _fitted(
+    folder: str, name: str, max_steps: int | None, tiny: bool
+) -> tuple[list[np.ndarray], int]:
     """The arrays of a run and its step, of a process of its own: it compiles for itself."""
     # One that is spawned has no device of this process.
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_fit, (folder, name, max_steps))
+        return pool.apply(_fit, (folder, name, max_steps, tiny))
 
 
-def _fit(folder: str, name: str, max_steps: int | None) -> tuple[list[np.ndarray], int]:
+def _fit(folder: str, name: str, max_steps: int | None, tiny: bool) -> tuple[list[np.ndarray], int]:
     import jax
 
     from tests.support.recipes import small
@@ -150,7 +152,7 @@ def _fit(folder: str, name: str, max_steps: int | None) -> tuple[list[np.ndarray
 
     place = pathlib.Path(folder)
     config = small("smcl", "synthetic", place)
-    config.method.width = 32
+    config.method.width = 4 if tiny else 32
     config.train.epochs, config.train.checkpoint_every, config.train.eval_every = 4.0, 1.0, 0.0
     found = train.fit(config, place / name, max_steps=max_steps)
     return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(found.variables))], found.step
