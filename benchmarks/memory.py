@@ -89,12 +89,9 @@ def row_of(
     Raises:
       ValueError: the compiler is not there; the message says how to get it.
     """
-    import jax
-
     from launch.ahead import programs
     from vireid_jax.runtime.devices import make_mesh
 
-    jax.clear_caches()  # the text of a program, which it is kept by, depends on those before it
     config = importlib.import_module(f"configs.{method}").get_config("sysu")
     config.method.dtype = dtype
     config.devices.update(VARIANTS[variant])
