@@ -27,6 +27,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -169,6 +170,7 @@ def main() -> None:
         print(f"{figures['seconds']:5.0f} s  {part['part']}: {part['state']}", flush=True)
         save()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which stops the parts, as Ctrl-C does
     budget = flags.budget - (time.monotonic() - began)
     parts.run(wanted, flags.out, budget_s=budget, workers=flags.workers, ended=ended)
     print((flags.out / "gpu.md").read_text())
