@@ -52,6 +52,16 @@ BENCHMARKS = {
     "prepare": Benchmark("What does preparing a data set cost?", "8 minutes", "13 GB of disk"),
     "restart": Benchmark("What do a start and a stop cost?", "5 minutes"),
     "confuser": Benchmark("Does IDKL's confuser hide the modality?", "2 minutes"),
+    "memory": Benchmark(
+        "How much device memory does a train step need, and what batch fits?",
+        "an hour and a half on one core; a minute for each program",
+        "the compilers for GPUs and TPUs, see python -m launch.ahead --help",
+    ),
+    "gpu": Benchmark(
+        "Is a GPU right, how fast is it, and where does the time go?",
+        "8 minutes",
+        "a GPU, jax with CUDA; PyTorch for the rows beside it",
+    ),
 }
 
 

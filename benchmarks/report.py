@@ -163,18 +163,20 @@ def positive(text: str) -> int:
 class Run:
     """One run of a benchmark, from the check of the machine to the files."""
 
-    def __init__(self, name: str, flags: argparse.Namespace):
+    def __init__(self, name: str, flags: argparse.Namespace, *, timed: bool = True):
         """Looks at the machine.
 
         Args:
           name: of the benchmark, and of its files.
           flags: from a parser with the options of `options`.
+          timed: False for figures that do not depend on what else the machine does.
 
         Raises:
           SystemExit: the machine is busy and --busy-ok is not given.
         """
         self.name, self.out = name, flags.out
-        self.at_start = busy()
+        self.timed = timed
+        self.at_start = busy() if timed else None
         if self.at_start and not flags.busy_ok:
             raise SystemExit(
                 f"The machine is busy: {self.at_start}. Times would mean nothing. Wait until it is "
@@ -201,6 +203,8 @@ class Run:
         }
 
     def _busy(self) -> str | None:
+        if not self.timed:
+            return None
         now = counted()
         if self.began is None or now is None:
             return "not known, as this system has no /proc/stat"

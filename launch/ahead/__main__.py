@@ -14,8 +14,10 @@ number of chips has to divide the rows of a batch, num_ids x num_instances.
 
 Topologies: v5e, v5p and v6e with a shape, as in v5e:4x4 (libtpu has to be installed: in an
 environment of its own, pip install "jax[tpu]" and this package); cpu:N, N fake devices; gpu, the
-GPUs at hand. Minutes for ResNet-50. Exit codes: 0 done, whether it fits or not; 1 an error that the
-user can cure; 2 a wrong command line.
+GPUs at hand; h100, one GPU that is not there (pip install --no-deps jax-cuda12-plugin
+jax-cuda12-pjrt nvidia-cuda-nvcc-cu12, the first two in the version of jaxlib; bytes leave out the
+workspace of cuDNN, and time is not estimated). Minutes for ResNet-50. Exit codes: 0 done, whether
+it fits or not; 1 an error that the user can cure; 2 a wrong command line.
 """
 
 if __name__ == "__main__":  # what comes next takes a while
@@ -36,7 +38,9 @@ from launch.ahead import roofline
 from vireid_jax import main as command
 from vireid_jax.runtime.command import run
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chips: v5e:4x4, v5p:2x2x2, v6e:2x4, cpu:8, gpu, h100."
+)
 _SCALING = flags.DEFINE_bool(
     "scaling", False, "Compile for the numbers of --chips too, with the same rows on every chip."
 )

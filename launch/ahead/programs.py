@@ -215,6 +215,40 @@ class Program(NamedTuple):
     error: str = ""  # the compiler's, if there was no room
 
 
+# What XLA has to know of a GPU to compile for it where it is not, in its own words: the figures of
+# an H100 SXM.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84978434048
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def _find_cuda() -> None:
+    """Makes JAX load its compiler for CUDA, which needs no driver.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    jax.devices()  # JAX looks for plugins when its backends start
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        raise ValueError(
+            "no description of h100: its compiler is not installed. It needs no GPU and no driver: "
+            "in an environment of its own, pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt "
+            "nvidia-cuda-nvcc-cu12, the first two in the version of jaxlib"
+        )
+
+
 def find_devices(topology: roofline.Topology) -> Devices:
     """The devices of a topology; see `__main__.prepare`, which comes before JAX starts.
 
@@ -239,6 +273,12 @@ def find_devices(topology: roofline.Topology) -> Devices:
         return Devices(topology._replace(shape=(wanted,)), list(found[:wanted]), chip)
     from jax.experimental import topologies
 
+    if topology.kind == "h100":
+        _find_cuda()
+        described = topologies.get_topology_desc(
+            platform="cuda", topology_name="h100", target_config=H100, topology="1x1x1"
+        )
+        return Devices(topology, list(described.devices), roofline.chip_of(topology))
     name, count = topology.name, topology.chips
     if count == 1:  # libtpu describes whole hosts
         name = f"{topology.kind}:{'2x2x1' if len(topology.shape) == 3 else '2x2'}"
@@ -303,8 +343,10 @@ def _from_json(values: dict[str, Any]) -> Program:
 
 def _compile(lowered: Any, target: Devices) -> Program:
     start = time.perf_counter()
+    # Tiles of Triton's products are chosen by timing them, and the first may not do.
+    options = {"xla_gpu_enable_triton_gemm": False} if target.topology.kind == "h100" else None
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -30,8 +30,8 @@ class Chip(NamedTuple):
 class Topology(NamedTuple):
     """Devices to compile for."""
 
-    name: str  # as given: v5e:4x4, cpu:8, gpu
-    kind: str  # a key of SHAPES, "cpu" or "gpu"
+    name: str  # as given: v5e:4x4, cpu:8, gpu, h100
+    kind: str  # a key of SHAPES, "cpu", "gpu" or "h100"
     shape: tuple[int, ...]  # chips along each axis
 
     @property
@@ -77,7 +77,7 @@ SHAPES = {
 
 
 def parse(name: str) -> Topology:
-    """Reads v5e:4x4, cpu:8 or gpu.
+    """Reads v5e:4x4, cpu:8, gpu or h100.
 
     Raises:
       ValueError: there is no such chip or shape; the message lists those there are.
@@ -85,6 +85,8 @@ def parse(name: str) -> Topology:
     kind, _, shape = name.partition(":")
     if name == "gpu":
         return Topology(name, kind, (0,))
+    if name == "h100":
+        return Topology(name, kind, (1,))
     if kind == "cpu":
         if not re.fullmatch("[1-9][0-9]{0,3}", shape):
             raise ValueError(
@@ -94,7 +96,7 @@ def parse(name: str) -> Topology:
     if kind not in SHAPES:
         raise ValueError(
             f"topology {name!r}: no chip {kind!r}; expected {', '.join(sorted(SHAPES))} with a "
-            "shape, as in v5e:4x4, or cpu:N, or gpu"
+            "shape, as in v5e:4x4, or cpu:N, or gpu, or h100"
         )
     if shape not in SHAPES[kind]:
         raise ValueError(
@@ -113,7 +115,7 @@ def chip_of(topology: Topology, device_kind: str = "") -> Chip | None:
     """
     if topology.kind == "gpu":
         return next((chip for name, chip in GPUS.items() if name in device_kind), None)
-    return TPUS.get(topology.kind)
+    return GPUS["H100"] if topology.kind == "h100" else TPUS.get(topology.kind)
 
 
 def of_size(topology: Topology, chips: int) -> Topology:
@@ -122,9 +124,11 @@ def of_size(topology: Topology, chips: int) -> Topology:
     Raises:
       ValueError: it does not come in that size.
     """
-    if topology.kind in ("cpu", "gpu"):
+    if topology.kind in ("cpu", "gpu", "h100"):
         if chips > topology.chips:
             raise ValueError(f"{topology.name} has {topology.chips} devices, not {chips}")
+        if topology.kind == "h100":
+            return topology
         return Topology(f"{topology.kind}:{chips}", topology.kind, (chips,))
     found = [parse(f"{topology.kind}:{shape}") for shape in SHAPES[topology.kind]]
     sizes = [t for t in found if t.chips == chips]

@@ -156,6 +156,7 @@ def test_a_process_that_was_killed_is_told_apart(monkeypatch):
 def test_every_benchmark_is_listed():
     files = (ROOT / "benchmarks").glob("*.py")
     programs = {p.stem for p in files if re.search(r"^def main\(", p.read_text(), re.M)}
+    programs |= {p.parent.name for p in (ROOT / "benchmarks").glob("*/__main__.py")}
     assert programs - {"__main__"} == set(family.BENCHMARKS)
     text = family.listing()
     assert "loader     How fast are images loaded?" in text and "Needs PyTorch" in text

@@ -156,6 +156,22 @@ def test_a_tpu_that_is_not_here():
     assert "collectives, other: none" in run.stdout and "roofline estimate" in run.stdout
 
 
+CUDA = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+
+
+@pytest.mark.skipif(CUDA, reason="the compiler for CUDA is here")
+def test_without_the_compiler_for_cuda_the_message_says_how_to_get_it():
+    with pytest.raises(ValueError, match="pip install --no-deps jax-cuda12-plugin"):
+        programs.find_devices(roofline.parse("h100"))
+
+
+@pytest.mark.skipif(not CUDA, reason="needs jax-cuda12-plugin and jax-cuda12-pjrt")
+def test_a_gpu_that_is_not_here():
+    run = _run("--config=configs/deen.py", "--topology=h100", *TINY, "--noembed")
+    assert run.returncode == 0, run.stderr
+    assert "1 x NVIDIA H100 80GB HBM3 (h100)" in run.stdout and ": fits" in run.stdout
+
+
 # --- Its parts ------------------------------------------------------------------------------
 
 

@@ -104,6 +104,7 @@ def test_topologies_are_read_and_others_refused():
         ("v5p:2x2x2", "v5p", (2, 2, 2), 8),
         ("v6e:16x16", "v6e", (16, 16), 256),
         ("cpu:8", "cpu", (8,), 8),
+        ("h100", "h100", (1,), 1),
     ):
         assert roofline.parse(name) == (name, kind, shape)
         assert roofline.parse(name).chips == count, name
@@ -115,6 +116,7 @@ def test_topologies_are_read_and_others_refused():
         "cpu": "expected cpu:N with a number N",
         "cpu:0": "expected cpu:N with a number N",
         "gpu:8": "no chip 'gpu'",
+        "h100:2": "no chip 'h100'",
         "": "no chip ''",
     }.items():
         with pytest.raises(ValueError) as error:
@@ -129,6 +131,8 @@ def test_slices_of_a_size():
     ]
     assert roofline.of_size(roofline.parse("v5p:4x4x4"), 8).shape == (2, 2, 2)
     assert roofline.of_size(roofline.parse("cpu:8"), 2) == ("cpu:2", "cpu", (2,))
+    h100 = roofline.parse("h100")
+    assert roofline.of_size(h100, 1) == h100
     with pytest.raises(ValueError, match="no slice of 24 v5e chips; there are 1, 4, 8"):
         roofline.of_size(base, 24)
     with pytest.raises(ValueError, match="cpu:2 has 2 devices, not 4"):
@@ -143,4 +147,5 @@ def test_figures_of_chips_are_of_one_kind():
     gpu = roofline.parse("gpu")
     assert roofline.chip_of(gpu, "NVIDIA H100 80GB HBM3") is roofline.GPUS["H100"]
     assert roofline.chip_of(gpu, "NVIDIA T4") is None
+    assert roofline.chip_of(roofline.parse("h100")) is roofline.GPUS["H100"]
     assert roofline.chip_of(roofline.parse("cpu:2")) is None
