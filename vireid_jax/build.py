@@ -216,11 +216,19 @@ def _rehearse(config: ml_collections.ConfigDict, batch: Any, pretrained: Any) ->
     jax.eval_shape(loss, shapes, batch)
 
 
-def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple[Parts, Feed]:
+def build(
+    config: ml_collections.ConfigDict,
+    *,
+    resuming: bool = False,
+    planned: Callable[[Method, jax.sharding.Mesh, Feed], None] = lambda method, mesh, feed: None,
+) -> tuple[Parts, Feed]:
     """Builds what the recipe describes; cheap checks come before the data is loaded.
 
-    A run that is `resuming` has a checkpoint, so that the file of config.init may have gone. Then
-    `Parts.weights` is None and `Parts.method` starts from random weights.
+    Args:
+      config: the recipe.
+      resuming: the run has a checkpoint, so that the file of config.init may have gone. Then
+        `Parts.weights` is None and `Parts.method` starts from random weights.
+      planned: called before the images are loaded, with what they are expected to be trained by.
 
     Raises:
       ValueError, FileNotFoundError: the recipe cannot be carried out; says how to cure it.
@@ -249,36 +257,43 @@ def build(config: ml_collections.ConfigDict, *, resuming: bool = False) -> tuple
     if not resuming or config.allow_changes:
         _rehearse(config, batch, pretrained)
 
-    split, own_files = _load(config, options, permutations, train=True)
-    label, persons = train_labels(split.train)
-    modality = split.train.modality
-    steps = config.sampler.steps_per_epoch
-    if steps is None:
-        pk = dict(num_ids=num_ids, num_instances=num_instances)
-        steps = sampler.steps_per_epoch(label, modality, rule=config.sampler.rule, **pk)
-    if (total := epochs_to_steps(config.train.epochs, steps)) > _MOST_STEPS:
-        raise ValueError(
-            f"train.epochs is {config.train.epochs:g}, which is {total:,} steps of {steps:,} an "
-            f"epoch, expected at most {_MOST_STEPS:,} steps"
-        )
-    method, report = make_method(config, len(persons), steps, pretrained)
-    section = {**config.sampler, "steps_per_epoch": steps}
+    def training(train: Records) -> tuple[Method, Report | None, np.ndarray, Feed]:
+        label, persons = train_labels(train)
+        steps = config.sampler.steps_per_epoch
+        if steps is None:
+            pk = dict(num_ids=num_ids, num_instances=num_instances)
+            steps = sampler.steps_per_epoch(label, train.modality, rule=config.sampler.rule, **pk)
+        if (total := epochs_to_steps(config.train.epochs, steps)) > _MOST_STEPS:
+            raise ValueError(
+                f"train.epochs is {config.train.epochs:g}, which is {total:,} steps of {steps:,} "
+                f"an epoch, expected at most {_MOST_STEPS:,} steps"
+            )
+        method, report = make_method(config, len(persons), steps, pretrained)
+        section = {**config.sampler, "steps_per_epoch": steps}
 
-    def plan(epoch: int) -> Any:
-        return sampler.plan(label, modality, seed=config.seed, epoch=epoch, **section)
+        def plan(epoch: int) -> Any:
+            return sampler.plan(label, train.modality, seed=config.seed, epoch=epoch, **section)
 
-    def batches(start: int, stop: int) -> Iterator[Batch]:
-        local_ids = (rows.stop - rows.start) // num_instances
-        span = dict(start=start, stop=stop, rows=rows)
-        for n, batch in enumerate(load(split.train, label, plan, image_size=image_size, **span)):
-            if not n:
-                check_batch(batch, num_ids=local_ids, num_instances=num_instances)
-            yield batch
+        def batches(start: int, stop: int) -> Iterator[Batch]:
+            local_ids = (rows.stop - rows.start) // num_instances
+            span = dict(start=start, stop=stop, rows=rows)
+            for n, batch in enumerate(load(train, label, plan, image_size=image_size, **span)):
+                if not n:
+                    check_batch(batch, num_ids=local_ids, num_instances=num_instances)
+                yield batch
 
+        feed = Feed(batches, batch, steps, partial(augment.augment, **config.augment))
+        return method, report, persons, feed
+
+    def expect(split: Split) -> None:
+        method, _, _, feed = training(split.train)
+        planned(method, mesh, feed)
+
+    split, own_files = _load(config, options, permutations, train=True, expect=expect)
+    method, report, persons, feed = training(split.train)
     scorer = _scorer(config, options, permutations, method, mesh)
     gone = config.init.weights is not None and report is None
-    parts = Parts(split, method, image_size, mesh, persons, scorer, report, gone, own_files)
-    return parts, Feed(batches, batch, steps, partial(augment.augment, **config.augment))
+    return Parts(split, method, image_size, mesh, persons, scorer, report, gone, own_files), feed
 
 
 def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Parts:
@@ -339,8 +354,11 @@ def _load(
     *,
     train: bool = False,
     check_test: Callable[[Split], None] = lambda split: None,
+    expect: Callable[[Split], None] = lambda split: None,
 ) -> tuple[Split, Records | None]:
     """The data set, refused before an image is read if it cannot be scored, or trained on.
+
+    `expect` is called with what is not refused, before its images are read.
 
     Returns:
       The split, and one's own images to train on as they are before they are decoded.
@@ -358,6 +376,8 @@ def _load(
             _check_trainable(config, split)
         val = split.val if train else None
         check_protocols(options, split.test, val, permutations=permutations, strict=strict)
+        if len(seen) == 1:
+            expect(split)
 
     def should_stop() -> bool:
         # Of several processes each may have other images to decode, and they must poll alike.

@@ -9,6 +9,7 @@ import contextlib
 import math
 import pathlib
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -108,20 +109,16 @@ def _fit(
         raise ValueError(f"max_steps is {max_steps}, expected at least 1")
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
     watch.phase("data")
+    ahead = _CompileAhead(config)
     try:
-        parts, feed = build.build(config, resuming=_has_checkpoint(workdir))
+        parts, feed = build.build(config, resuming=_has_checkpoint(workdir), planned=ahead.begin)
     except Stopped:
         raise Preempted(0) from None
     method, mesh = parts.method, parts.mesh
     facts = {**runfolder.data_facts(parts.split), "max_steps": max_steps}
     processes.check_equal("the data", facts)
     watch.phase("start")
-    transform, learning_rate = optim.make(
-        steps_per_epoch=feed.steps_per_epoch, epochs=options.epochs, **config.optim
-    )
-    step_fn = make_train_step(
-        method, feed.augment, transform, learning_rate, mesh=mesh, seed=config.seed
-    )
+    transform, step_fn = _step_of(config, method, mesh, feed)
     # Tracing finds what is wrong with any option before the folder says that a run has begun. With
     # the run's shardings the first step finds it done.
     shapes = abstract_state(method, transform)
@@ -160,7 +157,7 @@ def _fit(
             state = train(
                 state=state,
                 start=start,
-                step_fn=step_fn,
+                step_fn=ahead.waited_for(step_fn),
                 batches=feed.batches,
                 steps_per_epoch=feed.steps_per_epoch,
                 mesh=mesh,
@@ -175,6 +172,54 @@ def _fit(
                 checkpoint_every=options.checkpoint_every,
             )
     return Trained(parts, state.variables, int(state.step))
+
+
+def _step_of(
+    config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, feed: build.Feed
+) -> tuple[optax.GradientTransformation, "StepFn"]:
+    """The optimizer's transform and the step of a recipe."""
+    transform, learning_rate = optim.make(
+        steps_per_epoch=feed.steps_per_epoch, epochs=config.train.epochs, **config.optim
+    )
+    step_fn = make_train_step(
+        method, feed.augment, transform, learning_rate, mesh=mesh, seed=config.seed
+    )
+    return transform, step_fn
+
+
+class _CompileAhead:
+    """Compiles the step in a thread while the images are rendered, decoded or read.
+
+    It fills the cache of compiled programs, where the first step finds the program. Without a cache
+    there is nothing to fill, and several processes compile in step with each other.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self._config, self._thread = config, threading.Thread()
+
+    def begin(self, method: Method, mesh: jax.sharding.Mesh, feed: build.Feed) -> None:
+        """Starts; what is wrong with the step is said by the first step."""
+        if jax.process_count() > 1 or not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+            return
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                transform, step_fn = _step_of(self._config, method, mesh, feed)
+                shapes = devices.abstract(abstract_state(method, transform), mesh)
+                step_fn.lower(shapes, feed.batch).compile()  # type: ignore[attr-defined]
+
+        self._thread = threading.Thread(target=work, name="compile")
+        self._thread.start()
+
+    def waited_for(self, step_fn: "StepFn") -> "StepFn":
+        """The same step; the first waits for the thread."""
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+            if self._thread.is_alive():
+                self._thread.join()
+            return step_fn(state, batch)
+
+        return step
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -87,7 +87,7 @@ def load(
       name: one of `names()`.
       check: raises for a split that is of no use. Called with what is returned and, before that,
         with the split of paths of a data set on disk: the images take long to decode.
-      should_stop: polled now and then while images are decoded.
+      should_stop: polled now and then while images are decoded or rendered.
       **options: those of `options_of(name)`; None leaves one at the data set's own default.
 
     Returns:
@@ -112,7 +112,7 @@ def load(
     if "image_size" in given:
         given["image_size"] = tuple(given["image_size"])
     if name == "synthetic":
-        split = synthetic.load(check, **given)
+        split = synthetic.load(check, progress("rendering the data set", should_stop), **given)
     else:
         own = {key: given.pop(key) for key in set(given) - set(_common())}
         split = _from_disk(name, own, check, should_stop, **given)

@@ -24,7 +24,7 @@ RENDER_VERSION = 10
 FIRST_PERSON = {"train": 1, "val": 4001, "test": 6001}
 _LAST_PERSON = {"train": 4000, "val": 6000, "test": 9999}
 _MOST_BYTES = 2**33  # of all images, which are held in memory
-_BLOCK = 2048  # images whose parameters are held at once
+_BLOCK = 512  # images whose parameters are held at once; after each, progress is noted
 _OVERHEAD = 4096  # bytes of a split in a file beside its pixels, at most
 _MODALITY = np.array([camera.modality for camera in scene.CAMERAS], np.int8)
 
@@ -54,6 +54,7 @@ def render_images(
     *,
     image_size: tuple[int, int],
     infrared: bool | None = None,
+    rendered: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
     """Renders images, each a function of (seed, its person, camera and index) alone.
 
@@ -64,6 +65,7 @@ def render_images(
       index: int [N].
       image_size: (height, width) in pixels.
       infrared: overrides the cameras' modality; the same shot in both is an aligned pair.
+      rendered: called now and then with the number of images since it was last called.
 
     Returns:
       uint8 [N, H, W, 3].
@@ -88,6 +90,7 @@ def render_images(
             settings, rects = scene.build(shot, frame, lamp)
             tubes = scene.arrange(projected, shot, frame, lamp)
             out[rows] = render.render(tubes, settings, rects, shot.key, image_size=image_size)
+            rendered(len(rows))
     return out
 
 
@@ -164,6 +167,7 @@ def _cached(
 
 def load(
     check: Callable[[Split], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     image_size: tuple[int, int] = (96, 48),
     seed: int = 0,
@@ -186,6 +190,7 @@ def load(
     Args:
       check: raises for a split that is of no use; called before anything is rendered, with
         images that have no pixels.
+      progress: called now and then with the number of images rendered, and of all.
       image_size: (height, width) in pixels.
       seed: of everything, at least 0.
       train_ids: identities to train on, at least 1.
@@ -246,9 +251,16 @@ def load(
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
     def rendered() -> dict[str, np.ndarray]:
-        _log.info("rendering %d images of %d x %d pixels", count, height, width)
+        done = 0
+
+        def note(images: int) -> None:
+            nonlocal done
+            done += images
+            progress(done, count)
+
+        size = (height, width)
         return {
-            name: render_images(int(seed), *of_split, image_size=(height, width))
+            name: render_images(int(seed), *of_split, image_size=size, rendered=note)
             for name, of_split in rows.items()
         }
 
