@@ -75,8 +75,8 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
 
     Args:
       s: from `settings`.
-      variant: "": as the program runs it. "one_device": XLA left to its own threads. "devices_N":
-        N devices. "remat": the generator rematerialized.
+      variant: "": as the program runs it. "devices_N": with N devices. "remat": the generator
+        rematerialized.
     """
     import jax
 
@@ -89,8 +89,7 @@ def jax_program(s: dict[str, Any], variant: str) -> tuple[Any, Any, Any, Any]:
 
     if variant.startswith("devices_"):
         jax.config.update("jax_num_cpu_devices", int(variant.removeprefix("devices_")))
-    if variant != "one_device":
-        devices.use_cpu_cores(s["num_ids"] * s["num_instances"])  # before jax starts
+    devices.share_cpu()  # before jax starts
     options = s["method"]
     if variant == "remat":
         options = {**options, "generator_remat": True}

@@ -11,7 +11,6 @@ choice is above 1 in one round and below in another, there is none. PyTorch is n
 
 import argparse
 import functools
-import json
 import statistics
 from typing import Any
 
@@ -25,27 +24,19 @@ def choices(rows: int, cores: int) -> list[int]:
 
 def name_of(devices: int) -> str:
     """The candidate of `benchmarks.candidates` with so many devices."""
-    return "jax_one_device" if devices == 1 else f"jax_devices_{devices}"
+    return f"jax_devices_{devices}"
 
 
-def chosen(rows: int) -> int:
-    """How many devices the program has here; starts jax."""
-    import jax
-
-    from vireid_jax.runtime import devices
-
-    devices.use_cpu_cores(rows)
-    return jax.device_count()
+USED = 1  # a CPU is one device of the program, unless XLA_FLAGS says otherwise
 
 
 def measure(method: str, rounds: int) -> dict[str, Any]:
     """Seconds and CPU-seconds of a step, a median for each round, by number of devices."""
     s, cores = candidates.settings(method, "main"), report.cores()
     batch = s["num_ids"] * s["num_instances"]
-    used = report.in_process("benchmarks.devices", ["--chosen", str(batch)])["devices"]
     options = ["--method", method, "--sizes", "main"]
     run = functools.partial(step.run_candidate, options=options, cores=cores)
-    counts = sorted({*choices(batch, len(cores)), used})
+    counts = choices(batch, len(cores))
     found = report.in_turn([name_of(n) for n in counts], run, rounds)
     rows = []
     for count, results in zip(counts, found.values(), strict=True):
@@ -53,7 +44,7 @@ def measure(method: str, rounds: int) -> dict[str, Any]:
         for key in ("step_s", "cpu_s"):
             row[key] = [statistics.median(r[key]) for r in results]
         rows.append(row)
-    return {"method": method, "batch": batch, "cores": len(cores), "used": used, "rows": rows}
+    return {"method": method, "batch": batch, "cores": len(cores), "used": USED, "rows": rows}
 
 
 def ratios(row: dict[str, Any], other: dict[str, Any]) -> list[float]:
@@ -107,11 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     report.options(parser, rounds=3)
     parser.add_argument("--method", choices=candidates.METHODS, default="smcl")
-    parser.add_argument("--chosen", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.chosen:
-        print(json.dumps({"devices": chosen(flags.chosen)}))
-        return
     run = report.Run("devices", flags)
     run.save(measure(flags.method, flags.rounds), markdown)
 

@@ -7,7 +7,7 @@
   python -m benchmarks.expansion --whole             and the whole pass, which takes long to compile
 
 A pair is a visible and an infrared image. Times are of value and gradient of each part, with
-respect to its parameters and its maps, as the main job runs it (every core of a CPU is a device).
+respect to its parameters and its maps, on all devices.
 The first table has the parts that make up the pass, and each one's share of their sum; below the
 line are pieces of MFGM, the dropout that the step benchmark leaves out, and the whole pass. The
 second sets forms of the same numbers against each other:
@@ -475,7 +475,6 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.pairs < 2:
         parser.error(f"--pairs {flags.pairs}, expected 2 or more: losses need two identities")
-    devices.use_cpu_cores(flags.pairs)
     found = parts(candidates.settings("pdm", flags.size), flags.pairs)
     chosen = flags.parts or [k for k in found if k != "whole" or flags.whole]
     if unknown := set(chosen) - set(found):

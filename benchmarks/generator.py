@@ -7,8 +7,7 @@
   python -m benchmarks.generator --step            and that of whole train steps, minutes to compile
 
 The first table is of `--pairs` pairs of images of 288 x 144: the time of value and gradient of
-each part, with respect to its parameters and maps, as the main job runs it (every core of a CPU
-is a device). The cross-modality learner comes in three forms of the same numbers:
+each part, with respect to its parameters and maps, on all devices. The cross-modality learner comes in three forms of the same numbers:
 
   convolution  eq. 7 as `lax.conv_transpose`, then eqs. 8 and 9
   product      eq. 7 as one matrix product and depth to space, then eqs. 8 and 9
@@ -330,7 +329,6 @@ def main() -> None:
     ids, rest = divmod(flags.memory_pairs, s["num_instances"])
     if rest or ids < 2:
         parser.error(f"--memory-pairs {flags.memory_pairs}, expected a multiple of 4 from 8 on")
-    devices.use_cpu_cores(math.gcd(flags.pairs, flags.memory_pairs))
     found = parts(s, flags.pairs)
     chosen = flags.parts or list(found)
     if unknown := set(chosen) - set(found):

@@ -17,8 +17,7 @@ dropout are left out of both sides.
 Every candidate runs in a process of its own on the same cores, so that its memory is its own, and
 from the same weights and images; the losses of the first step must agree. Candidates take turns
 when there are several rounds. With `--threads 1` each is pinned to one core. Steady memory is what
-the process holds after the timed steps; its peak includes compilation. On CPU the main job makes
-every core a device; "one device" is XLA left to its own threads. Ours has huge pages, as the
+the process holds after the timed steps; its peak includes compilation. Ours has huge pages, as the
 program sets them; PyTorch is as it comes, and with the same setting by name. Needs PyTorch.
 """
 
@@ -35,7 +34,6 @@ from benchmarks.candidates import METHODS, huge_pages, measure, settings
 
 CANDIDATES = {
     "jax": "vireid_jax",
-    "jax_one_device": "vireid_jax, one device",
     "jax_remat": "vireid_jax, generator rematerialized",
     "torch_channels_last": "PyTorch, channels last",
     "torch": "PyTorch",
@@ -45,11 +43,10 @@ BESIDE = "torch_channels_last"  # what ratios are to
 SIZES = ("main", "paper")
 
 
-def compared(method: str, threads: int) -> list[str]:
-    """The candidates of a method; one thread is one device anyway."""
-    found = ["jax", "jax_one_device", "jax_remat", "torch_channels_last", "torch"]
-    left_out = ["jax_one_device"] * (threads == 1) + ["jax_remat"] * (method != "mun")
-    return [c for c in found if c not in left_out]
+def compared(method: str) -> list[str]:
+    """The candidates of a method."""
+    found = ["jax", "jax_remat", "torch_channels_last", "torch"]
+    return [c for c in found if c != "jax_remat" or method == "mun"]
 
 
 def run_candidate(candidate: str, options: list[str], cores: list[int]) -> dict[str, Any]:
@@ -168,7 +165,7 @@ def main() -> None:
         tables: list[dict[str, Any]] = []
         for size in flags.sizes:
             for count in threads:
-                names = flags.candidates or compared(method, count)
+                names = flags.candidates or compared(method)
                 args = (method, size, names, cores[:count], flags.rounds, flags.ids)
                 tables.append(compare(*args))
         figures = {"method": method, "rounds": flags.rounds, "tables": tables}

@@ -6,7 +6,7 @@ import tempfile
 
 # Before jax starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("NPROC", "32")  # threads, see vireid_jax.runtime.devices.use_cpu_cores
+os.environ.setdefault("NPROC", "32")  # threads, see vireid_jax.runtime.devices.share_cpu
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CACHE = pathlib.Path(
     os.environ.setdefault(
@@ -29,7 +29,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         f"--xla_cpu_multi_thread_eigen=false {QUICK}"
     ).strip()
 
-# Fake devices share threads: as in vireid_jax.runtime.devices.use_cpu_cores.
+# Fake devices share threads: as in vireid_jax.runtime.devices.share_cpu.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 # [N] + [N, D] is a bug in every loss we write, never an intention.
 jax.config.update("jax_numpy_rank_promotion", "raise")

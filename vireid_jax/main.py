@@ -417,9 +417,7 @@ def run(
         compilation.use_cache()
         if mode == "train":
             hold(processes.process())  # before the devices, which the other command may have
-        rows = config.sampler.num_ids * config.sampler.num_instances
-        # A batch that does not divide over the processes is refused later, with a reason.
-        devices.use_cpu_cores(max(rows // processes.count(), min(rows, 1)))
+        devices.share_cpu()
         processes.check_equal(
             "the package and the config", runfolder.shared_facts(config.to_dict())
         )

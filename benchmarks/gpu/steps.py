@@ -90,9 +90,7 @@ class Step:
         from vireid_jax import train
         from vireid_jax.runtime import devices
 
-        method, transform, step_fn, self.mesh = candidates.jax_program(
-            with_precision(s, name), "one_device"
-        )
+        method, transform, step_fn, self.mesh = candidates.jax_program(with_precision(s, name), "")
         shapes = train.abstract_state(method, transform)
         self.batch = devices.to_global(candidates.batch_of(s), self.mesh)
         with precision(name):
@@ -216,7 +214,7 @@ def embed(method: str, out: pathlib.Path, tiny: bool) -> None:
     r = np.random.default_rng(0)
     pixels = r.integers(256, size=(count, *s["image_size"], 3), dtype=np.uint8)
     for name in ("bf16", "tf32"):
-        model, _, _, mesh = candidates.jax_program(with_precision(s, name), "one_device")
+        model, _, _, mesh = candidates.jax_program(with_precision(s, name), "")
         embedder = embedding.make_embed(model, mesh)
         with device(out, alone=False), precision(name):
             variables = devices.place(dict(model.init(jax.random.key(0))), mesh)

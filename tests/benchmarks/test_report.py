@@ -275,7 +275,6 @@ def test_the_step_table_refuses_other_models_and_shows_ratios():
     assert "vireid_jax /" not in step.table(rows[:1], 12)
 
 
-def test_one_thread_is_one_device():
-    assert "jax_one_device" not in step.compared("agw", 1)
-    assert step.compared("mun", 2) == list(step.CANDIDATES)[:5]
-    assert "jax_remat" not in step.compared("agw", 2)
+def test_a_generator_alone_is_rematerialized():
+    assert step.compared("mun") == list(step.CANDIDATES)[:4]
+    assert "jax_remat" not in step.compared("agw")

@@ -16,7 +16,7 @@ def asked(monkeypatch):
     """The options that the synthetic data is asked for; it has two, and renders nothing."""
     options = {}
 
-    def fake(_check, *, image_size=(96, 48), seed=0):
+    def fake(_check, _progress, *, image_size=(96, 48), seed=0):
         options.update(image_size=image_size, seed=seed)
         return "split"
 

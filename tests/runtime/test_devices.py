@@ -157,39 +157,37 @@ def test_arrays_to_the_mesh_and_back():
 # --- Devices of a CPU -----------------------------------------------------------------------
 
 
-def test_devices_that_are_chosen_or_started_stay(monkeypatch):
-    """By a flag, or because jax has started (this process has)."""
-    monkeypatch.setenv("NPROC", "5")
-    before = jax.config.jax_num_cpu_devices
-    jax.devices()
-    for flags in ("--xla_force_host_platform_device_count=4", ""):
-        monkeypatch.setenv("XLA_FLAGS", flags)
-        devices.use_cpu_cores(6)
-        assert jax.config.jax_num_cpu_devices == before and jax.device_count() == 4
-        assert os.environ["NPROC"] == "5" and flags in os.environ["XLA_FLAGS"]
-
-
 CHOOSE = """
 import os
-os.sched_getaffinity = lambda pid: range(4)
-from vireid_jax.runtime import devices
-devices.use_cpu_cores(6)
 import jax
-print(jax.device_count(), os.environ["NPROC"], os.environ["XLA_FLAGS"])
+from vireid_jax.runtime import devices
+if os.environ.get("COUNT"):
+    jax.config.update("jax_num_cpu_devices", int(os.environ["COUNT"]))
+devices.share_cpu()
+print(jax.device_count(), os.environ.get("NPROC"), os.environ.get("XLA_FLAGS"))
 """
+COUNT = "--xla_force_host_platform_device_count=3"
+EIGEN = "--xla_cpu_multi_thread_eigen="
 
 
-def test_every_core_becomes_a_device_as_far_as_they_divide_the_batch():
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, "1 None None"),
+        ({"COUNT": "2"}, f"2 32 {EIGEN}false"),
+        ({"XLA_FLAGS": COUNT}, f"3 32 {COUNT} {EIGEN}false"),
+        ({"XLA_FLAGS": f"{COUNT} {EIGEN}true", "NPROC": "5"}, f"3 5 {COUNT} {EIGEN}true"),
+    ],
+)
+def test_a_cpu_is_one_device_and_more_where_that_is_asked_for(asked, expected):
+    own = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     run = subprocess.run(
         [sys.executable, "-c", CHOOSE],
         capture_output=True,
         text=True,
         cwd=REPO,
         timeout=120,
-        env=environment | {"JAX_PLATFORMS": "cpu"},
+        env=own | {"JAX_PLATFORMS": "cpu"} | asked,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    count, threads, flags = run.stdout.split(maxsplit=2)
-    assert count == "3", "of four cores and a batch of six"
-    assert int(threads) > 8 and "multi_thread_eigen=false" in flags
+    assert run.stdout.strip() == expected

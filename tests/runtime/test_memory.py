@@ -64,6 +64,39 @@ def test_a_command_that_is_set_already_starts_once(environment):
     assert (starts, tunables) == (1, environment.get("GLIBC_TUNABLES"))
 
 
+def test_a_process_that_does_something_else_is_left_alone(monkeypatch):
+    """A notebook, or these tests, may run the command within."""
+    monkeypatch.setattr(memory, "_glibc", lambda: (2, 36))
+    monkeypatch.setattr(memory, "_on_request", lambda: True)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("VIREID_MEMORY", raising=False)
+    main = "/site/vireid_jax/main.py"
+    for original, arguments in (
+        (["ipython"], [main, "--config=smcl"]),
+        (["python", "-m", "ipykernel", "-f", "x"], [main]),
+        (["python", "-m", "pytest", "--config=smcl"], [main, "--config=smcl"]),
+        (["python"], [main]),
+    ):
+        monkeypatch.setattr(sys, "orig_argv", original)
+        monkeypatch.setattr(sys, "argv", arguments)
+        memory.prepare()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["python", "-m", "vireid_jax.main"],
+        ["python", "-X", "dev", "-m", "vireid_jax.main"],
+        ["python", "/site/vireid_jax/main.py"],
+    ],
+)
+def test_what_is_started_for_the_command(start, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", [*start, "--mode", "eval"])
+    monkeypatch.setattr(sys, "argv", ["/site/vireid_jax/main.py", "--mode", "eval"])
+    assert memory._started_for_this()
+
+
 @pytest.mark.parametrize("where", ["no file", "another C library", "an old one", "[never]"])
 def test_a_system_without_huge_pages_on_request_starts_once(where, monkeypatch, tmp_path):
     enabled = tmp_path / "enabled"
@@ -71,6 +104,7 @@ def test_a_system_without_huge_pages_on_request_starts_once(where, monkeypatch, 
     monkeypatch.setattr(memory, "ON_REQUEST", tmp_path / "none" if where == "no file" else enabled)
     versions = {"another C library": (), "an old one": (2, 34)}
     monkeypatch.setattr(memory, "_glibc", lambda: versions.get(where, (2, 36)))
+    monkeypatch.setattr(memory, "_started_for_this", lambda: True)
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.delenv("VIREID_MEMORY", raising=False)

@@ -19,33 +19,20 @@ POOL_THREADS = 32
 SHARDED_FROM = 4096  # numbers; cutting less saves nothing and costs a message
 
 
-def use_cpu_cores(rows: int) -> None:
-    """Makes every core of this machine a device, for runs without an accelerator.
+def share_cpu() -> None:
+    """Lets several devices on one CPU share its threads; call before jax computes anything.
 
-    XLA computes the small convolutions of a laptop-sized network on one core; on two cores,
-    sharding the batch over two devices takes 0.7 of the time. Call before jax computes anything.
-    Devices that are chosen already (XLA_FLAGS, a backend that has started) and accelerators stay.
-
-    Args:
-      rows: of a batch, at least 1; the number of devices divides it.
+    A CPU is one device, which has all cores, unless XLA_FLAGS or jax_num_cpu_devices asks for more
+    (docs/speed.md says how the two compare). Devices on one CPU share a pool of threads, by default
+    one a core, and a collective blocks the thread that it runs on: with two of them, seen after
+    some hundred steps, both can wait for a device that has no thread left. So the pool is larger
+    than what can ever be blocked, no operation waits for the pool, and a step ends on all devices
+    before the next starts.
     """
-    if rows < 1:
-        raise ValueError(
-            f"a batch of {rows} rows: sampler.num_ids x sampler.num_instances must be at least 1"
-        )
     flags = os.environ.get("XLA_FLAGS", "")
-    chosen = getattr(jax.config, "jax_num_cpu_devices", -1) > 0
-    if "host_platform_device_count" not in flags and not chosen:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        devices = max(d for d in range(1, min(cores, 8, rows) + 1) if rows % d == 0)
-        try:
-            jax.config.update("jax_num_cpu_devices", devices)
-        except RuntimeError:  # the backends have started, e.g. in a notebook
-            return
-    # Devices on one CPU share a pool of threads, by default one a core, and a collective blocks
-    # the thread that it runs on: with two of them, seen after some hundred steps, both can wait
-    # for a device that has no thread left. So the pool is larger than what can ever be blocked,
-    # no operation waits for the pool, and a step ends on all devices before the next starts.
+    several = getattr(jax.config, "jax_num_cpu_devices", -1) > 1
+    if "host_platform_device_count" not in flags and not several:
+        return
     os.environ.setdefault("NPROC", str(POOL_THREADS))  # what XLA sizes its pools by
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if "multi_thread_eigen" not in flags:

@@ -40,7 +40,8 @@ def prepare() -> None:
         for option, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1)):
             ctypes.CDLL(None).mallopt(option, value)
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if choice == "huge" and HUGE not in tunables and _glibc() >= (2, 35) and _on_request():
+    there = _glibc() >= (2, 35) and _on_request()
+    if choice == "huge" and HUGE not in tunables and there and _started_for_this():
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{HUGE}=1"]))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -49,6 +50,17 @@ def trim() -> None:
     """Gives back what is free, such as what the compiler leaves: half a gigabyte, on a CPU."""
     if os.environ.get("VIREID_MEMORY") != "keep" and _glibc() >= (2, 0):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _started_for_this() -> bool:
+    """Whether the process is this command's alone: a notebook that runs it has more to lose."""
+    own = len(sys.orig_argv) - len(sys.argv) + 1
+    start = sys.orig_argv[:own]
+    if sys.orig_argv[own:] != sys.argv[1:] or len(start) < 2:
+        return False
+    if start[-2] == "-m":
+        return sys.argv[0].endswith(start[-1].replace(".", os.sep) + ".py")
+    return sys.argv[0] in (start[-1], start[-2])  # a script, or -c
 
 
 def _glibc() -> tuple[int, ...]:

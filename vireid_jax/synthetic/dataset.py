@@ -228,7 +228,7 @@ def load(
     if not val_ids:
         del plans["val"]
     cameras = np.bincount(_MODALITY)
-    count = sum(ids * (cameras @ per) for ids, *per in plans.values())
+    count = sum(int(ids * (cameras @ per)) for ids, *per in plans.values())
     if count * height * width * 3 > _MOST_BYTES:
         raise ValueError(
             f"the data set would be {count:,} images of {height} x {width} pixels, which take more "
