@@ -7,7 +7,8 @@
   python -m benchmarks.generator --step            and that of whole train steps, minutes to compile
 
 The first table is of `--pairs` pairs of images of 288 x 144: the time of value and gradient of
-each part, with respect to its parameters and maps, on all devices. The cross-modality learner comes in three forms of the same numbers:
+each part, with respect to its parameters and maps, on all devices. The cross-modality learner comes
+in three forms of the same numbers:
 
   convolution  eq. 7 as `lax.conv_transpose`, then eqs. 8 and 9
   product      eq. 7 as one matrix product and depth to space, then eqs. 8 and 9

@@ -293,7 +293,7 @@ def in_process(
     env: Mapping[str, str] | None = None,
     on: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Runs `python -m MODULE ARGUMENTS`, and returns the JSON object of its last line.
+    """Runs a module as a command, and returns the JSON object of its last line.
 
     Args:
       module: its name.

@@ -345,7 +345,7 @@ class Scorer:
             )
             results += self._rows(Embedded(query, gallery, {}), retrieval, names[:1])
             if fresh is not None:
-                untrained = self._embedded(fresh(), retrieval)
+                untrained = self._embedded_drawn(fresh(), retrieval, names[0])
                 result = next(self._score(untrained, retrieval, names[:1]))
                 results.append(result | {"feature": self.untrained})
         return results
@@ -383,6 +383,28 @@ class Scorer:
             for before, mirrored in zip(alone, turned, strict=True)
         )
         return Embedded(query, gallery, {})
+
+    def _embedded_drawn(self, variables: Any, retrieval: Retrieval, name: str) -> Embedded:
+        """The same of the images alone that the protocol draws in any trial; of the others ones."""
+        found = search(name, retrieval)
+        trials = range(self.options.trials or found.protocol.trials)
+        drawn = [found.rows(self.options.gallery, self.permutations, trial) for trial in trials]
+        rows = [np.unique(np.concatenate(side)) for side in zip(*drawn, strict=True)]
+        rows = rows[::-1] if found.turned else rows
+        some = self._embedded(variables, Retrieval(*map(Records.take, retrieval, rows)))
+        sizes = [len(side) for side in retrieval]
+
+        def placed(values: np.ndarray, side: int) -> np.ndarray:
+            out = np.ones((sizes[side], *values.shape[1:]), values.dtype)
+            out[rows[side]] = values
+            return out
+
+        query, gallery = (
+            {name: placed(x, side) for name, x in features.items()}
+            for side, features in enumerate(some[:2])
+        )
+        similarity = {row: placed(placed(x, 0).T, 1).T for row, x in some.similarity.items()}
+        return Embedded(query, gallery, similarity)
 
     def _features(
         self, variables: Any, sides: Sequence[Records], *, mirror: bool = False

@@ -103,15 +103,15 @@ def test_four_devices_compute_the_chunks_of_one():
 # --- Programs and starts --------------------------------------------------------------------
 
 
-def primitives(jaxpr):
-    """The names of all operations, with those of inner programs."""
+def equations(jaxpr):
+    """All operations, with those of inner programs."""
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    yield from primitives(inner)
+                    yield from equations(inner)
 
 
 @every_method
@@ -122,7 +122,7 @@ def test_stems_and_blocks_are_rematerialized_if_asked(name):
         method = built(name, **options)
         loss = partial(method.loss, batch=batch(), key=jax.random.key(0), step=0)
         jaxpr = jax.make_jaxpr(lambda state: loss(state)[0])(variables(name))
-        return list(primitives(jaxpr.jaxpr))
+        return [e.primitive.name for e in equations(jaxpr.jaxpr)]
 
     plain, remat = found(), found(remat=True)
     stages = PIECES[name].get("stages", 4)
@@ -169,5 +169,5 @@ def test_half_precision_stays_inside_the_network(name):
     embed = jax.make_jaxpr(lambda v, x: method.embed(v, x, 0), return_shape=True)
     jaxpr, features = embed(state, image)
     assert {x.dtype for x in features.values()} == {np.dtype("float32")}
-    convolutions = [e for e in jaxpr.eqns if CONVOLUTION in e.primitive.name]
+    convolutions = [e for e in equations(jaxpr.jaxpr) if CONVOLUTION in e.primitive.name]
     assert {str(e.outvars[0].aval.dtype) for e in convolutions} == {"bfloat16"}

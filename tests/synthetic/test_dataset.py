@@ -212,7 +212,8 @@ def fake_render(monkeypatch):
     """Counts calls and paints each image with its person's number: these tests need no pixels."""
     calls = []
 
-    def render(seed, person, camera, index, *, image_size):
+    def render(seed, person, camera, index, *, image_size, rendered):
+        rendered(len(person))
         calls.append(len(person))
         value = (person + camera + index + seed).astype(np.uint8)
         return np.broadcast_to(value[:, None, None, None], (len(person), *image_size, 3)).copy()
