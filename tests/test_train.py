@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from tests.support.linear import (
     scale_only,
 )
 from tests.support.rows import each
+from vireid_jax import train
 from vireid_jax.runtime import devices
 from vireid_jax.train import NonFiniteError, Preempted, init_state
 from vireid_jax.types import Stopped
@@ -416,3 +419,45 @@ def test_a_loss_that_is_never_finite_leaves_no_checkpoint(make):
         run.go(should_stop=after(3))
     assert run.checkpoints.steps() == []
     assert isinstance(NonFiniteError("x"), FloatingPointError)
+
+
+# --- The step compiled ahead ----------------------------------------------------------------
+
+
+class _Slow:
+    """A step that takes its time to be compiled, and may fail to be."""
+
+    def __init__(self, fails):
+        self.fails, self.compiled, self.may_go_on = fails, False, threading.Event()
+
+    def lower(self, *_):
+        return self
+
+    def compile(self):
+        self.may_go_on.wait(10)
+        if self.fails:
+            raise ValueError("no program")
+        self.compiled = True
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_first_step_waits_for_what_is_compiled_ahead(fails, monkeypatch):
+    step, mesh = _Slow(fails), devices.make_mesh()
+    monkeypatch.setattr(train, "_step_of", lambda *_: (None, step))
+    monkeypatch.setattr(train, "abstract_state", lambda *_: {})
+    ahead = train._CompileAhead(None)
+    ahead.begin(None, mesh, SimpleNamespace(batch={}))
+    threading.Timer(0.1, step.may_go_on.set).start()
+    assert ahead.waited_for(lambda state, batch: step.compiled)(None, None) is not fails
+
+
+def test_without_a_cache_of_programs_nothing_is_compiled_ahead(monkeypatch):
+    monkeypatch.setattr(train, "_step_of", lambda *_: pytest.fail("compiled"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        ahead = train._CompileAhead(None)
+        ahead.begin(None, devices.make_mesh(), None)
+        assert ahead.waited_for(lambda state, batch: 1)(None, None) == 1
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
