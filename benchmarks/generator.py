@@ -61,7 +61,7 @@ class Part(NamedTuple):
     of_maps: bool = True
 
 
-def by_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def by_convolution(x: jax.Array, kernel: jax.Array, **_: Any) -> jax.Array:
     """`generator.expand` as a transposed convolution: x [B, p, q, C], kernel [a, b, C, F]."""
     return jax.lax.conv_transpose(
         x,
