@@ -51,6 +51,32 @@ def optimizer_options(config: Any) -> dict[str, Any]:
     return {k: config.optim.to_dict()[k] for k in names}
 
 
+def of_pairs(
+    config: Any, size: str, num_ids: int | None, written: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of a method without a third modality: AGW, DEEN, PDM.
+
+    Args:
+      config: the recipe of the size.
+      size: "main" or "paper", which has the 395 people of SYSU-MM01.
+      num_ids: P instead of the config's.
+      written: see `written_options`.
+    """
+    facts = {
+        "num_classes": config.data.train_ids if size == "main" else 395,
+        "image_size": tuple(config.data.image_size),
+        "num_ids": num_ids or config.sampler.num_ids,
+    }
+    return {
+        **facts,
+        "num_instances": config.sampler.num_instances,
+        "modalities": 2,
+        "facts": facts,
+        "optim": optimizer_options(config),
+        "method": written_options(config, written),
+    }
+
+
 def steps_of(method: str, size: str) -> tuple[int, int]:
     """Warm-up and timed steps."""
     return PAPER_STEPS.get(method, STEPS[size]) if size == "paper" else STEPS[size]

@@ -20,19 +20,7 @@ def settings(size: str, num_ids: int | None = None) -> dict[str, Any]:
     from configs import agw
 
     config = agw.get_config("synthetic" if size == "main" else "sysu")
-    facts = {
-        "num_classes": config.data.train_ids if size == "main" else 395,
-        "image_size": tuple(config.data.image_size),
-        "num_ids": num_ids or config.sampler.num_ids,
-    }
-    return {
-        **facts,
-        "num_instances": config.sampler.num_instances,
-        "modalities": 2,
-        "facts": facts,
-        "optim": candidates.optimizer_options(config),
-        "method": candidates.written_options(config, WRITTEN),
-    }
+    return candidates.of_pairs(config, size, num_ids, WRITTEN)
 
 
 def torch_training(s: dict[str, Any], prepare: Callable[[Any], Any], lr: float) -> tuple[Any, Any]:
