@@ -165,12 +165,18 @@ def jax_step(s: dict[str, Any], variant: str) -> tuple[Callable[[], float], dict
     return step, figures
 
 
-def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dict[str, Any]]:
-    """The same in PyTorch; layout "channels_last", else NCHW."""
-    import torch
+def torch_training(
+    s: dict[str, Any], device: str, memory_format: Any, *, wrap: Callable[[Any], Any] = lambda f: f
+) -> tuple[Any, Callable[[], Any]]:
+    """The same in PyTorch: the optimizer, and a function that returns the loss of the batch.
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    Args:
+      s: from `settings`.
+      device: "cpu" or "cuda".
+      memory_format: of kernels and images.
+      wrap: applied to the loss of standardized images, such as `torch.compile`.
+    """
+    import torch
 
     def prepare(model: Any) -> Any:
         for p in model.to(device).parameters():
@@ -179,7 +185,7 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
         return model.train()
 
     optimizer, loss = method_module(s["name"]).torch_training(s, prepare, LR)
-    batch = batch_of(s)
+    loss, batch = wrap(loss), batch_of(s)
     pixels = [torch.tensor(batch[k]).to(device) for k in ("visible", "infrared")]
     labels = torch.tensor(batch["label"], dtype=torch.int64, device=device)
     smcl = reference("smcl")
@@ -189,9 +195,20 @@ def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dic
         x = (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
         return x.contiguous(memory_format=memory_format)
 
+    return optimizer, lambda: loss(*(standardized(x) for x in pixels), labels)
+
+
+def torch_step(s: dict[str, Any], layout: str) -> tuple[Callable[[], float], dict[str, Any]]:
+    """A step of `torch_training`; layout "channels_last", else NCHW."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    optimizer, loss = torch_training(s, device, memory_format)
+
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        total = loss(*(standardized(x) for x in pixels), labels)
+        total = loss()
         total.backward()
         optimizer.step()
         if device == "cuda":

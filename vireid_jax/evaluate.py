@@ -385,7 +385,10 @@ class Scorer:
         return Embedded(query, gallery, {})
 
     def _embedded_drawn(self, variables: Any, retrieval: Retrieval, name: str) -> Embedded:
-        """The same of the images alone that the protocol draws in any trial; of the others ones."""
+        """The same, of the images that the protocol draws in some trial.
+
+        Features of the others are ones, which nothing is compared with.
+        """
         found = search(name, retrieval)
         trials = range(self.options.trials or found.protocol.trials)
         drawn = [found.rows(self.options.gallery, self.permutations, trial) for trial in trials]

@@ -109,9 +109,11 @@ def _fit(
         raise ValueError(f"max_steps is {max_steps}, expected at least 1")
     runfolder.check_resume(workdir, config.to_dict(), allow=config.allow_changes)
     watch.phase("data")
-    ahead = _CompileAhead(config)
+    ahead, resuming = _CompileAhead(config), _has_checkpoint(workdir)
     try:
-        parts, feed = build.build(config, resuming=_has_checkpoint(workdir), planned=ahead.begin)
+        # A run that goes on has compiled before, and one at its end compiles no more.
+        planned = {} if resuming else {"planned": ahead.begin}
+        parts, feed = build.build(config, resuming=resuming, **planned)
     except Stopped:
         raise Preempted(0) from None
     method, mesh = parts.method, parts.mesh

@@ -49,30 +49,16 @@ def _training(s: dict[str, Any], where: str, name: str, compiled: bool) -> Any:
     """A function that does so many steps and waits for the last alone."""
     import torch
 
-    def prepare(model: Any) -> Any:
-        for p in model.to(where).parameters():
-            if p.ndim == 4:
-                p.data = p.data.contiguous(memory_format=torch.channels_last)
-        return model.train()
-
-    optimizer, loss = candidates.method_module(s["name"]).torch_training(s, prepare, candidates.LR)
-    loss = torch.compile(loss) if compiled else loss
-    batch = candidates.batch_of(s)
-    pixels = [torch.tensor(batch[k]).to(where) for k in ("visible", "infrared")]
-    labels = torch.tensor(batch["label"], dtype=torch.int64, device=where)
-    smcl = candidates.reference("smcl")
-    mean, std = (torch.tensor(x, device=where)[:, None, None] for x in (smcl.MEAN, smcl.STD))
-
-    def standardized(x: Any) -> Any:
-        x = (x.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        return x.contiguous(memory_format=torch.channels_last)
+    optimizer, loss = candidates.torch_training(
+        s, where, torch.channels_last, wrap=torch.compile if compiled else lambda loss: loss
+    )
 
     def run(count: int) -> None:
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
             half = torch.autocast(where, torch.bfloat16) if name == "bf16" else None
             with half or contextlib.nullcontext():
-                total = loss(*(standardized(x) for x in pixels), labels)
+                total = loss()
             total.backward()
             optimizer.step()
         if where == "cuda":
