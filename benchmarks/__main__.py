@@ -43,6 +43,7 @@ BENCHMARKS = {
     "devices": Benchmark(
         "Is one device with all cores faster here than a device a core?", "5 minutes"
     ),
+    "kernels": Benchmark("What does each form for CPUs save?", "a minute"),
     "expansion": Benchmark("What do the parts of PDM's network cost?", "10 minutes", "10 GB"),
     "generator": Benchmark("What do the parts of MUN's network cost?", "10 minutes", "16 GB"),
     "evaluator": Benchmark(
