@@ -60,7 +60,7 @@ def cases() -> dict[str, tuple[Callable[[str], Any], list[tuple[int, ...]]]]:
         return lambda a, b, v, i: jax.vjp(partial(value, v=v, i=i), a, b)[1](v)
 
     third = IMAGES // 3
-    stem = [(third, 96, 48, 3), (7, 7, 3, 32)]
+    stem: list[tuple[int, ...]] = [(third, 96, 48, 3), (7, 7, 3, 32)]
     pixels = (third, 96, 48, 3)
 
     def map_of(size: int, channels: int) -> list[tuple[int, ...]]:
