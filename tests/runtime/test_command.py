@@ -67,6 +67,9 @@ BUSY = {
     "library": "import sqlite3; sqlite3.connect(':memory:').execute('WITH RECURSIVE c(x) AS "
     "(SELECT 1 UNION ALL SELECT x+1 FROM c) SELECT count(*) FROM c')",  # never returns
     "swallow": "\nwhile True:\n  try: time.sleep(60)\n  except BaseException: pass",
+    "changed": "\ntry: time.sleep(60)\nexcept SystemExit: raise RuntimeError('unlocked')",
+    "changed in a command": "\ndef main():\n  try: time.sleep(60)\n  finally: 1 / 0\n"
+    "command.run(main)",
     "destructor": "\nclass A:\n  def __del__(self): time.sleep(60)\nA()\ntime.sleep(60)",
     "threads": "\nwith ThreadPoolExecutor(1) as pool: list(pool.map(time.sleep, [60] * 3))",
 }

@@ -37,6 +37,7 @@ from vireid_jax.runtime import (
 
 ANSWER_S = 1.5  # for temporary files to be removed; then the process is gone
 _at_once = False  # whether signals end this process
+_heard: int | None = None  # the signal that ends it
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -51,7 +52,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except Exception as error:
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv or _heard:
             raise
         print(printable(explain(error)), file=sys.stderr, flush=True)
         code = EXIT_INTERNAL
@@ -107,9 +108,9 @@ def answer_signals() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     _at_once = True
+    _guard()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _leave)
-    _guard()
 
 
 def answers() -> bool:
@@ -125,6 +126,8 @@ def hand_over() -> None:
 
 def _leave(signum: int, frame: FrameType | None) -> NoReturn:
     del frame
+    global _heard
+    _heard = signum
     _tell(signum)
     raise SystemExit(_code(signum))
 
@@ -157,6 +160,15 @@ def _guard() -> None:
             otherwise(unraisable)
 
     sys.unraisablehook = without_exits
+    shown = sys.excepthook
+
+    def as_exit(*error: Any) -> None:
+        # An exit amid the work of a lock or an import may come out as another error.
+        if _heard and answers():
+            sys.exit(_code(_heard))
+        shown(*error)
+
+    sys.excepthook = as_exit
 
     def wait() -> None:
         while True:
