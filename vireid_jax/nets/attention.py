@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vireid_jax.nets import init
+from vireid_jax.nets import cpu, init
 from vireid_jax.nets.norm import BatchNorm
 
 
@@ -49,20 +49,20 @@ class NonLocal(nn.Module):
       inner: channels of theta, phi and g: "one", as AGW was released, or "half" of the map's, as
         Wang et al. have it.
       dtype, groups: see `nets.norm.BatchNorm`.
+      kernels: see `ResNet`.
     """
 
     inner: str = "one"
     dtype: Any = None
     groups: int = 1
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, h, w, F] -> the same shape."""
         width = x.shape[-1]
         inner = {"one": 1, "half": width // 2}[self.inner]
-        theta, phi, g = (
-            _rows(_point(x, inner, name, self.dtype)) for name in ("theta", "phi", "g")
-        )
+        theta, phi, g = (_rows(_point(self, x, inner, name)) for name in ("theta", "phi", "g"))
         y = attend(theta, phi, g).reshape(*x.shape[:-1], inner)
         return x + _ended(self, y, width, train)
 
@@ -77,13 +77,14 @@ class ChannelAttention(nn.Module):
 
     dtype: Any = None
     groups: int = 1
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, *, train: bool) -> jax.Array:
         """High [N, h, w, F] and low [N, h, w, c] or [N, 2h, 2w, c] -> [N, h, w, F]."""
         low, width = _same_places(high, low), low.shape[-1]
-        theta = _rows(_point(high, width, "theta", self.dtype))
-        phi, g = (_rows(_point(low, width, name, self.dtype)) for name in ("phi", "g"))
+        theta = _rows(_point(self, high, width, "theta"))
+        phi, g = (_rows(_point(self, low, width, name)) for name in ("phi", "g"))
         energy = jnp.einsum("npc,npd->ncd", theta, phi) / width
         y = jnp.einsum("ncd,npd->npc", energy, g).reshape(low.shape)
         return high + _ended(self, y, high.shape[-1], train)
@@ -99,13 +100,14 @@ class PositionAttention(nn.Module):
 
     dtype: Any = None
     groups: int = 1
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, *, train: bool) -> jax.Array:
         """High [N, h, w, F] and low [N, h', w', c] -> [N, h, w, F]."""
         half = low.shape[-1] // 2
-        theta = fold_halves(_point(high, half, "theta", self.dtype))
-        phi, g = (fold_halves(_point(low, half, name, self.dtype)) for name in ("phi", "g"))
+        theta = fold_halves(_point(self, high, half, "theta"))
+        phi, g = (fold_halves(_point(self, low, half, name)) for name in ("phi", "g"))
         y = unfold_halves(attend(theta, phi, g), (high.shape[1], high.shape[2], half))
         return high + _ended(self, y, high.shape[-1], train)
 
@@ -115,12 +117,14 @@ class Aggregation(nn.Module):
 
     dtype: Any = None
     groups: int = 1
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, high: jax.Array, low: jax.Array, train: bool) -> jax.Array:
         """High [N, h, w, F] and low [N, h, w, c] or [N, 2h, 2w, c] -> [N, h, w, F]."""
-        x = ChannelAttention(self.dtype, self.groups, name="channel")(high, low, train=train)
-        return PositionAttention(self.dtype, self.groups, name="position")(x, low, train=train)
+        how = (self.dtype, self.groups, self.kernels)
+        x = ChannelAttention(*how, name="channel")(high, low, train=train)
+        return PositionAttention(*how, name="position")(x, low, train=train)
 
 
 def fold_halves(x: jax.Array) -> jax.Array:
@@ -163,11 +167,12 @@ def _rows(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def _point(x: jax.Array, width: int, name: str, dtype: Any) -> jax.Array:
+def _point(block: Any, x: jax.Array, width: int, name: str) -> jax.Array:
     """A 1x1 convolution with a bias, from PyTorch's default start."""
     return nn.Dense(
         width,
-        dtype=dtype,
+        dtype=block.dtype,
+        dot_general=cpu.dense if block.kernels == "cpu" else None,
         kernel_init=init.torch_uniform(),
         bias_init=init.torch_uniform_bias(x.shape[-1]),
         name=name,
@@ -176,6 +181,6 @@ def _point(x: jax.Array, width: int, name: str, dtype: Any) -> jax.Array:
 
 def _ended(block: Any, y: jax.Array, width: int, train: bool) -> jax.Array:
     """BN(W(y)), which starts at 0."""
-    y = _point(y, width, "w", block.dtype)
+    y = _point(block, y, width, "w")
     norm = BatchNorm(scale_init=init.constant(0.0), groups=block.groups, name="bn")
     return norm(y, train=train)

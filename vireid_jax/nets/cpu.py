@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 WIDE = 64  # channels from which on XLA computes a convolution of few channels well
 CACHED = 2**20  # bytes of a map, of about the size of a second-level cache
 MOST_CHUNKS = 16  # each is a convolution more to compile
+MANY = 512  # channels from which on the gradient of a kernel is better made of matrix products
 FEW, SOME = 4, 16  # channels of images, and of a generator that makes them
 
 
@@ -35,11 +37,11 @@ def convolution(
 
 
 def _chunked(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
-    """A convolution whose kernel's gradient is added up over chunks of images.
+    """A convolution whose kernel's gradient is added up over chunks of images, or over places.
 
     For each place of the kernel XLA goes through both maps from beginning to end. It is twice as
     fast where they stay in a core's cache. Chunk c has the images n with n % chunks == c, so a
-    sharded batch stays where it is.
+    sharded batch stays where it is. With many channels a matrix product a place is faster still.
     """
 
     def plain(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -48,6 +50,8 @@ def _chunked(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
     def backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
         lhs, rhs = saved
         of_lhs = jax.linear_transpose(lambda x: plain(x, rhs), lhs)
+        if min(rhs.shape[2:]) >= MANY and tuple(options["window_strides"]) == (1, 1):
+            return *of_lhs(gradient), _by_places(lhs, gradient, rhs.shape, **options)
         chunks = _chunks(len(lhs), max(lhs.nbytes, gradient.nbytes))
         maps, along = (x.reshape(-1, chunks, *x.shape[1:]) for x in (lhs, gradient))
         parts = (
@@ -59,6 +63,24 @@ def _chunked(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
     found = jax.custom_vjp(plain)
     found.defvjp(lambda *inputs: (plain(*inputs), inputs), backward)
     return found(lhs, rhs)
+
+
+def _by_places(
+    lhs: jax.Array, gradient: jax.Array, shape: tuple[int, ...], **options: Any
+) -> jax.Array:
+    """The gradient of a kernel of stride 1: for each of its places the product of two maps."""
+    down, across = options.get("rhs_dilation") or (1, 1)
+    _, height, width, outputs = gradient.shape
+    padded = jnp.pad(lhs, ((0, 0), *options["padding"], (0, 0)))
+    along = gradient.reshape(-1, outputs)
+
+    def product_at(row: int, column: int) -> jax.Array:
+        seen = padded[:, row * down :, column * across :][:, :height, :width]
+        rows = seen.reshape(-1, shape[2])
+        return jax.lax.dot(rows.T, along, precision=options.get("precision"))
+
+    places = [product_at(*place) for place in np.ndindex(*shape[:2])]
+    return jnp.stack(places).reshape(shape)
 
 
 def _chunks(images: int, size: int) -> int:
@@ -79,6 +101,12 @@ def product(x: jax.Array, matrix: jax.Array, *, precision: Any = None) -> jax.Ar
     else:
         found = jax.lax.dot(rows, matrix, precision=precision)
     return found.reshape(*x.shape[:-1], -1)
+
+
+def dense(x: jax.Array, matrix: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+    """`product` as `nn.Dense` calls its `dot_general`."""
+    del dimensions  # the last axis of the map, always
+    return product(x, matrix, precision=precision)
 
 
 @jax.custom_vjp

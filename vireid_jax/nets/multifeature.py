@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vireid_jax.nets import init
+from vireid_jax.nets import cpu, init
 from vireid_jax.nets.attention import Aggregation
 from vireid_jax.nets.norm import BatchNorm
 from vireid_jax.nets.pooling import gap
@@ -67,13 +67,14 @@ class MultiFeatureNet(nn.Module):
         options = self.backbone_options
         self.backbone = ResNet(**options)
         remat, dtype = options.get("remat", False), options.get("dtype")
-        groups = options.get("groups", 1)
+        groups, kernels = options.get("groups", 1), options.get("kernels", "xla")
         if self.aggregates:  # mfa1 and mfa2, mfa3 where layer4 follows
             block = rematerialized(Aggregation, self, remat, static=(3,))
-            self.mfa = [block(dtype, groups) for _ in range(options.get("stages", 4) - 1)]
+            self.mfa = [block(dtype, groups, kernels) for _ in range(options.get("stages", 4) - 1)]
         if self.branches:
             expansion = rematerialized(Expansion, self, remat)
-            self.expansion = expansion(self.branches, self.fuse, self.attention, dtype=dtype)
+            how = dict(dtype=dtype, kernels=kernels)
+            self.expansion = expansion(self.branches, self.fuse, self.attention, **how)
         self.drop = nn.Dropout(self.dropout)
         names = ["global"]
         if self.num_prototypes:
@@ -210,6 +211,7 @@ class Expansion(nn.Module):
       kernel: side of SA's kernel, odd; 49 in PDM's code.
       reduction: of CA's bottleneck; 16 in PDM's code.
       dtype: compute type; None follows the input.
+      kernels: see `ResNet`.
     """
 
     branches: int = 2
@@ -218,6 +220,7 @@ class Expansion(nn.Module):
     kernel: int = 49
     reduction: int = 16
     dtype: Any = None
+    kernels: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -239,6 +242,7 @@ class Expansion(nn.Module):
                 use_bias=False,
                 dtype=self.dtype,
                 kernel_init=init.kaiming_normal("fan_in"),  # independent of the outputs
+                conv_general_dilated=cpu.convolution if self.kernels == "cpu" else None,
                 name=f"dilated_{dilation}",
             )(x)
             for dilation in DILATIONS

@@ -47,7 +47,8 @@ class AGWNet(nn.Module):
         ]
         # attention_layer2_2, ...
         block = rematerialized(NonLocal, self, options.get("remat", False), static=(2,))
-        self.attention = {n: block(self.non_local, options.get("dtype"), groups) for n in names}
+        how = (options.get("dtype"), groups, options.get("kernels", "xla"))
+        self.attention = {n: block(self.non_local, *how) for n in names}
         start = init.normal(0.01, mean=1.0)
         self.neck = BatchNorm(use_bias=False, scale_init=start, groups=groups)
         start = init.normal(0.001)
