@@ -160,16 +160,17 @@ def main() -> None:
     if max(threads) > len(cores):
         parser.error(f"--threads {max(threads)}, but this process may use {len(cores)} cores")
     for method in METHODS if flags.method == "all" else [flags.method]:
-        run = report.Run("step", flags)
-        flags.busy_ok = True  # once begun, a busy moment marks the page of a method, no more
-        tables: list[dict[str, Any]] = []
         for size in flags.sizes:
-            for count in threads:
-                names = flags.candidates or compared(method)
-                args = (method, size, names, cores[:count], flags.rounds, flags.ids)
-                tables.append(compare(*args))
-        figures = {"method": method, "rounds": flags.rounds, "tables": tables}
-        run.save(figures, markdown, name=f"step_{method}")
+            run = report.Run("step", flags)
+            flags.busy_ok = True  # once begun, a busy moment marks a page, no more
+            names = flags.candidates or compared(method)
+            tables = [
+                compare(method, size, names, cores[:count], flags.rounds, flags.ids)
+                for count in threads
+            ]
+            figures = {"method": method, "rounds": flags.rounds, "tables": tables}
+            suffix = "" if size == "main" else f"_{size}"
+            run.save(figures, markdown, name=f"step_{method}{suffix}")
 
 
 if __name__ == "__main__":
