@@ -44,6 +44,7 @@ class Row(NamedTuple):
     paper: dict[str, Numbers]
     embedded: dict[str, Any] = {}  # noqa: RUF012  changes on the embedded data, after those above
     method: str | None = None  # METHOD or METHOD,PRESET: another one than the table's
+    beside: str | None = None  # the row that shows what the difference between them does
 
 
 class Table(NamedTuple):
@@ -67,6 +68,7 @@ def _row(
     *,
     method: str | None = None,
     embedded: dict[str, Any] | None = None,
+    beside: str | None = None,
     **changes: Any,
 ) -> Row:
     """A row as printed: label, numbers; then the options of the method that it changes."""
@@ -74,7 +76,7 @@ def _row(
     of_method = [
         {f"method.{k}": v for k, v in found.items()} for found in (changes, embedded or {})
     ]
-    return Row(label, of_method[0], paper, of_method[1], method)
+    return Row(label, of_method[0], paper, of_method[1], method, beside)
 
 
 # SMCL -------------------------------------------------------------------------------------------
@@ -92,22 +94,26 @@ _IT: _Changes = {
 
 _SMCL_1 = {
     "b": _row("B", (57.00, 55.49), (75.77, 70.52), id_margin=0.0, metric_weight=0.0),
-    "ceh": _row("B + CEHL", (59.97, 56.01), (77.52, 73.40), metric_weight=0.0),
-    "ceh_adsl": _row("B + CEHL + ADSL", (63.16, 59.92), (80.63, 73.85), metric_from_epoch=0.0),
-    "it": _row("B + CEHL + ADSL + IT", *_SMCL, **_IT),
+    "ceh": _row("B + CEHL", (59.97, 56.01), (77.52, 73.40), metric_weight=0.0, beside="b"),
+    "ceh_adsl": _row(
+        "B + CEHL + ADSL", (63.16, 59.92), (80.63, 73.85), metric_from_epoch=0.0, beside="ceh"
+    ),
+    "it": _row("B + CEHL + ADSL + IT", *_SMCL, **_IT, beside="ceh_adsl"),
 }
 _SMCL_2 = {
     "none": _row("Nothing", (57.58, 54.69), (78.49, 76.89), auxiliary="none"),
-    "x": _row("X modality", (62.34, 59.33), (79.46, 73.00), auxiliary="x"),
-    "gray": _row("grayscale modality", (64.23, 60.88), (74.36, 69.41), auxiliary="gray"),
-    "syncretic": _row("syncretic modality", *_SMCL, auxiliary="syncretic"),
+    "x": _row("X modality", (62.34, 59.33), (79.46, 73.00), auxiliary="x", beside="none"),
+    "gray": _row(
+        "grayscale modality", (64.23, 60.88), (74.36, 69.41), auxiliary="gray", beside="none"
+    ),
+    "syncretic": _row("syncretic modality", *_SMCL, auxiliary="syncretic", beside="none"),
 }
 # The paper does not say what weight and schedule the others had: those of ADSL.
 _SMCL_4 = {
-    "bh_tri": _row("L_bh.tri", (61.53, 59.13), metric="bh_tri"),
-    "bdtr": _row("L_bdtr", (59.08, 56.63), metric="bdtr"),
-    "bicenter": _row("L_bicenter", (60.50, 57.09), metric="bicenter"),
-    "hc_tri": _row("L_hc.tri", (61.29, 57.86), metric="hc_tri"),
+    "bh_tri": _row("L_bh.tri", (61.53, 59.13), metric="bh_tri", beside="adsl"),
+    "bdtr": _row("L_bdtr", (59.08, 56.63), metric="bdtr", beside="adsl"),
+    "bicenter": _row("L_bicenter", (60.50, 57.09), metric="bicenter", beside="adsl"),
+    "hc_tri": _row("L_hc.tri", (61.29, 57.86), metric="hc_tri", beside="adsl"),
     "adsl": _row("L_adsl", (67.39, 61.78), metric="adsl"),
 }
 
@@ -123,32 +129,46 @@ _AUX: _Changes = {"ida_weight": 1.0, **_NO_IDC}
 
 _MUN_1 = {
     "b": _row("B", (57.49, 55.83), (75.42, 71.93), **_NO_AUX),
-    "aux": _row("B + Aux", (62.55, 58.42), (79.26, 73.81), **_AUX),
-    "idc": _row("B + Aux + L_idc", (66.58, 61.29), (83.51, 79.79), **_NO_IA, **_NO_MA),
-    "idc_ia": _row("B + Aux + L_idc + L_ia", (71.35, 65.54), (89.42, 84.66), **_NO_MA),
-    "idc_ma": _row("B + Aux + L_idc + L_ma", (69.77, 66.96), (89.93, 84.02), **_NO_IA),
-    "all": _row("B + Aux + L_idc + L_ia + L_ma", *_MUN),
+    "aux": _row("B + Aux", (62.55, 58.42), (79.26, 73.81), **_AUX, beside="b"),
+    "idc": _row(
+        "B + Aux + L_idc", (66.58, 61.29), (83.51, 79.79), **_NO_IA, **_NO_MA, beside="aux"
+    ),
+    "idc_ia": _row(
+        "B + Aux + L_idc + L_ia", (71.35, 65.54), (89.42, 84.66), **_NO_MA, beside="idc"
+    ),
+    "idc_ma": _row(
+        "B + Aux + L_idc + L_ma", (69.77, 66.96), (89.93, 84.02), **_NO_IA, beside="idc"
+    ),
+    "all": _row("B + Aux + L_idc + L_ia + L_ma", *_MUN, beside="b"),
 }
 _MUN_2 = {
-    "x": _row("X-modality", (66.17, 63.06), (79.95, 74.28), auxiliary="x"),
-    "mixed": _row("Mixed modality", (66.42, 62.85), (79.43, 73.09), auxiliary="mixed"),
-    "syncretic": _row("Syncretic modality", (72.95, 68.74), (84.59, 79.11), auxiliary="syncretic"),
+    "x": _row("X-modality", (66.17, 63.06), (79.95, 74.28), auxiliary="x", beside="mun"),
+    "mixed": _row(
+        "Mixed modality", (66.42, 62.85), (79.43, 73.09), auxiliary="mixed", beside="mun"
+    ),
+    "syncretic": _row(
+        "Syncretic modality", (72.95, 68.74), (84.59, 79.11), auxiliary="syncretic", beside="mun"
+    ),
     "mun": _row("Auxiliary modality (MUN)", *_MUN, auxiliary="mun"),
 }
 # Its rows of one scheme are taken to stand in the order of the two columns.
 _MUN_3 = {
     "neither": _row("neither", (69.02, 65.83), (80.09, 73.97), prototypes=False, bridge=False),
-    "prototype": _row("prototype", (74.15, 72.10), (86.73, 77.24), bridge=False),
-    "bridge": _row("auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes=False),
-    "both": _row("prototype + auxiliary bridge", *_MUN),
+    "prototype": _row("prototype", (74.15, 72.10), (86.73, 77.24), bridge=False, beside="neither"),
+    "bridge": _row(
+        "auxiliary bridge", (71.66, 68.35), (83.92, 75.54), prototypes=False, beside="neither"
+    ),
+    "both": _row("prototype + auxiliary bridge", *_MUN, beside="neither"),
 }
 _MUN_5 = {
-    "smcl": _row("SMCL", (37.08, 36.12), (51.93, 49.22), method="smcl"),
+    "smcl": _row("SMCL", (37.08, 36.12), (51.93, 49.22), method="smcl", beside="b"),
     "b": _row("B", (25.92, 23.13), (32.05, 29.64), **_NO_AUX),
-    "aux": _row("B + Aux + L_id^a", (30.85, 26.54), (36.40, 31.21), **_AUX),
-    "idc": _row("B + Aux + L_idc", (31.12, 27.44), (38.13, 32.29), **_NO_IA, **_NO_MA),
-    "ia": _row("B + Aux + L_idc + L_ia", (36.78, 32.32), (45.44, 42.89), **_NO_MA),
-    "ma": _row("B + Aux + L_idc + L_ia + L_ma", (41.17, 38.63), (52.69, 50.18)),
+    "aux": _row("B + Aux + L_id^a", (30.85, 26.54), (36.40, 31.21), **_AUX, beside="b"),
+    "idc": _row(
+        "B + Aux + L_idc", (31.12, 27.44), (38.13, 32.29), **_NO_IA, **_NO_MA, beside="aux"
+    ),
+    "ia": _row("B + Aux + L_idc + L_ia", (36.78, 32.32), (45.44, 42.89), **_NO_MA, beside="idc"),
+    "ma": _row("B + Aux + L_idc + L_ia + L_ma", (41.17, 38.63), (52.69, 50.18), beside="b"),
 }
 
 # IDKL -------------------------------------------------------------------------------------------
@@ -162,11 +182,11 @@ _NO_MDR: _Changes = {"mdr_tgsa_weight": 0.0, "mdr_csa_weight": 0.0}
 
 _IDKL_4 = {
     "b": _row("L_b", (67.60, 66.47), **_NO_IP, **_NO_TGSA, **_NO_CSA, **_NO_MDR),
-    "tgsa": _row("L_b + L_tgsa", (68.38, 67.30), **_NO_IP, **_NO_CSA, **_NO_MDR),
-    "ip_tgsa": _row("L_b + L_ip + L_tgsa", (76.40, 74.83), **_NO_CSA, **_NO_MDR),
-    "ip_csa": _row("L_b + L_ip + L_csa", (76.28, 74.34), **_NO_TGSA, **_NO_MDR),
-    "ip_mdr": _row("L_b + L_ip + L_mdr", (77.04, 75.66), **_NO_TGSA, **_NO_CSA),
-    "all": _row("L_b + L_ip + L_tgsa + L_csa + L_mdr", _IDKL),
+    "tgsa": _row("L_b + L_tgsa", (68.38, 67.30), **_NO_IP, **_NO_CSA, **_NO_MDR, beside="b"),
+    "ip_tgsa": _row("L_b + L_ip + L_tgsa", (76.40, 74.83), **_NO_CSA, **_NO_MDR, beside="tgsa"),
+    "ip_csa": _row("L_b + L_ip + L_csa", (76.28, 74.34), **_NO_TGSA, **_NO_MDR, beside="b"),
+    "ip_mdr": _row("L_b + L_ip + L_mdr", (77.04, 75.66), **_NO_TGSA, **_NO_CSA, beside="b"),
+    "all": _row("L_b + L_ip + L_tgsa + L_csa + L_mdr", _IDKL, beside="b"),
 }
 
 
@@ -176,14 +196,15 @@ def _sweep(symbol: str, option: str, best: float) -> dict[str, Row]:
     for value in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
         change: _Changes = {option: value}
         printed = _IDKL if value == best else None
-        rows[f"{value:g}"] = _row(f"{symbol} = {value:g}", printed, **change)
+        beside = "0" if value else None
+        rows[f"{value:g}"] = _row(f"{symbol} = {value:g}", printed, beside=beside, **change)
     return rows
 
 
 # No printed numbers: the paper's are of neither preset for certain (docs/idkl.md).
 _IDKL_PRESETS = {
     "paper": _row("paper"),
-    "official": _row("released code", method="idkl,official"),
+    "official": _row("released code", method="idkl,official", beside="paper"),
 }
 
 # PDM --------------------------------------------------------------------------------------------
@@ -198,23 +219,23 @@ _NO_DCS: _Changes = {"dcs_weight": 0.0}
 
 _PDM_2 = {
     "b": _row("baseline", (64.7, 62.0), **_NO_MFGM, **_NO_PLM, **_NO_CH, **_NO_DCS),
-    "plm": _row("PLM", (71.6, 66.9), **_NO_MFGM, **_NO_CH, **_NO_DCS),
-    "plm_mfgm": _row("PLM + MFGM", (73.0, 70.2), **_NO_CH, **_NO_DCS),
-    "plm_mfgm_ch": _row("PLM + MFGM + L_ch", (75.7, 72.2), **_NO_DCS),
-    "plm_mfgm_dcs": _row("PLM + MFGM + L_dcs", (75.6, 71.4), **_NO_CH),
-    "mfgm": _row("MFGM", (74.2, 70.9), **_NO_PLM, **_NO_CH, **_NO_DCS),
-    "all": _row("PLM + MFGM + L_ch + L_dcs", _PDM),
+    "plm": _row("PLM", (71.6, 66.9), **_NO_MFGM, **_NO_CH, **_NO_DCS, beside="b"),
+    "plm_mfgm": _row("PLM + MFGM", (73.0, 70.2), **_NO_CH, **_NO_DCS, beside="plm"),
+    "plm_mfgm_ch": _row("PLM + MFGM + L_ch", (75.7, 72.2), **_NO_DCS, beside="plm_mfgm"),
+    "plm_mfgm_dcs": _row("PLM + MFGM + L_dcs", (75.6, 71.4), **_NO_CH, beside="plm_mfgm"),
+    "mfgm": _row("MFGM", (74.2, 70.9), **_NO_PLM, **_NO_CH, **_NO_DCS, beside="b"),
+    "all": _row("PLM + MFGM + L_ch + L_dcs", _PDM, beside="b"),
 }
 _PDM_3 = {
-    "6": _row("m = 6", (78.4, 75.2), num_prototypes=6),
-    "8": _row("m = 8", (78.6, 75.6), num_prototypes=8),
+    "6": _row("m = 6", (78.4, 75.2), num_prototypes=6, beside="10"),
+    "8": _row("m = 8", (78.6, 75.6), num_prototypes=8, beside="10"),
     "10": _row("m = 10", (79.3, 76.3), num_prototypes=10),
-    "12": _row("m = 12", (78.1, 75.8), num_prototypes=12),
+    "12": _row("m = 12", (78.1, 75.8), num_prototypes=12, beside="10"),
 }
 # As of idkl/presets; the code's is presumably what was measured, which nobody has shown.
 _PDM_PRESETS = {
     "code": _row("released code"),
-    "paper": _row("paper", method="pdm,paper"),
+    "paper": _row("paper", method="pdm,paper", beside="code"),
 }
 
 # All --------------------------------------------------------------------------------------------
@@ -223,12 +244,12 @@ _PDM_PRESETS = {
 # papers cite, AGW's and CAJ's of their authors' code; RegDB's are visible to infrared.
 _METHODS = {
     "agw": _row("AGW", (47.50, 47.65), (70.05, 66.37), method="agw"),
-    "caj": _row("CAJ", (69.88, 66.89), (85.03, 79.14), method="agw,caj"),
-    "deen": _row("DEEN", (74.7, 71.8), (91.1, 85.1), method="deen"),
-    "smcl": _row("SMCL", (67.39, 61.78), (83.93, 79.83), method="smcl"),
-    "mun": _row("MUN", *_MUN, method="mun"),
-    "idkl": _row("IDKL", (81.42, 79.85), (94.72, 90.19), method="idkl"),
-    "pdm": _row("PDM", _PDM, method="pdm"),
+    "caj": _row("CAJ", (69.88, 66.89), (85.03, 79.14), method="agw,caj", beside="agw"),
+    "deen": _row("DEEN", (74.7, 71.8), (91.1, 85.1), method="deen", beside="agw"),
+    "smcl": _row("SMCL", (67.39, 61.78), (83.93, 79.83), method="smcl", beside="agw"),
+    "mun": _row("MUN", *_MUN, method="mun", beside="agw"),
+    "idkl": _row("IDKL", (81.42, 79.85), (94.72, 90.19), method="idkl", beside="agw"),
+    "pdm": _row("PDM", _PDM, method="pdm", beside="agw"),
 }
 
 TABLES = {

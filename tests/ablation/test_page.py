@@ -93,6 +93,30 @@ def test_mean_and_sample_standard_deviation(tmp_path):
     assert (r1["corrupt"], r1["feature"], r1["folder"]) == ("", "bn", "b")
 
 
+def test_a_row_is_compared_with_another(tmp_path):
+    def result(ap, person=(7, 8)):
+        rows = {"name": ["a", "b"], "person": list(person), "AP": [ap, ap]}
+        return result_of(metrics=metrics(0.5, ap), per_query=rows)
+
+    table = table_of(tmp_path, {"b": {0: None, 1: None}, "c": {0: None, 1: None}})
+    table.rows["c"] = dataclasses.replace(table.rows["c"], beside="b")
+    header, rows = rows_of(page.to_markdown(table))
+    assert header[5:9] == ["seeds", "compared with", "difference of mAP", "seen"]
+    assert rows["row c"][5:8] == ["row b", "-", "-"] and rows["row b"][5:8] == ["", "", ""]
+    for row, ap in (("b", 0.25), ("c", 0.5)):
+        for cell in table.rows[row].cells:
+            save(cell, result(ap))
+    _, rows = rows_of(page.to_markdown(table))
+    assert rows["row c"][5:8] == ["row b", "+25.0 [+25.0, +25.0]", "helps"]
+    lines = {(x["row"], x["metric"]): x for x in csv.DictReader(io.StringIO(page.to_csv(table)))}
+    line = lines["c", "mAP"]
+    assert (line["beside"], line["verdict"], float(line["low"])) == ("b", "helps", 0.25)
+    assert lines["b", "mAP"]["verdict"] == lines["c", "R1"]["verdict"] == ""
+    save(table.rows["c"].cells[0], result(0.0))
+    verdict = rows_of(page.to_markdown(table))[1]["row c"][7]
+    assert re.fullmatch(r"no difference seen \(smallest: \d+\.\d\)", verdict)
+
+
 def test_one_seed_has_no_spread(tmp_path):
     table = table_of(tmp_path, {"b": {4: metrics(0.5, 0.25)}})
     assert rows_of(page.to_markdown(table))[1]["row b"][:5] == ["50.0", "75.0", "25.0", "12.5", "1"]

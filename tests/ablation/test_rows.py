@@ -325,3 +325,12 @@ def test_a_row_trains_with_the_terms_of_the_paper(table):
         found = traced_terms(json.dumps(method, sort_keys=True))
         assert found == ALWAYS[table.split("/")[0]] | terms, f"{table}/{row}"
     assert set(TERMS[table]) == set(tables.TABLES[table].rows)
+
+
+def test_a_row_is_compared_with_another_of_its_table():
+    """Every row but the first of comparison, and never with itself."""
+    for name, table in tables.TABLES.items():
+        alone = [row for row, spec in table.rows.items() if spec.beside is None]
+        assert len(alone) == 1, name
+        for row, spec in table.rows.items():
+            assert spec.beside is None or (spec.beside in table.rows and spec.beside != row), name

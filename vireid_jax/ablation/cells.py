@@ -119,23 +119,28 @@ class Cell:
             raise ValueError(f"{self.folder} holds no results although its command has ended well")
         write_whole(self.folder / TRAINED, json.dumps({"step": max(steps)}) + "\n")
 
-    def metrics(self, score: Score) -> dict[str, float] | None:
-        """{"R1": ..., "mAP": ...} as fractions; None if not trained or not scored like this.
+    def found(self, score: Score) -> tuple[pathlib.Path, dict[str, Any]] | None:
+        """The saved result of a score and its file; None if not trained or not scored like this.
 
         A result counts only if it was measured as the cell's eval section says. A ValueError says
         that it was scored on two sets of test images, or that a file cannot be read.
         """
         folder = self.folder / "eval" / str(self.trained_at())
-        found = [_read(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.json"))]
-        fitting = [result for result in found if _fits(result, score, self.config)]
+        found = {path: _read(path, path.stat().st_mtime_ns) for path in folder.glob("*.json")}
+        fitting = [(path, r) for path, r in found.items() if _fits(r, score, self.config)]
         if len(fitting) > 1:
             raise ValueError(
                 f"{folder} holds {len(fitting)} results of {score.protocol}, {score.feature}: of "
                 "several test sets; delete those that are not meant"
             )
+        return fitting[0] if fitting else None
+
+    def metrics(self, score: Score) -> dict[str, float] | None:
+        """{"R1": ..., "mAP": ...} as fractions; None where there are none. Raises as `found`."""
         from vireid_jax.metrics.saved import is_share
 
-        values = fitting[0].get("metrics") if fitting else None
+        found = self.found(score)
+        values = found[1].get("metrics") if found else None
         usable = isinstance(values, dict) and values and all(map(is_share, values.values()))
         return values if usable else None
 
@@ -152,6 +157,7 @@ class Row:
     paper: Mapping[str, tuple[float, float]]
     score: Score
     cells: tuple[Cell, ...]
+    beside: str | None = None  # the row that it is compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +254,8 @@ def resolve_tables(
                 protocols=(shown,) if dataset == "synthetic" else (),
                 scores=(score,),
             )
-            resolved[row] = Row(spec.label, spec.paper, score, tuple(map(cell.of_seed, seeds)))
+            with_seeds = tuple(map(cell.of_seed, seeds))
+            resolved[row] = Row(spec.label, spec.paper, score, with_seeds, spec.beside)
         if resolved:
             # A feature that is the headline of all rows is the table's own.
             other = [shown] * (shown != own)
@@ -319,7 +326,8 @@ def _values(dataset: str, changes: Sequence[str]) -> tuple[str, ...]:
         key, value = split_change(change)
         if key in OWN_KEYS:
             raise ValueError(f"{key} is decided by {OWN_KEYS[key]}; leave {change} out")
-        merged[f"--config.{key}"] = full_path(value) if key in PATHS and value != "None" else value
+        is_path = key in PATHS and value != "None"
+        merged[f"--config.{key}"] = full_path(value, key) if is_path else value
     return tuple(f"{key}={value}" for key, value in merged.items())
 
 

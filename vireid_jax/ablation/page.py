@@ -1,4 +1,4 @@
-"""Tables of ablations: mean and sample standard deviation over seeds, as Markdown and CSV."""
+"""Tables of ablations as Markdown and CSV: means, spread over seeds, differences of rows."""
 
 import contextlib
 import csv
@@ -7,14 +7,16 @@ import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
+from vireid_jax.ablation import difference
 from vireid_jax.ablation.cells import Row, Table
+from vireid_jax.ablation.difference import Difference
 from vireid_jax.runtime.files import write_whole
 
 COLUMNS = ("R1", "R10", "mAP", "mINP")
 PAPER = {"sysu": "SYSU-MM01", "regdb": "RegDB"}
 CSV_HEADER = (
     "table", "row", "label", "dataset", "protocol", "corrupt", "feature", "metric", "mean", "std",
-    "n", "seeds", "folder",
+    "n", "seeds", "folder", "beside", "difference", "low", "high", "verdict",
 )  # fmt: skip
 MISSING = "-"
 
@@ -34,6 +36,38 @@ def measured(row: Row) -> dict[int, dict[str, float]]:
     return found
 
 
+def compared(table: Table) -> dict[str, Difference]:
+    """{row: the difference of its mAP to the row that it is compared with}, where there is one."""
+    pairs = {name: row.beside for name, row in table.rows.items() if row.beside in table.rows}
+    scores = {name: _scores(table.rows[name]) for name in {*pairs, *pairs.values()} if name}
+    found = {name: difference.between(scores[name], scores[b]) for name, b in pairs.items() if b}
+    return {name: gap for name, gap in found.items() if gap is not None}
+
+
+def _scores(row: Row) -> dict[int, difference.Scores]:
+    """{seed: scores of the queries} of the cells that are done."""
+    of_seeds: dict[int, difference.Scores] = {}
+    for cell in row.cells:
+        with contextlib.suppress(ValueError):  # reported where cells are run
+            if (found := cell.found(row.score)) is not None:
+                of_seeds[cell.seed] = difference.read(found[0], found[0].stat().st_mtime_ns)
+    return of_seeds
+
+
+def _compared(table: Table, row: Row, gap: Difference | None) -> list[str]:
+    """Three columns: the row beside it, the difference, what it says."""
+    if row.beside is None or row.beside not in table.rows:
+        return ["", "", ""]
+    beside = table.rows[row.beside].label
+    if gap is None:
+        return [beside, MISSING, MISSING]
+    mean, low, high = (f"{100 * x:+.1f}" for x in gap[:3])
+    verdict = gap.verdict
+    if not gap.seen:
+        verdict += f" (smallest: {100 * gap.smallest:.1f})"  # of one that could have been
+    return [beside, f"{mean} [{low}, {high}]", verdict]
+
+
 def to_markdown(table: Table) -> str:
     """The table in percent, each row beside what its paper prints.
 
@@ -42,24 +76,33 @@ def to_markdown(table: Table) -> str:
     """
     shown = "regdb" if table.dataset == "regdb" else "sysu"
     paper = PAPER[shown] + "-C" * bool(table.corrupt)
-    lines = [
-        f"| | {' | '.join(COLUMNS)} | seeds | paper: R1 | mAP |",
-        "|---|" + "---:|" * (len(COLUMNS) + 3),
+    differences = compared(table)
+    beside = any(row.beside in table.rows for row in table.rows.values())
+    head = [
+        *COLUMNS,
+        "seeds",
+        *["compared with", "difference of mAP", "seen"] * beside,
+        "paper: R1",
+        "mAP",
     ]
-    for row in table.rows.values():
+    rule = ["---:"] * (len(COLUMNS) + 1) + ["---"] * 3 * beside + ["---:"] * 2
+    lines = [f"| | {' | '.join(head)} |", f"|---|{'|'.join(rule)}|"]
+    for name, row in table.rows.items():
         found = measured(row)
         texts = []
-        for name in COLUMNS:
-            values = [metrics[name] for metrics in found.values() if name in metrics]
+        for metric in COLUMNS:
+            values = [metrics[metric] for metrics in found.values() if metric in metrics]
             mean, std = summarize(values) if values else (None, None)
             spread = "" if std is None else f" ± {100 * std:.1f}"
             texts.append(MISSING if mean is None else f"{100 * mean:.1f}{spread}")
         asked = {cell.seed for cell in row.cells}
         which = f" of {len(asked)}: {_list(found)}" if 0 < len(found) < len(asked) else ""
-        seeds = f"{len(found)}{which}"
+        texts.append(f"{len(found)}{which}")
+        if beside:
+            texts += _compared(table, row, differences.get(name))
         printed = None if table.other else row.paper.get(shown)
-        numbers = [f"{n:.2f}" for n in printed] if printed else [MISSING] * 2
-        lines.append(f"| {row.label} | {' | '.join([*texts, seeds, *numbers])} |")
+        texts += [f"{n:.2f}" for n in printed] if printed else [MISSING] * 2
+        lines.append(f"| {row.label} | {' | '.join(texts)} |")
     corrupted = f", {table.corrupt} images corrupted by code of ours" if table.corrupt else ""
     lengths = dict.fromkeys(r.cells[0].config["train.epochs"] for r in table.rows.values())
     epochs = " and ".join(f"{length:g}" for length in lengths)
@@ -70,12 +113,16 @@ def to_markdown(table: Table) -> str:
         if table.other
         else f"The last two columns are the paper's own, measured by its authors on {paper}."
     )
+    note = (
+        "The difference of mAP to the row that a row is compared with has its 95 % interval over "
+        "test people and seeds; where none is seen, the smallest that could have been. "
+    )
     absent = f" Not with these settings: {', '.join(table.left_out)}." if table.left_out else ""
     return "\n".join(
         [
             f"{table.name}, {table.title}: {table.dataset}{split}, {epochs} epochs, "
             f"`{table.protocol}`{feature}{corrupted}, in percent, mean ± sample standard "
-            f"deviation over the seeds. {origin}{absent}",
+            f"deviation over the seeds. {note * beside}{origin}{absent}",
             "",
             *lines,
         ]
@@ -87,15 +134,21 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEADER)
+    differences = compared(table)
     for name, row in table.rows.items():
-        found = measured(row)
+        found, gap = measured(row), differences.get(name)
         for metric in next(iter(found.values()), dict.fromkeys(COLUMNS)):
             values = {s: m[metric] for s, m in found.items() if metric in m}
             mean, std = summarize(list(values.values())) if values else (None, None)
             numbers = ["" if value is None else f"{value:.6f}" for value in (mean, std)]
             which = [table.name, name, row.label, table.dataset, *row.score, metric]
             folder = row.cells[0].folder.parent.name
-            writer.writerow([*which, *numbers, len(values), _list(values), folder])
+            of_map = gap if metric == "mAP" else None
+            shown = (
+                [row.beside, *(f"{x:.6f}" for x in of_map[:3]), of_map.verdict] if of_map else []
+            )
+            shown = shown or [""] * 5
+            writer.writerow([*which, *numbers, len(values), _list(values), folder, *shown])
     return out.getvalue()
 
 
