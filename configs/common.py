@@ -108,6 +108,8 @@ def base(method: str, dataset: str) -> ml_collections.ConfigDict:
     if laptop:
         c.data.image_size = (96, 48)  # height and width in pixels
         c.data.seed = 0  # which people are rendered
+        c.data.world = 0  # whose cameras: 0 the standard ones, another number a draw of others
+        c.data.infrared_light = True  # False: cameras 3 and 6 see by visible light, to pretrain
         c.data.train_ids = 240  # people to train on
         c.data.train_visible = 3  # images of each before each visible camera
         c.data.train_infrared = 5  # images of each before each infrared camera

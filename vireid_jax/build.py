@@ -21,11 +21,19 @@ from clu import parameter_overview
 from vireid_jax import optim, weights
 from vireid_jax.data import arrays, augment, datasets, sampler
 from vireid_jax.embedding import make_embed
-from vireid_jax.evaluate import FILE_ALONE, UNTRAINED, Options, Scorer, check_protocols
+from vireid_jax.evaluate import (
+    FILE_ALONE,
+    STARTED,
+    UNTRAINED,
+    Options,
+    Scorer,
+    check_protocols,
+)
 from vireid_jax.methods import get_build
 from vireid_jax.methods.common import Backbone, with_backbone
 from vireid_jax.metrics import read_permutations
 from vireid_jax.options import (
+    RENDERED,
     OptionError,
     check_keys,
     check_ranges,
@@ -46,7 +54,7 @@ from vireid_jax.types import (
     epochs_to_steps,
     train_labels,
 )
-from vireid_jax.weights import Report, check_unused
+from vireid_jax.weights import Report, check_unused, shipped
 from vireid_jax.weights import read as read_weights
 
 FILTER = "lanczos"  # of data without the option: it is rendered at its size
@@ -140,7 +148,7 @@ def section_types(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]
         "devices": hints_of(Devices),
         "eval": hints_of(Options),
     }
-    given = {"init": ("resuming",), "augment": ("key", "batch")}
+    given = {"init": ("resuming", "depth", "width"), "augment": ("key", "batch")}
     given["optim"] = ("steps_per_epoch", "epochs")
     return {s: {k: v for k, v in h.items() if k not in given.get(s, ())} for s, h in takes.items()}
 
@@ -249,7 +257,7 @@ def build(
     options, permutations = _eval_options(config)
     image_size = tuple(config.data.image_size)
     # A wrong file is refused before the data is loaded, and is read once.
-    pretrained = _read_weights(**config.init, resuming=resuming)
+    pretrained = _pretrained(config, resuming=resuming)
     shape = partial(jax.ShapeDtypeStruct, sharding=devices.by_rows(mesh))
     image = shape((count, *image_size, 3), np.uint8)
     label_shape, camera = (shape((count, *s), np.int32) for s in ((), (2,)))
@@ -312,11 +320,12 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         _check_unseen(config.data, own.data, split.test, persons, workdir)
 
     split, _ = _load(config, options, permutations, check_test=check)
-    # The length of an epoch does not matter to embedding.
-    method, _ = make_method(config, len(persons), steps_per_epoch=1)
+    # The length of an epoch does not matter to embedding. A file may be gone, the package's is not.
+    start = _pretrained(config) if config.init.weights == RENDERED else None
+    method, _ = make_method(config, len(persons), 1, start)
     mesh = devices.make_mesh()
     scorer = _scorer(config, options, permutations, method, mesh)
-    gone = config.init.weights is not None
+    gone = config.init.weights is not None and start is None
     size = tuple(config.data.image_size)
     return Parts(split, method, size, mesh, persons, scorer, file_is_gone=gone)
 
@@ -324,7 +333,7 @@ def build_to_score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
 def is_file_alone(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether there is no run to score in `workdir`, but the file that `config.init` names."""
     trained = any((workdir / name).exists() for name in ("checkpoints", runfolder.CLASSES))
-    return not trained and config.init.weights is not None
+    return not trained and config.init.weights not in (None, RENDERED)
 
 
 def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
@@ -334,7 +343,7 @@ def build_file_to_score(config: ml_collections.ConfigDict) -> Parts:
       ValueError, FileNotFoundError: it is no such file, or does not fit the recipe; says why.
     """
     options, permutations = _eval_options(config)
-    pretrained = _read_weights(**config.init, resuming=False)
+    pretrained = _pretrained(config)
     if pretrained is None:
         raise ValueError("init.weights is None, expected the file to score")
     num_classes = weights.people(pretrained[1], source=pretrained[0])
@@ -515,7 +524,7 @@ def _scorer(
         fusions=method.fusions,
         method=config.method.name,
         permutations=permutations,
-        untrained=UNTRAINED if config.init.weights is None else FILE_ALONE,
+        untrained={None: UNTRAINED, RENDERED: STARTED}.get(config.init.weights, FILE_ALONE),
         should_stop=preemption.requested,
         say=writer.say,
     )
@@ -535,13 +544,25 @@ def _check_trainable(config: ml_collections.ConfigDict, split: Split) -> None:
     sampler.plan(label, split.train.modality, seed=config.seed, epoch=0, **config.sampler)
 
 
-def _read_weights(
-    *, weights: str | None, unused: str, resuming: bool
+def _pretrained(
+    config: ml_collections.ConfigDict, *, resuming: bool = False
 ) -> tuple[str, Mapping[str, np.ndarray]] | None:
-    """The file that the recipe's init section names, and its arrays."""
+    network = {key: config.method[key] for key in ("depth", "width")}
+    return _read_weights(**config.init, **network, resuming=resuming)
+
+
+def _read_weights(
+    *, weights: str | None, unused: str, resuming: bool, depth: int, width: int
+) -> tuple[str, Mapping[str, np.ndarray]] | None:
+    """The file that the recipe's init section names, and its arrays.
+
+    "rendered" names the shipped one for a network of this depth and width.
+    """
     check_unused(unused)
     if weights is None:
         return None
+    if weights == RENDERED:
+        return weights, read_weights(shipped.path_of(depth, width))
     try:
         return weights, read_weights(weights)
     except FileNotFoundError as error:

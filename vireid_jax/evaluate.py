@@ -45,7 +45,8 @@ from vireid_jax.types import MODALITIES, VISIBLE, Records, Retrieval, Stopped
 
 UNTRAINED = "untrained network"
 FILE_ALONE = "weights of the file alone"  # the untrained network where init.weights names a file
-BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE)
+STARTED = "pretrained start"  # the same with the weights that come with the package
+BASELINES = (RAW_PIXELS, UNTRAINED, FILE_ALONE, STARTED)
 FUSE = ("accumulate", "store")
 
 

@@ -41,6 +41,7 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(0, 2**32 - 1),
     "data.image_size": Range(8, 2048),
     "data.seed": Range(0, 2**63 - 1),
+    "data.world": Range(0, 2**63 - 1),
     "data.test_share": Range(0, 1, open=True),
     "data.trial": Range(1, 10),
     "data.train_ids": Range(1, 4000),
@@ -85,6 +86,7 @@ RANGES: Mapping[str, Range] = {
 }
 # Where things are, which may differ between the hosts of a run.
 PATHS = ("data.cache", "data.prepared", "data.root", "init.weights", "eval.rand_perm")
+RENDERED = "rendered"  # init.weights: what comes with the package, which is no path
 WHY = {"train.keep": "resuming needs one checkpoint", "sampler.num_ids": "negatives are needed"}
 
 
@@ -107,9 +109,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def full_path(text: str) -> str:
-    """A path from the root, with the name of the file itself as it is: its ending says the kind."""
-    if not text or "://" in text:
+def full_path(text: str, key: str = "") -> str:
+    """A path from the root, with the name of the file itself as it is: its ending says the kind.
+
+    What is no path stays as it is; `key` is the option's.
+    """
+    if not text or "://" in text or (key, text) == ("init.weights", RENDERED):
         return text
     folder, name = os.path.split(os.path.abspath(os.path.expanduser(text)))
     return os.path.join(os.path.realpath(folder), name)
@@ -121,7 +126,7 @@ def full_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     for section, name in (key.split(".") for key in PATHS):
         options = found.get(section)
         if isinstance(options, Mapping) and isinstance(options.get(name), str):
-            found[section] = {**options, name: full_path(options[name])}
+            found[section] = {**options, name: full_path(options[name], f"{section}.{name}")}
     return found
 
 

@@ -82,6 +82,30 @@ def test_cameras_2_and_3_share_a_place():
     assert [c.modality for c in scene.CAMERAS] == [0, 0, 1, 0, 0, 1]
 
 
+def test_other_worlds_have_the_same_people_before_other_cameras():
+    for world in (1, 2, 77):
+        found = scene.cameras(world)
+        assert [(c.number, c.modality, c.place) for c in found] == [
+            (c.number, c.modality, c.place) for c in scene.CAMERAS
+        ]
+        assert not set(found) & set(scene.CAMERAS) and found == scene.cameras(world)
+        # The light reaches the person, and nothing is out of what the standard cameras have by far.
+        assert all(c.light[2] > 0 and 0.4 < c.exposure[0] < c.exposure[1] < 1.6 for c in found)
+    standard, other = one(1, 4), one(1, 4, world=1)
+    np.testing.assert_array_equal(standard, one(1, 4, world=0))
+    assert (standard != other).mean() > 0.5
+
+
+def test_without_infrared_light_all_images_are_in_color(split):
+    plain = synthetic.load(**SMALL, infrared_light=False, cache=False)
+    for a, b in zip(parts(split).values(), parts(plain).values(), strict=True):
+        assert a.name == b.name and (a.modality == b.modality).all()
+        visible = a.modality == VISIBLE
+        np.testing.assert_array_equal(a.images[visible], b.images[visible])
+        lit = b.images[~visible].astype(int)
+        assert all(np.ptp(image, axis=-1).mean() > 4 for image in lit)
+
+
 def test_infrared_is_grey_visible_is_not_and_none_is_flat_or_clipped(split):
     for records in parts(split).values():
         dark = records.images[records.modality == INFRARED]
@@ -179,6 +203,7 @@ def test_tubes_are_sorted_and_complete():
         ({"image_size": (8, 4)}, "height 16 to 2048"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 0.5}, "seed is 0.5"),
+        ({"world": -1}, "world is -1"),
         ({"train_ids": 0}, "train_ids is 0, expected a whole number, 1 to 4000"),
         ({"val_ids": -1}, "val_ids is -1, expected a whole number, 0 to 2000"),
         ({"test_ids": "64"}, "test_ids is '64'"),
@@ -212,7 +237,7 @@ def fake_render(monkeypatch):
     """Counts calls and paints each image with its person's number: these tests need no pixels."""
     calls = []
 
-    def render(seed, person, camera, index, *, image_size, rendered):
+    def render(seed, person, camera, index, *, image_size, rendered, world, infrared):
         rendered(len(person))
         calls.append(len(person))
         value = (person + camera + index + seed).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,17 @@ def test_stored_features_of_pytorch():
         actual = features(variables, 10, 2)
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5, err_msg=name)
         assert len(report.matched) == len(flatten(abstract(10, 2))), name
+
+
+def test_names_are_the_way_back():
+    arrays = weights.read(FIXTURES / "plain.safetensors")
+    found = weights.named(fill(arrays, abstract(10, 2))[0])
+    other = re.compile(r"fc\.|.*num_batches_tracked")
+    assert found.keys() == {name for name in arrays if not other.match(name)}
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, arrays[name], err_msg=name)
+    with pytest.raises(ValueError, match=r"has bn1.bias several times"):
+        weights.named(fill(arrays, abstract(10, 2, specific=1))[0])
 
 
 @pytest.mark.slow

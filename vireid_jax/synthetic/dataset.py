@@ -1,6 +1,7 @@
 """The embedded data set as a `Split`: which images there are, rendering them, the cache."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ def render_images(
     index: np.ndarray,
     *,
     image_size: tuple[int, int],
+    world: int = 0,
     infrared: bool | None = None,
     rendered: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
@@ -64,6 +66,7 @@ def render_images(
       camera: int [N], 1 to 6.
       index: int [N].
       image_size: (height, width) in pixels.
+      world: whose cameras, see `scene.cameras`.
       infrared: overrides the cameras' modality; the same shot in both is an aligned pair.
       rendered: called now and then with the number of images since it was last called.
 
@@ -85,7 +88,7 @@ def render_images(
         for first in range(0, len(all_rows), _BLOCK):
             rows = all_rows[first : first + _BLOCK]
             who = {k: v[who_is_it[rows]] for k, v in people.items()}
-            shot = scene.shots(seed, person[rows], camera[rows], index[rows])
+            shot = scene.shots(seed, person[rows], camera[rows], index[rows], world)
             projected, frame = scene.project(figure.build(who, scene.gaits(shot, who)), shot, lamp)
             settings, rects = scene.build(shot, frame, lamp)
             tubes = scene.arrange(projected, shot, frame, lamp)
@@ -171,6 +174,8 @@ def load(
     *,
     image_size: tuple[int, int] = (96, 48),
     seed: int = 0,
+    world: int = 0,
+    infrared_light: bool = True,
     train_ids: int = 240,
     train_visible: int = 3,
     train_infrared: int = 5,
@@ -193,6 +198,9 @@ def load(
       progress: called now and then with the number of images rendered, and of all.
       image_size: (height, width) in pixels.
       seed: of everything, at least 0.
+      world: whose cameras: 0 the standard ones, another number a draw of others.
+      infrared_light: whether cameras 3 and 6 see by infrared light; False: by visible light, as
+        the other four, for a network that shall not have seen infrared images.
       train_ids: identities to train on, at least 1.
       train_visible: images of each before each of the cameras 1, 2, 4 and 5.
       train_infrared: images of each before each of the cameras 3 and 6.
@@ -213,6 +221,7 @@ def load(
     """
     height, width = check_image_size(image_size)
     check_number("seed", seed, 0, 2**63 - 1)
+    check_number("world", world, 0, 2**63 - 1)
     plans = {
         "train": (train_ids, train_visible, train_infrared),
         "val": (val_ids, val_visible, val_infrared),
@@ -247,7 +256,8 @@ def load(
     if cache is not False:
         folder = cache_folder() if cache is True else pathlib.Path(cache)
         sizes = [[name, *map(int, plan)] for name, plan in plans.items()]
-        key = json.dumps([RENDER_VERSION, height, width, int(seed), sizes])
+        other = [[int(world), bool(infrared_light)]] * (world != 0 or not infrared_light)
+        key = json.dumps([RENDER_VERSION, height, width, int(seed), sizes, *other])
         path = folder / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
     def rendered() -> dict[str, np.ndarray]:
@@ -258,11 +268,15 @@ def load(
             done += images
             progress(done, count)
 
-        size = (height, width)
-        return {
-            name: render_images(int(seed), *of_split, image_size=size, rendered=note)
-            for name, of_split in rows.items()
-        }
+        draw = functools.partial(
+            render_images,
+            int(seed),
+            image_size=(height, width),
+            world=int(world),
+            infrared=None if infrared_light else False,
+            rendered=note,
+        )
+        return {name: draw(*of_split) for name, of_split in rows.items()}
 
     images = _cached(path, shapes, rendered) if path else rendered()
     return _split(rows, images)

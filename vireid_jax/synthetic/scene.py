@@ -5,6 +5,7 @@ same place; 4, 5 (visible) and 6 (infrared) are outdoors. An image has one row o
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ Named = dict[str, np.ndarray]
 
 _IMAGE = 2  # stream tags of the random draws, see identity._PERSON
 _PLACE = 3
+_WORLD = 4
 DRAWS = 72
 HEADLIGHT = (0.0, 0.1, 1.0)  # an illuminator beside the lens
 
@@ -55,11 +57,41 @@ CAMERAS = (
 )  # fmt: skip
 
 
+@functools.cache
+def cameras(world: int) -> tuple[Camera, ...]:
+    """The cameras of a world: 0 has `CAMERAS`, another their numbers and places, with drawn optics.
+
+    A model that learned one world's cameras meets others in the next, as at another site.
+    """
+    if not world:
+        return CAMERAS
+    rng = np.random.default_rng([_WORLD, world])
+
+    def drawn(camera: Camera) -> Camera:
+        dark = camera.modality == INFRARED
+        angle, turn = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 0.75)
+        low, near, lit = rng.uniform(3, 8), rng.uniform(4, 7), rng.uniform(0.5, 0.95)
+        warm, green = rng.uniform(-0.12, 0.12), rng.uniform(-0.03, 0.03)
+        return camera._replace(
+            pitch=(low, low + rng.uniform(6, 9)),
+            distance=(near, near + rng.uniform(3, 5)),
+            light=HEADLIGHT if dark else (turn * np.sin(angle), rng.uniform(0.6, 0.9), 0.45),
+            ambient=rng.uniform(0.15, 0.22) if dark else rng.uniform(0.42, 0.66),
+            tint=(1.0, 1.0, 1.0) if dark else (1 + warm, 1 + green, 1 - warm),
+            exposure=(lit, lit * rng.uniform(1.4, 1.6)),
+            noise=rng.uniform(0.012, 0.022),
+            blur=rng.uniform(0.0038, 0.0050),
+        )
+
+    return tuple(map(drawn, CAMERAS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Shot:
     """The drawn circumstances of N images, each field [N] or [N, k]."""
 
     seed: int
+    world: int
     camera: np.ndarray  # row of CAMERAS
     uniform: np.ndarray  # [N, DRAWS], all randomness of an image
     key: np.ndarray  # uint32, seeds the sensor noise
@@ -70,7 +102,7 @@ class Shot:
 
     def of(self, field: str) -> np.ndarray:
         """A field of each image's camera, [N] or [N, k]."""
-        return np.array([getattr(c, field) for c in CAMERAS], np.float64)[self.camera]
+        return np.array([getattr(c, field) for c in cameras(self.world)], np.float64)[self.camera]
 
     def between(self, column: int, field: str) -> np.ndarray:
         """A draw within each image's camera's range `field`."""
@@ -78,14 +110,16 @@ class Shot:
         return self.value(column, low, high)
 
 
-def shots(seed: int, person: np.ndarray, camera: np.ndarray, index: np.ndarray) -> Shot:
+def shots(
+    seed: int, person: np.ndarray, camera: np.ndarray, index: np.ndarray, world: int = 0
+) -> Shot:
     """Draws the circumstances of each image from (seed, person, camera, index) alone."""
     uniform = np.empty((len(person), DRAWS))
     for n, image in enumerate(zip(person, camera, index, strict=True)):
         rng = np.random.default_rng([seed, _IMAGE, *map(int, image)])
         uniform[n] = rng.random(DRAWS)
     key = (uniform[:, 0] * 2**32).astype(np.uint32)
-    return Shot(seed, np.asarray(camera) - 1, uniform, key)
+    return Shot(seed, world, np.asarray(camera) - 1, uniform, key)
 
 
 def gaits(shot: Shot, who: Named) -> Gait:

@@ -5,6 +5,6 @@ Nothing here imports torch, executes what a file says, or reaches for the networ
 
 from vireid_jax.weights.authors import people
 from vireid_jax.weights.files import read
-from vireid_jax.weights.resnet import Report, check_unused, fill
+from vireid_jax.weights.resnet import Report, check_unused, fill, named
 
-__all__ = ["Report", "check_unused", "fill", "people", "read"]
+__all__ = ["Report", "check_unused", "fill", "named", "people", "read"]

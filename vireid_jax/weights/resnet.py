@@ -149,6 +149,25 @@ def fill(
     return ours, Report(source, matched, rest, untouched, code and code.recipe, unread)
 
 
+def named(variables: Variables) -> dict[str, np.ndarray]:
+    """The backbone's arrays by torchvision's names, in torch's layout: what `fill` takes.
+
+    Raises:
+      ValueError: the backbone has a stage several times, which one name cannot say.
+    """
+    from flax.traverse_util import flatten_dict
+
+    leaves = flatten_dict({c: variables[c] for c in ("params", "batch_stats")})
+    found: dict[str, np.ndarray] = {}
+    for path, leaf in leaves.items():
+        if path[1] == _PART:
+            name, x = _torch_name((path[0], *path[2:])), np.asarray(leaf)
+            if name in found:
+                raise ValueError(f"the backbone has {name} several times, expected one stream")
+            found[name] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+    return found
+
+
 def check_unused(unused: str) -> None:
     """Raises ValueError if it is none of `UNUSED`."""
     if unused not in UNUSED:
