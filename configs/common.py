@@ -75,14 +75,15 @@ def deen_augmentation(c: ml_collections.ConfigDict, dataset: str) -> None:
 def laptop(c: ml_collections.ConfigDict) -> None:
     """The embedded data on two CPU cores: a small network that starts from random weights.
 
-    Of AGW, CAJ, DEEN and PDM. Ours, not the papers'. Where it departs from their recipes, the
-    reason is speed: few steps from random weights instead of many from ImageNet's.
+    Of all methods. Ours, not the papers'. Where it departs from their recipes, the reason is speed:
+    few steps from random weights instead of many from ImageNet's.
     """
     c.method.depth, c.method.width = 10, 32
-    c.method.normalize = True  # features of a fresh network have no scale to rely on
+    if "normalize" in c.method:
+        c.method.normalize = True  # features of a fresh network have no scale to rely on
     c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
-    c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
+    c.augment.pad, c.augment.pad_value = 4, 0  # 10 of 384 rows would be 2.5 of 96
     c.augment.erase = c.augment.grayscale = (0.0, 0.0)
     c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
     c.augment.infrared_channel = "none"

@@ -71,33 +71,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     c.train.eval_every = 5.0
     c.train.checkpoint_every = 1.0
     if dataset == "synthetic":
-        _laptop(c)
+        common.laptop(c)
+        m.specific = 1  # less to learn twice
+        m.generator_form = "direct"  # small maps
+        m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"  # as in configs/smcl.py
+        # Every classifier sees one modality, so people come by more often than in configs/smcl.py.
+        # L_ia is a sum over the people of a batch, so it weighs twice as much.
     return c
-
-
-def _laptop(c: ml_collections.ConfigDict) -> None:
-    """The embedded data on two CPU cores: a small network that starts from random weights.
-
-    Ours, not the paper's. Where it departs from the recipe above, the reason is speed: few
-    steps from random weights instead of many from ImageNet's.
-    """
-    m = c.method
-    m.depth, m.width = 10, 32
-    m.specific = 1  # less to learn twice
-    m.generator_form = "direct"  # small maps
-    m.normalize = True  # features of a fresh network have no scale to rely on
-    m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"  # as in configs/smcl.py
-    # Every classifier sees one modality, so people come by more often than in configs/smcl.py.
-    # L_ia is a sum over the people of a batch, so it weighs twice as much.
-    c.sampler.num_ids, c.sampler.num_instances = 16, 2
-    c.sampler.steps_per_epoch = 20
-    c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
-    c.augment.erase = (0.0, 0.0)
-    c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
-    c.optim.lr = 4e-3
-    c.optim.multipliers = ()  # nothing is pretrained
-    c.optim.schedule, c.optim.milestones = "cosine", ()
-    c.optim.warmup_epochs, c.optim.warmup_factor = 1.0, 0.1
-    c.train.epochs = 32.0
-    c.train.eval_every = 5.0
-    c.train.checkpoint_every = 5.0

@@ -56,33 +56,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     # The paper does not use LLCM; there, and for your own images, the recipe for SYSU-MM01 is a
     # starting point.
     if dataset == "synthetic":
-        _laptop(c)
+        common.laptop(c)
+        # Starts as the product of the two images, a proper picture from the first step on.
+        m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"
+        m.id_margin = 1.0
+        m.normalize_centers = True  # features of a fresh network have no scale to rely on
+        m.metric_weight = 1.0
+        # No incremental training: from random weights the center losses teach from the first step
+        # (docs/ablations.md). The paper's share of the epochs, 220 of 300, would be 23.
+        m.metric_from_epoch = 0.0
+        c.sampler.num_ids, c.sampler.num_instances = 8, 4
     return c
-
-
-def _laptop(c: ml_collections.ConfigDict) -> None:
-    """The embedded data on two CPU cores: a small network that starts from random weights.
-
-    Ours, not the paper's. Where it departs from the recipe above, the reason is speed: few
-    steps from random weights instead of many from ImageNet's.
-    """
-    m = c.method
-    m.depth, m.width = 10, 32
-    # Starts as the product of the two images, a proper picture from the first step on.
-    m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"
-    m.id_margin = 1.0
-    m.normalize_centers = True  # features of a fresh network have no scale to rely on
-    m.metric_weight = 1.0
-    # No incremental training: from random weights the center losses teach from the first step
-    # (docs/ablations.md). The paper's share of the epochs, 220 of 300, would be 23.
-    m.metric_from_epoch = 0.0
-    c.sampler.num_ids, c.sampler.num_instances = 8, 4
-    c.sampler.steps_per_epoch = 20
-    c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
-    c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
-    c.optim.lr = 4e-3
-    c.optim.schedule, c.optim.milestones = "cosine", ()
-    c.optim.warmup_epochs = 1.0
-    c.train.epochs = 32.0
-    c.train.eval_every = 5.0
-    c.train.checkpoint_every = 5.0

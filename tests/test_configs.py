@@ -79,8 +79,9 @@ def test_sections_are_what_takes_them():
             **dict.fromkeys(("fsdp", "bn_groups", "accumulate"), 1),
             "remat": False,
         }, label
-        assert build._read_weights(**c.init, resuming=False) is None, label
-        accepts(build._read_weights, {**c.init, "resuming": False})
+        assert build._pretrained(c) is None, label
+        network = {key: c.method[key] for key in ("depth", "width")}
+        accepts(build._read_weights, {**c.init, **network, "resuming": False})
         build._loader(**c.loader)
         accepts(build._loader, c.loader)
 

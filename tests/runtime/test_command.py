@@ -135,6 +135,17 @@ def test_whoever_takes_a_signal_over_is_left_alone():
     assert answer(["-c", code], signal.SIGTERM, lambda p: p.stdout.readline())[0] == 7
 
 
+def test_whoever_has_taken_a_signal_over_for_a_while_is_left_alone():
+    code = (
+        "import os, signal, time\nfrom vireid_jax.runtime import command\n"
+        "command.answer_signals()\ncommand.ANSWER_S = 0.3\n"
+        "before = signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\n"
+        "signal.signal(signal.SIGINT, before)\ntime.sleep(0.6)\nraise SystemExit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 7
+
+
 @pytest.mark.slow
 def test_a_command_that_imports_or_renders_is_stopped_at_once(tmp_path, monkeypatch):
     train = ["-m", "vireid_jax.main", "--config=smcl", f"--workdir={tmp_path}/run"]

@@ -12,8 +12,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 DRAWS = 10_000
 LEVEL = 0.95  # of the interval
 FEWEST_SEEDS = 2
@@ -56,6 +54,8 @@ def between(row: Mapping[int, Scores], other: Mapping[int, Scores]) -> Differenc
     seeds = sorted(row.keys() & other.keys())
     if len(seeds) < FEWEST_SEEDS:
         return None
+    import numpy as np  # --list has to answer at once
+
     queries = sorted(set.intersection(*(set(s[n]) for s in (row, other) for n in seeds)))
     if not queries:
         return None

@@ -170,12 +170,17 @@ def _guard() -> None:
 
     sys.excepthook = as_exit
 
+    def ours(signum: int) -> bool:
+        # Who takes a signal over, for a while or for good, is left alone.
+        handled = signum in (signal.SIGTERM, signal.SIGINT)
+        return handled and answers() and signal.getsignal(signum) is _leave
+
     def wait() -> None:
         while True:
             signum = os.read(heard, 1)[0]
-            if signum in (signal.SIGTERM, signal.SIGINT):
+            if ours(signum):
                 time.sleep(ANSWER_S)
-                if answers() and signal.getsignal(signum) is _leave:
+                if ours(signum):
                     _tell(signum)
                     os._exit(_code(signum))
 
