@@ -83,7 +83,8 @@ def laptop(c: ml_collections.ConfigDict) -> None:
         c.method.normalize = True  # features of a fresh network have no scale to rely on
     c.sampler.num_ids, c.sampler.num_instances = 16, 2
     c.sampler.steps_per_epoch = 20
-    c.augment.pad, c.augment.pad_value = 4, 0  # 10 of 384 rows would be 2.5 of 96
+    c.augment.pad = 4  # 10 of 384 rows would be 2.5 of 96
+    c.augment.pad_value = 0
     c.augment.erase = c.augment.grayscale = (0.0, 0.0)
     c.augment.visible_channel = "adapt_gray"  # dyes say nothing about infrared
     c.augment.infrared_channel = "none"

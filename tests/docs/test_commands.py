@@ -72,6 +72,7 @@ WAYS = (
     Way(r"python -m vireid_jax\.data (check|show) ", run=""),
     Way(r"python -m vireid_jax\.data prepare ", run="--no-strict"),
     Way(r"python -m vireid_jax\.(data\.)?synthetic$", run="--sheet people.png --ids 1"),
+    Way(r"python -m vireid_jax\.synthetic\.pretrain", why="an hour; tests/synthetic/test_pretrain"),
     Way(r"python -m vireid_jax\.data\.corrupt ", run=""),
     Way(r"python -m vireid_jax\.visual\.curve ", run=""),
     Way(r"python -m vireid_jax\.ablation --(help|list)", run=""),

@@ -1,11 +1,10 @@
-"""The command that made the shipped weights, on a short run; and the shipped files themselves."""
+"""The command that made the shipped weights, on a short run."""
 
 import hashlib
 import pathlib
 
 import numpy as np
 import pytest
-import safetensors
 
 from tests.support.jobs import REPO
 from vireid_jax import main as program
@@ -71,24 +70,3 @@ def test_a_short_run_is_the_same_each_time_and_writes_its_last_state(tmp_path, m
 
 
 NORMS = {"conv1.weight": 0.0}
-
-
-@pytest.mark.parametrize("network", sorted(shipped.paths()))
-def test_a_shipped_file(network):
-    """What the card says, in half precision, by torchvision's names, and small."""
-    path = shipped.path_of(*network)
-    assert path.stat().st_size < 3e6
-    with safetensors.safe_open(path, "numpy") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {np.dtype("float16")}
-    arrays, card = weights.read(path), shipped.card(path)
-    assert all(np.isfinite(x).all() for x in arrays.values())
-    assert len(arrays) == len(set(arrays)) and "layer4.0.bn2.running_var" in arrays
-    recipe = card["recipe"]
-    assert (recipe["method.depth"], recipe["method.width"]) == network
-    assert recipe["data.infrared_light"] is False
-    assert {k: recipe[k] for k in pretrain.RECIPE} == pretrain.RECIPE
-
-
-def test_what_is_not_shipped_is_refused():
-    with pytest.raises(ValueError, match=r"ResNet-50 of width 64; take .*init\.weights=None"):
-        shipped.path_of(50, 64)

@@ -61,8 +61,6 @@ RECIPE: dict[str, Any] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    from vireid_jax import main as program
-
     parser = argparse.ArgumentParser(
         prog="python -m vireid_jax.synthetic.pretrain",
         description="Pretrain the small ResNet of the embedded recipes on rendered people in "
@@ -72,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", metavar="DIR", required=True, help="folder to write the file of weights into")
     add("--width", type=int, default=32, help="of the stem (default 32)")
     add("--workdir", metavar="DIR", help="folder of the run (default runs/rendered-WIDTH)")
-    args, changes = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    changes = [word for word in words if word.startswith("--config.")]
+    args = parser.parse_args([word for word in words if word not in changes])
+    from vireid_jax import main as program
+
     recipe = program.read_recipe("smcl").unlock()
     recipe.update_from_flattened_dict({**RECIPE, "method.width": args.width})
     workdir = pathlib.Path(args.workdir or f"runs/rendered-{args.width}")
