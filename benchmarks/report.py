@@ -233,12 +233,12 @@ class Run:
 
 
 def _arguments() -> list[str]:
-    """The command line without --out, which says nothing of the figures."""
+    """The command line without folders of a machine, which say nothing of the figures."""
     words, kept = iter(sys.argv[1:]), []
     for word in words:
-        if word == "--out":
+        if word in ("--out", "--keep"):
             next(words, None)
-        elif not word.startswith("--out="):
+        elif not word.startswith(("--out=", "--keep=")):
             kept.append(word)
     return kept
 

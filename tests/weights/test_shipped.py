@@ -71,7 +71,7 @@ def test_a_folder_without_a_run_is_not_scored_as_an_authors_file(tmp_path, capsy
     config = small("smcl", "synthetic", tmp_path)
     config.init.weights, config.method.width = "rendered", 32
     assert main.run(config, workdir=tmp_path / "run", mode="eval") == 1
-    assert "checkpoint" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
