@@ -1,6 +1,6 @@
 """What each form of `nets.cpu` saves beside the plain operation, on one core of this machine.
 
-  python -m benchmarks.kernels                    sizes of SMCL's recipe on the embedded data
+  python -m benchmarks.kernels                    sizes of SMCL's embedded recipe, two of AGW's
   python -m benchmarks.kernels --rounds 20
 
 CPU time of value and gradients, or of a gradient alone, in a process that is pinned to one core.
@@ -59,9 +59,15 @@ def cases() -> dict[str, tuple[Callable[[str], Any], list[tuple[int, ...]]]]:
 
         return lambda a, b, v, i: jax.vjp(partial(value, v=v, i=i), a, b)[1](v)
 
+    def attention(kernels: str) -> Callable[..., Any]:
+        point = cpu.product if kernels == "cpu" else jax.numpy.matmul
+        return lambda x, k, along: jax.vjp(point, x, k)[1](along)
+
     third = IMAGES // 3
     stem: list[tuple[int, ...]] = [(third, 96, 48, 3), (7, 7, 3, 32)]
     pixels = (third, 96, 48, 3)
+    deep: list[tuple[int, ...]] = [(third, 18, 9, 512), (3, 3, 512, 512), (third, 18, 9, 512)]
+    wide: list[tuple[int, ...]] = [(third, 36, 18, 1), (1, 512), (third, 36, 18, 512)]
 
     def map_of(size: int, channels: int) -> list[tuple[int, ...]]:
         x = (IMAGES, 2 * size, size, channels)
@@ -79,6 +85,8 @@ def cases() -> dict[str, tuple[Callable[[str], Any], list[tuple[int, ...]]]]:
         ),
         "3x3 convolution, 32 channels, gradient of the kernel": (gradient(1, 1, 1), map_of(12, 32)),
         "3x3 convolution, 64 channels, gradient of the kernel": (gradient(1, 1, 1), map_of(6, 64)),
+        "3x3 convolution, 512 channels, gradient of the kernel": (gradient(1, 1, 1), deep),
+        "1x1 convolution, 1 to 512 channels (attention), gradients": (attention, wide),
         "SMGM, with gradients": (generator, [(1, 1, 3, 3), (1, 1, 3, 3), pixels, pixels]),
     }
 

@@ -75,6 +75,4 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         m.specific = 1  # less to learn twice
         m.generator_form = "direct"  # small maps
         m.smgm_init, m.smgm_width, m.smgm_input = "identity", 3, "unit"  # as in configs/smcl.py
-        # Every classifier sees one modality, so people come by more often than in configs/smcl.py.
-        # L_ia is a sum over the people of a batch, so it weighs twice as much.
     return c

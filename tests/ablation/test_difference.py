@@ -30,7 +30,7 @@ def drawn(rng, people=40, seeds=5, mean=0.0, of_people=0.05, of_seeds=0.02, nois
 def test_a_constant_difference_is_certain():
     found = difference.between(*rows(np.full((3, 10), 0.1)))
     assert found.mean == pytest.approx(0.1) and found.low == pytest.approx(0.1)
-    assert (found.verdict, found.seeds, found.people) == ("helps", 3, 10)
+    assert found.verdict == "helps"
     row, other = rows(np.full((3, 10), 0.1))
     assert difference.between(other, row).verdict == "hurts"
     same = difference.between(row, row)
@@ -41,7 +41,7 @@ def test_queries_weigh_alike_and_only_shared_ones_count():
     row = {s: {"a": (1, 0.4), "b": (1, 0.4), "c": (2, 0.1), "x": (3, 1.0)} for s in (0, 1, 7)}
     other = {s: {"a": (1, 0.2), "b": (1, 0.2), "c": (2, 0.1), "y": (3, 1.0)} for s in (0, 1, 8)}
     found = difference.between(row, other)
-    assert found.mean == pytest.approx(0.4 / 3) and (found.seeds, found.people) == (2, 2)
+    assert found.mean == pytest.approx(0.4 / 3)
     assert difference.between({0: row[0]}, other) is None
     assert difference.between({0: {}, 1: {}}, other) is None
 
@@ -53,7 +53,7 @@ def test_it_is_the_same_each_time():
 
 @pytest.mark.parametrize("spread", [(0.05, 0.005), (0.01, 0.05), (0.04, 0.02)])
 def test_the_interval_covers_the_truth(monkeypatch, spread):
-    """Of people who differ, of seeds that differ, of both: at least 95 % less chance, not 100 %."""
+    """Of people who differ, of seeds that differ, of both: 95 % of the time, up to chance."""
     monkeypatch.setattr(difference, "DRAWS", 500)
     rng, hits, trials = np.random.default_rng(1), 0, 300
     for _ in range(trials):

@@ -26,8 +26,6 @@ class Difference(NamedTuple):
     mean: float
     low: float
     high: float
-    seeds: int
-    people: int
 
     @property
     def seen(self) -> bool:
@@ -74,7 +72,7 @@ def between(row: Mapping[int, Scores], other: Mapping[int, Scores]) -> Differenc
     totals = np.einsum("bs,sp,bp->b", of_seeds, sums, of_people, optimize=True)
     drawn = totals / (of_people @ counts) / len(seeds)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(mean, float(low), float(high), len(seeds), len(people))
+    return Difference(mean, float(low), float(high))
 
 
 @functools.cache

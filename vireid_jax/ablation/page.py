@@ -61,7 +61,7 @@ def _compared(table: Table, row: Row, gap: Difference | None) -> list[str]:
     beside = table.rows[row.beside].label
     if gap is None:
         return [beside, MISSING, MISSING]
-    mean, low, high = (f"{100 * x:+.1f}" for x in gap[:3])
+    mean, low, high = (f"{100 * x:+.1f}" for x in gap)
     verdict = gap.verdict
     if not gap.seen:
         verdict += f" (smallest: {100 * gap.smallest:.1f})"  # of one that could have been
@@ -69,7 +69,7 @@ def _compared(table: Table, row: Row, gap: Difference | None) -> list[str]:
 
 
 def to_markdown(table: Table) -> str:
-    """The table in percent, each row beside what its paper prints.
+    """The table in percent, each row beside what its paper prints and compared with another row.
 
     A row without any result shows dashes; of a row that lacks some, the column "seeds" says of
     which the mean is.
@@ -78,13 +78,8 @@ def to_markdown(table: Table) -> str:
     paper = PAPER[shown] + "-C" * bool(table.corrupt)
     differences = compared(table)
     beside = any(row.beside in table.rows for row in table.rows.values())
-    head = [
-        *COLUMNS,
-        "seeds",
-        *["compared with", "difference of mAP", "seen"] * beside,
-        "paper: R1",
-        "mAP",
-    ]
+    with_another = ["compared with", "difference of mAP", "seen"] * beside
+    head = [*COLUMNS, "seeds", *with_another, "paper: R1", "mAP"]
     rule = ["---:"] * (len(COLUMNS) + 1) + ["---"] * 3 * beside + ["---:"] * 2
     lines = [f"| | {' | '.join(head)} |", f"|---|{'|'.join(rule)}|"]
     for name, row in table.rows.items():
@@ -144,10 +139,9 @@ def to_csv(table: Table) -> str:
             which = [table.name, name, row.label, table.dataset, *row.score, metric]
             folder = row.cells[0].folder.parent.name
             of_map = gap if metric == "mAP" else None
-            shown = (
-                [row.beside, *(f"{x:.6f}" for x in of_map[:3]), of_map.verdict] if of_map else []
-            )
-            shown = shown or [""] * 5
+            shown = [""] * 5
+            if of_map:
+                shown = [row.beside or "", *(f"{x:.6f}" for x in of_map), of_map.verdict]
             writer.writerow([*which, *numbers, len(values), _list(values), folder, *shown])
     return out.getvalue()
 

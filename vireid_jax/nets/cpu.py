@@ -24,7 +24,7 @@ def convolution(
     """`lax.conv_general_dilated` of maps [N, H, W, C] and a kernel [k, k, C, F], without groups.
 
     A 1x1 kernel is a matrix product. A large kernel on images, from few channels to few, works on
-    cells of 2 x 2 pixels as channels. The gradient of the others' kernels is a sum over chunks.
+    cells of 2 x 2 pixels as channels. The gradient of the others' kernels is made of parts.
     """
     side, _, inputs, outputs = rhs.shape
     if side == 1:
@@ -33,11 +33,11 @@ def convolution(
     image = side == 7 and inputs <= 4 and tuple(window_strides) == (2, 2)
     if image and outputs < WIDE and not any(n % 2 for n in lhs.shape[1:3]):
         return _cells(lhs, rhs, **options)
-    return _chunked(lhs, rhs, window_strides=window_strides, padding=padding, **options)
+    return _by_parts(lhs, rhs, window_strides=window_strides, padding=padding, **options)
 
 
-def _chunked(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
-    """A convolution whose kernel's gradient is added up over chunks of images, or over places.
+def _by_parts(lhs: jax.Array, rhs: jax.Array, **options: Any) -> jax.Array:
+    """A convolution whose kernel's gradient is a sum over chunks of images, or made by places.
 
     For each place of the kernel XLA goes through both maps from beginning to end. It is twice as
     fast where they stay in a core's cache. Chunk c has the images n with n % chunks == c, so a
@@ -132,7 +132,7 @@ def _cells(images: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
     # Pixel 2j - 3 is the second one of cell j - 2: a row and a column of zeros come before.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
-    return _chunked(cells, kernel, window_strides=(1, 1), padding=((2, 1), (2, 1)), **options)
+    return _by_parts(cells, kernel, window_strides=(1, 1), padding=((2, 1), (2, 1)), **options)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
